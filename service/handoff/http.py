@@ -1,0 +1,272 @@
+"""The HTTP edge: one ASGI application around the SDK's.
+
+Every request is checked here, once: Host, Origin, size, token. A well-formed 2026-07-28 `tools/call`, which is nearly all
+there is, is classified by the SDK's own function and answered here; whatever is unusual about a request (another method,
+the older protocol, any fault) sends it on to the SDK, which answers it as it answers everybody. So there is one place
+that knows the protocol's errors, and the common call costs a quarter of what it would.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic
+from typing import Any, Final, cast
+
+import mcp_types as types
+import orjson
+from mcp.server.lowlevel import Server
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.inbound import InboundModernRoute, classify_inbound_request, find_duplicated_routing_header
+from mcp_types.methods import validate_client_request
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handoff.auth import Tokens
+from handoff.model import Caller
+from handoff.server import Reply, UnknownTool
+from handoff.settings import Settings
+from handoff.wire import to_json
+
+MCP_PATH: Final = "/mcp"
+CallTool = Callable[[Caller, str, dict[str, Any], float], Awaitable[Reply]]
+Unready = Callable[[], Awaitable[str | None]]
+
+_JSON: Final = (b"content-type", b"application/json")
+_ANYONE: Final = Caller()
+_MCP_PARAM_PREFIX: Final = "mcp-param-"
+
+
+class Edge:
+    """The service as an ASGI application."""
+
+    def __init__(
+        self,
+        server: Server[Any],
+        settings: Settings,
+        *,
+        unready: Unready,
+        tokens: Tokens | None = None,
+        call_tool: CallTool | None = None,
+        stateless: bool = True,
+        json_response: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._tokens = tokens
+        self._unready = unready
+        self._call_tool = call_tool
+        self._hosts = _Allowed(_host_names(settings), settings.allowed_hosts)
+        self._origins = _Allowed(
+            [f"{scheme}://{name}" for scheme in ("http", "https") for name in _host_names(settings)],
+            settings.allowed_origins,
+        )
+        # Host and Origin were checked before the SDK sees a request, and bodies were bounded.
+        self._sdk: ASGIApp = server.streamable_http_app(
+            streamable_http_path=MCP_PATH,
+            json_response=json_response,
+            stateless_http=stateless,
+            max_request_body_size=settings.body_bytes_max,
+            transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+        )
+        stamp = to_json({types.SERVER_INFO_META_KEY: server.server_info_stamp})
+        self._end = {
+            is_error: b',"isError":%s,"resultType":"complete","_meta":%s}}' % (flag, stamp)
+            for is_error, flag in ((True, b"true"), (False, b"false"))
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._sdk(scope, receive, send)
+            return
+        received = monotonic()
+        # httptools leaves the padding around header values; the protocol compares them without it.
+        scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        if not self._hosts.holds(headers.get("host", "")):
+            await _refuse(send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one.")
+        elif "origin" in headers and not self._origins.holds(headers["origin"]):
+            await _refuse(
+                send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one."
+            )
+        elif scope["path"] == "/healthz":
+            await _respond(send, 200, to_json({"status": "alive"}))
+        elif scope["path"] == "/readyz":
+            problem = await self._unready()
+            status = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
+            await _respond(send, 200 if problem is None else 503, to_json(status))
+        elif scope["path"] != MCP_PATH:
+            await _refuse(send, 404, "not_found", f"The MCP endpoint is {MCP_PATH}; /healthz and /readyz tell the state.")
+        else:
+            caller = self._caller(headers)
+            if caller is None:
+                await _refuse(
+                    send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE
+                )
+                return
+            scope["handoff.caller"] = caller
+            await self._mcp(scope, receive, send, headers, caller, received)
+
+    async def _mcp(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
+    ) -> None:
+        body = await _read(receive, headers, self._settings.body_bytes_max)
+        if body is None:
+            await _refuse(
+                send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE
+            )
+            return
+        request = self._common_call(scope, headers, body)
+        if request is not None and self._call_tool is not None:
+            params = request["params"]
+            call = self._call_tool(caller, params["name"], params.get("arguments") or {}, received)
+            try:
+                # A call that waits must end when its client goes away; one that writes must not be torn apart.
+                if params["name"] == "get_inbox":
+                    reply = await _unless_gone(call, receive)
+                    if reply is None:
+                        return
+                else:
+                    reply = await call
+            except UnknownTool:
+                pass
+            else:
+                await _respond(send, 200, self._envelope(request["id"], reply))
+                return
+        await self._sdk(scope, _replay(body, receive), send)
+
+    def _caller(self, headers: dict[str, str]) -> Caller | None:
+        if self._tokens is None:
+            return _ANYONE
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        return self._tokens.caller(token.strip().encode("latin-1")) if kind.lower() == "bearer" else None
+
+    def _common_call(self, scope: Scope, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
+        """The request, if it is a well-formed tool call of the current protocol, and None if the SDK is to look at it."""
+        if (
+            headers.get("mcp-method") != "tools/call"
+            or scope["method"] != "POST"
+            or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
+            or not headers.get("content-type", "").startswith("application/json")
+            or not _accepts_json(headers.get("accept", ""))
+        ):
+            return None
+        try:
+            request = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or request.get("method") != "tools/call":
+            return None
+        if type(request.get("id")) not in (str, int) or _has_odd_headers(scope["headers"]):
+            return None
+        if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
+            return None
+        params = cast("dict[str, Any]", request["params"])
+        try:
+            validate_client_request("tools/call", headers["mcp-protocol-version"], params)
+        except ValidationError:
+            return None
+        return request
+
+    def _envelope(self, request_id: str | int, reply: Reply) -> bytes:
+        """The JSON-RPC response around a reply whose JSON is there already."""
+        text = orjson.dumps(reply.body.decode())
+        structured = b"" if reply.is_error else b',"structuredContent":' + reply.body
+        return b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":%s}]%s%s' % (
+            orjson.dumps(request_id),
+            text,
+            structured,
+            self._end[reply.is_error],
+        )
+
+
+class _Allowed:
+    """Names that may be called by, with any port or none, and further ones exactly as given."""
+
+    def __init__(self, names: Iterable[str], exact: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._exact = frozenset(exact)
+
+    def holds(self, value: str) -> bool:
+        if value in self._names or value in self._exact:
+            return True
+        name, _, port = value.rpartition(":")
+        return name in self._names and port.isascii() and port.isdigit()
+
+
+def _host_names(settings: Settings) -> list[str]:
+    names = ["127.0.0.1", "localhost", "[::1]"]
+    return names if settings.is_loopback else [*names, settings.host]
+
+
+def _accepts_json(accept: str) -> bool:
+    return "application/json" in accept or "*/*" in accept
+
+
+def _has_odd_headers(headers: list[tuple[bytes, bytes]]) -> bool:
+    pairs = [(name.decode("latin-1"), "") for name, _ in headers]
+    return any(name.startswith(_MCP_PARAM_PREFIX) for name, _ in pairs) or find_duplicated_routing_header(pairs) is not None
+
+
+async def _read(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
+    """The request's body; None when it is too large, without reading more of it than `bytes_max`."""
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > bytes_max:
+        return None
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body if len(body) <= bytes_max else None
+    chunks = bytearray(body)
+    while message.get("more_body", False):
+        message = await receive()
+        chunks += message.get("body", b"")
+        if len(chunks) > bytes_max:
+            return None
+    return bytes(chunks)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once more, and then what comes."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _unless_gone(call: Awaitable[Reply], receive: Receive) -> Reply | None:
+    """The call's reply, or None when the client went away first: then the call is cancelled."""
+    task = asyncio.ensure_future(call)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), *further]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+_CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
+_CLOSE: Final = ((b"connection", b"close"),)
+
+
+async def _refuse(
+    send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

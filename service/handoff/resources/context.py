@@ -1,0 +1,46 @@
+"""A session's context, read: its entries page by page, and its summary."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from handoff.model import SEQUENCE_MAX
+from handoff.app import Call
+from handoff.reading import summary_of
+from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
+from handoff.store import entries, sessions
+from handoff.store.connect import snapshot
+from handoff.wire import from_cursor, to_cursor
+
+
+class ContextQuery(Query):
+    after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+    limit: LimitArg = 20
+
+
+async def read_context(call: Call, path: dict[str, str], query: ContextQuery) -> dict[str, Any]:
+    after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else query.after
+    async with snapshot(call.app.pool) as conn:
+        session = await sessions.see(conn, path["key"], call.caller.viewer(None))
+        rows = await entries.page(
+            conn, session["id"], after=after, limit=query.limit, bytes_max=call.app.settings.page_bytes_max
+        )
+    page: dict[str, Any] = {"session_key": path["key"], "entries": [entries.view(row) for row in rows]}
+    if rows and rows[-1]["sequence"] < session["last_sequence"]:
+        page["next_cursor"] = to_cursor(rows[-1]["sequence"])
+    return page
+
+
+async def read_summary(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    return await summary_of(call.app, path["key"], call.caller.viewer(None))
+
+
+CONTEXT = Resource("handoff://context/{key}", "context", "A session's entries, in order.", ContextQuery, read_context)
+SUMMARY = Resource(
+    "handoff://summary/{key}",
+    "summary",
+    "Who, to whom, how much, how long, and the key points of a session.",
+    NoQuery,
+    read_summary,
+)

@@ -1,0 +1,82 @@
+"""What a resource is: a URI template, a manual, a query, and the function that reads it as JSON."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handoff.app import Call
+from handoff.errors import Invalid
+
+CursorArg = Annotated[str | None, Field(max_length=200)]
+LimitArg = Annotated[int, Field(ge=1, le=100)]
+
+
+class Query(BaseModel):
+    """The part of a resource's URI behind the question mark."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NoQuery(Query):
+    """A resource that takes none."""
+
+
+Q = TypeVar("Q", bound=Query)
+
+
+@dataclass(frozen=True)
+class Resource(Generic[Q]):
+    """A resource as it is declared. `path` is its URI without query, with `{name}` for what varies."""
+
+    path: str
+    name: str
+    description: str
+    query: type[Q]
+    read: Callable[[Call, dict[str, str], Q], Awaitable[dict[str, Any]]]
+
+    @cached_property
+    def uri_template(self) -> str:
+        """The RFC 6570 template, query included."""
+        names = ",".join(self.query.model_fields)
+        return f"{self.path}{{?{names}}}" if names else self.path
+
+    @cached_property
+    def is_fixed(self) -> bool:
+        """Whether nothing in its path varies."""
+        return "{" not in self.path
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """What a URI without its query must match; the groups are still percent-encoded."""
+        return re.compile("^" + re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/?#]+)", re.escape(self.path)) + "$")
+
+
+def match(resources: tuple[Resource[Any], ...], uri: str) -> tuple[Resource[Any], dict[str, str], str] | None:
+    """The resource that a URI names, what varies in its path, and the query. None if there is none."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
+    path = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    for resource in resources:
+        if found := resource.pattern.match(path):
+            return resource, {name: unquote(value) for name, value in found.groupdict().items()}, parts.query
+    return None
+
+
+def parsed_query(query: str) -> dict[str, str]:
+    """A URI's query as names and values. Raises Invalid when it is malformed or gives a name twice."""
+    try:
+        pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True, max_num_fields=20) if query else []
+    except ValueError as error:
+        raise Invalid(
+            "invalid_arguments", "The URI's query can't be read.", "Write it as name=value&name=value."
+        ) from error
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise Invalid("invalid_arguments", "The URI's query gives a name twice.", "Give each name once.")
+    return dict(pairs)

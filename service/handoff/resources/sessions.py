@@ -1,0 +1,109 @@
+"""Sessions, read: lists, one, its events."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, Field
+
+from handoff.app import Call
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
+from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
+from handoff.store import events, sessions
+from handoff.store.connect import snapshot
+from handoff.wire import from_cursor, to_cursor
+
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
+_NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)
+
+
+class SessionsQuery(Query):
+    status: SessionStatus | None = None
+    agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
+    since: AwareDatetime | None = None
+    cursor: CursorArg = None
+    limit: LimitArg = 20
+
+
+class AgentSessionsQuery(Query):
+    status: SessionStatus | None = None
+    since: AwareDatetime | None = None
+    cursor: CursorArg = None
+    limit: LimitArg = 20
+
+
+class LifecycleQuery(Query):
+    cursor: CursorArg = None
+    limit: LimitArg = 50
+
+
+async def list_sessions(call: Call, _: dict[str, str], query: SessionsQuery) -> dict[str, Any]:
+    return await _page(call, query.agent, query.status, query.since, query.cursor, query.limit)
+
+
+async def list_sessions_of_agent(call: Call, path: dict[str, str], query: AgentSessionsQuery) -> dict[str, Any]:
+    return await _page(call, path["agent"], query.status, query.since, query.cursor, query.limit)
+
+
+async def read_session(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    async with snapshot(call.app.pool) as conn:
+        return sessions.view(await sessions.see(conn, path["key"], call.caller.viewer(None)))
+
+
+async def read_lifecycle(call: Call, path: dict[str, str], query: LifecycleQuery) -> dict[str, Any]:
+    after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else 0
+    async with snapshot(call.app.pool) as conn:
+        session = await sessions.see(conn, path["key"], call.caller.viewer(None))
+        rows = await events.of_session(conn, session["id"], after=after, limit=query.limit + 1)
+    fields = ("id", "kind", "agent", "handoff_id", "at", "data")
+    page: dict[str, Any] = {
+        "session_key": path["key"],
+        "events": [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]],
+    }
+    if len(rows) > query.limit:
+        page["next_cursor"] = to_cursor(rows[query.limit - 1]["id"])
+    return page
+
+
+async def _page(
+    call: Call,
+    agent: str | None,
+    status: SessionStatus | None,
+    since: datetime | None,
+    cursor: str | None,
+    limit: int,
+) -> dict[str, Any]:
+    before = from_cursor(cursor, datetime, int) if cursor is not None else _NEWEST
+    async with snapshot(call.app.pool) as conn:
+        rows, last = await sessions.page(
+            conn,
+            before=(before[0], before[1]),
+            since=since or _EVER,
+            limit=limit,
+            status=status,
+            agent=agent,
+            viewer=call.caller.viewer(None),
+        )
+    page: dict[str, Any] = {"sessions": [sessions.view(row) for row in rows]}
+    if last is not None:
+        page["next_cursor"] = to_cursor(last["created_at"], last["id"])
+    return page
+
+
+SESSIONS = Resource(
+    "handoff://sessions", "sessions", "Sessions that you may see, newest first.", SessionsQuery, list_sessions
+)
+SESSION = Resource("handoff://sessions/{key}", "session", "One session.", NoQuery, read_session)
+LIFECYCLE = Resource(
+    "handoff://sessions/{key}/lifecycle",
+    "session-lifecycle",
+    "What happened to a session and its handoffs, in order.",
+    LifecycleQuery,
+    read_lifecycle,
+)
+AGENT_SESSIONS = Resource(
+    "handoff://agents/{agent}/sessions",
+    "agent-sessions",
+    "Sessions that an agent takes part in, newest first.",
+    AgentSessionsQuery,
+    list_sessions_of_agent,
+)

@@ -1,0 +1,314 @@
+"""The MCP server: which tools and resources there are, and what happens around each call: scope, validation, translation
+of errors. Transports (http.py, stdio) hand calls in and carry replies out.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from time import monotonic
+from typing import Any, Final
+
+import mcp_types as types
+import orjson
+import structlog
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.subscriptions import ListenHandler
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
+
+from handoff import __version__
+from handoff.app import App, Call
+from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
+from handoff.model import Caller, Scope
+from handoff.resources import context as context_resources
+from handoff.resources import handoffs as handoff_resources
+from handoff.resources import sessions as session_resources
+from handoff.resources.contract import Resource, match, parsed_query
+from handoff.settings import Settings
+from handoff.tools import context, handoffs, sessions
+from handoff.tools.contract import Tool
+from handoff.wire import to_json
+
+log = structlog.get_logger(__name__)
+
+TOOLS: Final[tuple[Tool[Any], ...]] = (
+    sessions.REGISTER_SESSION,
+    context.UPDATE_CONTEXT,
+    context.GET_CONTEXT,
+    context.SEARCH_CONTEXT,
+    handoffs.REQUEST_HANDOFF,
+    handoffs.GET_INBOX,
+    handoffs.ACCEPT_HANDOFF,
+    handoffs.RENEW_HANDOFF,
+    handoffs.RESOLVE_HANDOFF,
+    sessions.CLOSE_SESSION,
+)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (handoffs.LAPSE_HANDOFF,)
+RESOURCES: Final[tuple[Resource[Any], ...]] = (
+    session_resources.SESSIONS,
+    session_resources.SESSION,
+    session_resources.LIFECYCLE,
+    context_resources.CONTEXT,
+    context_resources.SUMMARY,
+    handoff_resources.INBOX,
+    session_resources.AGENT_SESSIONS,
+    handoff_resources.HANDOFF,
+)
+
+INSTRUCTIONS: Final = (
+    "Hand work over to another agent, durably. Sender: register_session, update_context as you work (decisions, questions, "
+    "files), then request_handoff. Receiver: get_inbox, accept_handoff (gives a brief and a token), work, "
+    "resolve_handoff action=complete with the token. Pass your own name as agent, always the same. A call that failed as "
+    "retryable may be repeated with the same idempotency_key: it takes effect once."
+)
+_LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
+_SUBSCRIPTIONS_MAX: Final = 1_000
+_SUBSCRIBED_URIS_MAX: Final = 100
+_ERRORS_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a tool answers: its structured content or its error, as JSON."""
+
+    body: bytes
+    is_error: bool
+
+
+class UnknownTool(Exception):
+    """No tool that this server serves has this name."""
+
+
+@cache
+def tools_of(*, admin: bool) -> dict[str, Tool[Any]]:
+    """The tools that a server serves, by name."""
+    return {tool.name: tool for tool in (*TOOLS, *(ADMIN_TOOLS if admin else ()))}
+
+
+async def call_tool(app: App, caller: Caller, name: str, arguments: dict[str, Any], received: float) -> Reply:
+    """Run one tool call to its reply. Only UnknownTool and cancellation are raised.
+
+    Deliberate errors reach the model with what to try; a crash is logged with its stack, and hidden.
+    """
+    tool = tools_of(admin=app.settings.admin).get(name)
+    if tool is None:
+        raise UnknownTool(name)
+    try:
+        _must_have_scope(caller, tool.scope)
+        try:
+            args = tool.arguments.__pydantic_validator__.validate_python(arguments)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        return Reply(to_json(await tool.run(Call(app, caller, received), args)), is_error=False)
+    except HandoffError as error:
+        return Reply(to_json({"error": error.as_dict()}), is_error=True)
+    except Exception:
+        log.exception("tool.failed", tool=name)
+        return Reply(to_json({"error": _crashed().as_dict()}), is_error=True)
+
+
+def build_server(app: App, local: Caller | None = None) -> Server[Any]:
+    """The SDK's server over our tools and resources, for every transport and both protocol eras.
+
+    `local` is who calls where the transport does not say: over stdio, the one client there is.
+    """
+    nobody = local or Caller()
+
+    def caller_of(ctx: ServerRequestContext[Any]) -> Caller:
+        return ctx.request.scope["handoff.caller"] if ctx.request is not None else nobody
+
+    listed = types.ListToolsResult(tools=list_tools(app.settings))
+    schemas = {tool.name: tool.input_schema for tool in listed.tools}
+    listen = ListenHandler(app.wakeups, max_subscriptions=_SUBSCRIPTIONS_MAX)
+    app.wakeups.on_release.append(listen.close)
+
+    async def on_list_tools(_: ServerRequestContext[Any], __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        return listed
+
+    async def on_call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
+        try:
+            reply = await call_tool(app, caller_of(ctx), params.name, params.arguments or {}, monotonic())
+        except UnknownTool:
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}") from None
+        return types.CallToolResult(
+            content=[types.TextContent(text=reply.body.decode())],
+            structured_content=None if reply.is_error else orjson.loads(reply.body),
+            is_error=reply.is_error,
+        )
+
+    async def on_list_resources(
+        _: ServerRequestContext[Any], __: types.PaginatedRequestParams | None
+    ) -> types.ListResourcesResult:
+        return types.ListResourcesResult(
+            resources=[
+                types.Resource(uri=it.path, name=it.name, description=it.description, mime_type="application/json")
+                for it in RESOURCES
+                if it.is_fixed
+            ]
+        )
+
+    async def on_list_resource_templates(
+        _: ServerRequestContext[Any], __: types.PaginatedRequestParams | None
+    ) -> types.ListResourceTemplatesResult:
+        return types.ListResourceTemplatesResult(
+            resource_templates=[
+                types.ResourceTemplate(
+                    uri_template=it.uri_template, name=it.name, description=it.description, mime_type="application/json"
+                )
+                for it in RESOURCES
+            ]
+        )
+
+    async def on_read_resource(
+        ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
+    ) -> types.ReadResourceResult:
+        text = (await read_resource(app, caller_of(ctx), str(params.uri))).decode()
+        return types.ReadResourceResult(
+            contents=[types.TextResourceContents(uri=params.uri, mime_type="application/json", text=text)]
+        )
+
+    async def on_listen(
+        ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        await _may_subscribe(app, caller_of(ctx), params.notifications.resource_subscriptions or [])
+        return await listen(ctx, params)
+
+    server: Server[Any] = Server(
+        "handoff",
+        version=__version__,
+        title="Handoff",
+        instructions=INSTRUCTIONS,
+        cache_hints={
+            "tools/list": _LIST_HINT,
+            "resources/list": _LIST_HINT,
+            "resources/templates/list": _LIST_HINT,
+            "resources/read": CacheHint(ttl_ms=0, scope="private"),
+            "server/discover": _LIST_HINT,
+        },
+        get_tool_input_schema=schemas.get,
+        on_list_tools=on_list_tools,
+        on_call_tool=on_call_tool,
+        on_list_resources=on_list_resources,
+        on_list_resource_templates=on_list_resource_templates,
+        on_read_resource=on_read_resource,
+        on_subscriptions_listen=on_listen,
+    )
+    return server
+
+
+async def serve_stdio(app: App, caller: Caller) -> None:
+    """Serve one client over standard input and output until it closes them."""
+    server = build_server(app, caller)
+    async with stdio_server() as (read, write):
+        await server.run(read, write, server.create_initialization_options())
+
+
+async def read_resource(app: App, caller: Caller, uri: str) -> bytes:
+    """A resource's JSON. Raises MCPError, with the error as its data."""
+    try:
+        _must_have_scope(caller, "read")
+        found = match(RESOURCES, uri)
+        if found is None:
+            raise Invalid("resource_not_found", "No resource has this URI.", "resources/templates/list names them all.")
+        resource, path, query = found
+        try:
+            args = resource.query.model_validate(parsed_query(query))
+        except ValidationError as error:
+            raise _invalid(error) from None
+        return to_json(await resource.read(Call(app, caller, monotonic()), path, args))
+    except HandoffError as error:
+        raise _as_mcp_error(error, uri) from error
+    except Exception as error:
+        log.exception("resource.failed")
+        raise _as_mcp_error(_crashed(), uri) from error
+
+
+def list_tools(settings: Settings) -> list[types.Tool]:
+    """The tools as models see them: every limit in the schema, and no byte that says nothing."""
+    return [
+        types.Tool(
+            name=tool.name,
+            description=" ".join((tool.arguments.__doc__ or "").split()),
+            input_schema=_terse(tool.arguments.model_json_schema(), settings),
+            output_schema=tool.result,
+            annotations=types.ToolAnnotations(
+                read_only_hint=tool.read_only,
+                idempotent_hint=tool.idempotent or None,
+                destructive_hint=None if tool.read_only else tool.destructive,
+                open_world_hint=False,
+            ),
+        )
+        for tool in tools_of(admin=settings.admin).values()
+    ]
+
+
+async def _may_subscribe(app: App, caller: Caller, uris: list[str]) -> None:
+    """Subscriptions are to inboxes and handoffs that the caller may read."""
+    if len(uris) > _SUBSCRIBED_URIS_MAX:
+        raise MCPError(types.INVALID_PARAMS, f"At most {_SUBSCRIBED_URIS_MAX} resources a subscription")
+    for uri in uris:
+        await read_resource(app, caller, uri)
+
+
+def _must_have_scope(caller: Caller, scope: Scope) -> None:
+    if scope not in caller.scopes and "admin" not in caller.scopes:
+        raise Forbidden(
+            "scope_missing",
+            f"This token lacks the scope {scope}.",
+            "Use a token that has it; the operator sets scopes in the tokens file.",
+        )
+
+
+def _invalid(error: ValidationError) -> Invalid:
+    """What is wrong with which argument; the values themselves are not repeated."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    shown = [f"{'.'.join(map(str, it['loc'])) or 'arguments'}: {it['msg']}" for it in problems[:_ERRORS_SHOWN]]
+    more = f" (and {len(problems) - _ERRORS_SHOWN} more)" if len(problems) > _ERRORS_SHOWN else ""
+    return Invalid(
+        "invalid_arguments",
+        "; ".join(part[:300] for part in shown) + more + ".",
+        "Correct what is named; the schema says what is allowed. Nothing was changed.",
+    )
+
+
+def _crashed() -> HandoffError:
+    return HandoffError(
+        "internal",
+        "The service failed on this call; that is a defect, and it has been logged.",
+        "Repeat it once with the same idempotency_key; if it fails again, go on without it and tell the operator.",
+    )
+
+
+def _as_mcp_error(error: HandoffError, uri: str) -> MCPError:
+    code = types.INTERNAL_ERROR if isinstance(error, Unavailable) or error.code == "internal" else types.INVALID_PARAMS
+    return MCPError(code, f"{error.message} {error.hint}", data={"uri": uri[:500], **error.as_dict()})
+
+
+def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A JSON schema with references put in, and without titles, nulls for what may be left out, and null defaults."""
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+
+    def terse(node: Any, *, is_names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [terse(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return terse(definitions[node["$ref"].rsplit("/", 1)[1]])
+        if "anyOf" in node:
+            rest = [option for option in node["anyOf"] if option != {"type": "null"}]
+            others = {name: value for name, value in node.items() if name not in ("anyOf", "default", "title")}
+            return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(it) for it in rest]}
+        return {
+            name: terse(value, is_names=name == "properties")
+            for name, value in node.items()
+            if is_names or name not in ("title", "description") and not (name == "default" and value is None)
+        }
+
+    out: dict[str, Any] = terse(schema)
+    if "entries" in out["properties"]:
+        entry = out["properties"]["entries"]["items"]["properties"]
+        entry["content"]["maxLength"] = settings.content_bytes_max
+    return out

@@ -1,0 +1,69 @@
+"""Every setting, with its unit, default and bounds. The only reader of our environment variables (`HANDOFF_*`)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """The configuration of one process. Built once, in `__main__`, and passed down."""
+
+    model_config = SettingsConfigDict(env_prefix="HANDOFF_", frozen=True, extra="ignore")
+
+    # Where the truth and the cache are. Both addresses may hold a password, so they are never shown.
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    data_dir: Path = Path(".data")
+
+    # HTTP
+    host: str = "127.0.0.1"
+    port: int = Field(default=8642, ge=0, le=65_535)
+    tokens_file: Path | None = None
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host header values, comma-separated, no scheme
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # further Origin header values, comma-separated
+    body_bytes_max: int = Field(default=8 << 20, ge=1 << 16, le=64 << 20)
+    admin: bool = False
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    # Bounds of the model
+    content_bytes_max: int = Field(default=1 << 20, ge=1 << 10, le=16 << 20)
+    session_entries_max: int = Field(default=100_000, ge=100, le=10_000_000)
+    page_bytes_max: int = Field(default=256 << 10, ge=1 << 14, le=16 << 20)
+    lease_s_default: int = Field(default=900, ge=5, le=86_400)
+    blocked_lease_s: int = Field(default=86_400, ge=60, le=604_800)
+    lapses_max: int = Field(default=3, ge=0, le=100)
+
+    # Postgres
+    pool_size: int = Field(default=8, ge=2, le=100)
+    connect_timeout_s: float = Field(default=3.0, gt=0, le=60)
+    statement_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    startup_timeout_s: float = Field(default=30.0, gt=0, le=600)
+    append_batch_max: int = Field(default=64, ge=1, le=256)
+    append_batch_bytes_max: int = Field(default=4 << 20, ge=1 << 20, le=64 << 20)
+    append_queue_max: int = Field(default=4_096, ge=1, le=1_000_000)
+    append_wait_s_max: float = Field(default=5.0, gt=0, le=60)
+
+    # Waiting and sweeping
+    waiters_max: int = Field(default=1_000, ge=1, le=100_000)
+    settle_interval_s: float = Field(default=5.0, gt=0, le=3_600)
+
+    # Cache
+    cache_timeout_s: float = Field(default=0.25, gt=0, le=10)
+    cache_retry_s: float = Field(default=2.0, gt=0, le=300)
+    cache_local_entries_max: int = Field(default=512, ge=1, le=1_000_000)
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the service binds an address that only this machine reaches."""
+        return self.host in LOOPBACK_HOSTS

@@ -1,0 +1,338 @@
+"""The append, by group commit: what waits goes as one statement over arrays, and each caller is answered after its commit.
+
+Nothing waits for a timer: a batch is what has gathered while the one before it was committing, so a lone append pays
+nothing for it, and under load one round trip, one lock a session and one flush to disk serve up to `append_batch_max`
+appends. The statement joins set-wise: an item that can't be applied (no such session, not a writer, wrong
+expected_sequence) is a row that says why, and does not fail its neighbours.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from typing import Any
+
+import asyncpg
+import structlog
+from asyncpg import Record
+
+from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_not_found
+from handoff.model import OPEN_STATUSES, EntryType
+from handoff.settings import Settings
+from handoff.store.connect import Connection, Pool, connection
+from handoff.store.idempotency import reused
+
+log = structlog.get_logger(__name__)
+
+# Sessions are locked in the order of their keys, so that processes cannot deadlock. Under read committed the locked
+# rows are the newest ones, whatever this statement's snapshot says; `prior` does see the snapshot only, so a key that
+# another process has just used fails the statement by its primary key, and the batch is run again item by item.
+APPEND = """
+WITH item AS MATERIALIZED (
+    SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
+                         $9::bigint[])
+           AS t (i, key, agent, expected, n, supersedes_max, idempotency_key, fingerprint, size_bytes)
+), locked AS MATERIALIZED (
+    SELECT s.id, s.key, s.status, s.writers, s.last_sequence, p.active_for
+      FROM session s JOIN retention_policy p ON p.name = s.retention_policy
+     WHERE s.key = ANY ($2::text[])
+     ORDER BY s.key
+       FOR NO KEY UPDATE OF s
+), checked AS MATERIALIZED (
+    SELECT item.*, l.id, l.status, l.last_sequence,
+           m.tool AS prior_tool, m.fingerprint AS prior_fingerprint, m.sequence AS prior_sequence, m.created_at AS prior_at,
+           CASE WHEN m.key IS NOT NULL THEN 'prior'
+                WHEN l.id IS NULL THEN 'unknown'
+                WHEN NOT item.agent = ANY (l.writers) THEN 'not_writer'
+                WHEN NOT l.status = ANY ($18::text[]) THEN 'closed'
+                WHEN item.expected <> l.last_sequence THEN 'expected'
+                WHEN item.supersedes_max > l.last_sequence THEN 'supersedes'
+                WHEN l.last_sequence + sum(item.n) OVER (PARTITION BY l.id ORDER BY item.i) > $19 THEN 'full'
+                ELSE 'ok' END AS verdict
+      FROM item
+      LEFT JOIN locked l USING (key)
+      LEFT JOIN idempotency m ON m.agent = item.agent AND m.key = item.idempotency_key
+), fresh AS MATERIALIZED (
+    SELECT i, id, agent, n, idempotency_key, fingerprint, size_bytes,
+           last_sequence + sum(n) OVER (PARTITION BY id ORDER BY i) - n AS base
+      FROM checked
+     WHERE verdict = 'ok'
+), bumped AS (
+    UPDATE session s
+       SET last_sequence = f.top, content_bytes = content_bytes + f.size_bytes, version = version + 1, status = 'active',
+           last_activity_at = now(), expires_at = now() + l.active_for
+      FROM (SELECT id, max(base + n) AS top, sum(size_bytes) AS size_bytes FROM fresh GROUP BY id) f
+      JOIN locked l USING (id)
+     WHERE s.id = f.id
+), woken AS (
+    INSERT INTO event (session_id, kind, agent, at)
+    SELECT DISTINCT ON (id) id, 'session.reactivated', agent, now() FROM checked
+     WHERE verdict = 'ok' AND status = 'dormant'
+     ORDER BY id, i
+), written AS (
+    INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
+                               created_at, processing_ms)
+    SELECT f.id, f.base + e.ordinal, e.type, e.content, e.metadata::jsonb,
+           CASE WHEN e.supersedes <> '' THEN string_to_array(e.supersedes, ',')::bigint[] END,
+           e.size_bytes, e.content_hash, f.agent, now(), e.processing_ms
+      FROM unnest($10::int[], $11::int[], $12::text[], $13::text[], $14::text[], $15::text[], $16::int[], $17::bytea[],
+                  $20::real[])
+           AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash, processing_ms)
+      JOIN fresh f USING (i)
+), remembered AS (
+    INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
+    SELECT agent, idempotency_key, 'update_context', fingerprint, base + 1, now()
+      FROM fresh
+     WHERE idempotency_key IS NOT NULL
+)
+SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
+       c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
+  FROM checked c LEFT JOIN fresh f USING (i)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """One entry, validated and measured; `metadata` is JSON text and `supersedes` a comma-separated list, or empty."""
+
+    type: EntryType
+    content: str
+    metadata: str | None
+    supersedes: str
+    size_bytes: int
+    content_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """A durable append: its first sequence number, when, and whether this is the repeat of an earlier call."""
+
+    first_sequence: int
+    at: datetime
+    replayed: bool
+
+
+@dataclass(slots=True)
+class Append:
+    """What one call wants to append, and the future of its answer. `received` is a monotonic time in seconds."""
+
+    session_key: str
+    agent: str
+    entries: Sequence[NewEntry]
+    received: float
+    supersedes_max: int = 0
+    expected_sequence: int | None = None
+    idempotency_key: str | None = None
+    fingerprint: bytes | None = None
+    size_bytes: int = 0
+    answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class AppendLane:
+    """One lane a process: at any time one batch is being committed, and the appends that come meanwhile gather."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._waiting: deque[Append] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def append(self, item: Append) -> Appended:
+        """Append durably. Raises the HandoffError that says why not. A caller that goes away takes nothing back."""
+        if len(self._waiting) >= self._settings.append_queue_max:
+            raise _overloaded()
+        self._waiting.append(item)
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        return await asyncio.shield(item.answer)
+
+    async def drain(self) -> None:
+        """Wait until all that was taken in has been answered."""
+        while self._running is not None:
+            await asyncio.shield(self._running)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._take()
+                if batch:
+                    await self._commit(batch)
+        finally:
+            self._running = None
+
+    def _take(self) -> list[Append]:
+        """The longest run of waiting appends that may share a statement, in their order.
+
+        An append with an expected_sequence has its session to itself, and a key stands once: what would break that
+        waits for the next batch, where it finds what this one did.
+        """
+        batch: list[Append] = []
+        sessions: set[str] = set()
+        alone: set[str] = set()
+        keys: set[tuple[str, str]] = set()
+        size_bytes = 0
+        oldest = monotonic() - self._settings.append_wait_s_max
+        while self._waiting and len(batch) < self._settings.append_batch_max:
+            item = self._waiting[0]
+            if item.answer.done():
+                self._waiting.popleft()
+                continue
+            if item.received < oldest:
+                self._waiting.popleft()
+                item.answer.set_exception(_overloaded())
+                continue
+            name = (item.agent, item.idempotency_key) if item.idempotency_key is not None else None
+            if batch and (
+                item.session_key in alone
+                or (item.expected_sequence is not None and item.session_key in sessions)
+                or (name is not None and name in keys)
+                or size_bytes + item.size_bytes > self._settings.append_batch_bytes_max
+            ):
+                break
+            self._waiting.popleft()
+            batch.append(item)
+            size_bytes += item.size_bytes
+            sessions.add(item.session_key)
+            if item.expected_sequence is not None:
+                alone.add(item.session_key)
+            if name is not None:
+                keys.add(name)
+        return batch
+
+    async def _commit(self, batch: list[Append]) -> None:
+        try:
+            await self._execute(batch)
+        except HandoffError as error:
+            _fail(batch, error)
+        except Exception as error:
+            if len(batch) == 1 and not isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.UniqueViolationError):
+                log.exception("append.failed", error=type(error).__name__)
+                _fail(batch, error)
+            else:
+                await self._commit_one_by_one(batch)
+
+    async def _commit_one_by_one(self, batch: list[Append]) -> None:
+        for item in batch:
+            try:
+                await self._execute([item])
+            except HandoffError as error:
+                _fail([item], error)
+            except Exception as error:
+                log.exception("append.failed", error=type(error).__name__)
+                _fail([item], error)
+
+    async def _execute(self, batch: list[Append]) -> None:
+        async with connection(self._pool) as conn:
+            rows = await conn.fetch(APPEND, *_columns(batch, self._settings.session_entries_max))
+        for row in rows:
+            item = batch[row["i"]]
+            if item.answer.done():
+                continue
+            try:
+                item.answer.set_result(_outcome(item, row, self._settings))
+            except HandoffError as error:
+                item.answer.set_exception(error)
+
+
+async def append_within(conn: Connection, item: Append, settings: Settings) -> Appended:
+    """Append as a part of the caller's own transaction."""
+    row = await conn.fetchrow(APPEND, *_columns([item], settings.session_entries_max))
+    if row is None:
+        raise LookupError("an append must answer")
+    return _outcome(item, row, settings)
+
+
+def _columns(batch: list[Append], entries_max: int) -> list[Any]:
+    now = monotonic()
+    entries = [(i, n, entry, item) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
+    return [
+        list(range(len(batch))),
+        [item.session_key for item in batch],
+        [item.agent for item in batch],
+        [item.expected_sequence for item in batch],
+        [len(item.entries) for item in batch],
+        [item.supersedes_max for item in batch],
+        [item.idempotency_key for item in batch],
+        [item.fingerprint for item in batch],
+        [item.size_bytes for item in batch],
+        [i for i, _, _, _ in entries],
+        [n for _, n, _, _ in entries],
+        [entry.type for _, _, entry, _ in entries],
+        [entry.content for _, _, entry, _ in entries],
+        [entry.metadata for _, _, entry, _ in entries],
+        [entry.supersedes for _, _, entry, _ in entries],
+        [entry.size_bytes for _, _, entry, _ in entries],
+        [entry.content_hash for _, _, entry, _ in entries],
+        list(OPEN_STATUSES),
+        entries_max,
+        [(now - item.received) * 1_000 for _, _, _, item in entries],
+    ]
+
+
+def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
+    match row["verdict"]:
+        case "ok":
+            return Appended(int(row["base"]) + 1, row["at"], replayed=False)
+        case "prior":
+            if row["prior_tool"] != "update_context" or row["prior_fingerprint"] != item.fingerprint:
+                raise reused(item.idempotency_key or "")
+            return Appended(row["prior_sequence"], row["prior_at"], replayed=True)
+        case "not_writer":
+            raise not_a_writer(item.agent, item.session_key)
+        case "closed":
+            raise Conflict(
+                "session_closed",
+                f"Session {item.session_key!r} is {row['status']} and takes no more entries.",
+                "Register a new session, and name this one in its metadata.",
+                status=row["status"],
+            )
+        case "expected":
+            raise Conflict(
+                "sequence_mismatch",
+                f"expected_sequence was {item.expected_sequence}, but the session is at {row['last_sequence']}.",
+                f"Read what is new with get_context view=entries after_sequence={item.expected_sequence}, then call again "
+                f"with expected_sequence={row['last_sequence']}.",
+                current_sequence=row["last_sequence"],
+            )
+        case "supersedes":
+            raise Invalid(
+                "invalid_arguments",
+                f"supersedes names sequence {item.supersedes_max}, but the session is at {row['last_sequence']}.",
+                "Name sequence numbers of entries that were there before this call.",
+                current_sequence=row["last_sequence"],
+            )
+        case "full":
+            raise Conflict(
+                "limit_reached",
+                f"Session {item.session_key!r} would hold more than {settings.session_entries_max} entries.",
+                "Close it and go on in a new session that begins with a summary of this one.",
+                current_sequence=row["last_sequence"],
+            )
+        case _:
+            raise session_not_found(item.session_key)
+
+
+def not_a_writer(agent: str, session_key: str) -> Forbidden:
+    """The agent is no writer of the session (it need not be told whether there is one)."""
+    return Forbidden(
+        "not_a_writer",
+        f"{agent!r} may not write to session {session_key!r}: it neither owns it nor holds a handoff of it.",
+        "Accept a handoff of this session first (get_inbox), or register a session of your own.",
+    )
+
+
+def _overloaded() -> Unavailable:
+    return Unavailable(
+        "overloaded",
+        "More appends are waiting than can be written in time; this one was not written.",
+        "Call again in a second.",
+    )
+
+
+def _fail(batch: list[Append], error: Exception) -> None:
+    for item in batch:
+        if not item.answer.done():
+            item.answer.set_exception(error)
+            item.answer.exception()  # seen: the caller may have gone away

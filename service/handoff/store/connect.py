@@ -1,0 +1,127 @@
+"""The pool, and the one place where a database that is away becomes an error that a caller can act on."""
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+from handoff.errors import database_unavailable
+from handoff.settings import Settings
+from handoff.wire import to_json
+
+T = TypeVar("T")
+Connection = asyncpg.Connection | PoolConnectionProxy
+Pool = asyncpg.Pool
+
+# What a lost, starting, stopping or overloaded server raises. Everything else that Postgres says is our bug.
+AWAY: tuple[type[BaseException], ...] = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+ACQUIRE_TIMEOUT_S = 5.0  # in the queue for a connection, connecting included
+
+
+async def open_pool(settings: Settings) -> Pool:
+    """A pool on `settings.database_url`. It connects on first use, so a database that is away is no reason not to start."""
+    if settings.database_url is None:
+        raise ValueError("HANDOFF_DATABASE_URL is not set")
+    return await asyncpg.create_pool(
+        settings.database_url.get_secret_value(),
+        min_size=0,
+        max_size=settings.pool_size,
+        max_inactive_connection_lifetime=300,
+        timeout=settings.connect_timeout_s,
+        command_timeout=settings.statement_timeout_s,
+        init=prepare_connection,
+        reset=_keep,
+        server_settings=server_settings(settings),
+    )
+
+
+def server_settings(settings: Settings) -> dict[str, str]:
+    """What each of our connections asks of Postgres: its own time limits, so that a lost client leaves no lock behind."""
+    limit_ms = str(math.ceil(settings.statement_timeout_s * 1_000))
+    return {
+        "application_name": "handoff",
+        "timezone": "UTC",
+        "jit": "off",  # our statements are short; compiling one costs more than running it
+        "statement_timeout": limit_ms,
+        "idle_in_transaction_session_timeout": limit_ms,
+    }
+
+
+async def prepare_connection(conn: Connection) -> None:
+    """jsonb in and out as Python values, through orjson."""
+    await conn.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=_encode_jsonb, decoder=orjson.loads, format="text"
+    )
+
+
+def _encode_jsonb(value: Any) -> str:
+    return to_json(value).decode()
+
+
+async def _keep(_: Connection) -> None:
+    """We set no session state, so there is nothing to reset: a round trip saved at each release."""
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
+    try:
+        conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+    except (*AWAY, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.InterfaceError) and not pool.is_closing():
+            raise
+        raise database_unavailable() from error
+    try:
+        yield conn
+    except (*AWAY, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.InterfaceError) and not conn.is_closed():
+            raise  # misuse, not loss
+        if isinstance(error, OSError):  # a time limit too; a server that does not answer won't answer a cancellation
+            with suppress(Exception):
+                conn.terminate()
+        raise database_unavailable() from error
+    finally:
+        with suppress(*AWAY, asyncpg.InterfaceError):
+            await pool.release(conn, timeout=1)
+
+
+async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Run `work` in a transaction and return what it returned, after the commit. A deadlock is tried once more."""
+    try:
+        return await _transact_once(pool, work)
+    except asyncpg.DeadlockDetectedError:
+        pass
+    try:
+        return await _transact_once(pool, work)
+    except asyncpg.DeadlockDetectedError as error:
+        raise database_unavailable() from error
+
+
+async def _transact_once(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async with connection(pool) as conn:
+        async with conn.transaction():
+            return await work(conn)
+
+
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """A read-only connection on which all statements see the database as of one moment."""
+    async with connection(pool) as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+        yield conn

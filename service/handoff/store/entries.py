@@ -1,0 +1,174 @@
+"""Context entries, read: pages, what a brief is made of, counts, full-text search."""
+
+from typing import Any
+
+from asyncpg import Record
+
+from handoff.model import ENTRY_TYPES, EntryType
+from handoff.store.connect import Connection
+
+# The page ends at $4 bytes of content, but never before its first entry.
+PAGE = """
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
+              FROM (SELECT * FROM context_entry
+                     WHERE session_id = $1 AND sequence > $2
+                     ORDER BY sequence LIMIT $3) t) p
+     WHERE before_bytes < $4
+     ORDER BY sequence
+"""
+PAGE_BY_TYPE = """
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
+              FROM (SELECT e.* FROM unnest($5::text[]) AS wanted (type),
+                           LATERAL (SELECT * FROM context_entry
+                                     WHERE session_id = $1 AND type = wanted.type AND sequence > $2
+                                     ORDER BY sequence LIMIT $3) e
+                     ORDER BY sequence LIMIT $3) t) p
+     WHERE before_bytes < $4
+     ORDER BY sequence
+"""
+
+# The newest of each type, and the newest questions; what a later entry supersedes is left out. $2 and $3 are the types
+# and how many of each, $4 how many characters of each are of use.
+BRIEF = """
+    WITH superseded AS MATERIALIZED (
+        SELECT DISTINCT unnest(supersedes) AS sequence
+          FROM (SELECT supersedes FROM context_entry
+                 WHERE session_id = $1 AND supersedes IS NOT NULL
+                 ORDER BY sequence DESC LIMIT 1000) s
+    )
+    SELECT e.sequence, e.type, left(e.content, $4) AS content, e.metadata, e.author, e.size_bytes, e.created_at,
+           e.question
+      FROM (
+        SELECT n.*, false AS question
+          FROM unnest($2::text[], $3::int[]) AS wanted (type, newest),
+               LATERAL (SELECT * FROM context_entry
+                         WHERE session_id = $1 AND type = wanted.type
+                           AND sequence NOT IN (SELECT sequence FROM superseded)
+                           AND (metadata IS NULL OR NOT metadata @> '{"question": true}')
+                         ORDER BY sequence DESC LIMIT wanted.newest) n
+        UNION ALL
+        (SELECT q.*, true
+           FROM context_entry q
+          WHERE session_id = $1 AND metadata @> '{"question": true}'
+            AND sequence NOT IN (SELECT sequence FROM superseded)
+          ORDER BY sequence DESC LIMIT 40)
+      ) e
+     ORDER BY e.sequence DESC
+"""
+COUNTS = """
+    SELECT type, count(*) AS entries FROM context_entry WHERE session_id = $1 GROUP BY type
+"""
+COUNT_SUPERSEDED = """
+    SELECT count(DISTINCT gone) FROM (SELECT unnest(supersedes) AS gone FROM context_entry
+                                       WHERE session_id = $1 AND supersedes IS NOT NULL) s
+"""
+PEOPLE = """
+    SELECT author, count(*) AS entries FROM context_entry WHERE session_id = $1
+     GROUP BY author ORDER BY count(*) DESC, author LIMIT 50
+"""
+# Entries are never changed, so the first and the last of a type stay where the index finds them.
+EDGES = """
+    (SELECT sequence, author, left(content, $2) AS content, created_at FROM context_entry
+      WHERE session_id = $1 AND type = 'message' ORDER BY sequence LIMIT 1)
+    UNION ALL
+    (SELECT sequence, author, left(content, $2), created_at FROM context_entry
+      WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
+"""
+
+# The newest 500 matches are ranked; a snippet is cut from the first 20,000 characters.
+SEARCH = """
+    WITH asked AS MATERIALIZED (SELECT websearch_to_tsquery('english', $1) AS query),
+    found AS MATERIALIZED (
+        SELECT e.session_id, e.sequence, ts_rank_cd(e.search, asked.query) AS rank
+          FROM context_entry e, asked
+         WHERE e.search @@ asked.query
+           AND ($2::bigint IS NULL OR e.session_id = $2)
+           AND ($3::text IS NULL OR EXISTS (SELECT FROM participant p WHERE p.session_id = e.session_id AND p.agent = $3))
+           AND ($4::text[] IS NULL OR e.type = ANY ($4))
+         ORDER BY e.created_at DESC
+         LIMIT 500
+    ), best AS MATERIALIZED (
+        SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $5
+    )
+    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at,
+           ts_headline('english', left(e.content, 20000), asked.query,
+                       'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**') AS snippet
+      FROM best b
+      JOIN context_entry e USING (session_id, sequence)
+      JOIN session s ON s.id = b.session_id, asked
+     ORDER BY b.rank DESC, b.session_id DESC, b.sequence DESC
+"""
+
+
+async def page(
+    conn: Connection,
+    session_id: int,
+    *,
+    after: int,
+    limit: int,
+    bytes_max: int,
+    types: list[EntryType] | None = None,
+) -> list[Record]:
+    """The entries behind sequence number `after`, in order: at most `limit`, and about `bytes_max` bytes of content."""
+    if types:
+        return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, types)
+    return await conn.fetch(PAGE, session_id, after, limit, bytes_max)
+
+
+async def for_brief(conn: Connection, session_id: int, newest: dict[EntryType, int], chars: int) -> list[Record]:
+    """The newest entries of each type, newest first, without what is superseded; content cut at `chars` characters."""
+    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars)
+
+
+async def counts(conn: Connection, session_id: int) -> dict[str, int]:
+    """How many entries of each type the session holds, in the types' order."""
+    found = {row["type"]: row["entries"] for row in await conn.fetch(COUNTS, session_id)}
+    return {name: found[name] for name in ENTRY_TYPES if name in found}
+
+
+async def superseded(conn: Connection, session_id: int) -> int:
+    """How many entries later ones supersede."""
+    return await conn.fetchval(COUNT_SUPERSEDED, session_id)
+
+
+async def authors(conn: Connection, session_id: int) -> dict[str, int]:
+    """Who wrote how many entries, most first, at most 50."""
+    return {row["author"]: row["entries"] for row in await conn.fetch(PEOPLE, session_id)}
+
+
+async def first_and_last_message(conn: Connection, session_id: int, chars: int) -> list[Record]:
+    """The first and the last message, cut at `chars` characters; nothing if there is none."""
+    return await conn.fetch(EDGES, session_id, chars)
+
+
+async def search(
+    conn: Connection,
+    query: str,
+    *,
+    session_id: int | None,
+    viewer: str | None,
+    types: list[EntryType] | None,
+    limit: int,
+) -> list[Record]:
+    """Entries that match a web-search query, best first: of one session, or of those that `viewer` takes part in."""
+    return await conn.fetch(SEARCH, query, session_id, viewer, types, limit)
+
+
+def view(row: Record) -> dict[str, Any]:
+    """An entry as callers see it. What is not set is left out."""
+    seen: dict[str, Any] = {
+        "sequence": row["sequence"],
+        "type": row["type"],
+        "author": row["author"],
+        "content": row["content"],
+        "created_at": row["created_at"],
+        "size_bytes": row["size_bytes"],
+        "content_hash": row["content_hash"].hex(),
+    }
+    if row["metadata"] is not None:
+        seen["metadata"] = row["metadata"]
+    if row["supersedes"] is not None:
+        seen["supersedes"] = row["supersedes"]
+    return seen

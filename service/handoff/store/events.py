@@ -1,0 +1,36 @@
+"""The event log: one row for each thing that happened to a session or a handoff, in the transaction that made it so."""
+
+from typing import Any
+
+from asyncpg import Record
+
+from handoff.store.connect import Connection
+
+RECORD = """
+    INSERT INTO event (session_id, handoff_id, kind, agent, at, data) VALUES ($1, $2, $3, $4, now(), $5)
+"""
+OF_SESSION = """
+    SELECT id, handoff_id, kind, agent, at, data
+      FROM event
+     WHERE session_id = $1 AND id > $2
+     ORDER BY id
+     LIMIT $3
+"""
+
+
+async def record(
+    conn: Connection,
+    kind: str,
+    *,
+    session_id: int,
+    handoff_id: int | None = None,
+    agent: str | None = None,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Add an event. `agent` None means the service itself, by the clock."""
+    await conn.execute(RECORD, session_id, handoff_id, kind, agent, data)
+
+
+async def of_session(conn: Connection, session_id: int, *, after: int, limit: int) -> list[Record]:
+    """The session's events with an id above `after`, oldest first."""
+    return await conn.fetch(OF_SESSION, session_id, after, limit)

@@ -1,0 +1,345 @@
+"""Handoffs: offered, taken on a lease, and settled. Every change goes through `transition`, and so through the table."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from asyncpg import Record
+
+from handoff.errors import Conflict
+from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
+from handoff.store import events, sessions
+from handoff.store.connect import Connection
+
+_COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
+    h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
+    h.context_digest, h.created_at, h.updated_at"""
+
+OFFER = f"""
+    INSERT INTO handoff AS h (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
+                              deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at)
+    SELECT s.id, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, s.last_sequence,
+           (SELECT sha256(coalesce(string_agg(e.content_hash, ''::bytea ORDER BY e.sequence), ''::bytea))
+              FROM context_entry e WHERE e.session_id = s.id AND e.sequence <= s.last_sequence),
+           now(), now()
+      FROM session s
+     WHERE s.id = $1
+ RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = $1) AS session_key
+"""
+
+FIND = f"""
+    SELECT {_COLUMNS}, s.key AS session_key
+      FROM handoff h JOIN session s ON s.id = h.session_id
+     WHERE h.id = $1
+"""
+LOCK = f"{FIND} FOR NO KEY UPDATE OF h"
+
+# Whether an agent may take an offer: it is addressed, by name or by a capability that it has declared.
+ADDRESSED = """
+    SELECT h.target_agent = $2
+        OR (h.sender <> $2 AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2))
+      FROM handoff h
+     WHERE h.id = $1
+"""
+
+CHANGE = f"""
+    UPDATE handoff AS h
+       SET state = $2, holder = $3, token = $4, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
+           outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now()
+     WHERE h.id = $1
+ RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = h.session_id) AS session_key
+"""
+
+OPEN_OF_SESSION = """
+    SELECT id FROM handoff
+     WHERE session_id = $1 AND state IN ('offered', 'accepted', 'blocked')
+     ORDER BY id DESC
+     LIMIT 20
+"""
+# Who may write to a session by another handoff of it: by holding it, or as a collaborator who completed it.
+WRITING_BY_OTHERS = """
+    SELECT DISTINCT holder FROM handoff
+     WHERE session_id = $1 AND id <> $2
+       AND (state IN ('accepted', 'blocked') OR (state = 'completed' AND request_type = 'collaboration'))
+     LIMIT 64
+"""
+LATEST_OF_SESSION = f"""
+    SELECT {_COLUMNS}, s.key AS session_key
+      FROM handoff h JOIN session s ON s.id = h.session_id
+     WHERE h.session_id = $1
+     ORDER BY h.id DESC
+     LIMIT $2
+"""
+
+# What is open for an agent, most urgent first: three indexes, each read no further than the page is long.
+INBOX = f"""
+    SELECT {_COLUMNS}, s.key AS session_key
+      FROM (
+        (SELECT * FROM handoff
+          WHERE target_agent = $1 AND state = 'offered' AND (-priority, id) > (-$2::smallint, $3)
+          ORDER BY priority DESC, id LIMIT $4)
+        UNION ALL
+        (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a,
+                LATERAL (SELECT * FROM handoff
+                          WHERE target_capability = a.capability AND state = 'offered' AND sender <> $1
+                            AND (-priority, id) > (-$2::smallint, $3)
+                          ORDER BY priority DESC, id LIMIT $4) c)
+        UNION ALL
+        (SELECT * FROM handoff
+          WHERE holder = $1 AND state IN ('accepted', 'blocked') AND (-priority, id) > (-$2::smallint, $3)
+          ORDER BY priority DESC, id LIMIT $4)
+      ) h JOIN session s ON s.id = h.session_id
+     ORDER BY h.priority DESC, h.id
+     LIMIT $4
+"""
+
+OVERDUE = """
+    (SELECT id FROM handoff WHERE state IN ('accepted', 'blocked') AND lease_expires_at <= now()
+      ORDER BY lease_expires_at LIMIT $1)
+    UNION ALL
+    (SELECT id FROM handoff WHERE state = 'offered' AND deadline IS NOT NULL AND deadline <= now()
+      ORDER BY deadline LIMIT $1)
+"""
+NOW = "SELECT now()"
+
+NOTIFY = "SELECT pg_notify('handoff', $1)"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A request for a handoff, validated. Exactly one of the targets is set; `deadline_minutes` None means none."""
+
+    session_id: int
+    request_type: RequestType
+    sender: str
+    target_agent: str | None
+    target_capability: str | None
+    instructions: str
+    priority: int
+    deadline_minutes: int | None
+
+
+async def offer(conn: Connection, new: Offer) -> Record:
+    """Record an offer, its event and its notification. The caller has locked the session."""
+    row = await conn.fetchrow(
+        OFFER,
+        new.session_id,
+        new.request_type,
+        new.sender,
+        new.target_agent,
+        new.target_capability,
+        new.instructions,
+        new.priority,
+        new.deadline_minutes,
+    )
+    if row is None:
+        raise LookupError("an offer must answer")
+    await sessions.touch(conn, new.session_id)
+    await events.record(
+        conn,
+        "handoff.offered",
+        session_id=new.session_id,
+        handoff_id=row["id"],
+        agent=new.sender,
+        data={"to": new.target_agent or new.target_capability, "request_type": new.request_type},
+    )
+    await _notify(conn, row)
+    return row
+
+
+async def find(conn: Connection, handoff_id: int) -> Record | None:
+    """The handoff with this id, whoever asks."""
+    return await conn.fetchrow(FIND, handoff_id)
+
+
+async def lock(conn: Connection, handoff_id: int) -> Record | None:
+    """The handoff, locked until the transaction ends."""
+    return await conn.fetchrow(LOCK, handoff_id)
+
+
+async def is_addressed(conn: Connection, handoff_id: int, agent: str) -> bool:
+    """Whether the offer is addressed to the agent, by name or by a capability that it has declared."""
+    return bool(await conn.fetchval(ADDRESSED, handoff_id, agent))
+
+
+async def open_of_session(conn: Connection, session_id: int) -> list[int]:
+    """The ids of the session's open handoffs, newest first, at most 20."""
+    return [row["id"] for row in await conn.fetch(OPEN_OF_SESSION, session_id)]
+
+
+async def latest_of_session(conn: Connection, session_id: int, limit: int) -> list[Record]:
+    """The session's newest handoffs, open or settled."""
+    return await conn.fetch(LATEST_OF_SESSION, session_id, limit)
+
+
+async def inbox(conn: Connection, agent: str, *, after: tuple[int, int], limit: int) -> list[Record]:
+    """What is open for the agent behind the position (priority, id): offers it may take and handoffs it holds."""
+    return await conn.fetch(INBOX, agent, *after, limit)
+
+
+async def transition(
+    conn: Connection,
+    row: Record,
+    action: HandoffAction,
+    *,
+    agent: str | None,
+    lease_s: float | None = None,
+    outcome: str | None = None,
+    reason: str | None = None,
+) -> Record:
+    """Apply `action` to a handoff that the caller has locked: its new state, its event, who may write, the notification.
+
+    `agent` is who acts (None: the clock). Raises Conflict when the table has no such transition.
+    """
+    state = TRANSITIONS.get((row["state"], action))
+    if state is None:
+        raise wrong_state(row, action)
+    holder, token = row["holder"], row["token"]
+    if action == "accept":
+        holder, token = agent, token + 1
+    elif action == "lapse":
+        holder = None
+    changed = await conn.fetchrow(
+        CHANGE,
+        row["id"],
+        state,
+        holder,
+        token,
+        lease_s if state in HELD_STATES else None,
+        row["lapses"] + (action == "lapse"),
+        outcome,
+        reason,
+    )
+    if changed is None:
+        raise LookupError("a locked handoff must change")
+    await _set_writers(conn, row, action, agent)
+    data = {"holder": row["holder"], "token": token} if action == "lapse" else {"token": token} if token else None
+    await events.record(
+        conn,
+        EVENT_OF_ACTION[action],
+        session_id=row["session_id"],
+        handoff_id=row["id"],
+        agent=agent,
+        data=data,
+    )
+    await _notify(conn, changed)
+    return changed
+
+
+async def overdue(conn: Connection, limit: int) -> list[int]:
+    """Handoffs whose lease has lapsed or whose deadline has passed, the longest overdue first."""
+    return [row["id"] for row in await conn.fetch(OVERDUE, limit)]
+
+
+async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
+    """Bring a locked handoff up to the clock, and return it as it is then.
+
+    A lapsed lease puts it on offer again, and once more than `lapses_max` have lapsed it expires; an offer past its
+    deadline expires. A blocked one whose time is over is taken up first, so that its lapse is an ordinary one.
+    """
+    now: datetime = await conn.fetchval(NOW)
+    if row["state"] in HELD_STATES and row["lease_expires_at"] <= now:
+        if row["state"] == "blocked":
+            row = await transition(conn, row, "renew", agent=None, lease_s=0)
+        row = await transition(conn, row, "lapse", agent=None)
+        if row["lapses"] > lapses_max:
+            return await transition(conn, row, "expire", agent=None, reason="its lease lapsed too often")
+    if row["state"] == "offered" and row["deadline"] is not None and row["deadline"] <= now:
+        return await transition(conn, row, "expire", agent=None, reason="its deadline passed")
+    return row
+
+
+def wrong_state(row: Record, action: HandoffAction) -> Conflict:
+    """The action is not possible in the handoff's state."""
+    possible = [name for name in actions_from(row["state"]) if name not in ("lapse", "expire")]
+    after = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
+    return Conflict(
+        "wrong_state",
+        f"Handoff {row['id']} is {row['state']}, so it can't be given {action}.{after}",
+        f"From {row['state']} it can go by: {', '.join(possible)}." if possible else "It is settled; nothing more to do.",
+        state=row["state"],
+        holder=row["holder"],
+    )
+
+
+async def _set_writers(conn: Connection, row: Record, action: HandoffAction, agent: str | None) -> None:
+    """Who may write to the session follows from who holds what.
+
+    The holder writes while it holds. A full handoff moves the session to its receiver for good, unless the lease lapses,
+    which gives it back to the sender. A collaborator who completed goes on writing.
+    """
+    if action not in ("accept", "complete", "lapse"):
+        await sessions.touch(conn, row["session_id"])
+        return
+    session = await sessions.lock(conn, row["session_id"])
+    owner: str = session["owner"]
+    writers: list[str] = list(session["writers"])
+    full = row["request_type"] == "full_handoff"
+    if action == "accept" and agent is not None:
+        await sessions.join(conn, row["session_id"], agent)
+        if full and owner != row["sender"]:
+            raise Conflict(
+                "ownership_moved",
+                f"The sender {row['sender']!r} no longer owns this session; {owner!r} does.",
+                f"Leave this offer, and ask {owner!r} for the session.",
+                owner=owner,
+            )
+        if full:
+            owner, writers = agent, [name for name in writers if name != owner]
+        writers.append(agent)
+    else:
+        holder: str = row["holder"]
+        if action == "lapse" and full and owner == holder:
+            owner = row["sender"]
+            writers.append(owner)
+        keeps = action == "complete" and row["request_type"] != "context_transfer"
+        others = [other["holder"] for other in await conn.fetch(WRITING_BY_OTHERS, row["session_id"], row["id"])]
+        if holder != owner and not keeps and holder not in others:
+            writers = [name for name in writers if name != holder]
+    writers = list(dict.fromkeys(writers))
+    if len(writers) > 64:
+        raise Conflict(
+            "limit_reached",
+            "This session already has 64 writers.",
+            "Complete a handoff of it first, or go on in a new session.",
+        )
+    await sessions.set_writers(conn, row["session_id"], owner, writers)
+
+
+async def _notify(conn: Connection, row: Record) -> None:
+    """Tell every process, at commit, whose inbox may have changed: names of doorbells, one a line."""
+    bells = [f"handoff:{row['id']}"]
+    if row["target_agent"] is not None:
+        bells.append(f"agent:{row['target_agent']}")
+    if row["target_capability"] is not None:
+        bells.append(f"capability:{row['target_capability']}")
+    if row["holder"] is not None and row["holder"] != row["target_agent"]:
+        bells.append(f"agent:{row['holder']}")
+    await conn.execute(NOTIFY, "\n".join(bells))
+
+
+def view(row: Record) -> dict[str, Any]:
+    """A handoff as callers see it. What is not set is left out."""
+    seen = {
+        "handoff_id": row["id"],
+        "session_key": row["session_key"],
+        "state": row["state"],
+        "sender": row["sender"],
+        "target_agent": row["target_agent"],
+        "target_capability": row["target_capability"],
+        "holder": row["holder"],
+        "token": row["token"],
+        "request_type": row["request_type"],
+        "instructions": row["instructions"],
+        "priority": row["priority"],
+        "deadline": row["deadline"],
+        "lease_expires_at": row["lease_expires_at"],
+        "lapses": row["lapses"],
+        "outcome": row["outcome"],
+        "reason": row["reason"],
+        "as_of_sequence": row["as_of_sequence"],
+        "context_digest": row["context_digest"].hex(),
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+    return {name: value for name, value in seen.items() if value is not None}

@@ -1,0 +1,100 @@
+"""Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. Forward only."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import asyncpg
+
+from handoff.settings import Settings
+from handoff.store.connect import Connection, server_settings
+
+LOCK_KEY = 0x68616E64  # "hand"; advisory locks share one space of numbers a database
+_FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
+
+CREATE_LEDGER = """
+    CREATE TABLE IF NOT EXISTS schema_migration (
+        version    integer PRIMARY KEY,
+        name       text NOT NULL,
+        sha256     text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    )
+"""
+READ_LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version LIMIT 10000"
+RECORD = "INSERT INTO schema_migration (version, name, sha256) VALUES ($1, $2, $3)"
+LEDGER_EXISTS = "SELECT to_regclass('schema_migration') IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of migrations/."""
+
+    version: int
+    name: str
+    sql: str
+    sha256: str
+
+
+class MigrationError(Exception):
+    """The database's history and this program's migrations do not fit together."""
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """The migrations that this program ships, in order."""
+    found: list[Migration] = []
+    for entry in files("handoff.store").joinpath("migrations").iterdir():
+        match = _FILE_NAME.match(entry.name)
+        if match:
+            sql = entry.read_text(encoding="utf-8")
+            found.append(Migration(int(match[1]), entry.name, sql, hashlib.sha256(sql.encode()).hexdigest()))
+    return tuple(sorted(found, key=lambda migration: migration.version))
+
+
+async def migrate(settings: Settings) -> list[str]:
+    """Bring the database up to this program's schema; return the names of the migrations applied.
+
+    Safe to run from any number of processes at once: the first does the work and the others wait for it.
+    A database that is newer than this program is left alone. Raises MigrationError when an applied file has changed.
+    """
+    if settings.database_url is None:
+        raise ValueError("HANDOFF_DATABASE_URL is not set")
+    conn = await asyncpg.connect(
+        settings.database_url.get_secret_value(),
+        timeout=settings.connect_timeout_s,
+        server_settings={**server_settings(settings), "statement_timeout": "0"},
+    )
+    try:
+        await conn.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        await conn.execute(CREATE_LEDGER)
+        return [migration.name for migration in await _pending(conn) if await _apply(conn, migration)]
+    finally:
+        await conn.close(timeout=settings.connect_timeout_s)
+
+
+async def pending(conn: Connection) -> list[str]:
+    """The names of the migrations that this database still lacks."""
+    if not await conn.fetchval(LEDGER_EXISTS):
+        return [migration.name for migration in migrations()]
+    return [migration.name for migration in await _pending(conn)]
+
+
+async def _pending(conn: Connection) -> list[Migration]:
+    applied = {row["version"]: row for row in await conn.fetch(READ_LEDGER)}
+    for migration in migrations():
+        row = applied.get(migration.version)
+        if row is not None and row["sha256"] != migration.sha256:
+            raise MigrationError(
+                f"{migration.name} was changed after it had been applied as {row['name']}; "
+                "restore the file, and put the change into a new one"
+            )
+    return [migration for migration in migrations() if migration.version not in applied]
+
+
+async def _apply(conn: Connection, migration: Migration) -> bool:
+    async with conn.transaction():
+        await conn.execute(migration.sql)
+        await conn.execute(RECORD, migration.version, migration.name, migration.sha256)
+    return True

@@ -1,0 +1,189 @@
+"""Sessions: created, found by those who may see them, listed, closed."""
+
+from datetime import datetime
+from typing import Any
+
+from asyncpg import Record
+
+from handoff.errors import session_not_found
+from handoff.model import RetentionPolicy, SessionStatus
+from handoff.store.connect import Connection
+
+_COLUMNS = """s.id, s.key, s.created_by, s.owner, s.writers, s.status, s.retention_policy, s.metadata, s.created_at,
+    s.expires_at, s.last_activity_at, s.last_sequence, s.content_bytes, s.version"""
+
+CREATE = f"""
+    INSERT INTO session AS s (key, created_by, owner, writers, status, retention_policy, metadata, created_at,
+                              expires_at, last_activity_at, last_sequence, content_bytes, version)
+    SELECT $1, $2, $2, ARRAY[$2], 'active', p.name, $4, now(), now() + p.active_for, now(), 0, 0, 1
+      FROM retention_policy p
+     WHERE p.name = $3
+    ON CONFLICT (key) DO NOTHING
+ RETURNING {_COLUMNS}
+"""
+
+FIND = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1"
+
+LOCK = f"SELECT {_COLUMNS} FROM session s WHERE s.id = $1 FOR NO KEY UPDATE"
+
+# A session is seen by those who take part in it, and by those to whom it is on offer.
+VISIBLE = """
+    SELECT EXISTS (SELECT FROM participant WHERE session_id = $1 AND agent = $2)
+        OR EXISTS (SELECT FROM handoff
+                    WHERE session_id = $1 AND state = 'offered'
+                      AND (target_agent = $2
+                           OR target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2)))
+"""
+
+JOIN = """
+    INSERT INTO participant (agent, session_id, created_at)
+    SELECT $2, id, created_at FROM session WHERE id = $1
+    ON CONFLICT DO NOTHING
+"""
+
+CLOSE = f"""
+    UPDATE session AS s SET status = $2, last_activity_at = now(), version = version + 1
+     WHERE s.id = $1
+ RETURNING {_COLUMNS}
+"""
+
+SET_WRITERS = "UPDATE session SET owner = $2, writers = $3, version = version + 1 WHERE id = $1"
+TOUCH = "UPDATE session SET last_activity_at = now(), version = version + 1 WHERE id = $1"
+
+PAGE = f"""
+    SELECT {_COLUMNS}
+      FROM session s
+     WHERE (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
+     ORDER BY s.created_at DESC, s.id DESC
+     LIMIT $4
+"""
+PAGE_BY_STATUS = f"""
+    SELECT {_COLUMNS}
+      FROM session s
+     WHERE s.status = $5 AND (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
+     ORDER BY s.created_at DESC, s.id DESC
+     LIMIT $4
+"""
+# $4 bounds what is read; what of it is not `wanted` is passed over, and the next page goes on behind it.
+PAGE_BY_AGENT = f"""
+    SELECT {_COLUMNS},
+           ($6::text IS NULL OR s.status = $6)
+           AND ($7::text IS NULL OR EXISTS (SELECT FROM participant v WHERE v.session_id = s.id AND v.agent = $7))
+           AS wanted
+      FROM (SELECT session_id, created_at
+              FROM participant
+             WHERE agent = $5 AND (created_at, session_id) < ($1, $2) AND created_at >= $3
+             ORDER BY created_at DESC, session_id DESC
+             LIMIT $4) p
+      JOIN session s ON s.id = p.session_id
+     ORDER BY s.created_at DESC, s.id DESC
+"""
+
+_READ_AHEAD = 4  # rows read for each row asked for, where a filter has no index of its own
+
+
+async def create(
+    conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]
+) -> Record | None:
+    """A new session of which `agent` is the owner; None when the key is taken."""
+    row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
+    if row is not None:
+        await join(conn, row["id"], agent)
+    return row
+
+
+async def find(conn: Connection, key: str) -> Record | None:
+    """The session with this key, whoever asks."""
+    return await conn.fetchrow(FIND, key)
+
+
+async def see(conn: Connection, key: str, viewer: str | None) -> Record:
+    """The session with this key, if `viewer` may read it (None reads all). Raises NotFound."""
+    row = await conn.fetchrow(FIND, key)
+    if row is None or not await may_see(conn, row["id"], viewer):
+        raise session_not_found(key)
+    return row
+
+
+async def may_see(conn: Connection, session_id: int, viewer: str | None) -> bool:
+    """Whether `viewer` takes part in the session or has it on offer."""
+    return viewer is None or await conn.fetchval(VISIBLE, session_id, viewer)
+
+
+async def lock(conn: Connection, session_id: int) -> Record:
+    """The session's row, locked until the transaction ends. It must exist."""
+    row = await conn.fetchrow(LOCK, session_id)
+    if row is None:
+        raise LookupError(f"session {session_id} is gone")
+    return row
+
+
+async def join(conn: Connection, session_id: int, agent: str) -> None:
+    """Let `agent` read the session from now on."""
+    await conn.execute(JOIN, session_id, agent)
+
+
+async def close(conn: Connection, session_id: int, status: SessionStatus) -> Record | None:
+    """Set a final status on a session that the caller has locked."""
+    return await conn.fetchrow(CLOSE, session_id, status)
+
+
+async def set_writers(conn: Connection, session_id: int, owner: str, writers: list[str]) -> None:
+    """Say who owns a session and who may write to it. The caller has locked it."""
+    await conn.execute(SET_WRITERS, session_id, owner, writers)
+
+
+async def touch(conn: Connection, session_id: int) -> None:
+    """Note that something about the session changed."""
+    await conn.execute(TOUCH, session_id)
+
+
+async def page(
+    conn: Connection,
+    *,
+    before: tuple[datetime, int],
+    since: datetime,
+    limit: int,
+    status: SessionStatus | None = None,
+    agent: str | None = None,
+    viewer: str | None = None,
+) -> tuple[list[Record], Record | None]:
+    """Sessions created since `since` and before the position `before`, newest first: at most `limit`, and the last row
+    read if there may be more behind it. `agent` keeps those in which it takes part, `viewer` those that it may see.
+    """
+    of_agent = agent or viewer
+    if of_agent is None:
+        query = (PAGE_BY_STATUS, status) if status else (PAGE,)
+        rows = await conn.fetch(query[0], *before, since, limit + 1, *query[1:])
+        return rows[:limit], rows[limit - 1] if len(rows) > limit else None
+    second = viewer if viewer != of_agent else None
+    read = limit + 1 if status is None and second is None else limit * _READ_AHEAD + 1
+    rows = await conn.fetch(PAGE_BY_AGENT, *before, since, read, of_agent, status, second)
+    wanted: list[Record] = []
+    last: Record | None = None
+    for row in rows:
+        if len(wanted) == limit:
+            return wanted, last
+        if row["wanted"]:
+            wanted.append(row)
+        last = row
+    return wanted, last if len(rows) == read else None
+
+
+def view(row: Record) -> dict[str, Any]:
+    """A session as callers see it."""
+    return {
+        "session_key": row["key"],
+        "status": row["status"],
+        "owner": row["owner"],
+        "writers": row["writers"],
+        "created_by": row["created_by"],
+        "retention_policy": row["retention_policy"],
+        "metadata": row["metadata"],
+        "created_at": row["created_at"],
+        "expires_at": row["expires_at"],
+        "last_activity_at": row["last_activity_at"],
+        "last_sequence": row["last_sequence"],
+        "content_bytes": row["content_bytes"],
+        "version": row["version"],
+    }

@@ -1,0 +1,186 @@
+"""A session's context: add to it, read it, search it."""
+
+import hashlib
+from operator import itemgetter
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from handoff.model import SEQUENCE_MAX
+from handoff.app import Call
+from handoff.errors import Invalid
+from handoff.model import EntryType
+from handoff.reading import brief_of
+from handoff.store import entries, sessions
+from handoff.store.append import Append, NewEntry
+from handoff.store.connect import snapshot
+from handoff.store.idempotency import fingerprint
+from handoff.tools.contract import (
+    AgentArg,
+    Arguments,
+    BudgetArg,
+    IdempotencyKeyArg,
+    MetadataArg,
+    SessionKeyArg,
+    Tool,
+    acting_agent,
+    no_nul,
+    properties,
+)
+from handoff.wire import to_json
+
+ENTRIES_PER_CALL_MAX = 50
+SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+TypesArg = Annotated[list[EntryType], Field(min_length=1, max_length=6)]
+
+
+class Entry(Arguments):
+    type: EntryType
+    content: Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
+    metadata: MetadataArg | None = None
+    supersedes: Annotated[list[SequenceArg], Field(max_length=32)] | None = None
+
+
+class UpdateContext(Arguments):
+    """Append entries, durably and in order. metadata {"question": true} marks an open question, {"path": …} a file;
+    supersedes names entries that this one replaces or answers."""
+
+    agent: AgentArg = None
+    session_key: SessionKeyArg
+    entries: Annotated[list[Entry], Field(min_length=1, max_length=ENTRIES_PER_CALL_MAX)]
+    expected_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] | None = None
+    idempotency_key: IdempotencyKeyArg = None
+
+
+class GetContext(Arguments):
+    """Read a session: a brief within token_budget, or its entries page by page."""
+
+    agent: AgentArg = None
+    session_key: SessionKeyArg
+    view: Literal["brief", "entries"] = "brief"
+    token_budget: BudgetArg = 1_500
+    after_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    types: TypesArg | None = None
+
+
+class SearchContext(Arguments):
+    """Search entries by words, "phrases", or, -not; in one session or in all of yours."""
+
+    agent: AgentArg = None
+    query: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(no_nul)]
+    session_key: SessionKeyArg | None = None
+    types: TypesArg | None = None
+    limit: Annotated[int, Field(ge=1, le=50)] = 10
+
+
+async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
+    agent = acting_agent(call.caller, args.agent)
+    new = [_measured(entry, call.app.settings.content_bytes_max) for entry in args.entries]
+    size_bytes = sum(entry.size_bytes for entry in new)
+    done = await call.app.lane.append(
+        Append(
+            args.session_key,
+            agent,
+            new,
+            call.received,
+            supersedes_max=max((max(entry.supersedes, default=0) for entry in args.entries if entry.supersedes), default=0),
+            expected_sequence=args.expected_sequence,
+            idempotency_key=args.idempotency_key,
+            fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
+            size_bytes=size_bytes,
+        )
+    )
+    return {
+        "session_key": args.session_key,
+        "first_sequence": done.first_sequence,
+        "last_sequence": done.first_sequence + len(new) - 1,
+        "size_bytes": size_bytes,
+        "content_hashes": [entry.content_hash.hex() for entry in new],
+        "created_at": done.at,
+        "replayed": done.replayed,
+    }
+
+
+async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
+    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
+    if args.view == "brief":
+        session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget)
+        return {"session": sessions.view(session), "brief": brief}
+    async with snapshot(call.app.pool) as conn:
+        session = await sessions.see(conn, args.session_key, viewer)
+        rows = await entries.page(
+            conn,
+            session["id"],
+            after=args.after_sequence,
+            limit=args.limit,
+            bytes_max=call.app.settings.page_bytes_max,
+            types=args.types,
+        )
+    page: dict[str, Any] = {"session": sessions.view(session), "entries": [entries.view(row) for row in rows]}
+    if rows and rows[-1]["sequence"] < session["last_sequence"]:
+        page["next_after_sequence"] = rows[-1]["sequence"]
+    return page
+
+
+async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
+    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
+    async with snapshot(call.app.pool) as conn:
+        session_id = None
+        if args.session_key is not None:
+            session_id = (await sessions.see(conn, args.session_key, viewer))["id"]
+        rows = await entries.search(
+            conn,
+            args.query,
+            session_id=session_id,
+            viewer=viewer if session_id is None else None,
+            types=args.types,
+            limit=args.limit + 1,
+        )
+    fields = ("session_key", "sequence", "type", "author", "created_at", "snippet")
+    matches = [dict(zip(fields, itemgetter(*fields)(row), strict=True)) for row in rows[: args.limit]]
+    return {"matches": matches, "more": len(rows) > args.limit}
+
+
+def _measured(entry: Entry, bytes_max: int) -> NewEntry:
+    content = entry.content.encode()
+    if len(content) > bytes_max:
+        raise Invalid(
+            "invalid_arguments",
+            f"An entry's content is {len(content)} bytes; {bytes_max} are allowed.",
+            "Split it over several entries, or keep the whole elsewhere and append a reference with a summary.",
+            bytes_max=bytes_max,
+        )
+    return NewEntry(
+        entry.type,
+        entry.content,
+        to_json(entry.metadata).decode() if entry.metadata is not None else None,
+        ",".join(map(str, entry.supersedes)) if entry.supersedes else "",
+        len(content),
+        hashlib.sha256(content).digest(),
+    )
+
+
+UPDATE_CONTEXT = Tool(
+    "update_context",
+    UpdateContext,
+    update_context,
+    properties("first_sequence last_sequence", first_sequence="integer", last_sequence="integer", replayed="boolean"),
+    "write",
+)
+GET_CONTEXT = Tool(
+    "get_context",
+    GetContext,
+    get_context,
+    properties("session", session="object", brief="object", entries="array", next_after_sequence="integer"),
+    "read",
+    read_only=True,
+)
+SEARCH_CONTEXT = Tool(
+    "search_context",
+    SearchContext,
+    search_context,
+    properties("matches more", matches="array", more="boolean"),
+    "read",
+    read_only=True,
+)

@@ -1,0 +1,116 @@
+"""What a tool is: a name, a manual for the model, arguments, a result, hints, the scope it needs; and the arguments that
+tools share.
+"""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from handoff.app import Call
+from handoff.errors import Forbidden, Invalid
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX, Caller, Scope
+
+METADATA_BYTES_MAX: Final = 16_384
+METADATA_DEPTH_MAX: Final = 16
+TEXT_CHARS_MAX: Final = 20_000
+
+
+class Arguments(BaseModel):
+    """Arguments as they came: no coercion, nothing unknown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool(Generic[A]):
+    """A tool as it is declared. `result` is the JSON schema of its structured content."""
+
+    name: str
+    arguments: type[A]
+    run: Callable[[Call, A], Awaitable[dict[str, Any]]]
+    result: dict[str, Any]
+    scope: Scope
+    read_only: bool = False
+    idempotent: bool = False
+    destructive: bool = False
+
+
+def no_nul(value: str) -> str:
+    """Postgres text can't hold U+0000."""
+    if "\0" in value:
+        raise ValueError("must not contain U+0000")
+    return value
+
+
+def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON that jsonb can hold: bounded in bytes and depth, no U+0000, no number beyond 64 bits or not finite."""
+    level: list[Any] = [value]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > METADATA_DEPTH_MAX:
+            raise ValueError(f"must not nest deeper than {METADATA_DEPTH_MAX}")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("must hold finite numbers")
+        level = below
+    try:
+        encoded = orjson.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError("must be JSON with numbers within 64 bits and valid Unicode") from error
+    if len(encoded) > METADATA_BYTES_MAX:
+        raise ValueError(f"must be at most {METADATA_BYTES_MAX} bytes of JSON")
+    if b"\\u0000" in encoded:
+        raise ValueError("must not contain U+0000")
+    return value
+
+
+AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
+TargetArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
+SessionKeyArg = Annotated[str, Field(max_length=SESSION_KEY_CHARS_MAX, pattern=NAME_PATTERN)]
+IdempotencyKeyArg = Annotated[str | None, Field(min_length=1, max_length=255), AfterValidator(lambda v: v and no_nul(v))]
+MetadataArg = Annotated[dict[str, Any], AfterValidator(metadata_fits)]
+HandoffIdArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+TokenArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+LeaseArg = Annotated[int | None, Field(ge=5, le=86_400)]
+BudgetArg = Annotated[int, Field(ge=200, le=20_000)]
+TextArg = Annotated[str, Field(max_length=TEXT_CHARS_MAX), AfterValidator(no_nul)]
+
+
+def acting_agent(caller: Caller, named: str | None) -> str:
+    """Who acts: the agent that the token names, or without tokens the one that the call names.
+
+    Raises Forbidden when the call names another agent than its token, Invalid when nobody is named.
+    """
+    if caller.agent is None:
+        if named is None:
+            raise Invalid("agent_required", "The call does not say which agent makes it.", "Pass your name as agent.")
+        return named
+    if named is not None and named != caller.agent:
+        raise Forbidden(
+            "agent_mismatch",
+            f"This token belongs to {caller.agent!r}, not to {named!r}.",
+            f"Leave agent out, or pass {caller.agent!r}.",
+        )
+    return caller.agent
+
+
+def properties(required: str, **types: str) -> dict[str, Any]:
+    """The JSON schema of an object: its required names, space-separated, and the type of each property."""
+    return {
+        "type": "object",
+        "properties": {name: {"type": type_} for name, type_ in types.items()},
+        "required": required.split(),
+    }

@@ -1,0 +1,121 @@
+"""Sessions: register one, close one."""
+
+import hashlib
+import secrets
+from typing import Any, Literal
+
+from handoff.app import Call
+from handoff.errors import Conflict, Forbidden, session_not_found
+from handoff.model import OPEN_STATUSES, RetentionPolicy
+from handoff.store import events, handoffs, idempotency, sessions
+from handoff.store.append import Append, NewEntry, append_within
+from handoff.store.connect import Connection, transact
+from handoff.tools.contract import (
+    AgentArg,
+    Arguments,
+    IdempotencyKeyArg,
+    MetadataArg,
+    SessionKeyArg,
+    Tool,
+    acting_agent,
+    properties,
+)
+
+SESSION_RESULT = properties("session_key status", session_key="string", status="string", last_sequence="integer")
+
+
+class RegisterSession(Arguments):
+    """Open a session that you own; a key is minted if you pass none."""
+
+    agent: AgentArg = None
+    session_key: SessionKeyArg | None = None
+    retention_policy: RetentionPolicy = "standard"
+    metadata: MetadataArg | None = None
+    idempotency_key: IdempotencyKeyArg = None
+
+
+class CloseSession(Arguments):
+    """Close a session that you own. Final: it takes no more entries."""
+
+    agent: AgentArg = None
+    session_key: SessionKeyArg
+    outcome: Literal["completed", "cancelled"] = "completed"
+    idempotency_key: IdempotencyKeyArg = None
+
+
+async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
+    agent = acting_agent(call.caller, args.agent)
+    key = args.session_key or f"s-{secrets.token_hex(8)}"
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        row = await sessions.create(conn, key, agent, args.retention_policy, args.metadata or {})
+        if row is None:
+            raise await _exists(conn, key)
+        await events.record(conn, "session.created", session_id=row["id"], agent=agent)
+        entry = _system_entry(f"Session {key} registered by {agent}.")
+        first = Append(key, agent, [entry], call.received, size_bytes=entry.size_bytes)
+        await append_within(conn, first, call.app.settings)
+        return sessions.view(await sessions.lock(conn, row["id"]))
+
+    return await idempotency.once(call.app.pool, "register_session", agent, args, work)
+
+
+async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
+    agent = acting_agent(call.caller, args.agent)
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        found = await sessions.find(conn, args.session_key)
+        if found is None:
+            raise session_not_found(args.session_key)
+        row = await sessions.lock(conn, found["id"])
+        if row["owner"] != agent:
+            raise Forbidden(
+                "not_owner",
+                f"Session {args.session_key!r} belongs to {row['owner']!r}; only its owner can close it.",
+                "Ask its owner, or take it over by a full_handoff.",
+                owner=row["owner"],
+            )
+        if row["status"] not in OPEN_STATUSES:
+            raise Conflict(
+                "session_closed",
+                f"Session {args.session_key!r} is {row['status']} already.",
+                "Nothing more to do; read it with get_context.",
+                status=row["status"],
+            )
+        if still_open := await handoffs.open_of_session(conn, row["id"]):
+            raise Conflict(
+                "open_handoffs",
+                f"Session {args.session_key!r} has open handoffs: {', '.join(map(str, still_open))}.",
+                "Let them be completed, or cancel the offers with resolve_handoff action=cancel.",
+                handoff_ids=still_open,
+            )
+        closed = await sessions.close(conn, row["id"], args.outcome)
+        if closed is None:
+            raise LookupError("a locked session must close")
+        await events.record(conn, f"session.{args.outcome}", session_id=row["id"], agent=agent)
+        return sessions.view(closed)
+
+    return await idempotency.once(call.app.pool, "close_session", agent, args, work)
+
+
+async def _exists(conn: Connection, key: str) -> Conflict:
+    row = await sessions.find(conn, key)
+    if row is None:
+        raise LookupError("a conflicting session must be there")
+    return Conflict(
+        "session_exists",
+        f"Session {key!r} exists: {row['status']}, owned by {row['owner']!r}, at sequence {row['last_sequence']}.",
+        "Go on in it with update_context if you may write to it, or register another key.",
+        status=row["status"],
+        owner=row["owner"],
+        last_sequence=row["last_sequence"],
+    )
+
+
+def _system_entry(text: str) -> NewEntry:
+    content = text.encode()
+    return NewEntry("system", text, None, "", len(content), hashlib.sha256(content).digest())
+
+
+REGISTER_SESSION = Tool("register_session", RegisterSession, register_session, SESSION_RESULT, "write")
+CLOSE_SESSION = Tool("close_session", CloseSession, close_session, SESSION_RESULT, "write", destructive=True)

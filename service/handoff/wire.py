@@ -1,0 +1,48 @@
+"""One JSON form for all that leaves the process and all that is kept as jsonb; and the opaque cursors of lists."""
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from handoff.errors import Invalid
+
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
+
+
+def to_json(value: Any) -> bytes:
+    """`value` as UTF-8 JSON: dataclasses as objects, times in RFC 3339 with a Z."""
+    return orjson.dumps(value, option=_OPTIONS)
+
+
+def to_cursor(*position: int | str | datetime) -> str:
+    """A list's position as an opaque string."""
+    return base64.urlsafe_b64encode(to_json(position)).rstrip(b"=").decode()
+
+
+def from_cursor(cursor: str, *kinds: type) -> list[Any]:
+    """The position in a cursor that `to_cursor` made, as values of `kinds` (int, str or datetime).
+
+    Raises Invalid on anything else.
+    """
+    try:
+        values = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(values, list) or len(values) != len(kinds):
+            raise ValueError("wrong shape")
+        return [_as(kind, value) for kind, value in zip(kinds, values, strict=True)]
+    except (ValueError, binascii.Error, TypeError) as error:
+        raise Invalid(
+            "invalid_arguments",
+            "This cursor was not made by this service for this list.",
+            "Pass next_cursor exactly as the page before gave it, or leave it out to start over.",
+        ) from error
+
+
+def _as(kind: type, value: Any) -> Any:
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
+        raise ValueError("wrong type")
+    return value
