@@ -5,7 +5,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -139,9 +139,7 @@ async def _serve_http(settings: Settings, listener: socket.socket, ready: Callab
     from handoff.server import build_server, call_tool
 
     async with open_app(settings) as app:
-        edge = Edge(
-            build_server(app), settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app)
-        )
+        edge = Edge(build_server(app), settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
 
         class Server(uvicorn.Server):
             """uvicorn that lets go of those who wait before it waits for them, and leaves signals to us."""
@@ -155,7 +153,7 @@ async def _serve_http(settings: Settings, listener: socket.socket, ready: Callab
                 await super().shutdown(sockets)
 
             @contextmanager
-            def capture_signals(self) -> Iterator[None]:
+            def capture_signals(self) -> Generator[None]:
                 import signal
 
                 loop = asyncio.get_running_loop()
@@ -196,7 +194,7 @@ def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:
 
 
 @contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
+def _bound(settings: Settings) -> Generator[socket.socket]:
     """The listening socket. Exits with a sentence when the address can't be had, or may not be."""
     if settings.tokens_file is None and not settings.is_loopback:
         _fail(f"{settings.host} can be reached from other machines, so HANDOFF_TOKENS_FILE is needed. Or bind 127.0.0.1.")
@@ -243,14 +241,17 @@ def _address(settings: Settings) -> str:
 
 
 def _banner(settings: Settings, address: str) -> None:
-    print(f"""
+    print(
+        f"""
   MCP address   {address}
   Data          {settings.data_dir.resolve()}
   Claude Code   claude mcp add --transport http handoff {address}
   Python        async with mcp.Client("{address}") as client: …
   Try it        make demo   (in another terminal)
 
-  Ctrl-C stops it; the data stay.""", flush=True)
+  Ctrl-C stops it; the data stay.""",
+        flush=True,
+    )
 
 
 def _fail(message: str) -> int:

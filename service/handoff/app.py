@@ -1,7 +1,7 @@
 """Everything that lives as long as the process, opened and closed in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -58,7 +58,7 @@ class Call:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[App]:
+async def open_app(settings: Settings) -> AsyncGenerator[App]:
     """Migrate the database, open the pool and the cache, listen for wakeups, and settle what the clock decides.
 
     Waits up to `startup_timeout_s` for a database that is still coming up.
@@ -105,7 +105,10 @@ async def migrate_when_up(settings: Settings) -> list[str]:
 
 
 async def settle_overdue(app: App) -> int:
-    """Settle what is overdue, one handoff a transaction; return how many. Processes may do it side by side: each locks what it settles."""
+    """Settle what is overdue, one handoff a transaction; return how many.
+
+    Processes may do it side by side: each locks what it settles, and looks again.
+    """
     async with connection(app.pool) as conn:
         overdue = await handoffs.overdue(conn, _OVERDUE_AT_ONCE)
     for handoff_id in overdue:

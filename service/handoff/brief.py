@@ -119,9 +119,7 @@ def _cut(candidate: _Candidate, budget: int) -> dict[str, Any] | None:
     return best
 
 
-def _candidates(
-    entries: Sequence[Mapping[str, Any]], handoffs: Sequence[Mapping[str, Any]]
-) -> dict[str, list[_Candidate]]:
+def _candidates(entries: Sequence[Mapping[str, Any]], handoffs: Sequence[Mapping[str, Any]]) -> dict[str, list[_Candidate]]:
     found: dict[str, list[_Candidate]] = {kind: [] for kind, _ in _SHARES}
     for row in handoffs:
         found["handoff"].append(_of_handoff(row))

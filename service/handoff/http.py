@@ -84,9 +84,7 @@ class Edge:
         if not self._hosts.holds(headers.get("host", "")):
             await _refuse(send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one.")
         elif "origin" in headers and not self._origins.holds(headers["origin"]):
-            await _refuse(
-                send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one."
-            )
+            await _refuse(send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one.")
         elif scope["path"] == "/healthz":
             await _respond(send, 200, to_json({"status": "alive"}))
         elif scope["path"] == "/readyz":
@@ -98,9 +96,7 @@ class Edge:
         else:
             caller = self._caller(headers)
             if caller is None:
-                await _refuse(
-                    send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE
-                )
+                await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
                 return
             scope["handoff.caller"] = caller
             await self._mcp(scope, receive, send, headers, caller, received)
@@ -110,9 +106,7 @@ class Edge:
     ) -> None:
         body = await _read(receive, headers, self._settings.body_bytes_max)
         if body is None:
-            await _refuse(
-                send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE
-            )
+            await _refuse(send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE)
             return
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
@@ -266,7 +260,5 @@ _CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
 _CLOSE: Final = ((b"connection", b"close"),)
 
 
-async def _refuse(
-    send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
+async def _refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> None:
     await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

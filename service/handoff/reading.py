@@ -51,10 +51,8 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
     return brief.compose(
         session_key=session["key"],
         as_of_sequence=session["last_sequence"],
-        entries=await entries.for_brief(conn, session["id"], brief.NEWEST, chars),
-        handoffs=[
-            handoffs.view(row) for row in await handoffs.latest_of_session(conn, session["id"], _HANDOFFS_IN_BRIEF)
-        ],
+        entries=[dict(row) for row in await entries.for_brief(conn, session["id"], brief.NEWEST, chars)],
+        handoffs=[handoffs.view(row) for row in await handoffs.latest_of_session(conn, session["id"], _HANDOFFS_IN_BRIEF)],
         counts=await entries.counts(conn, session["id"]),
         superseded=await entries.superseded(conn, session["id"]),
         token_budget=token_budget,
@@ -63,9 +61,7 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
 
 async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
     session_id: int = session["id"]
-    points = await entries.for_brief(
-        conn, session_id, {"decision": KEY_POINTS_MAX, "summary": 1}, EXCERPT_CHARS
-    )
+    points = await entries.for_brief(conn, session_id, {"decision": KEY_POINTS_MAX, "summary": 1}, EXCERPT_CHARS)
     messages = await entries.first_and_last_message(conn, session_id, EXCERPT_CHARS)
     counts = await entries.counts(conn, session_id)
     return {
@@ -87,7 +83,11 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
         "content_bytes": session["content_bytes"],
         "minutes": round((session["last_activity_at"] - session["created_at"]).total_seconds() / 60, 1),
         "key_points": [
-            {"sequence": row["sequence"], "kind": "question" if row["question"] else row["type"], "text": row["content"]}
+            {
+                "sequence": row["sequence"],
+                "kind": "question" if row["question"] else row["type"],
+                "text": row["content"],
+            }
             for row in points
         ],
         "first_message": _excerpt(messages[0]) if messages else None,

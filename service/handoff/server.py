@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from handoff import __version__
 from handoff.app import App, Call
 from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
-from handoff.model import Caller, Scope
+from handoff.model import NAME_PATTERN, SEQUENCE_MAX, Caller, Scope
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
 from handoff.resources import sessions as session_resources
@@ -67,6 +67,10 @@ _LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
 _SUBSCRIPTIONS_MAX: Final = 1_000
 _SUBSCRIBED_URIS_MAX: Final = 100
 _ERRORS_SHOWN: Final = 3
+
+# Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII, so this is NAME_PATTERN and its length.
+_SHORT_PATTERN: Final = r"^\w[\w.:@+=~-]{0,%d}$"
+_SAYS_NOTHING: Final = (("default", None), ("maximum", SEQUENCE_MAX), ("additionalProperties", True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +237,10 @@ def list_tools(settings: Settings) -> list[types.Tool]:
             description=" ".join((tool.arguments.__doc__ or "").split()),
             input_schema=_terse(tool.arguments.model_json_schema(), settings),
             output_schema=tool.result,
-            annotations=types.ToolAnnotations(
-                read_only_hint=tool.read_only,
+            annotations=types.ToolAnnotations(  # what equals the protocol's default is left out
+                read_only_hint=tool.read_only or None,
                 idempotent_hint=tool.idempotent or None,
-                destructive_hint=None if tool.read_only else tool.destructive,
-                open_world_hint=False,
+                destructive_hint=None if tool.read_only or tool.destructive else False,
             ),
         )
         for tool in tools_of(admin=settings.admin).values()
@@ -301,10 +304,12 @@ def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
             rest = [option for option in node["anyOf"] if option != {"type": "null"}]
             others = {name: value for name, value in node.items() if name not in ("anyOf", "default", "title")}
             return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(it) for it in rest]}
+        if node.get("pattern") == NAME_PATTERN:
+            return {"type": "string", "pattern": _SHORT_PATTERN % (node["maxLength"] - 1)}
         return {
             name: terse(value, is_names=name == "properties")
             for name, value in node.items()
-            if is_names or name not in ("title", "description") and not (name == "default" and value is None)
+            if is_names or (name not in ("title", "description") and (name, value) not in _SAYS_NOTHING)
         }
 
     out: dict[str, Any] = terse(schema)

@@ -5,7 +5,7 @@ A doorbell is `agent:NAME`, `capability:NAME` or `handoff:ID` (`store/handoffs.p
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -59,7 +59,7 @@ class Wakeups:
         self._wake_all()
 
     @asynccontextmanager
-    async def waiting(self, bells: Iterable[str]) -> AsyncIterator[asyncio.Event]:
+    async def waiting(self, bells: Iterable[str]) -> AsyncGenerator[asyncio.Event]:
         """An event that is set when one of the doorbells rings. Enter before looking, so that nothing is missed.
 
         Raises Unavailable when `waiters_max` wait already.

@@ -5,26 +5,49 @@ The address is the first line on standard output, written once the socket takes 
 
 import socket
 import sys
+from typing import Any, Final
 
 import uvicorn
-from handoff.http import Edge
-from handoff.settings import Settings
 from starlette.types import ASGIApp
 
+from handoff.http import Edge
+from handoff.model import Caller
+from handoff.server import Reply, UnknownTool
+from handoff.settings import Settings
 from tests.conformance.fixtures import fixture_server
 
+# The edge answers the 2026-07-28 tool calls of the service without the SDK. With these the suite judges that path too;
+# test_simple_text is the tool on which it tries out every fault that a header can have.
+REPLIES: Final = {
+    "test_simple_text": Reply(b'{"text":"This is a simple text response for testing."}', is_error=False),
+    "test_error_handling": Reply(b'{"error":"This tool intentionally returns an error for testing"}', is_error=True),
+}
 
-async def _ready() -> None:
+
+async def _call_tool(_: Caller, name: str, __: dict[str, Any], ___: float) -> Reply:
+    if name not in REPLIES:
+        raise UnknownTool(name)
+    return REPLIES[name]
+
+
+async def _unready() -> None:
     return None
 
 
 def app() -> ASGIApp:
     """The fixtures behind the service's own edge, but with sessions and event streams, which the service does without.
 
-    The scenarios need them: up to 2025-11-25 the server asks the client, which takes a session to route the answer and a
-    stream to carry the question; progress, in both revisions, takes the stream.
+    The scenarios need them. Up to 2025-11-25 the server asks the client: the question takes a stream, and its answer a
+    session to find the way back by. Progress takes the stream at both revisions.
     """
-    return Edge(fixture_server(), Settings(), unready=_ready, stateless=False, json_response=False)
+    return Edge(
+        fixture_server(),
+        Settings(),
+        unready=_unready,
+        call_tool=_call_tool,
+        stateless=False,
+        json_response=False,
+    )
 
 
 def main(port: int) -> None:

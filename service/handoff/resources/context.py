@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from handoff.model import SEQUENCE_MAX
 from handoff.app import Call
+from handoff.model import SEQUENCE_MAX, EntryType
 from handoff.reading import summary_of
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
 from handoff.store import entries, sessions
@@ -17,6 +17,7 @@ class ContextQuery(Query):
     after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     cursor: Annotated[str | None, Field(max_length=200)] = None
     limit: LimitArg = 20
+    type: EntryType | None = None
 
 
 async def read_context(call: Call, path: dict[str, str], query: ContextQuery) -> dict[str, Any]:
@@ -24,7 +25,12 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
         rows = await entries.page(
-            conn, session["id"], after=after, limit=query.limit, bytes_max=call.app.settings.page_bytes_max
+            conn,
+            session["id"],
+            after=after,
+            limit=query.limit,
+            bytes_max=call.app.settings.page_bytes_max,
+            type_=query.type,
         )
     page: dict[str, Any] = {"session_key": path["key"], "entries": [entries.view(row) for row in rows]}
     if rows and rows[-1]["sequence"] < session["last_sequence"]:

@@ -74,9 +74,7 @@ def parsed_query(query: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True, max_num_fields=20) if query else []
     except ValueError as error:
-        raise Invalid(
-            "invalid_arguments", "The URI's query can't be read.", "Write it as name=value&name=value."
-        ) from error
+        raise Invalid("invalid_arguments", "The URI's query can't be read.", "Write it as name=value&name=value.") from error
     if len({name for name, _ in pairs}) != len(pairs):
         raise Invalid("invalid_arguments", "The URI's query gives a name twice.", "Give each name once.")
     return dict(pairs)

@@ -45,6 +45,4 @@ INBOX = Resource(
     InboxQuery,
     read_inbox,
 )
-HANDOFF = Resource(
-    "handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff
-)
+HANDOFF = Resource("handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff)

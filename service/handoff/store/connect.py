@@ -1,7 +1,7 @@
 """The pool, and the one place where a database that is away becomes an error that a caller can act on."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -66,9 +66,7 @@ def server_settings(settings: Settings) -> dict[str, str]:
 
 async def prepare_connection(conn: Connection) -> None:
     """jsonb in and out as Python values, through orjson."""
-    await conn.set_type_codec(
-        "jsonb", schema="pg_catalog", encoder=_encode_jsonb, decoder=orjson.loads, format="text"
-    )
+    await conn.set_type_codec("jsonb", schema="pg_catalog", encoder=_encode_jsonb, decoder=orjson.loads, format="text")
 
 
 def _encode_jsonb(value: Any) -> str:
@@ -80,7 +78,7 @@ async def _keep(_: Connection) -> None:
 
 
 @asynccontextmanager
-async def connection(pool: Pool) -> AsyncIterator[Connection]:
+async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
     try:
         conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
@@ -115,13 +113,12 @@ async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
 
 
 async def _transact_once(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
-    async with connection(pool) as conn:
-        async with conn.transaction():
-            return await work(conn)
+    async with connection(pool) as conn, conn.transaction():
+        return await work(conn)
 
 
 @asynccontextmanager
-async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
     """A read-only connection on which all statements see the database as of one moment."""
     async with connection(pool) as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         yield conn

@@ -20,10 +20,8 @@ PAGE = """
 PAGE_BY_TYPE = """
     SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
-              FROM (SELECT e.* FROM unnest($5::text[]) AS wanted (type),
-                           LATERAL (SELECT * FROM context_entry
-                                     WHERE session_id = $1 AND type = wanted.type AND sequence > $2
-                                     ORDER BY sequence LIMIT $3) e
+              FROM (SELECT * FROM context_entry
+                     WHERE session_id = $1 AND type = $5 AND sequence > $2
                      ORDER BY sequence LIMIT $3) t) p
      WHERE before_bytes < $4
      ORDER BY sequence
@@ -86,15 +84,15 @@ SEARCH = """
          WHERE e.search @@ asked.query
            AND ($2::bigint IS NULL OR e.session_id = $2)
            AND ($3::text IS NULL OR EXISTS (SELECT FROM participant p WHERE p.session_id = e.session_id AND p.agent = $3))
-           AND ($4::text[] IS NULL OR e.type = ANY ($4))
          ORDER BY e.created_at DESC
          LIMIT 500
     ), best AS MATERIALIZED (
-        SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $5
+        SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
     )
     SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at,
            ts_headline('english', left(e.content, 20000), asked.query,
-                       'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**') AS snippet
+                       'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**')
+           AS snippet
       FROM best b
       JOIN context_entry e USING (session_id, sequence)
       JOIN session s ON s.id = b.session_id, asked
@@ -109,11 +107,11 @@ async def page(
     after: int,
     limit: int,
     bytes_max: int,
-    types: list[EntryType] | None = None,
+    type_: EntryType | None = None,
 ) -> list[Record]:
     """The entries behind sequence number `after`, in order: at most `limit`, and about `bytes_max` bytes of content."""
-    if types:
-        return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, types)
+    if type_ is not None:
+        return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, type_)
     return await conn.fetch(PAGE, session_id, after, limit, bytes_max)
 
 
@@ -149,11 +147,10 @@ async def search(
     *,
     session_id: int | None,
     viewer: str | None,
-    types: list[EntryType] | None,
     limit: int,
 ) -> list[Record]:
     """Entries that match a web-search query, best first: of one session, or of those that `viewer` takes part in."""
-    return await conn.fetch(SEARCH, query, session_id, viewer, types, limit)
+    return await conn.fetch(SEARCH, query, session_id, viewer, limit)
 
 
 def view(row: Record) -> dict[str, Any]:

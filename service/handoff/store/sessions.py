@@ -82,9 +82,7 @@ PAGE_BY_AGENT = f"""
 _READ_AHEAD = 4  # rows read for each row asked for, where a filter has no index of its own
 
 
-async def create(
-    conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]
-) -> Record | None:
+async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]) -> Record | None:
     """A new session of which `agent` is the owner; None when the key is taken."""
     row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
     if row is not None:

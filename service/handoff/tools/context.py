@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from handoff.model import SEQUENCE_MAX
 from handoff.app import Call
 from handoff.errors import Invalid
-from handoff.model import EntryType
+from handoff.model import SEQUENCE_MAX, EntryType
 from handoff.reading import brief_of
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
@@ -31,7 +30,6 @@ from handoff.wire import to_json
 
 ENTRIES_PER_CALL_MAX = 50
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
-TypesArg = Annotated[list[EntryType], Field(min_length=1, max_length=6)]
 
 
 class Entry(Arguments):
@@ -42,8 +40,8 @@ class Entry(Arguments):
 
 
 class UpdateContext(Arguments):
-    """Append entries, durably and in order. metadata {"question": true} marks an open question, {"path": …} a file;
-    supersedes names entries that this one replaces or answers."""
+    """Append entries, durably. metadata {"question":true} marks an open question, {"path":…} a file; supersedes names
+    entries replaced or answered."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg
@@ -61,7 +59,6 @@ class GetContext(Arguments):
     token_budget: BudgetArg = 1_500
     after_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 20
-    types: TypesArg | None = None
 
 
 class SearchContext(Arguments):
@@ -70,7 +67,6 @@ class SearchContext(Arguments):
     agent: AgentArg = None
     query: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(no_nul)]
     session_key: SessionKeyArg | None = None
-    types: TypesArg | None = None
     limit: Annotated[int, Field(ge=1, le=50)] = 10
 
 
@@ -115,7 +111,6 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
             after=args.after_sequence,
             limit=args.limit,
             bytes_max=call.app.settings.page_bytes_max,
-            types=args.types,
         )
     page: dict[str, Any] = {"session": sessions.view(session), "entries": [entries.view(row) for row in rows]}
     if rows and rows[-1]["sequence"] < session["last_sequence"]:
@@ -134,7 +129,6 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
             args.query,
             session_id=session_id,
             viewer=viewer if session_id is None else None,
-            types=args.types,
             limit=args.limit + 1,
         )
     fields = ("session_key", "sequence", "type", "author", "created_at", "snippet")
@@ -165,14 +159,14 @@ UPDATE_CONTEXT = Tool(
     "update_context",
     UpdateContext,
     update_context,
-    properties("first_sequence last_sequence", first_sequence="integer", last_sequence="integer", replayed="boolean"),
+    properties("last_sequence", first_sequence="integer", last_sequence="integer"),
     "write",
 )
 GET_CONTEXT = Tool(
     "get_context",
     GetContext,
     get_context,
-    properties("session", session="object", brief="object", entries="array", next_after_sequence="integer"),
+    properties("session", session="object", brief="object", entries="array"),
     "read",
     read_only=True,
 )
@@ -180,7 +174,7 @@ SEARCH_CONTEXT = Tool(
     "search_context",
     SearchContext,
     search_context,
-    properties("matches more", matches="array", more="boolean"),
+    properties("matches", matches="array", more="boolean"),
     "read",
     read_only=True,
 )

@@ -31,13 +31,15 @@ from handoff.tools.contract import (
 )
 from handoff.wire import from_cursor
 
-HANDOFF_RESULT = properties("handoff_id state token", handoff_id="integer", state="string", token="integer")
-ACCEPTED_RESULT = properties("handoff brief", handoff="object", brief="object")
+HANDOFF_RESULT = properties("handoff_id", handoff_id="integer", state="string")
+ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")
+INBOX_PAGE = 10
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
+
 class RequestHandoff(Arguments):
-    """Offer a session you write to: to target_agent, or to whoever has target_capability. full_handoff also moves ownership,
-    collaboration makes the receiver a lasting writer."""
+    """Offer a session to target_agent, or to whoever has target_capability. full_handoff moves ownership too;
+    collaboration lets both write."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg
@@ -82,13 +84,11 @@ class ResolveHandoff(Arguments):
 
 
 class GetInbox(Arguments):
-    """Handoffs offered to you or held by you, urgent first. capabilities declares what you can take;
-    wait_seconds waits for one."""
+    """Handoffs offered to you or held by you. capabilities declares what you can take; wait_seconds waits for one."""
 
     agent: AgentArg = None
     capabilities: Annotated[list[Capability], Field(max_length=32)] | None = None
     wait_seconds: Annotated[int, Field(ge=0, le=30)] = 0
-    limit: Annotated[int, Field(ge=1, le=50)] = 10
     cursor: Annotated[str, Field(max_length=200)] | None = None
 
 
@@ -229,7 +229,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
             bells += [f"capability:{name}" for name in await agents.capabilities(conn, agent)]
         async with call.app.wakeups.waiting(bells) as rung:
             while True:
-                page = await inbox_page(call.app, agent, after, args.limit)
+                page = await inbox_page(call.app, agent, after, INBOX_PAGE)
                 left_s = give_up - loop.time()
                 if page["handoffs"] or left_s <= 0 or call.app.wakeups.closing:
                     return page
@@ -239,7 +239,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
                         await rung.wait()
                 except TimeoutError:
                     return page
-    return await inbox_page(call.app, agent, after, args.limit)
+    return await inbox_page(call.app, agent, after, INBOX_PAGE)
 
 
 async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
@@ -265,9 +265,7 @@ async def _must_see(conn: Connection, row: Record, agent: str) -> None:
         raise handoff_not_found(row["id"])
 
 
-async def _held(
-    call: Call, conn: Connection, handoff_id: int, agent: str, token: int, action: HandoffAction
-) -> Record:
+async def _held(call: Call, conn: Connection, handoff_id: int, agent: str, token: int, action: HandoffAction) -> Record:
     """The handoff, locked, if `agent` holds it by `token`. Raises Conflict that names who holds it now."""
     row = await _current(call, conn, handoff_id)
     await _must_see(conn, row, agent)

@@ -9,7 +9,7 @@ from handoff.errors import Conflict, Forbidden, session_not_found
 from handoff.model import OPEN_STATUSES, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions
 from handoff.store.append import Append, NewEntry, append_within
-from handoff.store.connect import Connection, transact
+from handoff.store.connect import Connection
 from handoff.tools.contract import (
     AgentArg,
     Arguments,
@@ -21,7 +21,7 @@ from handoff.tools.contract import (
     properties,
 )
 
-SESSION_RESULT = properties("session_key status", session_key="string", status="string", last_sequence="integer")
+SESSION_RESULT = properties("session_key", session_key="string", status="string")
 
 
 class RegisterSession(Arguments):

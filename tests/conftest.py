@@ -1,0 +1,110 @@
+"""Real parts for every test: one Postgres and one Valkey a run, a database of its own for each test."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import asyncpg
+import pytest
+from mcp import Client
+from pydantic import SecretStr
+
+from handoff.app import App, open_app
+from handoff.embedded import postgres
+from handoff.logs import configure_logs
+from handoff.server import build_server
+from handoff.settings import Settings
+from handoff.store.migrate import migrate
+from tests.agents import Agent
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The loop that the service runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(autouse=True)
+def _logs_to_stderr() -> None:
+    configure_logs("info")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Generator[str]:
+    """A Postgres from the wheel, without fsync: these tests stop processes of ours, never the machine."""
+    # Not below pytest's own folder, which only its user may enter: as root, Postgres runs as another.
+    with TemporaryDirectory(prefix="handoff-tests-") as folder, postgres(Path(folder)) as url:
+        asyncio.run(_prepare(url))
+        yield url
+
+
+async def _prepare(url: str) -> None:
+    conn = await asyncpg.connect(url)
+    for setting in ("fsync = off", "full_page_writes = off", "max_connections = 300"):
+        await conn.execute(f"ALTER SYSTEM SET {setting}")
+    await conn.execute("SELECT pg_reload_conf()")
+    await conn.execute("CREATE DATABASE template_handoff")
+    await conn.close()
+    await migrate(Settings(database_url=SecretStr(_named(url, "template_handoff"))))
+
+
+def _named(url: str, name: str) -> str:
+    return url.replace("/postgres?", f"/{name}?", 1)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Generator[str]:
+    """A database with nothing in it."""
+    yield from _database(postgres_url, "template0")
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Generator[str]:
+    """A migrated database of the test's own."""
+    yield from _database(postgres_url, "template_handoff")
+
+
+def _database(url: str, template: str) -> Generator[str]:
+    name = f"test_{next(_numbers)}"
+    asyncio.run(_execute(url, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield _named(url, name)
+    asyncio.run(_execute(url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    conn = await asyncpg.connect(url)
+    await conn.execute(statement)
+    await conn.close()
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings on the test's database; the clock's work is done when a test asks for it."""
+    return Settings(database_url=SecretStr(database_url), settle_interval_s=3_600)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncGenerator[App]:
+    """An open App."""
+    async with open_app(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def agent(app: App) -> AsyncGenerator[Agent]:
+    """Any agent's hands on a service in this process: `await agent.ok("get_inbox", agent="bob")`."""
+    async with Client(build_server(app)) as client:
+        yield Agent(client)
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
+    """A connection to the test's database, to look behind the service."""
+    conn = await asyncpg.connect(database_url)
+    yield conn
+    await conn.close()
