@@ -225,6 +225,7 @@ def _tools(bus: InMemorySubscriptionBus) -> dict[str, Tool]:
     simple = _answering(_text("This is a simple text response for testing."))
     return {
         "test_simple_text": simple,  # first: http-header-validation calls the first tool, without arguments
+        "test_image_content": _answering(_image()),
         "test_audio_content": _answering(types.AudioContent(data=SILENCE, mime_type="audio/wav")),
         "test_embedded_resource": _answering(_embedded("test://embedded-resource", "text/plain", "An embedded one.")),
         "test_multiple_content_types": _answering(

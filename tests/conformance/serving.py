@@ -6,13 +6,15 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from tests.processes import environment
+
 STOP_TIMEOUT_S: Final = 30
 
 
 @contextmanager
 def serving(command: Sequence[str]) -> Generator[str]:
     """Run a server until the end of the block; yields the MCP address that it prints once it serves."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         try:
             yield _address(server)
         finally:

@@ -1,33 +1,18 @@
 """The real service before clients that others wrote: mcpcheck, and the Inspector's command line."""
 
 import json
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.conformance import npm
-from tests.conformance.serving import serving
 
 pytestmark = [pytest.mark.external, pytest.mark.timeout(npm.INSTALL_TIMEOUT_S + npm.RUN_TIMEOUT_S)]
 
 TOOL_IS_ERROR: Final = 5  # the Inspector's exit status
-
-
-@pytest.fixture(scope="module")
-def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service as a newcomer starts it: `handoff run`, on a folder of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data_dir = tmp_path_factory.mktemp("service")
-    run = [sys.executable, "-m", "handoff", "run", "--data-dir", str(data_dir), "--port", str(port)]
-    with serving(run) as url:
-        yield url
 
 
 def test_mcpcheck_finds_nothing_to_complain_about(service_url: str) -> None:
@@ -51,29 +36,28 @@ def inspector(request: pytest.FixtureRequest, service_url: str, npm_packages: Pa
 
 
 def test_the_inspector_plays_a_handover_with_all_ten_tools(inspector: "Inspector") -> None:
-    key = f"migration-{inspector.era}"
+    key, ada, bob = (f"{name}-{inspector.era}" for name in ("migration", "ada", "bob"))
     listed = {tool["name"] for tool in inspector.list_tools()}
 
-    session = inspector.call("register_session", agent="ada", session_key=key, metadata='{"ticket":7}')
-    assert session["owner"] == "ada"
+    session = inspector.call("register_session", agent=ada, session_key=key, metadata='{"ticket":7}')
+    assert session["owner"] == ada
     entries = '[{"type":"decision","content":"The ledger lives in Postgres"}]'
-    assert not inspector.call("update_context", agent="ada", session_key=key, entries=entries)["replayed"]
-    found = inspector.call("search_context", agent="ada", query="ledger", session_key=key)
+    assert not inspector.call("update_context", agent=ada, session_key=key, entries=entries)["replayed"]
+    found = inspector.call("search_context", agent=ada, query="ledger", session_key=key)
     assert [match["type"] for match in found["matches"]] == ["decision"]
-    brief = inspector.call("get_context", agent="ada", session_key=key)["brief"]
+    brief = inspector.call("get_context", agent=ada, session_key=key)["brief"]
     assert "lives in Postgres" in json.dumps(brief["parts"])
 
-    offer = inspector.call(
-        "request_handoff", agent="ada", session_key=key, target_agent="bob", instructions="Write the migration"
-    )
-    inbox = inspector.call("get_inbox", agent="bob")["handoffs"]
+    work = {"target_agent": bob, "instructions": "Write the migration"}
+    offer = inspector.call("request_handoff", agent=ada, session_key=key, **work)
+    inbox = inspector.call("get_inbox", agent=bob)["handoffs"]
     assert [handoff["handoff_id"] for handoff in inbox] == [offer["handoff_id"]]
-    taken = inspector.call("accept_handoff", agent="bob", handoff_id=offer["handoff_id"])
+    taken = inspector.call("accept_handoff", agent=bob, handoff_id=offer["handoff_id"])
     assert "lives in Postgres" in json.dumps(taken["brief"]["parts"])
-    held = {"agent": "bob", "handoff_id": offer["handoff_id"], "token": taken["handoff"]["token"]}
+    held = {"agent": bob, "handoff_id": offer["handoff_id"], "token": taken["handoff"]["token"]}
     assert inspector.call("renew_handoff", **held, lease_seconds=60)["state"] == "accepted"
     assert inspector.call("resolve_handoff", **held, action="complete", note="Done")["state"] == "completed"
-    assert inspector.call("close_session", agent="ada", session_key=key)["status"] == "completed"
+    assert inspector.call("close_session", agent=ada, session_key=key)["status"] == "completed"
 
     assert listed == inspector.called
     assert len(listed) == 10
