@@ -26,7 +26,7 @@ check: .venv/.ready          ## ruff, pyright, import-linter, deptry
 	.venv/bin/deptry service
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run
-	.venv/bin/python -m tests.bench
+	.venv/bin/python -m tests.bench $(BENCH)
 
 clean:                       ## remove what was installed; the data in $(DATA_DIR) stays
 	rm -rf .venv .tools
