@@ -15,7 +15,7 @@ import mcp_types as types
 import orjson
 from mcp.server.lowlevel import Server
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.inbound import InboundModernRoute, classify_inbound_request, find_duplicated_routing_header
+from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
 from mcp_types.methods import validate_client_request
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
@@ -33,7 +33,6 @@ Unready = Callable[[], Awaitable[str | None]]
 
 _JSON: Final = (b"content-type", b"application/json")
 _ANYONE: Final = Caller()
-_MCP_PARAM_PREFIX: Final = "mcp-param-"
 
 
 class Edge:
@@ -149,7 +148,7 @@ class Edge:
             return None
         if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or request.get("method") != "tools/call":
             return None
-        if type(request.get("id")) not in (str, int) or _has_odd_headers(scope["headers"]):
+        if type(request.get("id")) not in (str, int) or len(headers) != len(scope["headers"]):  # a header stands twice
             return None
         if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
             return None
@@ -193,11 +192,6 @@ def _host_names(settings: Settings) -> list[str]:
 
 def _accepts_json(accept: str) -> bool:
     return "application/json" in accept or "*/*" in accept
-
-
-def _has_odd_headers(headers: list[tuple[bytes, bytes]]) -> bool:
-    pairs = [(name.decode("latin-1"), "") for name, _ in headers]
-    return any(name.startswith(_MCP_PARAM_PREFIX) for name, _ in pairs) or find_duplicated_routing_header(pairs) is not None
 
 
 async def _read(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:

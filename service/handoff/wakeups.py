@@ -105,7 +105,7 @@ class Wakeups:
             try:
                 await self._listen_once()
                 pause_s = 0.1
-            except AWAY as error:
+            except (*AWAY, asyncpg.InterfaceError) as error:
                 log.warning("wakeups.lost", error=type(error).__name__, retry_s=round(pause_s, 2))
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _RECONNECT_S_MAX)
@@ -119,12 +119,18 @@ class Wakeups:
             timeout=self._settings.connect_timeout_s,
             server_settings={**server_settings(self._settings), "application_name": "handoff-wakeups"},
         )
+        lost = asyncio.Event()
+        conn.add_termination_listener(lambda _: lost.set())
         try:
             await conn.add_listener(CHANNEL, self._rung)
             self._wake_all()  # what rang while nobody listened is not known, so everybody looks again
-            while not conn.is_closed():
-                await asyncio.sleep(_KEEPALIVE_S)
-                await conn.execute("SELECT 1", timeout=self._settings.statement_timeout_s)
+            while not lost.is_set():
+                try:
+                    async with asyncio.timeout(_KEEPALIVE_S):
+                        await lost.wait()
+                except TimeoutError:
+                    await conn.execute("SELECT 1", timeout=self._settings.statement_timeout_s)
+            raise ConnectionResetError("the connection that listens was closed")
         finally:
             with suppress(Exception):
                 await conn.close(timeout=1)

@@ -181,7 +181,7 @@ class AppendLane:
                 continue
             if item.received < oldest:
                 self._waiting.popleft()
-                item.answer.set_exception(_overloaded())
+                _fail([item], _overloaded())
                 continue
             name = (item.agent, item.idempotency_key) if item.idempotency_key is not None else None
             if batch and (
@@ -233,7 +233,7 @@ class AppendLane:
             try:
                 item.answer.set_result(_outcome(item, row, self._settings))
             except HandoffError as error:
-                item.answer.set_exception(error)
+                _fail([item], error)
 
 
 async def append_within(conn: Connection, item: Append, settings: Settings) -> Appended:

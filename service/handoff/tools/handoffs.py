@@ -166,6 +166,9 @@ async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
 
     taken = await idempotency.once(call.app.pool, "accept_handoff", agent, args, work)
     _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget)
+    whole = {part.get("handoff_id") for part in brief["parts"] if "cut" not in part}
+    if taken["handoff_id"] in whole:  # the brief has the instructions; nobody is to pay for them twice
+        del taken["instructions"]
     return {"handoff": taken, "brief": brief}
 
 

@@ -1,0 +1,137 @@
+"""The load: raw HTTP/1.1 over keep-alive connections, prebuilt requests, a process and a core of its own.
+
+Reads a plan as JSON on standard input, prints what it measured as JSON. Any answer that is not a success fails the run.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from itertools import count
+from typing import Any
+
+import uvloop
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "bench", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time; the next goes out as soon as the answer is whole."""
+
+    def __init__(self, load: "Load") -> None:
+        self._load = load
+        self._buffer = b""
+        self._sent = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head_end = self._buffer.find(b"\r\n\r\n")
+        if head_end < 0:
+            return
+        head = self._buffer[:head_end].lower()
+        start = head.index(b"content-length:") + 15
+        end = head.find(b"\r\n", start)
+        length = int(head[start : end if end > 0 else head_end])
+        if len(self._buffer) < head_end + 4 + length:
+            return
+        body = self._buffer[head_end + 4 :]
+        self._buffer = b""
+        if not head.startswith(b"http/1.1 200") or b'"error"' in body or b'"isError":true' in body:
+            self._load.fail(body)
+            return
+        self._load.latencies.append(time.perf_counter() - self._sent)
+        self._next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.fail(b"the server closed the connection")
+
+    def _next(self) -> None:
+        request = self._load.request()
+        if request is None:
+            self._transport.abort()
+            self._load.finished()
+            return
+        self._sent = time.perf_counter()
+        self._transport.write(request)
+
+
+class Load:
+    """A plan: port, in_flight, seconds, tool, arguments (one per session, taken in turn), token."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self.latencies: list[float] = []
+        self._open = plan["in_flight"]
+        self._done = asyncio.get_running_loop().create_future()
+        self._numbers = count()
+        self._until = time.perf_counter() + plan["seconds"]
+        self._requests = [self._build(arguments) for arguments in plan["arguments"]]
+
+    def request(self) -> bytes | None:
+        """The next request, or None when the time is over."""
+        if time.perf_counter() > self._until:
+            return None
+        return self._requests[next(self._numbers) % len(self._requests)]
+
+    def finished(self) -> None:
+        """A connection has sent its last."""
+        self._open -= 1
+        if self._open == 0 and not self._done.done():
+            self._done.set_result(None)
+
+    def fail(self, why: bytes) -> None:
+        """The run is worth nothing."""
+        if self._open > 0 and not self._done.done() and time.perf_counter() <= self._until:
+            self._done.set_exception(RuntimeError(why[:500].decode(errors="replace")))
+
+    async def run(self) -> dict[str, float]:
+        """Send until the time is over; calls/s, latencies in ms, and the share of a core that this took."""
+        loop = asyncio.get_running_loop()
+        cpu, began = time.process_time(), time.perf_counter()
+        for _ in range(self.plan["in_flight"]):
+            await loop.create_connection(lambda: Connection(self), "127.0.0.1", self.plan["port"])
+        await self._done
+        took = time.perf_counter() - began
+        ordered = sorted(self.latencies)
+        return {
+            "calls": len(ordered),
+            "calls_per_s": len(ordered) / took,
+            "p50_ms": ordered[len(ordered) // 2] * 1e3,
+            "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3,
+            "client_core": (time.process_time() - cpu) / took,
+        }
+
+    def _build(self, arguments: dict[str, Any]) -> bytes:
+        tool = self.plan["tool"]
+        params = {"name": tool, "arguments": arguments, "_meta": META}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+        headers = {
+            "Host": f"127.0.0.1:{self.plan['port']}",
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+            "MCP-Protocol-Version": "2026-07-28",
+            "Mcp-Method": "tools/call",
+            "Mcp-Name": tool,
+            "Authorization": f"Bearer {self.plan['token']}",
+            "Content-Length": str(len(body)),
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"POST /mcp HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+async def _main() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    print(json.dumps(await Load(json.load(sys.stdin)).run()))
+
+
+if __name__ == "__main__":
+    uvloop.run(_main())

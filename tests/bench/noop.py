@@ -1,0 +1,25 @@
+"""The yardstick: a no-op tool of a plain MCPServer, stateless, JSON responses, on uvloop."""
+
+import sys
+
+import uvicorn
+from mcp.server import MCPServer
+
+server = MCPServer("noop")
+
+
+@server.tool()
+async def noop(text: str) -> str:
+    """Do nothing."""
+    return "ok"
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        server.streamable_http_app(json_response=True, stateless_http=True),
+        port=int(sys.argv[1]),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="error",
+    )
