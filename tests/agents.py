@@ -1,8 +1,11 @@
 """An agent's hands: tool calls and resource reads through the public MCP client, as plain JSON."""
 
 import json
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
+import anyio
 from mcp import Client
 
 
@@ -50,3 +53,11 @@ class Agent:
         """Accept a handoff; the token."""
         taken = await self.ok("accept_handoff", agent=agent, handoff_id=handoff_id, **arguments)
         return taken["handoff"]["token"]
+
+
+async def until(holds: Callable[[], object], within_s: float = 10) -> None:
+    """Wait until something holds; fail when it does not in time."""
+    give_up = monotonic() + within_s
+    while not holds():
+        assert monotonic() < give_up, "it did not come to hold in time"
+        await anyio.sleep(0.01)

@@ -83,8 +83,7 @@ def _measure(
             for what, variant_in_flight, sessions in VARIANTS:
                 if variant_in_flight == in_flight:
                     arguments = [
-                        {"session_key": key, "entries": [{"type": "message", "content": CONTENT}]}
-                        for key in keys[:sessions]
+                        {"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys[:sessions]
                     ]
                     one("update_context", in_flight, what, service, {"tool": "update_context", "arguments": arguments})
     return rows

@@ -57,11 +57,13 @@ async def test_processes_that_append_to_the_same_sessions_neither_fail_nor_leave
         Client(build_server(second)) as other,
     ):
         hands = [agent, Agent(one), Agent(other)]
-        await all_of(*[
-            hand.says(keys[(number + place) % len(keys)], f"{place}/{number}")
-            for number in range(60)
-            for place, hand in enumerate(hands)
-        ])
+        await all_of(
+            *[
+                hand.says(keys[(number + place) % len(keys)], f"{place}/{number}")
+                for number in range(60)
+                for place, hand in enumerate(hands)
+            ]
+        )
 
     for key in keys:
         assert await sequences(db, key) == list(range(1, 32))
@@ -263,7 +265,10 @@ async def test_a_session_is_full_at_its_limit_and_not_before(
 
 
 async def test_content_above_the_limit_is_refused_by_its_bytes(settings: Settings, db: asyncpg.Connection) -> None:
-    async with open_app(settings.model_copy(update={"content_bytes_max": 1_024})) as app, Client(build_server(app)) as client:
+    async with (
+        open_app(settings.model_copy(update={"content_bytes_max": 1_024})) as app,
+        Client(build_server(app)) as client,
+    ):
         agent = Agent(client)
         key = await agent.session()
         await agent.says(key, "ä" * 512)

@@ -6,7 +6,7 @@ from handoff.app import Call
 from handoff.errors import Forbidden, handoff_not_found
 from handoff.reading import INBOX_START, handoff_view, inbox_page
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
-from handoff.store import handoffs, sessions
+from handoff.store import handoffs
 from handoff.store.connect import snapshot
 from handoff.wire import from_cursor
 
@@ -28,7 +28,7 @@ async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str
     handoff_id = int(path["id"]) if path["id"].isascii() and path["id"].isdigit() and len(path["id"]) < 16 else 0
     async with snapshot(call.app.pool) as conn:
         row = await handoffs.find(conn, handoff_id)
-        if row is None or not await sessions.may_see(conn, row["session_id"], call.caller.viewer(None)):
+        if row is None or not await handoffs.may_see(conn, row, call.caller.viewer(None)):
             raise handoff_not_found(handoff_id)
     return handoff_view(row)
 

@@ -162,6 +162,15 @@ async def is_addressed(conn: Connection, handoff_id: int, agent: str) -> bool:
     return bool(await conn.fetchval(ADDRESSED, handoff_id, agent))
 
 
+async def may_see(conn: Connection, row: Record, viewer: str | None) -> bool:
+    """Whether `viewer` may read the handoff: it is named in it, or addressed by it, or sees its session."""
+    return (
+        viewer in (None, row["sender"], row["target_agent"], row["holder"])
+        or await is_addressed(conn, row["id"], viewer or "")
+        or await sessions.may_see(conn, row["session_id"], viewer)
+    )
+
+
 async def open_of_session(conn: Connection, session_id: int) -> list[int]:
     """The ids of the session's open handoffs, newest first, at most 20."""
     return [row["id"] for row in await conn.fetch(OPEN_OF_SESSION, session_id)]

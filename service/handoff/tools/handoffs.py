@@ -264,7 +264,7 @@ async def _current(call: Call, conn: Connection, handoff_id: int) -> Record:
 
 
 async def _must_see(conn: Connection, row: Record, agent: str) -> None:
-    if not await sessions.may_see(conn, row["session_id"], agent):
+    if not await handoffs.may_see(conn, row, agent):
         raise handoff_not_found(row["id"])
 
 
