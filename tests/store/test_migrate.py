@@ -1,0 +1,85 @@
+"""Migrations: forward, once, by whoever comes first."""
+
+import anyio
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from handoff.settings import Settings
+from handoff.store import migrate as module
+from handoff.store.migrate import Migration, MigrationError, migrate, migrations, pending
+
+LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version"
+ONE_MORE = Migration(9_999, "9999_one_more.sql", "CREATE TABLE one_more (n int)", "0" * 64)
+
+
+@pytest.fixture
+def empty(empty_database_url: str) -> Settings:
+    return Settings(database_url=SecretStr(empty_database_url))
+
+
+async def connect(settings: Settings) -> asyncpg.Connection:
+    assert settings.database_url is not None
+    return await asyncpg.connect(settings.database_url.get_secret_value())
+
+
+async def test_an_empty_database_is_brought_up_and_then_left_alone(empty: Settings) -> None:
+    conn = await connect(empty)
+    names = [migration.name for migration in migrations()]
+
+    assert await pending(conn) == names
+    assert await migrate(empty) == names
+    assert await migrate(empty) == []
+    assert await pending(conn) == []
+    assert await conn.fetchval("SELECT count(*) FROM retention_policy") == 3
+    await conn.close()
+
+
+async def test_six_processes_that_start_together_apply_each_migration_once(empty: Settings) -> None:
+    applied: list[str] = []  # parity 3: of six servers, one to three survived
+
+    async def one() -> None:
+        applied.extend(await migrate(empty))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(6):
+            group.start_soon(one)
+
+    assert applied == [migration.name for migration in migrations()]
+
+
+async def test_a_migration_that_was_changed_after_it_was_applied_is_refused(settings: Settings) -> None:
+    conn = await connect(settings)
+    await conn.execute("UPDATE schema_migration SET sha256 = 'another' WHERE version = 1")
+    await conn.close()
+
+    with pytest.raises(MigrationError, match="was changed after it had been applied"):
+        await migrate(settings)
+
+
+async def test_a_new_migration_is_applied_alone_and_a_failing_one_leaves_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn = await connect(settings)
+    before = await conn.fetch(LEDGER)
+    broken = Migration(9_998, "9998_broken.sql", "CREATE TABLE half (n int); SELECT 1/0", "1" * 64)
+    known = migrations()
+
+    monkeypatch.setattr(module, "migrations", lambda: (*known, broken))
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await migrate(settings)
+    assert await conn.fetch(LEDGER) == before
+    assert await conn.fetchval("SELECT to_regclass('half')") is None
+
+    monkeypatch.setattr(module, "migrations", lambda: (*known, ONE_MORE))
+    assert await migrate(settings) == [ONE_MORE.name]
+    await conn.close()
+
+
+async def test_a_database_newer_than_this_program_is_left_alone(settings: Settings) -> None:
+    conn = await connect(settings)
+    await conn.execute("INSERT INTO schema_migration (version, name, sha256) VALUES (9999, '9999_later.sql', 'x')")
+
+    assert await migrate(settings) == []
+    assert await pending(conn) == []
+    await conn.close()

@@ -1,0 +1,165 @@
+"""Every statement is valid SQL on the migrated schema, and the hot ones read no more than they return."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handoff import brief, store
+from handoff.store import append, entries, handoffs, sessions
+
+VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
+BIG = ("session", "participant", "context_entry", "handoff", "event", "idempotency")
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Every SQL constant of handoff.store, by name."""
+    for module_info in pkgutil.iter_modules(store.__path__):
+        module = importlib.import_module(f"handoff.store.{module_info.name}")
+        for name, value in vars(module).items():
+            if name.isupper() and not name.startswith("_") and isinstance(value, str) and value.lstrip().startswith(VERBS):
+                yield f"{module_info.name}.{name}", value
+
+
+SQL = dict(statements())
+
+
+def test_the_statements_are_found() -> None:
+    assert len(SQL) > 35
+    assert {"append.APPEND", "handoffs.INBOX", "sessions.PAGE_BY_AGENT", "events.RECORD"} <= set(SQL)
+
+
+@pytest.mark.parametrize("name", sorted(SQL))
+async def test_each_statement_can_be_prepared_on_the_migrated_database(name: str, db: asyncpg.Connection) -> None:
+    await db.prepare(SQL[name])
+
+
+FILL = """
+    INSERT INTO session (key, created_by, owner, writers, status, retention_policy, metadata, created_at, expires_at,
+                         last_activity_at, last_sequence, content_bytes, version)
+    SELECT 's' || n, 'a' || n % 9, 'a' || n % 9, ARRAY['a' || n % 9],
+           CASE WHEN n % 10 = 0 THEN 'completed' ELSE 'active' END, 'standard', '{}',
+           now() - n * interval '1 minute', now(), now(), CASE WHEN n <= 20 THEN 1500 ELSE 10 END, 100, 1
+      FROM generate_series(1, 20000) n;
+    INSERT INTO participant (agent, session_id, created_at) SELECT owner, id, created_at FROM session;
+    INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
+                               created_at, processing_ms)
+    SELECT id, q, (ARRAY['message','file','tool_call','system','decision','summary'])[1 + q % 6], 'word' || q || ' text ' || id,
+           CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
+           20, sha256('x'), owner, now(), 1
+      FROM session, generate_series(1, 10) q WHERE id BETWEEN 21 AND 500
+    UNION ALL
+    SELECT id, q, (ARRAY['message','file','tool_call','system','decision','summary'])[1 + q % 6], 'word' || q || ' text ' || id,
+           CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
+           20, sha256('x'), owner, now(), 1
+      FROM session, generate_series(1, 1500) q WHERE id <= 20;
+    INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
+    SELECT owner, key, 'update_context', sha256('x'), 1, now() FROM session;
+    INSERT INTO agent VALUES ('w', ARRAY['c1', 'c2'], now());
+    INSERT INTO handoff (session_id, request_type, sender, target_agent, target_capability, instructions, priority, deadline,
+                         state, holder, token, lease_expires_at, lapses, as_of_sequence, context_digest, created_at,
+                         updated_at)
+    SELECT id, 'context_transfer', owner, CASE WHEN id % 2 = 0 THEN 'w' || id % 7 END,
+           CASE WHEN id % 2 = 1 THEN 'c' || id % 5 END, 'x', id % 10,
+           CASE WHEN id % 3 = 0 THEN now() + interval '1 day' END,
+           (ARRAY['offered', 'accepted', 'completed', 'rejected'])[1 + id % 4],
+           CASE WHEN id % 4 IN (1, 2) THEN 'w' || id % 7 END, 1,
+           CASE WHEN id % 4 = 1 THEN now() + interval '1 hour' END, 0, 1, sha256('x'), now(), now()
+      FROM session;
+    ANALYZE;
+"""
+
+
+@pytest.fixture
+async def filled(db: asyncpg.Connection) -> AsyncGenerator[asyncpg.Connection]:
+    """Twenty thousand sessions, of which twenty are long, with their entries and handoffs."""
+    await db.set_type_codec("json", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    await db.execute(FILL)
+    yield db
+
+
+async def plan(db: asyncpg.Connection, statement: str, *arguments: Any) -> list[dict[str, Any]]:
+    """The scans that the statement made: node type, table, rows read. Nothing that it wrote stays."""
+    transaction = db.transaction()
+    await transaction.start()
+    explained = await db.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments)
+    await transaction.rollback()
+    scans: list[dict[str, Any]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        if node.get("Relation Name") in BIG or "Index Name" in node:
+            removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+            rows = (node["Actual Rows"] + removed) * node["Actual Loops"]
+            scans.append({"type": node["Node Type"], "table": node.get("Relation Name"), "rows": rows})
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(explained[0]["Plan"])
+    return scans
+
+
+def most(scans: list[dict[str, Any]], table: str) -> float:
+    """Rows read from a table by the scan that read most; no scan may read a big table from end to end."""
+    assert not [scan for scan in scans if scan["type"] == "Seq Scan"], scans
+    return max((scan["rows"] for scan in scans if scan["table"] == table), default=0)
+
+
+EVER, NEWEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+
+
+async def test_lists_of_sessions_read_one_page(filled: asyncpg.Connection) -> None:
+    position = (NEWEST, 0, EVER, 21)
+
+    assert most(await plan(filled, sessions.PAGE, *position), "session") <= 21
+    assert most(await plan(filled, sessions.PAGE_BY_STATUS, *position, "completed"), "session") <= 21
+    of_agent = await plan(filled, sessions.PAGE_BY_AGENT, *position, "a7", None, None)
+    assert most(of_agent, "session") <= 21
+    assert most(of_agent, "participant") <= 21
+
+
+async def test_a_page_of_entries_reads_one_page(filled: asyncpg.Connection) -> None:
+    assert most(await plan(filled, entries.PAGE, 5, 700, 20, 1 << 20), "context_entry") <= 20
+    assert most(await plan(filled, entries.PAGE_BY_TYPE, 5, 700, 20, 1 << 20, "decision"), "context_entry") <= 20
+
+
+async def test_a_brief_reads_the_newest_of_each_kind_and_not_the_session(filled: asyncpg.Connection) -> None:
+    scans = await plan(filled, entries.BRIEF, 5, list(brief.NEWEST), list(brief.NEWEST.values()), 1_000)
+
+    # Superseded entries and questions are passed over while looking, at most as many as there are.
+    passed_over = 1_500 // 40 + 1_500 // 50
+    assert most(scans, "context_entry") <= sum(brief.NEWEST.values()) + passed_over
+
+
+async def test_an_inbox_reads_one_page_of_each_of_its_three_lists(filled: asyncpg.Connection) -> None:
+    for agent in ("w", "w2"):
+        scans = await plan(filled, handoffs.INBOX, agent, 10, 0, 11)
+        assert most(scans, "handoff") <= 22  # two capabilities
+        assert most(scans, "session") <= 11
+
+
+async def test_what_is_overdue_is_found_by_its_time(filled: asyncpg.Connection) -> None:
+    await filled.execute("UPDATE handoff SET deadline = now() - interval '1 hour' WHERE id IN (12, 24)")
+
+    assert most(await plan(filled, handoffs.OVERDUE, 100), "handoff") <= 2
+
+
+async def test_an_append_touches_its_own_session_only(filled: asyncpg.Connection) -> None:
+    arguments: list[Any] = [
+        [0], ["s7"], ["a7"], [None], [1], [0], ["key"], [bytes(32)], [1],
+        [0], [1], ["message"], ["x"], [None], [""], [1], [bytes(32)],
+        ["active", "dormant"], 10_000, [0.5],
+    ]  # fmt: skip
+    scans = await plan(filled, append.APPEND, *arguments)
+
+    assert most(scans, "session") <= 1
+    assert most(scans, "idempotency") <= 1
+
+
+async def test_visibility_and_the_newest_handoffs_are_found_by_index(filled: asyncpg.Connection) -> None:
+    assert most(await plan(filled, sessions.VISIBLE, 5, "w"), "handoff") <= 1
+    assert most(await plan(filled, handoffs.LATEST_OF_SESSION, 5, 3), "handoff") <= 3

@@ -1,0 +1,167 @@
+"""The brief: within its budget, the same for the same session, and honest about what it leaves out."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from handoff.brief import BYTES_PER_TOKEN, TEXT_CHARS_MAX, compose
+from handoff.model import ENTRY_TYPES
+from handoff.wire import to_json
+from tests.agents import Agent
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=400) | st.builds(
+    lambda text, times: (text * times)[:TEXT_CHARS_MAX],
+    st.sampled_from(["word ", "äöü", "😀", '"\\\n']),
+    st.integers(1, 2_000),
+)
+rows = st.builds(
+    lambda kind, text, whole, path, question: {
+        "type": kind,
+        "content": text,
+        "size_bytes": len(text.encode()) + (0 if whole else 10),
+        "metadata": {"path": path} if path else None,
+        "author": "ada",
+        "question": question,
+    },
+    st.sampled_from(ENTRY_TYPES),
+    texts,
+    st.booleans(),
+    st.none() | st.sampled_from(["a.py", "b.py", "c/d.py"]),
+    st.booleans(),
+)
+offers = st.builds(
+    lambda text, state: {
+        "handoff_id": 7,
+        "state": state,
+        "sender": "ada",
+        "target_agent": "bob",
+        "as_of_sequence": 1,
+        "instructions": text,
+        "outcome": text,
+    },
+    texts,
+    st.sampled_from(["offered", "completed"]),
+)
+
+
+def brief(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int = 0) -> dict[str, Any]:
+    numbered = [{**row, "sequence": len(entries) - place + unseen} for place, row in enumerate(entries)]
+    counts = {kind: sum(row["type"] == kind for row in entries) for kind in ENTRY_TYPES}
+    counts["message"] += unseen
+    return compose(
+        session_key="s",
+        as_of_sequence=len(entries) + unseen,
+        entries=numbered,
+        handoffs=handoffs,
+        counts={kind: count for kind, count in counts.items() if count},
+        superseded=3,
+        token_budget=budget,
+    )
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 20_000), st.integers(0, 5_000))
+def test_it_keeps_to_its_budget_and_its_numbers_add_up(
+    entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int
+) -> None:
+    made = brief(entries, handoffs, budget, unseen)
+
+    assert len(to_json(made)) <= budget * BYTES_PER_TOKEN
+    assert abs(made["tokens"] - len(to_json(made)) / BYTES_PER_TOKEN) <= 1
+    shown = {number for part in made["parts"] if part["kind"] != "handoff" for number in part["sequences"]}
+    assert made["omitted"]["entries"] == len(entries) + unseen - len(shown) == sum(made["omitted"]["by_type"].values())
+    assert made["omitted"]["cut"] == sum("cut" in part for part in made["parts"])
+    assert made == brief(entries, handoffs, budget, unseen)
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(st.lists(rows, max_size=30), st.lists(offers, max_size=3))
+def test_with_room_enough_nothing_is_cut_or_left_out(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]]) -> None:
+    whole = [row | {"size_bytes": len(row["content"].encode()), "metadata": None} for row in entries]
+
+    made = brief(whole, [row | {"outcome": "done"} for row in handoffs], 200_000)
+
+    assert made["omitted"] == {"entries": 0, "by_type": {}, "superseded": 3, "cut": 0}
+    assert sorted(part["text"] for part in made["parts"]) == sorted(
+        [row["content"] for row in whole] + [row["instructions"] for row in handoffs]
+    )
+
+
+async def test_the_most_important_kinds_come_first_and_the_newest_within_them(agent: Agent) -> None:
+    key = await agent.session()
+    entries = [
+        {"type": "message", "content": "old news"},
+        {"type": "decision", "content": "use Postgres"},
+        {"type": "message", "content": "Which port?", "metadata": {"question": True}},
+        {"type": "file", "content": "…", "metadata": {"path": "a.py"}},
+        {"type": "decision", "content": "use port 80"},
+        {"type": "file", "content": "…", "metadata": {"path": "a.py"}},
+        {"type": "message", "content": "new news"},
+    ]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+    await agent.offer(key, instructions="Finish it.")
+
+    made = (await agent.ok("get_context", agent="bob", session_key=key))["brief"]
+
+    assert [(part["kind"], part["text"], part["sequences"]) for part in made["parts"][:-1]] == [
+        ("handoff", "Finish it.", [8]),
+        ("decision", "use port 80", [6]),
+        ("decision", "use Postgres", [3]),
+        ("question", "Which port?", [4]),
+        ("message", "new news", [8]),
+        ("message", "old news", [2]),
+        ("file", "a.py", [5, 7]),
+    ]
+
+
+async def test_what_is_superseded_is_left_out_and_an_answered_question_is_closed(agent: Agent) -> None:
+    key = await agent.session()
+    first = [
+        {"type": "decision", "content": "use SQLite"},
+        {"type": "message", "content": "Which port?", "metadata": {"question": True}},
+    ]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=first)
+    second = [{"type": "decision", "content": "use Postgres on 5432", "supersedes": [2, 3]}]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=second)
+
+    made = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
+
+    assert [part["text"] for part in made["parts"] if part["kind"] in ("decision", "question")] == ["use Postgres on 5432"]
+    assert (made["omitted"]["superseded"], made["omitted"]["entries"]) == (2, 2)
+
+
+@pytest.mark.parametrize("budget", [200, 1_500, 5_000])
+async def test_a_long_session_fits_and_still_says_what_matters(agent: Agent, db: asyncpg.Connection, budget: int) -> None:
+    key = await agent.session()
+    for start in range(0, 500, 50):
+        kinds = ["decision" if number % 25 == 0 else "message" for number in range(start, start + 50)]
+        entries = [{"type": kind, "content": f"{kind} {start} " + "and so on " * 40} for kind in kinds]
+        await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+    handoff_id = await agent.offer(key, instructions="Go on with the migration. " * 10)
+
+    taken = await agent.ok("accept_handoff", agent="bob", handoff_id=handoff_id, token_budget=budget)
+
+    made = taken["brief"]
+    assert len(to_json(made)) <= budget * BYTES_PER_TOKEN
+    assert made["parts"][0]["kind"] == "handoff"
+    assert made["parts"][0]["text"].startswith("Go on with the migration.")
+    assert made["omitted"]["entries"] > 400
+    assert made["as_of_sequence"] == 501
+    if budget >= 1_500:
+        assert {"decision", "message"} <= {part["kind"] for part in made["parts"]}
+        assert len(to_json(made)) > budget * BYTES_PER_TOKEN * 0.8  # the room is used
+
+
+async def test_instructions_reach_the_receiver_whole_whatever_the_budget(agent: Agent) -> None:
+    key = await agent.session()
+    instructions = "Read this to the end. " * 800
+    handoff_id = await agent.offer(key, instructions=instructions)
+
+    taken = await agent.ok("accept_handoff", agent="bob", handoff_id=handoff_id)
+
+    assert taken["handoff"]["instructions"] == instructions
+    assert taken["brief"]["parts"][0]["cut"] is True
