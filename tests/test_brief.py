@@ -18,23 +18,21 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
     st.sampled_from(["word ", "äöü", "😀", '"\\\n']),
     st.integers(1, 2_000),
 )
-rows = st.builds(
-    lambda kind, text, whole, path, question: {
+
+
+def row(kind: str, text: str, path: str | None, *, whole: bool, question: bool) -> dict[str, Any]:
+    return {
         "type": kind,
         "content": text,
         "size_bytes": len(text.encode()) + (0 if whole else 10),
         "metadata": {"path": path} if path else None,
         "author": "ada",
         "question": question,
-    },
-    st.sampled_from(ENTRY_TYPES),
-    texts,
-    st.booleans(),
-    st.none() | st.sampled_from(["a.py", "b.py", "c/d.py"]),
-    st.booleans(),
-)
-offers = st.builds(
-    lambda text, state: {
+    }
+
+
+def offer(text: str, state: str) -> dict[str, Any]:
+    return {
         "handoff_id": 7,
         "state": state,
         "sender": "ada",
@@ -42,15 +40,17 @@ offers = st.builds(
         "as_of_sequence": 1,
         "instructions": text,
         "outcome": text,
-    },
-    texts,
-    st.sampled_from(["offered", "completed"]),
-)
+    }
+
+
+paths = st.none() | st.sampled_from(["a.py", "b.py", "c/d.py"])
+rows = st.builds(row, st.sampled_from(ENTRY_TYPES), texts, paths, whole=st.booleans(), question=st.booleans())
+offers = st.builds(offer, texts, st.sampled_from(["offered", "completed"]))
 
 
 def brief(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int = 0) -> dict[str, Any]:
-    numbered = [{**row, "sequence": len(entries) - place + unseen} for place, row in enumerate(entries)]
-    counts = {kind: sum(row["type"] == kind for row in entries) for kind in ENTRY_TYPES}
+    numbered = [{**it, "sequence": len(entries) - place + unseen} for place, it in enumerate(entries)]
+    counts = {kind: sum(it["type"] == kind for it in entries) for kind in ENTRY_TYPES}
     counts["message"] += unseen
     return compose(
         session_key="s",
@@ -81,14 +81,13 @@ def test_it_keeps_to_its_budget_and_its_numbers_add_up(
 @hypothesis_settings(max_examples=50, deadline=None)
 @given(st.lists(rows, max_size=30), st.lists(offers, max_size=3))
 def test_with_room_enough_nothing_is_cut_or_left_out(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]]) -> None:
-    whole = [row | {"size_bytes": len(row["content"].encode()), "metadata": None} for row in entries]
+    whole = [it | {"size_bytes": len(it["content"].encode()), "metadata": None} for it in entries]
 
-    made = brief(whole, [row | {"outcome": "done"} for row in handoffs], 200_000)
+    made = brief(whole, [it | {"outcome": "done"} for it in handoffs], 200_000)
 
     assert made["omitted"] == {"entries": 0, "by_type": {}, "superseded": 3, "cut": 0}
-    assert sorted(part["text"] for part in made["parts"]) == sorted(
-        [row["content"] for row in whole] + [row["instructions"] for row in handoffs]
-    )
+    texts_shown: list[str] = [part["text"] for part in made["parts"]]
+    assert sorted(texts_shown) == sorted([it["content"] for it in whole] + [it["instructions"] for it in handoffs])
 
 
 async def test_the_most_important_kinds_come_first_and_the_newest_within_them(agent: Agent) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import pkgutil
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,12 +49,14 @@ FILL = """
     INSERT INTO participant (agent, session_id, created_at) SELECT owner, id, created_at FROM session;
     INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
                                created_at, processing_ms)
-    SELECT id, q, (ARRAY['message','file','tool_call','system','decision','summary'])[1 + q % 6], 'word' || q || ' text ' || id,
+    SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
+           'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
            20, sha256('x'), owner, now(), 1
       FROM session, generate_series(1, 10) q WHERE id BETWEEN 21 AND 500
     UNION ALL
-    SELECT id, q, (ARRAY['message','file','tool_call','system','decision','summary'])[1 + q % 6], 'word' || q || ' text ' || id,
+    SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
+           'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
            20, sha256('x'), owner, now(), 1
       FROM session, generate_series(1, 1500) q WHERE id <= 20;
@@ -76,11 +78,11 @@ FILL = """
 
 
 @pytest.fixture
-async def filled(db: asyncpg.Connection) -> AsyncGenerator[asyncpg.Connection]:
+async def filled(db: asyncpg.Connection) -> asyncpg.Connection:
     """Twenty thousand sessions, of which twenty are long, with their entries and handoffs."""
     await db.set_type_codec("json", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
     await db.execute(FILL)
-    yield db
+    return db
 
 
 async def plan(db: asyncpg.Connection, statement: str, *arguments: Any) -> list[dict[str, Any]]:

@@ -39,9 +39,12 @@ class World:
 @contextmanager
 def world(settings: Settings, database_url: str) -> Generator[World]:
     bounded = settings.model_copy(update={"lapses_max": LAPSES_MAX})
-    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(open_app(bounded)) as app:
-        with portal.wrap_async_context_manager(Client(build_server(app))) as client:
-            yield World(portal, app, Agent(client), database_url)
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(open_app(bounded)) as app,
+        portal.wrap_async_context_manager(Client(build_server(app))) as client,
+    ):
+        yield World(portal, app, Agent(client), database_url)
 
 
 class Machine(RuleBasedStateMachine):
