@@ -66,8 +66,8 @@ async def read(http: httpx2.AsyncClient, who: str, uri: str) -> dict[str, Any]:
 )
 async def test_who_has_no_known_token_gets_nothing_but_health(http: httpx2.AsyncClient, authorization: str | None) -> None:
     more = {} if authorization is None else {"authorization": authorization}
-    for request in (body("tools/list"), body("server/discover"), {"jsonrpc": "2.0", "id": 1, "method": "initialize"}):
-        answer = await http.post("/mcp", json=request, headers=headers(request["method"], **more))
+    for method in ("tools/list", "server/discover", "initialize"):
+        answer = await http.post("/mcp", json=body(method), headers=headers(method, **more))
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Bearer")
         assert answer.json()["error"]["code"] == "unauthorized"

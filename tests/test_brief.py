@@ -13,10 +13,13 @@ from handoff.model import ENTRY_TYPES
 from handoff.wire import to_json
 from tests.agents import Agent
 
+
+def repeated(text: str, times: int) -> str:
+    return (text * times)[:TEXT_CHARS_MAX]
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=400) | st.builds(
-    lambda text, times: (text * times)[:TEXT_CHARS_MAX],
-    st.sampled_from(["word ", "äöü", "😀", '"\\\n']),
-    st.integers(1, 2_000),
+    repeated, st.sampled_from(["word ", "äöü", "😀", '"\\\n']), st.integers(1, 2_000)
 )
 
 
@@ -87,7 +90,7 @@ def test_with_room_enough_nothing_is_cut_or_left_out(entries: list[dict[str, Any
 
     assert made["omitted"] == {"entries": 0, "by_type": {}, "superseded": 3, "cut": 0}
     texts_shown: list[str] = [part["text"] for part in made["parts"]]
-    assert sorted(texts_shown) == sorted([it["content"] for it in whole] + [it["instructions"] for it in handoffs])
+    assert sorted(texts_shown) == sorted([str(it["content"]) for it in whole] + [it["instructions"] for it in handoffs])
 
 
 async def test_the_most_important_kinds_come_first_and_the_newest_within_them(agent: Agent) -> None:

@@ -340,10 +340,11 @@ async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Set
     key = await agent.session()
     async with open_app(settings) as second, Client(build_server(second)) as client:
         other = Agent(client)
-        for declared, target in (
+        ways: list[tuple[list[str] | None, dict[str, Any]]] = [
             (None, {"target_agent": "bob"}),
             (["review"], {"target_agent": None, "target_capability": "review"}),
-        ):
+        ]
+        for declared, target in ways:
             found: list[dict[str, Any]] = []
             started = monotonic()
             async with anyio.create_task_group() as group:

@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.key = self._do(self.world.agent.session())
         for name in RECEIVERS:
             self._do(self.world.agent.ok("get_inbox", agent=name, capabilities=["work"]))
-        target = {"target_agent": None, "target_capability": "work", "request_type": request_type}
+        target: dict[str, Any] = {"target_agent": None, "target_capability": "work", "request_type": request_type}
         self.id = self._do(self.world.agent.offer(self.key, deadline_minutes=60, **target))
         self.state: HandoffState = "offered"
         self.holder: str | None = None
