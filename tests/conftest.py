@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _logs_to_stderr() -> None:
     configure_logs("info")
+    logging.getLogger("httpx2").setLevel("WARNING")
 
 
 @pytest.fixture(scope="session")

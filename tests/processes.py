@@ -43,7 +43,7 @@ class Service:
     def kill(self) -> None:
         """End it as a power cut would."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(_STOPPED_WITHIN_S)
+        self.process.communicate(timeout=_STOPPED_WITHIN_S)
 
 
 def free_port() -> int:

