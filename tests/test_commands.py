@@ -1,0 +1,241 @@
+"""The command line, as a newcomer and an impatient user type it."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+import pytest
+
+from tests.processes import HANDOFF, environment, free_port
+
+STARTED, ENDED = 30, 20
+
+
+@pytest.fixture
+def data_dir() -> Generator[Path]:
+    """A folder that Postgres may live in."""
+    with TemporaryDirectory(prefix="handoff-run-") as folder:
+        yield Path(folder) / "data"
+
+
+class Run:
+    """`handoff run` in a process group of its own, as a shell would start it."""
+
+    def __init__(self, data_dir: Path, port: int) -> None:
+        self.process = subprocess.Popen(
+            [HANDOFF, "run", "--data-dir", str(data_dir), "--port", str(port)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.printed = ""
+
+    def until_it_says(self, words: str) -> None:
+        assert self.process.stdout is not None
+        give_up = time.monotonic() + STARTED
+        while words not in self.printed:
+            assert time.monotonic() < give_up, self.printed
+            line = self.process.stdout.readline()
+            assert line, f"it ended: {self.printed}"
+            self.printed += line
+
+    def end(self, how: signal.Signals = signal.SIGINT) -> int:
+        os.killpg(self.process.pid, how)
+        self.printed += self.process.communicate(timeout=ENDED)[0]
+        return self.process.returncode
+
+
+def postgres_of(data_dir: Path) -> list[int]:
+    """The Postgres processes that work in a data folder."""
+    here = str(data_dir / "postgres")
+    return [
+        process.info["pid"]
+        for process in psutil.process_iter(["pid", "cwd", "status"])
+        if process.info["cwd"] == here and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def handoff(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [HANDOFF, *arguments], env=environment(**settings), capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_run_says_where_it_is_and_a_second_one_says_that_it_runs(data_dir: Path) -> None:
+    port = free_port()
+    run = Run(data_dir, port)
+    try:
+        run.until_it_says("Ctrl-C")
+        for words in (f"http://127.0.0.1:{port}/mcp", str(data_dir), "claude mcp add", "mcp.Client"):
+            assert words in run.printed
+        beside = handoff("run", "--data-dir", str(data_dir), "--port", str(free_port()))
+        assert beside.returncode == 0
+        assert "runs already" in beside.stdout
+        assert f"http://127.0.0.1:{port}/mcp" in beside.stdout
+        assert postgres_of(data_dir)
+    finally:
+        status = run.end()
+
+    assert status == 0
+    assert "Traceback" not in run.printed
+    assert run.printed.rstrip().endswith("The data stay where they are.")
+    assert postgres_of(data_dir) == []
+
+
+def test_the_data_survive_a_stop_and_a_kill(data_dir: Path) -> None:
+    from tests.requests import body, headers
+
+    def call(port: int, tool: str, arguments: dict[str, object]) -> str:
+        import httpx2
+
+        request = body("tools/call", name=tool, arguments=arguments)
+        return httpx2.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool)).text
+
+    port = free_port()
+    run = Run(data_dir, port)
+    run.until_it_says("Ctrl-C")
+    assert '"isError":false' in call(port, "register_session", {"agent": "alice", "session_key": "kept"})
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate(timeout=ENDED)
+    assert postgres_of(data_dir), "the kill should have left Postgres behind, or this proves nothing"
+
+    run = Run(data_dir, port)
+    run.until_it_says("Ctrl-C")
+    assert '"isError":false' in call(port, "get_context", {"agent": "alice", "session_key": "kept"})
+    assert run.end() == 0
+    assert postgres_of(data_dir) == []
+
+    run = Run(data_dir, port)
+    run.until_it_says("Ctrl-C")
+    assert '"isError":false' in call(port, "get_context", {"agent": "alice", "session_key": "kept"})
+    assert run.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.2])
+def test_a_ctrl_c_in_the_middle_of_the_first_start_leaves_nothing_that_matters(data_dir: Path, after_s: float) -> None:
+    run = Run(data_dir, free_port())
+    time.sleep(after_s)  # anywhere in the start: that it can be anywhere is the point
+    run.end()
+    assert "Traceback" not in run.printed
+    assert postgres_of(data_dir) == []
+
+    again = Run(data_dir, free_port())
+    again.until_it_says("Ctrl-C")
+    assert again.end() == 0
+
+
+def test_a_busy_port_is_a_sentence_and_starts_nothing(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = handoff("run", "--data-dir", str(data_dir), "--port", str(port))
+
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+    assert postgres_of(data_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "says"),
+    [
+        (["serve"], {}, "HANDOFF_DATABASE_URL is not set"),
+        (["serve"], {"port": "x"}, "HANDOFF_PORT"),
+        (["serve"], {"pool_size": "0"}, "HANDOFF_POOL_SIZE"),
+        (["serve", "--host", "0.0.0.0"], {"database_url": "postgresql://localhost/x"}, "HANDOFF_TOKENS_FILE is needed"),
+        (["migrate"], {}, "HANDOFF_DATABASE_URL is not set"),
+        (["nonsense"], {}, "invalid choice"),
+        ([], {}, "required"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(arguments: list[str], settings: dict[str, str], says: str) -> None:
+    done = handoff(*arguments, **settings)
+
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_is_not_there_or_refuses_is_a_sentence(postgres_url: str, tmp_path: Path) -> None:
+    nowhere = f"postgresql://handoff:secret@127.0.0.1:{free_port()}/handoff"
+    tokens = tmp_path / "tokens"
+    tokens.write_text("nonsense")
+    for settings, says in (
+        ({"database_url": nowhere, "startup_timeout_s": 0.2}, "does not answer"),
+        ({"database_url": postgres_url.replace("/postgres?", "/absent?")}, "refused"),
+        ({"database_url": "not a url"}, "refused"),
+        ({"database_url": postgres_url, "tokens_file": tokens}, "tokens:1:"),
+    ):
+        done = handoff("serve", "--port", str(free_port()), **settings)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "secret" not in done.stderr
+
+
+def test_migrate_applies_once_and_says_what(empty_database_url: str) -> None:
+    first = handoff("migrate", database_url=empty_database_url)
+    second = handoff("migrate", database_url=empty_database_url)
+
+    assert (first.returncode, first.stdout) == (0, "applied 0001_sessions_context_handoffs.sql\n")
+    assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(database_url: str) -> None:
+    done = handoff("doctor", database_url=database_url, port=free_port())
+
+    assert done.returncode == 0, done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "ok   interpreter",
+        "ok   configuration",
+        "ok   port",
+        "ok   database",
+        "ok   cache",
+    ]
+
+
+def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(empty_database_url: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("nonsense")
+    free = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        wrong = {
+            "configuration": [{"tokens_file": tokens}, {"host": "0.0.0.0", "port": free}, {"prot": 1}, {"port": "x"}],
+            "port": [{"port": taken.getsockname()[1]}],
+            "database": [
+                {"database_url": empty_database_url},
+                {"database_url": f"postgresql://127.0.0.1:{free}/x"},
+                {"database_url": "nonsense"},
+            ],
+            "cache": [{"redis_url": f"redis://127.0.0.1:{free}"}],
+        }
+        for check, cases in wrong.items():
+            for settings in cases:
+                done = handoff("doctor", **{"port": free, **settings})
+                assert done.returncode == 1, (settings, done.stdout)
+                assert f"FAIL {check}" in done.stdout, (settings, done.stdout)
+                assert done.stdout.count("FAIL") == done.stdout.count("     → "), done.stdout
+                assert "Traceback" not in done.stderr
+
+
+def test_who_reads_our_output_may_go_away() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [HANDOFF, "doctor"], env=environment(), stdout=writes, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+    )
+    os.close(writes)
+
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,73 @@
+"""Over stdio, standard output is the protocol's alone."""
+
+import json
+import subprocess
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+
+from tests.agents import Agent
+from tests.processes import HANDOFF, environment
+from tests.requests import body
+
+
+def exchange(database_url: str, *requests: dict[str, Any], arguments: tuple[str, ...] = ()) -> tuple[list[Any], str]:
+    """What a server answered on standard output, line by line, and what it wrote to standard error."""
+    with subprocess.Popen(
+        [HANDOFF, "serve", "--stdio", *arguments],
+        env=environment(database_url=database_url, log_level="debug"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write("".join(json.dumps(request) + "\n" for request in requests))
+        server.stdin.flush()
+        lines = [server.stdout.readline() for _ in requests]
+        rest, logged = server.communicate(timeout=20)
+    assert server.returncode == 0, logged
+    return [json.loads(line) for line in [*lines, *rest.splitlines()]], logged
+
+
+def call(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
+    return body("tools/call", name=tool, arguments=arguments) | {"id": number}
+
+
+def test_standard_output_carries_protocol_only_and_logs_go_to_standard_error(empty_database_url: str) -> None:
+    answers, logged = exchange(  # parity 2: logs on stdout, about 6 KB a call
+        empty_database_url,
+        call(1, "register_session", agent="alice", session_key="s"),
+        call(2, "update_context", agent="alice", session_key="s", entries=[]),
+    )
+
+    assert sorted(answer["id"] for answer in answers) == [1, 2]
+    assert all(answer["jsonrpc"] == "2.0" for answer in answers)
+    assert "migration.applied" in logged
+    assert all(json.loads(line)["event"] for line in logged.splitlines())
+
+
+def test_a_desktop_client_can_be_given_its_name(database_url: str) -> None:
+    answers, _ = exchange(
+        database_url,
+        call(1, "register_session", session_key="s"),
+        call(2, "register_session", agent="somebody-else"),
+        arguments=("--agent", "claude-desktop"),
+    )
+
+    said = {answer["id"]: json.loads(answer["result"]["content"][0]["text"]) for answer in answers}
+    assert said[1]["owner"] == "claude-desktop"
+    assert said[2]["error"]["code"] == "agent_mismatch"
+
+
+async def test_the_public_client_works_over_stdio(database_url: str) -> None:
+    server = StdioServerParameters(
+        command=str(HANDOFF), args=["serve", "--stdio"], env=environment(database_url=database_url)
+    )
+    async with Client(server) as client:
+        agent = Agent(client)
+        key = await agent.session()
+        handoff_id = await agent.offer(key)
+        assert await agent.accept(handoff_id) == 1
+        assert (await agent.read(f"handoff://sessions/{key}"))["owner"] == "alice"
