@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     command("migrate", _migrate, "bring the database up to this program's schema")
     command("doctor", _doctor, "what is wrong here, and what to do about it")
     demo = command("demo", _demo, "two agents hand a task over, against a running service")
-    demo.add_argument("--url", default=None, help="the MCP address (default http://127.0.0.1:8642/mcp)")
-    demo.add_argument("--token", default=None, help="the bearer token, if the service needs one")
+    demo.add_argument("--url", help="the MCP address (default: HANDOFF_HOST and HANDOFF_PORT)")
+    demo.add_argument("--token", action="append", default=[], metavar="AGENT=TOKEN", help="if the service needs tokens")
     return parser
 
 
@@ -142,7 +142,9 @@ def _doctor(_: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from handoff.demo import play
 
-    return asyncio.run(play(arguments.url or "http://127.0.0.1:8642/mcp", arguments.token))
+    settings = _settings(arguments)
+    tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
+    return asyncio.run(play(arguments.url or _address(settings.host, settings.port), tokens))
 
 
 async def _serve_http(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
