@@ -5,7 +5,7 @@ import sys
 import uvicorn
 from mcp.server import MCPServer
 
-server = MCPServer("noop")
+server = MCPServer("noop", log_level="ERROR")
 
 
 @server.tool()
