@@ -21,7 +21,6 @@ from handoff.settings import Settings
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-_GRACE_S = 5
 
 
 def main() -> None:
@@ -67,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from handoff.embedded import AlreadyRunning, EmbeddedPostgresMissing, ensure_database, exclusive, postgres
+    from handoff.http import serve
 
     settings = _settings(arguments, log_level=os.environ.get("HANDOFF_LOG_LEVEL", "warning"))
     configure_logs(settings.log_level)
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
             with postgres(settings.data_dir) as server_url:
                 url = asyncio.run(ensure_database(server_url))
                 settings = settings.model_copy(update={"database_url": SecretStr(url)})
-                _loop(_serve_http(settings, listener, partial(_banner, settings, address)))
+                _loop(serve(settings, listener, partial(_banner, settings, address)))
             print("Stopped. The data stay where they are.", flush=True)
     except AlreadyRunning as error:
         print(f"Handoff runs already: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")
@@ -92,16 +92,20 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from handoff.http import serve
+    from handoff.model import ALL_SCOPES, Caller
+    from handoff.server import serve_stdio
+
     settings = _settings(arguments)
     if settings.database_url is None:
         return _fail("HANDOFF_DATABASE_URL is not set. `handoff run` starts a Postgres of its own.")
     if arguments.stdio:
         configure_logs(settings.log_level)
-        _loop(_serve_stdio(settings, arguments.agent))
+        _loop(serve_stdio(settings, Caller(arguments.agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"})))
         return 0
     configure_logs(settings.log_level, sys.stdout)
     with _bound(settings) as listener:
-        _loop(_serve_http(settings, listener, lambda: None))
+        _loop(serve(settings, listener))
     return 0
 
 
@@ -145,58 +149,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
     return asyncio.run(play(arguments.url or _address(settings.host, settings.port), tokens))
-
-
-async def _serve_http(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    import uvicorn
-
-    from handoff.app import open_app
-    from handoff.http import Edge
-    from handoff.server import build_server, call_tool
-
-    async with open_app(settings) as app:
-        edge = Edge(build_server(app), settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
-
-        class Server(uvicorn.Server):
-            """uvicorn that lets go of those who wait before it waits for them, and leaves signals to us."""
-
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                ready()
-
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                app.wakeups.release()
-                await super().shutdown(sockets)
-
-            @contextmanager
-            def capture_signals(self) -> Generator[None]:
-                import signal
-
-                loop = asyncio.get_running_loop()
-                for name in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(name, self.handle_exit, name, None)
-                yield
-
-        config = uvicorn.Config(
-            edge,
-            http="httptools",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        await Server(config).serve(sockets=[listener])
-
-
-async def _serve_stdio(settings: Settings, agent: str | None) -> None:
-    from handoff.app import open_app
-    from handoff.model import ALL_SCOPES, Caller
-    from handoff.server import serve_stdio
-
-    async with open_app(settings) as app:
-        await serve_stdio(app, Caller(agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"}))
 
 
 def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:

@@ -61,11 +61,21 @@ def database_unavailable() -> Unavailable:
 
 
 def session_not_found(key: str) -> NotFound:
-    """No session has this key, or the caller may not see it: the two look alike on purpose."""
+    """No session has this key, or the caller may not read it."""
     return NotFound(
         "session_not_found",
         f"There is no session {key!r} that you may see.",
         "Check the key; register_session creates one, get_inbox shows those handed to you.",
+    )
+
+
+def session_closed(key: str, status: str) -> Conflict:
+    """The session is in a final status."""
+    return Conflict(
+        "session_closed",
+        f"Session {key!r} is {status}: it takes no more entries and is not handed over.",
+        "Read it with get_context; to go on, register a new session and name this one in its metadata.",
+        status=status,
     )
 
 

@@ -7,12 +7,17 @@ that knows the protocol's errors, and the common call costs a quarter of what it
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
 
 import mcp_types as types
 import orjson
+import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
@@ -21,18 +26,63 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handoff.app import open_app
 from handoff.auth import Tokens
 from handoff.model import Caller
-from handoff.server import Reply, UnknownTool
+from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool
 from handoff.settings import Settings
 from handoff.wire import to_json
 
 MCP_PATH: Final = "/mcp"
+_GRACE_S: Final = 5  # what a stop waits for calls that are under way
 CallTool = Callable[[Caller, str, dict[str, Any], float], Awaitable[Reply]]
 Unready = Callable[[], Awaitable[str | None]]
 
 _JSON: Final = (b"content-type", b"application/json")
 _ANYONE: Final = Caller()
+
+
+async def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Serve on a bound socket until SIGINT or SIGTERM; `ready` is called when the first request can be answered."""
+    async with open_app(settings) as app:
+        server = build_server(app)
+        edge = Edge(server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
+        config = uvicorn.Config(
+            edge,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        await _Server(config, ready, app.wakeups.release).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that lets go of those who wait before it waits for them, and that ends a signal where it arrives."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, release: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self._release = release
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._release()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self.handle_exit, name, None)
+        yield
 
 
 class Edge:
@@ -113,7 +163,7 @@ class Edge:
             call = self._call_tool(caller, params["name"], params.get("arguments") or {}, received)
             try:
                 # A call that waits must end when its client goes away; one that writes must not be torn apart.
-                if params["name"] == "get_inbox":
+                if params["name"] in WAITING_TOOLS:
                     reply = await _unless_gone(call, receive)
                     if reply is None:
                         return

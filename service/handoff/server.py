@@ -20,7 +20,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from handoff import __version__
-from handoff.app import App, Call
+from handoff.app import App, Call, open_app
 from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX, Caller, Scope
 from handoff.resources import context as context_resources
@@ -47,6 +47,7 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     sessions.CLOSE_SESSION,
 )
 ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (handoffs.LAPSE_HANDOFF,)
+WAITING_TOOLS: Final = frozenset(tool.name for tool in (*TOOLS, *ADMIN_TOOLS) if tool.waits)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -219,10 +220,10 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     return server
 
 
-async def serve_stdio(app: App, caller: Caller) -> None:
+async def serve_stdio(settings: Settings, caller: Caller) -> None:
     """Serve one client over standard input and output until it closes them."""
-    server = build_server(app, caller)
-    async with stdio_server() as (read, write):
+    async with open_app(settings) as app, stdio_server() as (read, write):
+        server = build_server(app, caller)
         await server.run(read, write, server.create_initialization_options())
 
 

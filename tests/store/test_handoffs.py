@@ -225,6 +225,9 @@ async def test_a_full_handoff_moves_the_session_and_a_lapse_gives_it_back(
     await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="complete", token=token)
     assert await may_write(agent, key, "alice", "bob") == [False, True]
     await agent.ok("get_context", agent="alice", session_key=key)  # she may still read
+    events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
+    moves = [(event["data"]["from"], event["data"]["to"]) for event in events if event["kind"] == "session.owner_changed"]
+    assert moves == [("alice", "bob"), ("bob", "alice"), ("alice", "bob")]
     await agent.ok("close_session", agent="bob", session_key=key)
 
 

@@ -149,10 +149,10 @@ class Machine(RuleBasedStateMachine):
         assert seen["token"] == self.token
         assert seen["lapses"] == self.lapses
         assert ("lease_expires_at" in seen) == (self.state in HELD_STATES)
-        if self.state in (*HELD_STATES, "completed"):
-            assert seen["holder"] == self.holder
+        assert seen.get("holder") == self.holder
         lifecycle = self._do(self.world.agent.read(f"handoff://sessions/{self.key}/lifecycle?limit=100"))
-        assert [event["kind"] for event in lifecycle["events"]] == ["session.created", *self.events]
+        kinds = [event["kind"] for event in lifecycle["events"]]
+        assert [kind for kind in kinds if kind.startswith("handoff.")] == self.events
 
 
 def test_no_sequence_of_calls_and_times_leads_off_the_table(settings: Settings, database_url: str) -> None:

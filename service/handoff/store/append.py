@@ -18,7 +18,7 @@ import asyncpg
 import structlog
 from asyncpg import Record
 
-from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_not_found
+from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, EntryType
 from handoff.settings import Settings
 from handoff.store.connect import Connection, Pool, connection
@@ -282,12 +282,7 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
         case "not_writer":
             raise not_a_writer(item.agent, item.session_key)
         case "closed":
-            raise Conflict(
-                "session_closed",
-                f"Session {item.session_key!r} is {row['status']} and takes no more entries.",
-                "Register a new session, and name this one in its metadata.",
-                status=row["status"],
-            )
+            raise session_closed(item.session_key, row["status"])
         case "expected":
             raise Conflict(
                 "sequence_mismatch",

@@ -313,6 +313,9 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
             "Complete a handoff of it first, or go on in a new session.",
         )
     await sessions.set_writers(conn, row["session_id"], owner, writers)
+    if owner != session["owner"]:
+        moved = {"from": session["owner"], "to": owner}
+        await events.record(conn, "session.owner_changed", session_id=row["session_id"], agent=agent, data=moved)
 
 
 async def _notify(conn: Connection, row: Record) -> None:

@@ -40,6 +40,7 @@ class Tool(Generic[A]):
     read_only: bool = False
     idempotent: bool = False
     destructive: bool = False
+    waits: bool = False  # for something to happen: such a call ends when its client goes away
 
 
 def no_nul(value: str) -> str:

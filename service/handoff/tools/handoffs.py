@@ -7,7 +7,7 @@ from asyncpg import Record
 from pydantic import AfterValidator, Field
 
 from handoff.app import Call
-from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found, session_not_found
+from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, HELD_STATES, NAME_PATTERN, OPEN_STATUSES, HandoffAction, RequestType
 from handoff.reading import INBOX_START, brief_of, handoff_view, inbox_page
 from handoff.store import agents, handoffs, idempotency, sessions
@@ -124,12 +124,7 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 owner=session["owner"],
             )
         if session["status"] not in OPEN_STATUSES:
-            raise Conflict(
-                "session_closed",
-                f"Session {args.session_key!r} is {session['status']}; it can't be handed over.",
-                "Register a new session, and name this one in its metadata.",
-                status=session["status"],
-            )
+            raise session_closed(args.session_key, session["status"])
         row = await handoffs.offer(
             conn,
             handoffs.Offer(
@@ -321,5 +316,6 @@ GET_INBOX = Tool(
     properties("handoffs", handoffs="array", next_cursor="string"),
     "read",
     idempotent=True,
+    waits=True,
 )
 LAPSE_HANDOFF = Tool("lapse_handoff", LapseHandoff, lapse_handoff, HANDOFF_RESULT, "admin", destructive=True)

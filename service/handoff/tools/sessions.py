@@ -5,7 +5,7 @@ import secrets
 from typing import Any, Literal
 
 from handoff.app import Call
-from handoff.errors import Conflict, Forbidden, session_not_found
+from handoff.errors import Conflict, Forbidden, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions
 from handoff.store.append import Append, NewEntry, append_within
@@ -76,12 +76,7 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
                 owner=row["owner"],
             )
         if row["status"] not in OPEN_STATUSES:
-            raise Conflict(
-                "session_closed",
-                f"Session {args.session_key!r} is {row['status']} already.",
-                "Nothing more to do; read it with get_context.",
-                status=row["status"],
-            )
+            raise session_closed(args.session_key, row["status"])
         if still_open := await handoffs.open_of_session(conn, row["id"]):
             raise Conflict(
                 "open_handoffs",
