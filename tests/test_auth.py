@@ -12,6 +12,7 @@ import pytest
 from handoff.app import App, open_app
 from handoff.auth import Tokens, TokensFileError
 from handoff.settings import Settings
+from tests.agents import until
 from tests.requests import body, call, headers
 from tests.test_http import edge
 
@@ -133,6 +134,52 @@ async def test_an_inbox_and_a_list_of_sessions_are_their_agents_own(http: httpx2
     assert json.loads(foreign["result"]["contents"][0]["text"])["sessions"] == []
 
 
+async def test_what_another_agents_work_is_called_does_not_open_it(http: httpx2.AsyncClient) -> None:
+    await said(http, "alice", "register_session", session_key="s")
+    offer = await said(http, "alice", "request_handoff", session_key="s", target_agent="reader", instructions="Go on.")
+    number = offer["handoff_id"]
+
+    for uri in ("sessions/s/lifecycle", f"handoffs/{number}", "sessions/s", "context/s", "summary/s"):
+        assert (await read(http, "bob", f"handoff://{uri}"))["error"]["data"]["code"].endswith("_not_found"), uri
+        assert "result" in await read(http, "alice", f"handoff://{uri}"), uri
+    assert "result" in await read(http, "reader", f"handoff://handoffs/{number}")
+    hidden = await read(http, "bob", "handoff://sessions?agent=alice")
+    assert json.loads(hidden["result"]["contents"][0]["text"])["sessions"] == []
+    assert await code(http, "bob", "search_context", query="registered", session_key="s") == "session_not_found"
+    entry = {"type": "message", "content": "x"}
+    assert await code(http, "bob", "update_context", session_key="s", entries=[entry]) == "not_a_writer"
+    assert (
+        await code(http, "bob", "request_handoff", session_key="s", target_agent="bob2", instructions="x") == "not_a_writer"
+    )
+    assert await code(http, "bob", "close_session", session_key="s") in ("not_owner", "session_not_found")
+    for tool, more in (("accept_handoff", {}), ("renew_handoff", {"token": 1}), ("resolve_handoff", {"action": "cancel"})):
+        assert await code(http, "bob", tool, handoff_id=number, **more) == "handoff_not_found"
+    assert await code(http, "root", "register_session", agent="alice") == "agent_mismatch"  # an admin is somebody too
+
+
+async def test_the_older_protocol_knows_who_calls_as_well(http: httpx2.AsyncClient) -> None:
+    arguments: dict[str, Any] = {"name": "register_session", "arguments": {"session_key": "s"}}
+    older = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
+    sent = {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
+
+    assert (await http.post("/mcp", json=older, headers=sent)).status_code == 401
+    answer = await http.post("/mcp", json=older, headers=sent | bearer("alice"))
+    assert answer.json()["result"]["structuredContent"]["owner"] == "alice"
+    arguments["arguments"] |= {"agent": "bob"}
+    answer = await http.post("/mcp", json=older, headers=sent | bearer("alice"))
+    assert "agent_mismatch" in answer.text
+
+
+async def test_a_changed_file_counts_after_the_next_tick_of_the_clock(settings: Settings, tokens_file: Path) -> None:
+    ticking = settings.model_copy(update={"tokens_file": tokens_file, "settle_interval_s": 0.02})
+    async with open_app(ticking) as app:
+        assert app.tokens is not None
+        tokens = app.tokens
+        tokens_file.write_text(line("carol", "read"))
+        await until(lambda: tokens.caller(b"token-of-carol") is not None)
+        assert tokens.caller(b"token-of-alice") is None
+
+
 async def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
     http: httpx2.AsyncClient, guarded: App, tokens_file: Path
 ) -> None:
@@ -158,11 +205,14 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
         (line("alice", "everything"), "scopes are"),
         (line("../../x", "read"), "matches"),
         ("one two\n", "a line is"),
+        (line("alice", "read") + "\n" + line("root", "admin", "token-of-alice"), ":3: this token stands on an earlier line"),
+        (line("alice", "read").upper(), "64 hexadecimal digits"),
+        ("\xff", "can't decode"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "tokens"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
 
     with pytest.raises(TokensFileError, match=says):
         Tokens(path)

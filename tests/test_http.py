@@ -127,6 +127,13 @@ async def test_further_hosts_and_origins_can_be_allowed(app: App) -> None:
         assert (await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list", **more))).status_code == 403
 
 
+async def test_an_address_of_ipv6_is_written_in_brackets(app: App) -> None:
+    async with edge(app, settings=app.settings.model_copy(update={"host": "fd00::1"})) as http:
+        for host, status in (("[fd00::1]:8642", 200), ("[fd00::1]", 200), ("fd00::1", 421), ("[fd00::2]:8642", 421)):
+            answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list", host=host))
+            assert answer.status_code == status, host
+
+
 async def test_a_body_above_the_limit_is_refused_declared_or_not(app: App) -> None:
     small = app.settings.model_copy(update={"body_bytes_max": 1 << 16})
     async with edge(app, settings=small) as http:

@@ -90,6 +90,32 @@ async def test_a_context_is_read_in_order_page_by_page_and_by_type(agent: Agent)
     assert [entry["content"] for entry in decisions] == [str(number) for number in range(0, 30, 4)]
 
 
+async def test_no_list_has_a_gap_or_a_repeat_while_it_grows(agent: Agent) -> None:
+    key = await agent.session()
+    for number in range(9):
+        await agent.says(key, f"{number}")
+        await agent.offer(key, priority=number % 3)
+    lists = {
+        f"handoff://context/{key}?limit=4": ("entries", "sequence"),
+        f"handoff://sessions/{key}/lifecycle?limit=4": ("events", "id"),
+        "handoff://agents/bob/inbox?limit=4": ("handoffs", "handoff_id"),
+    }
+    for uri, (name, number_of) in lists.items():
+        whole = [row[number_of] for row in await pages(agent, uri.replace("=4", "=100"), name)]
+        seen: list[int] = []
+        more = ""
+        while more is not None:
+            page = await agent.read(uri + more)
+            assert len(page[name]) <= 4
+            seen += [row[number_of] for row in page[name]]
+            if len(seen) < 9:  # between two pages somebody writes, and somebody offers what is more urgent than all others
+                await agent.says(key, "meanwhile")
+                await agent.offer(key, priority=9)
+            more = f"&cursor={quote(page['next_cursor'])}" if "next_cursor" in page else None
+        assert len(seen) == len(set(seen)), uri
+        assert [number for number in seen if number in whole] == whole, uri
+
+
 async def test_a_page_of_large_entries_ends_by_its_bytes_but_never_empty(agent: Agent) -> None:
     key = await agent.session()
     for _ in range(3):
@@ -100,6 +126,8 @@ async def test_a_page_of_large_entries_ends_by_its_bytes_but_never_empty(agent: 
     assert page["next_after_sequence"] == 2
     rest = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=3)
     assert "next_after_sequence" not in rest
+    read = [len((await agent.read(f"handoff://context/{key}?after={after}"))["entries"]) for after in range(4)]
+    assert read == [2, 1, 1, 1]  # 256 KiB of content a page, and always one entry
 
 
 async def test_a_summary_says_who_to_whom_how_much_and_the_key_points(agent: Agent, db: asyncpg.Connection) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from time import monotonic
 from typing import Any
 
 from mcp import Client, StdioServerParameters
@@ -36,7 +37,7 @@ def call(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_standard_output_carries_protocol_only_and_logs_go_to_standard_error(empty_database_url: str) -> None:
-    answers, logged = exchange(  # parity 2: logs on stdout, about 6 KB a call
+    answers, logged = exchange(
         empty_database_url,
         call(1, "register_session", agent="alice", session_key="s"),
         call(2, "update_context", agent="alice", session_key="s", entries=[]),
@@ -59,6 +60,53 @@ def test_a_desktop_client_can_be_given_its_name(database_url: str) -> None:
     said = {answer["id"]: json.loads(answer["result"]["content"][0]["text"]) for answer in answers}
     assert said[1]["owner"] == "claude-desktop"
     assert said[2]["error"]["code"] == "agent_mismatch"
+
+
+def test_lines_that_are_no_requests_do_no_harm_and_whatever_is_answered_is_protocol(database_url: str) -> None:
+    noise = [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b'{"jsonrpc":"2.0"}', b"x" * 100_000, b"[" * 5_000]
+    good = [call(number, "get_inbox", agent="bob") for number in (1, 2)]
+    with subprocess.Popen(
+        [HANDOFF, "serve", "--stdio"],
+        env=environment(database_url=database_url),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        lines = [json.dumps(good[0]).encode(), *noise, json.dumps(good[1]).encode()]
+        server.stdin.write(b"\n".join(lines) + b"\n")
+        server.stdin.flush()
+        said: list[dict[str, Any]] = []
+        while not {1, 2} <= {answer.get("id") for answer in said}:
+            said.append(json.loads(server.stdout.readline()))
+        _, logged = server.communicate(timeout=20)
+
+    assert all(answer["jsonrpc"] == "2.0" and ("error" in answer or "result" in answer) for answer in said)
+    assert [answer["result"]["isError"] for answer in said if answer.get("id") in (1, 2)] == [False, False]
+    assert b"Traceback" not in logged
+    assert server.returncode == 0
+
+
+def test_who_closes_its_end_is_not_waited_for(database_url: str) -> None:
+    started = monotonic()
+    with subprocess.Popen(
+        [HANDOFF, "serve", "--stdio"],
+        env=environment(database_url=database_url),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(call(1, "get_inbox", agent="bob")) + "\n")
+        server.stdin.flush()
+        server.stdout.readline()  # it serves
+        waiting = call(2, "get_inbox", agent="bob", wait_seconds=30)
+        server.communicate(json.dumps(waiting) + "\n", timeout=20)
+
+    assert (server.returncode, monotonic() - started < 10) == (0, True)
 
 
 async def test_the_public_client_works_over_stdio(database_url: str) -> None:

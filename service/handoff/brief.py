@@ -80,8 +80,16 @@ def compose(
         left -= _fill(by_kind[kind], chosen[kind], left, cut_further=True)
     parts = [part for kind, _ in _SHARES for part in chosen[kind]]
     brief = _frame(session_key, as_of_sequence, parts, counts, superseded, types)
-    brief["tokens"] = -(-len(to_json(brief)) // BYTES_PER_TOKEN)
+    brief["tokens"] = _tokens(len(to_json(brief)) - len("0"))
     return brief
+
+
+def _tokens(size_bytes: int) -> int:
+    """How many tokens `size_bytes` of JSON are together with the number that says so."""
+    tokens = 0
+    while (more := -(-(size_bytes + len(str(tokens))) // BYTES_PER_TOKEN)) != tokens:
+        tokens = more
+    return tokens
 
 
 def _fill(waiting: list[_Candidate], chosen: list[dict[str, Any]], budget: int, *, cut_further: bool) -> int:
@@ -135,6 +143,7 @@ def _candidates(entries: Sequence[Mapping[str, Any]], handoffs: Sequence[Mapping
         found[kind].append(_Candidate(kind, [row["sequence"]], text, whole, row["author"]))
     for path, sequences in files.items():
         found["file"].append(_Candidate("file", sorted(sequences)[-5:], path, whole=True))
+    found["file"].sort(key=lambda candidate: -candidate.sequences[-1])
     return found
 
 

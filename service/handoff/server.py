@@ -2,6 +2,8 @@
 of errors. Transports (http.py, stdio) hand calls in and carry replies out.
 """
 
+import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
@@ -83,6 +85,9 @@ class Reply:
     is_error: bool
 
 
+_TO_NOBODY: Final = Reply(b"{}", is_error=True)
+
+
 class UnknownTool(Exception):
     """No tool that this server serves has this name."""
 
@@ -134,8 +139,9 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         return listed
 
     async def on_call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
+        call = call_tool(app, caller_of(ctx), params.name, params.arguments or {}, monotonic())
         try:
-            reply = await call_tool(app, caller_of(ctx), params.name, params.arguments or {}, monotonic())
+            reply = await (unless(_gone(ctx), call) if params.name in WAITING_TOOLS else call)
         except UnknownTool:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}") from None
         return types.CallToolResult(
@@ -178,8 +184,10 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     async def on_listen(
         ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        await _may_subscribe(app, caller_of(ctx), params.notifications.resource_subscriptions or [])
-        return await listen(ctx, params)
+        uris = params.notifications.resource_subscriptions or []
+        await _may_subscribe(app, caller_of(ctx), uris)
+        with app.wakeups.subscribed(uris):
+            return await listen(ctx, params)
 
     server: Server[Any] = Server(
         "handoff",
@@ -218,6 +226,23 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
 
     server.add_request_handler("server/discover", types.RequestParams, on_discover)
     return server
+
+
+async def unless(gone: Awaitable[object], call: Awaitable[Reply]) -> Reply:
+    """The call's reply. When its client goes away first, the call is cancelled, and the reply is to nobody."""
+    task, watch = asyncio.ensure_future(call), asyncio.ensure_future(gone)
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else _TO_NOBODY
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def _gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
+    """What ends when the client of an HTTP request goes away. Of other transports' clients the SDK takes care."""
+    return ctx.request.scope["handoff.gone"]() if ctx.request is not None else asyncio.Event().wait()
 
 
 async def serve_stdio(settings: Settings, caller: Caller) -> None:
@@ -271,6 +296,16 @@ async def _may_subscribe(app: App, caller: Caller, uris: list[str]) -> None:
         raise MCPError(types.INVALID_PARAMS, f"At most {_SUBSCRIBED_URIS_MAX} resources a subscription")
     for uri in uris:
         await read_resource(app, caller, uri)
+        found = match(RESOURCES, uri)
+        if found is None or not found[0].rings or uri != found[0].path.format(**found[1]):
+            raise _as_mcp_error(_NEVER_RINGS, uri)
+
+
+_NEVER_RINGS: Final = Invalid(
+    "not_subscribable",
+    "This URI can be read, but nothing is ever said of it.",
+    f"Subscribe to {' or '.join(it.path for it in RESOURCES if it.rings)}, without a query and without %.",
+)
 
 
 def _must_have_scope(caller: Caller, scope: Scope) -> None:
@@ -285,7 +320,10 @@ def _must_have_scope(caller: Caller, scope: Scope) -> None:
 def _invalid(error: ValidationError) -> Invalid:
     """What is wrong with which argument; the values themselves are not repeated."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    shown = [f"{'.'.join(map(str, it['loc'])) or 'arguments'}: {it['msg']}" for it in problems[:_ERRORS_SHOWN]]
+    shown = [
+        f"{'.'.join(map(str, it['loc'])) or 'arguments'}: {it['msg'].removeprefix('Value error, ')}"
+        for it in problems[:_ERRORS_SHOWN]
+    ]
     more = f" (and {len(problems) - _ERRORS_SHOWN} more)" if len(problems) > _ERRORS_SHOWN else ""
     return Invalid(
         "invalid_arguments",

@@ -4,9 +4,9 @@ A doorbell is `agent:NAME`, `capability:NAME` or `handoff:ID` (`store/handoffs.p
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -16,12 +16,12 @@ from mcp.server.subscriptions import ResourceUpdated, ServerEvent
 from handoff.errors import Unavailable
 from handoff.settings import Settings
 from handoff.store import agents
-from handoff.store.connect import AWAY, Pool, connection, server_settings
+from handoff.store.connect import Pool, connection, server_settings
 
 log = structlog.get_logger(__name__)
 
 CHANNEL = "handoff"
-_RECONNECT_S_MAX = 5.0
+_RECONNECT_S, _RECONNECT_S_MAX = 0.1, 5.0
 _KEEPALIVE_S = 10.0
 
 
@@ -34,8 +34,10 @@ class Wakeups:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._waiters = 0
         self._listeners: dict[object, Callable[[ServerEvent], None]] = {}
+        self._subscribed: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
         self._spreading: set[asyncio.Task[None]] = set()
+        self._listening = False
         self.closing = False  # nobody is to wait any more
         self.on_release: list[Callable[[], None]] = []
 
@@ -99,13 +101,24 @@ class Wakeups:
         self._listeners[token] = listener
         return lambda: (self._listeners.pop(token, None), None)[1]
 
+    @contextmanager
+    def subscribed(self, uris: Iterable[str]) -> Generator[None]:
+        """Remember what is subscribed to, for the time after a lost connection: what rang then is not known."""
+        counted = Counter(uris)
+        self._subscribed += counted
+        try:
+            yield
+        finally:
+            self._subscribed -= counted
+
     async def _listen(self) -> None:
-        pause_s = 0.1
+        pause_s = _RECONNECT_S
         while True:
             try:
                 await self._listen_once()
-                pause_s = 0.1
-            except (*AWAY, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever ends it, a process that does not listen wakes nobody
+                if self._listening:
+                    self._listening, pause_s = False, _RECONNECT_S
                 log.warning("wakeups.lost", error=type(error).__name__, retry_s=round(pause_s, 2))
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _RECONNECT_S_MAX)
@@ -123,7 +136,8 @@ class Wakeups:
         conn.add_termination_listener(lambda _: lost.set())
         try:
             await conn.add_listener(CHANNEL, self._rung)
-            self._wake_all()  # what rang while nobody listened is not known, so everybody looks again
+            self._listening = True
+            await self._catch_up()
             while not lost.is_set():
                 try:
                     async with asyncio.timeout(_KEEPALIVE_S):
@@ -161,6 +175,13 @@ class Wakeups:
     def _tell(self, uri: str) -> None:
         for listener in list(self._listeners.values()):
             listener(ResourceUpdated(uri=uri))
+
+    async def _catch_up(self) -> None:
+        """What rang while nobody listened is not known, so everybody looks again."""
+        self._wake_all()
+        for uri in list(self._subscribed):
+            self._tell(uri)
+            await asyncio.sleep(0)  # there may be many
 
     def _wake_all(self) -> None:
         for events in list(self._waiting.values()):

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -22,8 +22,8 @@ def to_cursor(*position: int | str | datetime) -> str:
     return base64.urlsafe_b64encode(to_json(position)).rstrip(b"=").decode()
 
 
-def from_cursor(cursor: str, *kinds: type) -> list[Any]:
-    """The position in a cursor that `to_cursor` made, as values of `kinds` (int, str or datetime).
+def from_cursor(cursor: str, *kinds: type | range) -> list[Any]:
+    """The position in a cursor that `to_cursor` made, as values of `kinds` (int or a range of it, str, datetime).
 
     Raises Invalid on anything else.
     """
@@ -32,7 +32,7 @@ def from_cursor(cursor: str, *kinds: type) -> list[Any]:
         if not isinstance(values, list) or len(values) != len(kinds):
             raise ValueError("wrong shape")
         return [_as(kind, value) for kind, value in zip(kinds, values, strict=True)]
-    except (ValueError, binascii.Error, TypeError) as error:
+    except (ValueError, OverflowError, binascii.Error, TypeError) as error:
         raise Invalid(
             "invalid_arguments",
             "This cursor was not made by this service for this list.",
@@ -40,9 +40,16 @@ def from_cursor(cursor: str, *kinds: type) -> list[Any]:
         ) from error
 
 
-def _as(kind: type, value: Any) -> Any:
+def _as(kind: type | range, value: Any) -> Any:
+    if isinstance(kind, range):
+        if type(value) is not int or value not in kind:
+            raise ValueError("out of range")
+        return value
     if kind is datetime:
-        return datetime.fromisoformat(value)
+        time = datetime.fromisoformat(value)
+        if time.tzinfo is None:
+            raise ValueError("no time zone")
+        return time.astimezone(UTC)
     if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
         raise ValueError("wrong type")
     return value

@@ -1,6 +1,7 @@
 """The life of a handoff: who may do what, when, and what each change leaves behind."""
 
 import hashlib
+import json
 from time import monotonic
 from typing import Any
 
@@ -33,7 +34,7 @@ async def may_write(agent: Agent, key: str, *names: str) -> list[bool]:
 
 
 async def test_a_handoff_goes_from_offer_to_completion_and_each_step_leaves_one_event(agent: Agent) -> None:
-    key = await agent.session()  # parity 4: there was no row, no accept, no complete
+    key = await agent.session()
     handoff_id = await agent.offer(key)
     token = await agent.accept(handoff_id)
     hold = {"agent": "bob", "handoff_id": handoff_id, "token": token}
@@ -112,6 +113,132 @@ async def test_a_stale_token_is_refused_and_the_error_names_who_holds_it_now(
         assert "carol" in error["message"]
     assert (await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] == "accepted"
     assert await kinds(agent, key) == ["offered", "accepted", "lapsed", "accepted"]
+
+
+async def test_an_older_token_of_the_same_agent_is_stale_too(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+    handoff_id = await agent.offer(await agent.session())
+    first = await agent.accept(handoff_id)
+    await db.execute(PAST)
+    await settle_overdue(app)
+    token = await agent.accept(handoff_id)
+
+    for stale in (first, token + 1):
+        error = await agent.refused("renew_handoff", agent="bob", handoff_id=handoff_id, token=stale)
+        assert (error["code"], error["holder"], error["state"]) == ("stale_token", "bob", "accepted")
+    assert (await agent.ok("renew_handoff", agent="bob", handoff_id=handoff_id, token=token))["token"] == token
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"action": "complete"},
+        {"action": "block", "note": "why"},
+        {"action": "block", "token": 1},
+        {"action": "reject"},
+        {"action": "reject", "note": ""},
+    ],
+)
+async def test_a_settlement_without_its_token_or_its_note_is_refused_and_changes_nothing(
+    agent: Agent, arguments: dict[str, Any]
+) -> None:
+    handoff_id = await agent.offer(key := await agent.session())
+    await agent.accept(handoff_id)
+
+    error = await agent.refused("resolve_handoff", agent="bob", handoff_id=handoff_id, **arguments)
+
+    assert (error["code"], error["retryable"]) == ("invalid_arguments", False)
+    assert await kinds(agent, key) == ["offered", "accepted"]
+
+
+async def test_what_nobody_offered_and_what_is_not_ones_own_look_the_same(agent: Agent) -> None:
+    handoff_id = await agent.offer(await agent.session())
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("accept_handoff", {}),
+        ("renew_handoff", {"token": 1}),
+        ("resolve_handoff", {"action": "complete", "token": 1}),
+        ("resolve_handoff", {"action": "block", "token": 1, "note": "x"}),
+        ("resolve_handoff", {"action": "reject", "note": "x"}),
+        ("resolve_handoff", {"action": "cancel"}),
+    ]
+    for tool, arguments in calls:
+        for unknown in (handoff_id, 4_711, 0, -1):
+            error = await agent.refused(tool, agent="mallory", handoff_id=unknown, **arguments)
+            assert error["code"] == "handoff_not_found"
+            assert error["message"] == f"There is no handoff {unknown} that you may see."
+
+
+async def test_a_held_handoff_is_neither_cancelled_nor_rejected_nor_accepted_again(agent: Agent) -> None:
+    handoff_id = await agent.offer(key := await agent.session())
+    token = await agent.accept(handoff_id)
+    hold = {"agent": "bob", "handoff_id": handoff_id, "token": token}
+    attempts: list[tuple[str, dict[str, Any]]] = [
+        ("resolve_handoff", {"agent": "alice", "action": "cancel"}),
+        ("resolve_handoff", {"agent": "bob", "action": "reject", "note": "no"}),
+        ("accept_handoff", {"agent": "bob"}),
+    ]
+
+    for state, possible in (("accepted", "renew, block, complete"), ("blocked", "renew")):
+        for tool, arguments in attempts:
+            error = await agent.refused(tool, handoff_id=handoff_id, **arguments)
+            assert (error["code"], error["state"], error["holder"]) == ("wrong_state", state, "bob")
+            assert error["try"] == f"From {state} it can go by: {possible}."
+        if state == "accepted":
+            await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
+    early = await agent.refused("resolve_handoff", action="complete", **hold)
+
+    assert (early["code"], early["state"]) == ("wrong_state", "blocked")
+    assert await kinds(agent, key) == ["offered", "accepted", "blocked"]
+
+
+async def test_a_lease_is_as_long_as_it_was_asked_for_and_a_block_gives_time(agent: Agent, db: asyncpg.Connection) -> None:
+    handoff_id = await agent.offer(await agent.session())
+
+    async def lease_s() -> float:
+        return await db.fetchval("SELECT extract(epoch FROM lease_expires_at - updated_at)::float FROM handoff")
+
+    token = await agent.accept(handoff_id, lease_seconds=30)
+    hold = {"agent": "bob", "handoff_id": handoff_id, "token": token}
+    assert await lease_s() == 30
+    await agent.ok("renew_handoff", lease_seconds=3_600, **hold)
+    assert await lease_s() == 3_600
+    await agent.ok("renew_handoff", **hold)
+    assert await lease_s() == 900
+    await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
+    assert await lease_s() == 86_400
+
+
+async def test_a_lapse_past_the_deadline_expires_the_offer_by_the_clock(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, deadline_minutes=5)
+    await agent.accept(handoff_id)
+    await db.execute("UPDATE handoff SET deadline = now() - interval '1 hour'")
+    assert await settle_overdue(app) == 0  # who took it in time may finish
+    await db.execute(PAST)
+
+    assert await settle_overdue(app) == 1
+
+    events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"][-2:]
+    assert [(event["kind"], event.get("agent")) for event in events] == [("handoff.lapsed", None), ("handoff.expired", None)]
+    assert events[0]["data"] == {"holder": "bob", "token": 1}
+
+
+async def test_a_change_that_fails_leaves_neither_a_state_nor_an_event_nor_a_writer(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    await db.execute("UPDATE session SET writers = ARRAY['alice'] || array(SELECT 'w' || n FROM generate_series(1, 63) n)")
+
+    error = await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id, idempotency_key="k")
+
+    assert error["code"] == "limit_reached"
+    seen = await agent.read(f"handoff://handoffs/{handoff_id}")
+    assert (seen["state"], seen["token"], "holder" in seen) == ("offered", 0, False)
+    assert await kinds(agent, key) == ["offered"]
+    assert await db.fetchval("SELECT count(*) FROM participant WHERE agent = 'bob'") == 0
+    assert await db.fetchval("SELECT count(*) FROM idempotency") == 0
 
 
 async def test_a_lease_that_lapses_too_often_expires_the_handoff(settings: Settings, db: asyncpg.Connection) -> None:
@@ -208,7 +335,7 @@ async def test_the_sender_of_a_capability_offer_does_not_take_it_itself(agent: A
 async def test_a_full_handoff_moves_the_session_and_a_lapse_gives_it_back(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
-    key = await agent.session()  # parity 4: a full handoff closed the session for its receiver
+    key = await agent.session()
     handoff_id = await agent.offer(key, request_type="full_handoff")
     assert await may_write(agent, key, "alice", "bob") == [True, False]
 
@@ -229,6 +356,65 @@ async def test_a_full_handoff_moves_the_session_and_a_lapse_gives_it_back(
     moves = [(event["data"]["from"], event["data"]["to"]) for event in events if event["kind"] == "session.owner_changed"]
     assert moves == [("alice", "bob"), ("bob", "alice"), ("alice", "bob")]
     await agent.ok("close_session", agent="bob", session_key=key)
+
+
+async def test_a_session_that_was_given_on_stays_with_its_last_receiver_when_an_earlier_lease_lapses(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    to_bob = await agent.offer(key, "bob", request_type="full_handoff")
+    await agent.accept(to_bob, "bob")
+    to_carol = await agent.offer(key, "carol", agent="bob", request_type="full_handoff")
+    token = await agent.accept(to_carol, "carol")
+    await agent.ok("resolve_handoff", agent="carol", handoff_id=to_carol, action="complete", token=token)
+    await db.execute(PAST)
+
+    assert await settle_overdue(app) == 1
+
+    assert (await agent.read(f"handoff://handoffs/{to_bob}"))["state"] == "offered"
+    assert (await agent.read(f"handoff://sessions/{key}"))["owner"] == "carol"
+    assert await may_write(agent, key, "alice", "bob", "carol") == [False, False, True]
+    assert (await agent.refused("accept_handoff", agent="bob", handoff_id=to_bob))["code"] == "ownership_moved"
+
+
+async def test_two_full_offers_accepted_at_once_in_two_processes_move_the_session_once(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        for _ in range(5):
+            key = await agent.session()
+            offers = {name: await agent.offer(key, name, request_type="full_handoff") for name in ("bob", "carol")}
+            codes: dict[str, str] = {}
+
+            async def accept(hand: Agent, name: str, offers: dict[str, int] = offers, codes: Any = codes) -> None:
+                answer = await hand.client.call_tool("accept_handoff", {"agent": name, "handoff_id": offers[name]})
+                text = json.loads(getattr(answer.content[0], "text", ""))
+                codes[name] = text["error"]["code"] if answer.is_error else "ok"
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(accept, agent, "bob")
+                group.start_soon(accept, Agent(client), "carol")
+            assert sorted(codes.values()) == ["ok", "ownership_moved"]
+            owner = next(name for name, code in codes.items() if code == "ok")
+            assert (await agent.read(f"handoff://sessions/{key}"))["owner"] == owner
+            assert await may_write(agent, key, "alice", "bob", "carol") == [False, owner == "bob", owner == "carol"]
+
+
+async def test_only_an_owner_gives_a_session_away_and_only_an_open_one(agent: Agent) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, request_type="collaboration")
+    token = await agent.accept(handoff_id)
+    asked = {"agent": "bob", "session_key": key, "target_agent": "carol", "instructions": "Go on."}
+
+    error = await agent.refused("request_handoff", request_type="full_handoff", **asked)
+    assert (error["code"], error["owner"]) == ("not_owner", "alice")
+    onward = (await agent.ok("request_handoff", **asked))["handoff_id"]
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=onward, action="cancel")
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="complete", token=token)
+    await agent.ok("close_session", agent="alice", session_key=key)
+
+    error = await agent.refused("request_handoff", **asked)
+    assert (error["code"], error["status"]) == ("session_closed", "completed")
 
 
 @pytest.mark.parametrize(("request_type", "afterwards"), [("context_transfer", False), ("collaboration", True)])
@@ -339,6 +525,76 @@ async def test_an_inbox_lists_the_urgent_first_and_pages_without_gap_or_repeat(a
     assert seen == sorted(offered, key=lambda it: (-it[1], it[0]))
 
 
+async def test_an_inbox_of_three_kinds_is_paged_without_gap_or_repeat_while_it_changes(agent: Agent) -> None:
+    key = await agent.session()
+    await agent.ok("get_inbox", agent="bob", capabilities=["review", "build", "review"])
+    lists: list[dict[str, Any]] = [
+        {"to": "bob"},
+        {"target_agent": None, "target_capability": "review"},
+        {"target_agent": None, "target_capability": "build"},
+    ]
+    offered = [(await agent.offer(key, priority=n * 7 % 10 // 3, **lists[n % 3]), n * 7 % 10 // 3) for n in range(32)]
+    for handoff_id, _ in offered[::4]:
+        await agent.accept(handoff_id)
+    expected = sorted(offered, key=lambda it: (-it[1], it[0]))
+
+    first = await agent.ok("get_inbox", agent="bob")
+    seen = [row["handoff_id"] for row in first["handoffs"]]
+    passed, coming = seen[0], expected[15][0]
+    await agent.offer(key, priority=9)  # it stands before the position
+    for gone in (passed, coming):
+        state = (await agent.read(f"handoff://handoffs/{gone}"))["state"]
+        if state == "offered":
+            await agent.ok("resolve_handoff", agent="alice", handoff_id=gone, action="cancel")
+        else:
+            await agent.ok("resolve_handoff", agent="bob", handoff_id=gone, action="complete", token=1)
+    cursor = first["next_cursor"]
+    while cursor is not None:
+        page = await agent.ok("get_inbox", agent="bob", cursor=cursor)
+        seen += [row["handoff_id"] for row in page["handoffs"]]
+        cursor = page.get("next_cursor")
+
+    assert seen == [handoff_id for handoff_id, _ in expected if handoff_id != coming]
+    assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:10]]
+
+
+async def test_an_inbox_holds_what_fits_the_capabilities_declared_last(agent: Agent) -> None:
+    key = await agent.session()
+    target: dict[str, Any] = {"target_agent": None, "target_capability": "review"}
+    handoff_id = await agent.offer(key, **target)
+
+    async def inbox(**arguments: Any) -> list[int]:
+        return [row["handoff_id"] for row in (await agent.ok("get_inbox", agent="bob", **arguments))["handoffs"]]
+
+    assert await inbox() == []
+    assert await inbox(capabilities=["review"]) == [handoff_id]
+    assert await inbox() == [handoff_id]
+    assert await inbox(capabilities=["build"]) == []
+    assert (await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id))["code"] == "handoff_not_found"
+    assert await inbox(capabilities=["review"]) == [handoff_id]
+    await agent.accept(handoff_id)
+    assert await inbox(capabilities=[]) == [handoff_id]  # who holds it goes on holding it
+
+
+async def test_an_acceptance_sent_to_two_processes_at_once_with_its_key_takes_one_lease(
+    settings: Settings, agent: Agent
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    tokens: list[int] = []
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+
+        async def accept(hand: Agent) -> None:
+            tokens.append(await hand.accept(handoff_id, idempotency_key="k"))
+
+        async with anyio.create_task_group() as group:
+            for hand in (agent, Agent(client)) * 3:
+                group.start_soon(accept, hand)
+
+    assert tokens == [1] * 6
+    assert await kinds(agent, key) == ["offered", "accepted"]
+
+
 async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Settings, agent: Agent) -> None:
     key = await agent.session()
     async with open_app(settings) as second, Client(build_server(second)) as client:
@@ -360,12 +616,12 @@ async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Set
                 await until(lambda: second.wakeups._waiters > 0)
                 await agent.offer(key, **target)
             assert [row["state"] for row in found] == ["offered"]
-            assert monotonic() - started < 5
+            assert monotonic() - started < 2  # of the thirty seconds that it would wait
             await agent.ok("resolve_handoff", agent="alice", handoff_id=found[0]["handoff_id"], action="cancel")
 
 
-async def test_a_wait_without_an_offer_ends_in_time_and_looks_only_once(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
+async def test_a_wait_ends_in_time_and_looks_only_when_it_is_rung(
+    agent: Agent, app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[str] = []
     real = handoffs.inbox
@@ -377,9 +633,38 @@ async def test_a_wait_without_an_offer_ends_in_time_and_looks_only_once(
     monkeypatch.setattr(handoffs, "inbox", counted)
     started = monotonic()
 
-    assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
+    async def ring_for_nothing() -> None:
+        await until(lambda: len(looks) == 1)
+        await db.execute("SELECT pg_notify('handoff', 'agent:bob'), pg_notify('handoff', 'agent:carol')")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ring_for_nothing)
+        assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
+
     assert 0.9 < monotonic() - started < 3
-    assert looks == ["bob"]
+    assert looks == ["bob", "bob"]
+
+
+async def test_an_offer_made_while_nobody_could_listen_is_found_when_listening_begins_again(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        found: list[dict[str, Any]] = []
+
+        async def wait() -> None:
+            found.extend((await Agent(client).ok("get_inbox", agent="bob", wait_seconds=20))["handoffs"])
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await until(lambda: second.wakeups._waiters > 0)
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE application_name = 'handoff-wakeups' AND datname = current_database()"
+                )
+                await agent.offer(key)
+    assert len(found) == 1
 
 
 async def test_a_session_with_open_handoffs_is_not_closed(agent: Agent) -> None:
@@ -416,6 +701,8 @@ async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
         handoff_id = await agent.offer(await agent.session())
         await agent.accept(handoff_id)
 
-        assert (await agent.ok("lapse_handoff", handoff_id=handoff_id))["state"] == "offered"
+        lapsed = await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k")
+        assert lapsed["state"] == "offered"
+        assert await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k") == lapsed
         assert (await agent.refused("lapse_handoff", handoff_id=handoff_id))["code"] == "wrong_state"
         assert await agent.accept(handoff_id) == 2

@@ -36,7 +36,7 @@ async def test_an_empty_database_is_brought_up_and_then_left_alone(empty: Settin
 
 
 async def test_six_processes_that_start_together_apply_each_migration_once(empty: Settings) -> None:
-    applied: list[str] = []  # parity 3: of six servers, one to three survived
+    applied: list[str] = []
 
     async def one() -> None:
         applied.extend(await migrate(empty))

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from handoff.app import Call
 from handoff.errors import Invalid
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX
 
 CursorArg = Annotated[str | None, Field(max_length=200)]
 LimitArg = Annotated[int, Field(ge=1, le=100)]
+_NAME = re.compile(NAME_PATTERN)
 
 
 class Query(BaseModel):
@@ -38,6 +40,7 @@ class Resource(Generic[Q]):
     description: str
     query: type[Q]
     read: Callable[[Call, dict[str, str], Q], Awaitable[dict[str, Any]]]
+    rings: bool = False  # when it changes, so that it can be subscribed to
 
     @cached_property
     def uri_template(self) -> str:
@@ -57,7 +60,12 @@ class Resource(Generic[Q]):
 
 
 def match(resources: tuple[Resource[Any], ...], uri: str) -> tuple[Resource[Any], dict[str, str], str] | None:
-    """The resource that a URI names, what varies in its path, and the query. None if there is none."""
+    """The resource that a URI names, what varies in its path, and the query. None if there is none.
+
+    Raises Invalid when what varies is no name: then it is no session's, agent's or handoff's.
+    """
+    if "#" in uri or not uri.isprintable():  # urlsplit would drop a line break, and we a fragment
+        return None
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -65,8 +73,19 @@ def match(resources: tuple[Resource[Any], ...], uri: str) -> tuple[Resource[Any]
     path = f"{parts.scheme}://{parts.netloc}{parts.path}"
     for resource in resources:
         if found := resource.pattern.match(path):
-            return resource, {name: unquote(value) for name, value in found.groupdict().items()}, parts.query
+            return resource, {name: _named(name, unquote(value)) for name, value in found.groupdict().items()}, parts.query
     return None
+
+
+def _named(name: str, value: str) -> str:
+    chars_max = AGENT_CHARS_MAX if name == "agent" else SESSION_KEY_CHARS_MAX
+    if len(value) > chars_max or not _NAME.fullmatch(value):
+        raise Invalid(
+            "invalid_arguments",
+            f"{name}: the URI's {name} does not match {NAME_PATTERN}, or has more than {chars_max} characters.",
+            "Write it as the service gave it to you.",
+        )
+    return value
 
 
 def parsed_query(query: str) -> dict[str, str]:

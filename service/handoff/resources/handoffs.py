@@ -1,5 +1,6 @@
 """Handoffs, read: an agent's inbox, one handoff."""
 
+import re
 from typing import Any
 
 from handoff.app import Call
@@ -9,6 +10,9 @@ from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Reso
 from handoff.store import handoffs
 from handoff.store.connect import snapshot
 from handoff.wire import from_cursor
+
+_PRIORITIES = range(10)
+_ID = re.compile(r"[1-9][0-9]{0,14}")  # one way to write each
 
 
 class InboxQuery(Query):
@@ -20,12 +24,12 @@ async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dic
     viewer = call.caller.viewer(path["agent"])
     if viewer not in (None, path["agent"]):
         raise inbox_of_another(path["agent"])
-    after = tuple(from_cursor(query.cursor, int, int)) if query.cursor is not None else INBOX_START
+    after = tuple(from_cursor(query.cursor, _PRIORITIES, int)) if query.cursor is not None else INBOX_START
     return await inbox_page(call.app, path["agent"], after, query.limit)
 
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
-    handoff_id = int(path["id"]) if path["id"].isascii() and path["id"].isdigit() and len(path["id"]) < 16 else 0
+    handoff_id = int(path["id"]) if _ID.fullmatch(path["id"]) else 0
     async with snapshot(call.app.pool) as conn:
         row = await handoffs.find(conn, handoff_id)
         if row is None or not await handoffs.may_see(conn, row, call.caller.viewer(None)):
@@ -44,5 +48,8 @@ INBOX = Resource(
     "Handoffs offered to an agent or held by it, urgent first. Can be subscribed to.",
     InboxQuery,
     read_inbox,
+    rings=True,
 )
-HANDOFF = Resource("handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff)
+HANDOFF = Resource(
+    "handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff, rings=True
+)

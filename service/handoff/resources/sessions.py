@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from handoff.app import Call
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
@@ -16,17 +16,27 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)
 
 
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie between the years 1 and 9999 in UTC") from None
+
+
+SinceArg = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
 class SessionsQuery(Query):
     status: SessionStatus | None = None
     agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
-    since: AwareDatetime | None = None
+    since: SinceArg | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
 
 
 class AgentSessionsQuery(Query):
     status: SessionStatus | None = None
-    since: AwareDatetime | None = None
+    since: SinceArg | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
 

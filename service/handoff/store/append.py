@@ -9,6 +9,7 @@ expected_sequence) is a row that says why, and does not fail its neighbours.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
@@ -91,6 +92,12 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
        c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
   FROM checked c LEFT JOIN fresh f USING (i)
 """
+
+
+# What a statement meets that has raced another process for a lock or a key; run again, it sees what the other did. Alone, an
+# append can lose a deadlock first and the key afterwards, to those who were served meanwhile.
+_RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
+_RACES_LOST_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +214,7 @@ class AppendLane:
         except HandoffError as error:
             _fail(batch, error)
         except Exception as error:
-            if len(batch) == 1 and not isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.UniqueViolationError):
+            if len(batch) == 1 and not isinstance(error, _RACES):
                 log.exception("append.failed", error=type(error).__name__)
                 _fail(batch, error)
             else:
@@ -216,24 +223,35 @@ class AppendLane:
     async def _commit_one_by_one(self, batch: list[Append]) -> None:
         for item in batch:
             try:
-                await self._execute([item])
+                await self._execute_alone(item)
             except HandoffError as error:
                 _fail([item], error)
             except Exception as error:
                 log.exception("append.failed", error=type(error).__name__)
                 _fail([item], error)
 
+    async def _execute_alone(self, item: Append) -> None:
+        for _ in range(_RACES_LOST_MAX):
+            with suppress(*_RACES):
+                return await self._execute([item])
+        return await self._execute([item])
+
     async def _execute(self, batch: list[Append]) -> None:
         async with connection(self._pool) as conn:
             rows = await conn.fetch(APPEND, *_columns(batch, self._settings.session_entries_max))
+        crowded: list[Append] = []
         for row in rows:
             item = batch[row["i"]]
             if item.answer.done():
+                continue
+            if row["verdict"] == "full" and len(batch) > 1:
+                crowded.append(item)  # it was counted behind neighbours of which some wrote nothing
                 continue
             try:
                 item.answer.set_result(_outcome(item, row, self._settings))
             except HandoffError as error:
                 _fail([item], error)
+        await self._commit_one_by_one(crowded)
 
 
 async def append_within(conn: Connection, item: Append, settings: Settings) -> Appended:

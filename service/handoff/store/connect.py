@@ -88,10 +88,12 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
         raise database_unavailable() from error
     try:
         yield conn
-    except (*AWAY, asyncpg.InterfaceError) as error:
+    except (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if isinstance(error, asyncpg.InterfaceError) and not conn.is_closed():
             raise  # misuse, not loss
-        if isinstance(error, OSError):  # a time limit too; a server that does not answer won't answer a cancellation
+        # A time limit is an OSError: a server that does not answer won't answer a cancellation. An InternalClientError is
+        # what the driver raises when the server has just closed the connection and that was not yet noticed.
+        if isinstance(error, OSError | asyncpg.InternalClientError):
             with suppress(Exception):
                 conn.terminate()
         raise database_unavailable() from error

@@ -71,23 +71,23 @@ LATEST_OF_SESSION = f"""
      LIMIT $2
 """
 
-# What is open for an agent, most urgent first: three indexes, each read no further than the page is long.
+# One list behind a position: the rest of its priority, then the lower ones. A comparison of the pair (priority, id) would
+# read all that stands before the position, because the index goes down in one and up in the other.
+_BEHIND = """
+        (SELECT * FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
+        UNION ALL
+        (SELECT * FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
+"""
+# What is open for an agent, most urgent first: three lists by index, none read further than two pages are long.
 INBOX = f"""
     SELECT {_COLUMNS}, s.key AS session_key
       FROM (
-        (SELECT * FROM handoff
-          WHERE target_agent = $1 AND state = 'offered' AND (-priority, id) > (-$2::smallint, $3)
-          ORDER BY priority DESC, id LIMIT $4)
+        {_BEHIND.format(list="target_agent = $1 AND state = 'offered'")}
         UNION ALL
-        (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a,
-                LATERAL (SELECT * FROM handoff
-                          WHERE target_capability = a.capability AND state = 'offered' AND sender <> $1
-                            AND (-priority, id) > (-$2::smallint, $3)
-                          ORDER BY priority DESC, id LIMIT $4) c)
+        (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a, LATERAL (
+        {_BEHIND.format(list="target_capability = a.capability AND state = 'offered' AND sender <> $1")}) c)
         UNION ALL
-        (SELECT * FROM handoff
-          WHERE holder = $1 AND state IN ('accepted', 'blocked') AND (-priority, id) > (-$2::smallint, $3)
-          ORDER BY priority DESC, id LIMIT $4)
+        {_BEHIND.format(list="holder = $1 AND state IN ('accepted', 'blocked')")}
       ) h JOIN session s ON s.id = h.session_id
      ORDER BY h.priority DESC, h.id
      LIMIT $4

@@ -64,11 +64,12 @@ PAGE_BY_STATUS = f"""
      ORDER BY s.created_at DESC, s.id DESC
      LIMIT $4
 """
-# $4 bounds what is read; what of it is not `wanted` is passed over, and the next page goes on behind it.
+# $4 bounds what is read; what of it is not `wanted` is passed over, and the next page goes on behind it. The inner SELECT
+# is no EXISTS, which Postgres may answer by reading all sessions of $7 at once.
 PAGE_BY_AGENT = f"""
     SELECT {_COLUMNS},
            ($6::text IS NULL OR s.status = $6)
-           AND ($7::text IS NULL OR EXISTS (SELECT FROM participant v WHERE v.session_id = s.id AND v.agent = $7))
+           AND ($7::text IS NULL OR (SELECT true FROM participant v WHERE v.session_id = s.id AND v.agent = $7) IS TRUE)
            AS wanted
       FROM (SELECT session_id, created_at
               FROM participant

@@ -34,6 +34,7 @@ from handoff.wire import from_cursor
 HANDOFF_RESULT = properties("handoff_id", handoff_id="integer", state="string")
 ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")
 INBOX_PAGE = 10
+OPERATOR = "operator"  # who acts by an admin tool, where no token says it
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
@@ -96,6 +97,7 @@ class LapseHandoff(Arguments):
     """End a lease now: the handoff is on offer again."""
 
     handoff_id: HandoffIdArg
+    idempotency_key: IdempotencyKeyArg = None
 
 
 async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
@@ -227,11 +229,11 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
             bells += [f"capability:{name}" for name in await agents.capabilities(conn, agent)]
         async with call.app.wakeups.waiting(bells) as rung:
             while True:
+                rung.clear()  # before looking: what rings while we look may be what we do not see yet
                 page = await inbox_page(call.app, agent, after, INBOX_PAGE)
                 left_s = give_up - loop.time()
                 if page["handoffs"] or left_s <= 0 or call.app.wakeups.closing:
                     return page
-                rung.clear()
                 try:
                     async with asyncio.timeout(left_s):
                         await rung.wait()
@@ -247,7 +249,7 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
             row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
         return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent))
 
-    return await transact(call.app.pool, work)
+    return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
 
 
 async def _current(call: Call, conn: Connection, handoff_id: int) -> Record:
