@@ -87,6 +87,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("get_inbox", {"agent": "alice", "cursor": "bm90IG91cnM"}, "cursor"),
     ("get_inbox", {"agent": "alice", "cursor": "W251bGwsMV0"}, "cursor"),
     ("get_inbox", {"agent": "alice", "cursor": "x" * 201}, "cursor"),
+    ("get_inbox", {"agent": "alice", "cursor": "Wzk5OTk5LDFd"}, "cursor"),  # [99999,1]
     ("search_context", {"agent": "alice", "query": ""}, "query"),
     ("search_context", {"agent": "alice", "query": "x" * 501}, "query"),
     # U+0000 and JSON that can't be kept

@@ -307,9 +307,7 @@ async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
-    await db.execute("SET deadlock_timeout = '10s'")  # so that the append is the one to give way, first by the lock, then
-    name = await db.fetchval("SELECT current_database()")
-    await db.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '300ms'")
+    await db.execute("SET deadlock_timeout = '10s'")  # so that the append, which looks after one second, gives way
     refused: list[dict[str, Any]] = []
     async with open_app(settings) as app, Client(build_server(app)) as client:
 
@@ -603,3 +601,21 @@ async def refusal(app: App, one: Append) -> tuple[str, bool] | None:
     except HandoffError as error:
         return error.code, error.retryable
     return None
+
+
+async def test_a_database_that_refuses_connections_is_a_retryable_error(
+    settings: Settings, postgres_url: str, database_url: str
+) -> None:
+    name = database_url.split("?", maxsplit=1)[0].rpartition("/")[2]
+    admin = await asyncpg.connect(postgres_url)
+    async with open_app(settings) as app, Client(build_server(app)) as client:
+        await client.list_tools()
+        await app.pool.expire_connections()
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            error = await Agent(client).refused("register_session", agent="alice")
+        finally:
+            await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            await admin.close()
+
+    assert (error["code"], error["retryable"]) == ("unavailable", True)

@@ -82,7 +82,7 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
     try:
         conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
-    except (*AWAY, asyncpg.InterfaceError) as error:
+    except (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # one that refuses us is no use either
         if isinstance(error, asyncpg.InterfaceError) and not pool.is_closing():
             raise
         raise database_unavailable() from error

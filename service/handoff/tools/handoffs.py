@@ -220,7 +220,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
             await agents.declare(conn, agent, wanted)
 
         await transact(call.app.pool, declare)
-    after = tuple(from_cursor(args.cursor, int, int)) if args.cursor is not None else INBOX_START
+    after = tuple(from_cursor(args.cursor, range(10), int)) if args.cursor is not None else INBOX_START
     loop = asyncio.get_running_loop()
     give_up = loop.time() + args.wait_seconds
     bells = [f"agent:{agent}"]
