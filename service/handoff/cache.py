@@ -3,6 +3,7 @@ computed from, so an entry is never wrong, only old and unread. A Redis that is 
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Protocol
 
@@ -22,14 +23,22 @@ BRIEF_TTL_S = 3_600
 SUMMARY_TTL_S = 3_600
 
 
-def brief_key(session_id: int, version: int, token_budget: int) -> str:
-    """A session's brief, at a version of the session and for a budget in tokens."""
-    return f"handoff:brief:{session_id}:{version}:{token_budget}"
+def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
+    """A session's brief, for a budget in tokens."""
+    return f"handoff:brief:{_state(session)}:{token_budget}"
 
 
-def summary_key(session_id: int, version: int) -> str:
-    """A session's summary, at a version of the session."""
-    return f"handoff:summary:{session_id}:{version}"
+def summary_key(session: Mapping[str, Any]) -> str:
+    """A session's summary."""
+    return f"handoff:summary:{_state(session)}"
+
+
+def _state(session: Mapping[str, Any]) -> str:
+    """One state of one session. The times tell apart what numbers can't: another database on the same Redis, or the same
+    one restored from before. Every change moves the last activity.
+    """
+    times = (session["created_at"], session["last_activity_at"])
+    return ":".join(map(str, (session["id"], session["version"], *(round(it.timestamp() * 1_000_000) for it in times))))
 
 
 class Cache(Protocol):

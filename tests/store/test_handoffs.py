@@ -706,3 +706,38 @@ async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
         assert await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k") == lapsed
         assert (await agent.refused("lapse_handoff", handoff_id=handoff_id))["code"] == "wrong_state"
         assert await agent.accept(handoff_id) == 2
+
+
+async def test_an_owner_can_cancel_an_offer_whose_sender_writes_no_more(agent: Agent) -> None:
+    key = await agent.session()
+    held = await agent.offer(key, "bob")
+    token = await agent.accept(held)
+    onward = await agent.offer(key, "carol", agent="bob")
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=held, action="complete", token=token)
+
+    stranger = await agent.refused("resolve_handoff", agent="carol", handoff_id=onward, action="cancel")
+    assert stranger["code"] == "not_sender"
+    await agent.ok("resolve_handoff", agent="alice", handoff_id=onward, action="cancel")
+    await agent.ok("close_session", agent="alice", session_key=key)
+
+
+async def test_one_handoff_that_cannot_be_settled_does_not_keep_the_others_waiting(
+    agent: Agent, app: App, db: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [await agent.offer(await agent.session()) for _ in range(3)]
+    for handoff_id in ids:
+        await agent.accept(handoff_id)
+    await db.execute(PAST)
+    await db.execute(
+        "CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'stuck'"
+        " USING DETAIL = 'the row holds: rosebud'; END $$"
+    )
+    await db.execute(
+        f"CREATE TRIGGER stuck BEFORE UPDATE ON handoff FOR EACH ROW WHEN (OLD.id = {ids[0]}) EXECUTE FUNCTION stuck()"
+    )
+
+    assert await settle_overdue(app) == 2
+
+    states = [(await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] for handoff_id in ids]
+    assert states == ["accepted", "offered", "offered"]
+    assert f"'handoff_id': {ids[0]}" in caplog.text

@@ -9,11 +9,12 @@ from handoff.store.connect import Connection
 RECORD = """
     INSERT INTO event (session_id, handoff_id, kind, agent, at, data) VALUES ($1, $2, $3, $4, now(), $5)
 """
+# Pairs, because for `session_id = $1 ORDER BY id` Postgres may walk the primary key, and past the events of all others.
 OF_SESSION = """
     SELECT id, handoff_id, kind, agent, at, data
       FROM event
-     WHERE session_id = $1 AND id > $2
-     ORDER BY id
+     WHERE (session_id, id) > ($1, $2) AND (session_id, id) < ($1 + 1, 0)
+     ORDER BY session_id, id
      LIMIT $3
 """
 

@@ -306,7 +306,7 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
         if holder != owner and not keeps and holder not in others:
             writers = [name for name in writers if name != holder]
     writers = list(dict.fromkeys(writers))
-    if len(writers) > 64:
+    if action == "accept" and len(writers) > 64:
         raise Conflict(
             "limit_reached",
             "This session already has 64 writers.",

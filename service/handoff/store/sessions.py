@@ -47,7 +47,9 @@ CLOSE = f"""
  RETURNING {_COLUMNS}
 """
 
-SET_WRITERS = "UPDATE session SET owner = $2, writers = $3, version = version + 1 WHERE id = $1"
+SET_WRITERS = """
+    UPDATE session SET owner = $2, writers = $3, last_activity_at = now(), version = version + 1 WHERE id = $1
+"""
 TOUCH = "UPDATE session SET last_activity_at = now(), version = version + 1 WHERE id = $1"
 
 PAGE = f"""

@@ -194,7 +194,8 @@ async def resolve_handoff(call: Call, args: ResolveHandoff) -> dict[str, Any]:
         else:
             row = await _current(call, conn, args.handoff_id)
             await _must_see(conn, row, agent)
-            _may_settle(row, agent, action)
+            session = await sessions.lock(conn, row["session_id"])
+            _may_settle(row, agent, action, session["owner"])
         changed = await handoffs.transition(
             conn,
             row,
@@ -292,11 +293,11 @@ async def _held(call: Call, conn: Connection, handoff_id: int, agent: str, token
     return row
 
 
-def _may_settle(row: Record, agent: str, action: str) -> None:
-    if action == "cancel" and row["sender"] != agent:
+def _may_settle(row: Record, agent: str, action: str, owner: str) -> None:
+    if action == "cancel" and agent not in (row["sender"], owner):
         raise Forbidden(
             "not_sender",
-            f"Handoff {row['id']} was sent by {row['sender']!r}; only its sender can cancel it.",
+            f"Handoff {row['id']} was sent by {row['sender']!r}; only its sender, or who owns the session, can cancel it.",
             "To decline it, use action=reject.",
         )
     if action == "reject" and row["target_agent"] != agent:
