@@ -7,7 +7,6 @@ import structlog
 
 from handoff.logs import configure_logs
 
-
 SAID = "check failed\nDETAIL:  Failing row contains (1, rosebud\nand more rosebud).\nHINT: no"
 
 
