@@ -8,6 +8,8 @@ from typing import Any
 import anyio
 from mcp import Client
 
+PAST = "UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE lease_expires_at IS NOT NULL"
+
 
 class Agent:
     """Calls tools; says clearly when an answer is not the kind that a test expects."""
@@ -61,3 +63,32 @@ async def until(holds: Callable[[], object], within_s: float = 10) -> None:
     while not holds():
         assert monotonic() < give_up, "it did not come to hold in time"
         await anyio.sleep(0.01)
+
+
+async def all_of(*calls: Any) -> list[Any]:
+    """Make all calls at once; their results in order."""
+    results: list[Any] = [None] * len(calls)
+
+    async def one(place: int, call: Any) -> None:
+        results[place] = await call
+
+    async with anyio.create_task_group() as group:
+        for place, call in enumerate(calls):
+            group.start_soon(one, place, call)
+    return results
+
+
+async def kinds(agent: Agent, key: str) -> list[str]:
+    """What happened to a session after it was created, in order."""
+    events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
+    return [event["kind"].removeprefix("handoff.") for event in events][1:]
+
+
+async def may_write(agent: Agent, key: str, *names: str) -> list[bool]:
+    """Whether each of the named agents may append to a session, by trying."""
+    entry = {"type": "message", "content": "may I?"}
+    answers: list[bool] = []
+    for name in names:
+        arguments = {"agent": name, "session_key": key, "entries": [entry]}
+        answers.append(not (await agent.client.call_tool("update_context", arguments)).is_error)
+    return answers

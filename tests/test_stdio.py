@@ -12,16 +12,21 @@ from tests.processes import HANDOFF, environment
 from tests.requests import body
 
 
-def exchange(database_url: str, *requests: dict[str, Any], arguments: tuple[str, ...] = ()) -> tuple[list[Any], str]:
-    """What a server answered on standard output, line by line, and what it wrote to standard error."""
-    with subprocess.Popen(
+def spoken_to(database_url: str, *arguments: str) -> subprocess.Popen[str]:
+    """A server over stdio, as a desktop client starts it."""
+    return subprocess.Popen(
         [HANDOFF, "serve", "--stdio", *arguments],
         env=environment(database_url=database_url, log_level="debug"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as server:
+    )
+
+
+def exchange(database_url: str, *requests: dict[str, Any], arguments: tuple[str, ...] = ()) -> tuple[list[Any], str]:
+    """What a server answered on standard output, line by line, and what it wrote to standard error."""
+    with spoken_to(database_url, *arguments) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write("".join(json.dumps(request) + "\n" for request in requests))
@@ -90,14 +95,7 @@ def test_lines_that_are_no_requests_do_no_harm_and_whatever_is_answered_is_proto
 
 def test_who_closes_its_end_is_not_waited_for(database_url: str) -> None:
     started = monotonic()
-    with subprocess.Popen(
-        [HANDOFF, "serve", "--stdio"],
-        env=environment(database_url=database_url),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
+    with spoken_to(database_url) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps(call(1, "get_inbox", agent="bob")) + "\n")

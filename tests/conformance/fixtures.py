@@ -57,7 +57,7 @@ def _answering(*content: types.ContentBlock, is_error: bool = False) -> Tool:
 async def _log_three_times(ctx: Context, _: Call) -> types.CallToolResult:
     for line in ("Tool execution started", "Tool processing data", "Tool execution completed"):
         # Deprecated with the capability, yet the one call that is silent for a 2026-07-28 caller who set no log level.
-        await ctx.session.send_log_message("info", line, None, ctx.request_id)  # pyright: ignore[reportDeprecated]
+        await ctx.session.send_log_message("info", line, None, ctx.request_id)  # pyright: ignore[reportDeprecated] - see above
         await anyio.sleep(PAUSE_S)
     return types.CallToolResult(content=[_text("Logged three times.")])
 

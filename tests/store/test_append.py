@@ -1,13 +1,10 @@
-"""The append: concurrent, exact, repeatable; one bad call never harms its neighbours."""
+"""The append: concurrent and exact; one bad call never harms its neighbours."""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import partial
 from time import monotonic
 from typing import Any
 
-import anyio
 import asyncpg
 import pytest
 from mcp import Client
@@ -16,28 +13,9 @@ from handoff.app import App, open_app
 from handoff.errors import HandoffError
 from handoff.server import build_server
 from handoff.settings import Settings
-from handoff.store.append import Append, AppendLane, NewEntry
-from tests.agents import Agent
-
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-SEQUENCES = "SELECT sequence FROM context_entry e JOIN session s ON s.id = e.session_id WHERE s.key = $1 ORDER BY sequence"
-
-
-async def sequences(db: asyncpg.Connection, key: str) -> list[int]:
-    return [row["sequence"] for row in await db.fetch(SEQUENCES, key)]
-
-
-async def all_of(*calls: Any) -> list[Any]:
-    """Make all calls at once; their results in order."""
-    results: list[Any] = [None] * len(calls)
-
-    async def one(place: int, call: Any) -> None:
-        results[place] = await call
-
-    async with anyio.create_task_group() as group:
-        for place, call in enumerate(calls):
-            group.start_soon(one, place, call)
-    return results
+from handoff.store.append import Append, NewEntry
+from tests.agents import Agent, all_of
+from tests.store.appends import item, sequences
 
 
 async def test_thirty_two_concurrent_appends_to_one_session_leave_no_gap(agent: Agent, db: asyncpg.Connection) -> None:
@@ -204,148 +182,6 @@ async def test_of_many_appends_that_expect_the_same_sequence_exactly_one_wins(ag
     assert (error["code"], error["current_sequence"], error["retryable"]) == ("sequence_mismatch", 2, False)
 
 
-async def test_a_repeated_key_returns_the_first_result_and_writes_nothing(agent: Agent, db: asyncpg.Connection) -> None:
-    key = await agent.session()
-
-    first = await agent.says(key, "once", idempotency_key="k")
-    await agent.says(key, "in between")
-    again = await agent.says(key, "once", idempotency_key="k")
-
-    assert again == first | {"replayed": True}
-    assert await sequences(db, key) == [1, 2, 3]
-
-
-async def test_a_key_used_with_other_arguments_or_by_another_tool_is_an_error(agent: Agent, db: asyncpg.Connection) -> None:
-    key = await agent.session(idempotency_key="made")
-    await agent.says(key, "once", idempotency_key="k")
-    entry = {"type": "message", "content": "other"}
-
-    for reused in ("k", "made"):
-        error = await agent.refused(
-            "update_context", agent="alice", session_key=key, entries=[entry], idempotency_key=reused
-        )
-        assert error["code"] == "idempotency_conflict"
-    error = await agent.refused("register_session", agent="alice", idempotency_key="k")
-    assert error["code"] == "idempotency_conflict"
-    assert await sequences(db, key) == [1, 2]
-    assert await db.fetchval("SELECT count(*) FROM session") == 1
-
-
-async def test_a_key_belongs_to_its_agent(agent: Agent) -> None:
-    mine, yours = await agent.session("alice"), await agent.session("bob")
-
-    first = await agent.says(mine, "same", idempotency_key="k")
-    second = await agent.says(yours, "same", agent="bob", idempotency_key="k")
-
-    assert (first["replayed"], second["replayed"]) == (False, False)
-
-
-async def test_the_same_key_many_times_at_once_in_two_processes_writes_once(
-    settings: Settings, agent: Agent, db: asyncpg.Connection
-) -> None:
-    key = await agent.session()
-    async with open_app(settings) as second, Client(build_server(second)) as client:
-        hands = [agent, Agent(client)] * 8
-        done = await all_of(*[hand.says(key, "once", idempotency_key="k") for hand in hands])
-
-    assert {answer["first_sequence"] for answer in done} == {2}
-    assert sorted(answer["replayed"] for answer in done) == [False] + [True] * 15
-    assert await sequences(db, key) == [1, 2]
-
-
-async def test_the_same_key_on_two_sessions_at_once_in_two_processes_is_one_write_and_conflicts(
-    settings: Settings, agent: Agent, db: asyncpg.Connection
-) -> None:
-    keys = [await agent.session(), await agent.session()]
-    codes: list[str] = []
-
-    async def attempt(hand: Agent, key: str) -> None:
-        entry = {"type": "message", "content": "where?"}
-        arguments = {"agent": "alice", "session_key": key, "entries": [entry], "idempotency_key": "k"}
-        result = await hand.client.call_tool("update_context", arguments)
-        codes.append("conflict" if result.is_error else "ok")
-
-    async with open_app(settings) as second, Client(build_server(second)) as client:
-        for _ in range(10):
-            codes.clear()
-            await db.execute("DELETE FROM idempotency; DELETE FROM context_entry WHERE sequence > 1")
-            await db.execute("UPDATE session SET last_sequence = 1")
-            await all_of(attempt(agent, keys[0]), attempt(Agent(client), keys[1]))
-            assert sorted(codes) == ["conflict", "ok"]
-            assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 1
-
-
-async def test_a_client_that_repeats_all_it_wrote_through_three_processes_gets_first_results_only(
-    settings: Settings, agent: Agent, db: asyncpg.Connection
-) -> None:
-    keys = [await agent.session() for _ in range(8)]
-    first: dict[str, int] = {}
-    fresh: list[str] = []
-
-    async def write(app: App, numbers: list[int]) -> None:
-        for number in numbers:
-            name = str(number)
-            done = await app.lane.append(item(keys[number % 8], name=name))
-            assert first.setdefault(name, done.first_sequence) == done.first_sequence
-            if not done.replayed:
-                fresh.append(name)
-
-    async with open_app(settings) as one, open_app(settings) as two, open_app(settings) as three:
-        await all_of(
-            *[
-                write(app, [worker * 16 + (number * stride + worker) % 16 for number in range(16)])
-                for app, stride in ((one, 1), (two, 5), (three, 11))
-                for worker in range(8)
-            ]
-        )
-
-    assert sorted(fresh, key=int) == [str(number) for number in range(128)]
-    assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 128
-
-
-async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_costs_a_deadlock(
-    settings: Settings, agent: Agent, db: asyncpg.Connection
-) -> None:
-    key = await agent.session()
-    await db.execute("SET deadlock_timeout = '10s'")  # so that the append, which looks after one second, gives way
-    refused: list[dict[str, Any]] = []
-    async with open_app(settings) as app, Client(build_server(app)) as client:
-
-        async def append() -> None:
-            entries = [{"type": "message", "content": "x"}]
-            arguments = {"agent": "alice", "session_key": key, "entries": entries, "idempotency_key": "k"}
-            refused.append(await Agent(client).refused("update_context", **arguments))
-
-        async with anyio.create_task_group() as group, db.transaction():
-            claim = "INSERT INTO idempotency VALUES ('alice', 'k', 'request_handoff', sha256('x'), NULL, '{}', now())"
-            await db.execute(claim)
-            group.start_soon(append)
-            await waits_for_a_lock(db)  # it has locked the session, and wants the key
-            await db.execute("SELECT FROM session FOR NO KEY UPDATE")
-            await waits_for_a_lock(db)  # it wants the session, with a snapshot in which the key is free
-
-    assert [error["code"] for error in refused] == ["idempotency_conflict"]
-    assert await db.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 1
-    assert await sequences(db, key) == [1]
-
-
-async def waits_for_a_lock(db: asyncpg.Connection) -> None:
-    with anyio.fail_after(5):
-        while not await db.fetchval(WAITING):
-            await db.execute("SELECT pg_stat_clear_snapshot()")
-            await anyio.sleep(0.005)
-
-
-async def test_a_repeat_is_answered_when_the_session_would_take_no_more(agent: Agent) -> None:
-    key = await agent.session()
-    first = await agent.says(key, "last words", idempotency_key="k")
-    await agent.ok("close_session", agent="alice", session_key=key)
-
-    again = await agent.says(key, "last words", idempotency_key="k")
-
-    assert again == first | {"replayed": True}
-
-
 async def test_entries_can_supersede_only_what_was_there_before_the_call(agent: Agent, db: asyncpg.Connection) -> None:
     key = await agent.session()
     entries = [{"type": "decision", "content": "a"}, {"type": "decision", "content": "b", "supersedes": [2]}]
@@ -438,15 +274,6 @@ async def test_sizes_and_hashes_are_of_the_content_as_utf_8_whatever_it_is(agent
     assert [row["content"] for row in kept] == contents * 2
 
 
-async def test_the_time_that_an_append_has_waited_is_kept(agent: Agent, app: App, db: asyncpg.Connection) -> None:
-    late = item(await agent.session())
-    late.received -= 2
-
-    await app.lane.append(late)
-
-    assert 2_000 <= await db.fetchval("SELECT processing_ms FROM context_entry WHERE sequence = 2") < 4_000
-
-
 @pytest.mark.parametrize("settings_change", [{"session_entries_max": 100}])
 async def test_a_session_is_full_at_its_limit_and_not_before(
     settings: Settings, settings_change: dict[str, Any], db: asyncpg.Connection
@@ -505,117 +332,3 @@ async def test_content_above_the_limit_is_refused_by_its_bytes(settings: Setting
 
     assert (error["code"], error["bytes_max"]) == ("invalid_arguments", 1_024)
     assert len(await sequences(db, key)) == 2
-
-
-def waiting(app: App, *items: Append) -> list[list[Append]]:
-    """The batches that a lane would make of these."""
-    lane = AppendLane(app.pool, app.settings)
-    lane._waiting.extend(items)
-    batches: list[list[Append]] = []
-    while lane._waiting:
-        batches.append(lane._take())
-    return batches
-
-
-def item(key: str, expected: int | None = None, name: str | None = None, size_bytes: int = 1, entries: int = 1) -> Append:
-    new = [NewEntry("message", "x", None, "", 1, bytes(32))] * entries
-    return Append(key, "alice", new, monotonic(), 0, expected, name, key.encode() if name else None, size_bytes)
-
-
-async def test_a_batch_is_bounded_and_keeps_apart_what_must_not_share_a_statement(app: App) -> None:
-    def sizes(items: Sequence[Append]) -> list[int]:
-        return [len(batch) for batch in waiting(app, *items)]
-
-    assert sizes([item("s") for _ in range(150)]) == [64, 64, 22]
-    assert sizes([item("s", expected=1), item("s"), item("t")]) == [1, 2]
-    assert sizes([item("s"), item("s", expected=1)]) == [1, 1]
-    assert sizes([item("s", name="k"), item("t", name="k"), item("t")]) == [1, 2]
-    assert sizes([item("s", size_bytes=3 << 20), item("t", size_bytes=3 << 20)]) == [1, 1]
-
-
-async def test_a_full_queue_refuses_cheaply_and_says_to_retry(settings: Settings) -> None:
-    async with open_app(settings.model_copy(update={"append_queue_max": 1, "append_batch_max": 1})) as app:
-        lane, refusals = app.lane, 0
-        first, second = item("s"), item("s")
-        async with anyio.create_task_group() as group:
-
-            async def append(it: Append) -> None:
-                nonlocal refusals
-                try:
-                    await lane.append(it)
-                except HandoffError as error:
-                    refusals += error.code == "overloaded" and error.retryable
-
-            group.start_soon(append, first)
-            group.start_soon(append, second)
-    assert refusals == 1
-
-
-async def test_a_caller_that_goes_away_takes_nothing_back(agent: Agent, app: App, db: asyncpg.Connection) -> None:
-    key = await agent.session()
-    new = Append(key, "alice", [NewEntry("message", "stays", None, "", 5, bytes(32))], monotonic())
-    async with anyio.create_task_group() as group:
-        group.start_soon(app.lane.append, new)
-        await anyio.lowlevel.checkpoint()
-        await anyio.lowlevel.checkpoint()
-        group.cancel_scope.cancel()
-    await app.lane.drain()
-
-    assert await sequences(db, key) == [1, 2]
-
-
-async def test_a_caller_that_went_away_and_repeats_its_call_gets_the_first_result(
-    agent: Agent, app: App, db: asyncpg.Connection
-) -> None:
-    key = await agent.session()
-    async with db.transaction():
-        await db.execute("SELECT FROM session FOR NO KEY UPDATE")
-        async with anyio.create_task_group() as group:
-            group.start_soon(partial(agent.says, key, "stays", idempotency_key="k"))
-            await waits_for_a_lock(db)
-            group.cancel_scope.cancel()
-    await app.lane.drain()
-
-    again = await agent.says(key, "stays", idempotency_key="k")
-
-    assert (again["first_sequence"], again["replayed"]) == (2, True)
-    assert await sequences(db, key) == [1, 2]
-
-
-async def test_an_append_that_has_waited_too_long_is_refused_and_not_written(
-    settings: Settings, agent: Agent, db: asyncpg.Connection
-) -> None:
-    key = await agent.session()
-    async with open_app(settings.model_copy(update={"append_wait_s_max": 0.5})) as app:
-        late, young = item(key), item(key)
-        late.received -= 1
-        answers = await all_of(refusal(app, late), refusal(app, young))
-
-    assert answers == [("overloaded", True), None]
-    assert await sequences(db, key) == [1, 2]
-
-
-async def refusal(app: App, one: Append) -> tuple[str, bool] | None:
-    try:
-        await app.lane.append(one)
-    except HandoffError as error:
-        return error.code, error.retryable
-    return None
-
-
-async def test_a_database_that_refuses_connections_is_a_retryable_error(
-    settings: Settings, postgres_url: str, database_url: str
-) -> None:
-    name = database_url.split("?", maxsplit=1)[0].rpartition("/")[2]
-    admin = await asyncpg.connect(postgres_url)
-    async with open_app(settings) as app, Client(build_server(app)) as client:
-        await client.list_tools()
-        await app.pool.expire_connections()
-        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        try:
-            error = await Agent(client).refused("register_session", agent="alice")
-        finally:
-            await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-            await admin.close()
-
-    assert (error["code"], error["retryable"]) == ("unavailable", True)

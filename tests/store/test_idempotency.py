@@ -1,0 +1,225 @@
+"""Idempotency keys: the first result, once, whoever repeats the call and through whichever process."""
+
+from functools import partial
+from typing import Any
+
+import anyio
+import asyncpg
+from mcp import Client
+
+from handoff.app import App, open_app
+from handoff.server import build_server
+from handoff.settings import Settings
+from tests.agents import Agent, all_of, kinds
+from tests.store.appends import item, sequences
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def test_a_repeated_key_returns_the_first_result_and_writes_nothing(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session()
+
+    first = await agent.says(key, "once", idempotency_key="k")
+    await agent.says(key, "in between")
+    again = await agent.says(key, "once", idempotency_key="k")
+
+    assert again == first | {"replayed": True}
+    assert await sequences(db, key) == [1, 2, 3]
+
+
+async def test_a_key_used_with_other_arguments_or_by_another_tool_is_an_error(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session(idempotency_key="made")
+    await agent.says(key, "once", idempotency_key="k")
+    entry = {"type": "message", "content": "other"}
+
+    for reused in ("k", "made"):
+        error = await agent.refused(
+            "update_context", agent="alice", session_key=key, entries=[entry], idempotency_key=reused
+        )
+        assert error["code"] == "idempotency_conflict"
+    error = await agent.refused("register_session", agent="alice", idempotency_key="k")
+    assert error["code"] == "idempotency_conflict"
+    assert await sequences(db, key) == [1, 2]
+    assert await db.fetchval("SELECT count(*) FROM session") == 1
+
+
+async def test_a_key_belongs_to_its_agent(agent: Agent) -> None:
+    mine, yours = await agent.session("alice"), await agent.session("bob")
+
+    first = await agent.says(mine, "same", idempotency_key="k")
+    second = await agent.says(yours, "same", agent="bob", idempotency_key="k")
+
+    assert (first["replayed"], second["replayed"]) == (False, False)
+
+
+async def test_the_same_key_many_times_at_once_in_two_processes_writes_once(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        hands = [agent, Agent(client)] * 8
+        done = await all_of(*[hand.says(key, "once", idempotency_key="k") for hand in hands])
+
+    assert {answer["first_sequence"] for answer in done} == {2}
+    assert sorted(answer["replayed"] for answer in done) == [False] + [True] * 15
+    assert await sequences(db, key) == [1, 2]
+
+
+async def test_the_same_key_on_two_sessions_at_once_in_two_processes_is_one_write_and_conflicts(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    keys = [await agent.session(), await agent.session()]
+    codes: list[str] = []
+
+    async def attempt(hand: Agent, key: str) -> None:
+        entry = {"type": "message", "content": "where?"}
+        arguments = {"agent": "alice", "session_key": key, "entries": [entry], "idempotency_key": "k"}
+        result = await hand.client.call_tool("update_context", arguments)
+        codes.append("conflict" if result.is_error else "ok")
+
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        for _ in range(10):
+            codes.clear()
+            await db.execute("DELETE FROM idempotency; DELETE FROM context_entry WHERE sequence > 1")
+            await db.execute("UPDATE session SET last_sequence = 1")
+            await all_of(attempt(agent, keys[0]), attempt(Agent(client), keys[1]))
+            assert sorted(codes) == ["conflict", "ok"]
+            assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 1
+
+
+async def test_a_client_that_repeats_all_it_wrote_through_three_processes_gets_first_results_only(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    keys = [await agent.session() for _ in range(8)]
+    first: dict[str, int] = {}
+    fresh: list[str] = []
+
+    async def write(app: App, numbers: list[int]) -> None:
+        for number in numbers:
+            name = str(number)
+            done = await app.lane.append(item(keys[number % 8], name=name))
+            assert first.setdefault(name, done.first_sequence) == done.first_sequence
+            if not done.replayed:
+                fresh.append(name)
+
+    async with open_app(settings) as one, open_app(settings) as two, open_app(settings) as three:
+        await all_of(
+            *[
+                write(app, [worker * 16 + (number * stride + worker) % 16 for number in range(16)])
+                for app, stride in ((one, 1), (two, 5), (three, 11))
+                for worker in range(8)
+            ]
+        )
+
+    assert sorted(fresh, key=int) == [str(number) for number in range(128)]
+    assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 128
+
+
+async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_costs_a_deadlock(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    await db.execute("SET deadlock_timeout = '10s'")  # so that the append, which looks after one second, gives way
+    refused: list[dict[str, Any]] = []
+    async with open_app(settings) as app, Client(build_server(app)) as client:
+
+        async def append() -> None:
+            entries = [{"type": "message", "content": "x"}]
+            arguments = {"agent": "alice", "session_key": key, "entries": entries, "idempotency_key": "k"}
+            refused.append(await Agent(client).refused("update_context", **arguments))
+
+        async with anyio.create_task_group() as group, db.transaction():
+            claim = "INSERT INTO idempotency VALUES ('alice', 'k', 'request_handoff', sha256('x'), NULL, '{}', now())"
+            await db.execute(claim)
+            group.start_soon(append)
+            await waits_for_a_lock(db)  # it has locked the session, and wants the key
+            await db.execute("SELECT FROM session FOR NO KEY UPDATE")
+            await waits_for_a_lock(db)  # it wants the session, with a snapshot in which the key is free
+
+    assert [error["code"] for error in refused] == ["idempotency_conflict"]
+    assert await db.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 1
+    assert await sequences(db, key) == [1]
+
+
+async def waits_for_a_lock(db: asyncpg.Connection) -> None:
+    with anyio.fail_after(5):
+        while not await db.fetchval(WAITING):
+            await db.execute("SELECT pg_stat_clear_snapshot()")
+            await anyio.sleep(0.005)
+
+
+async def test_a_repeat_is_answered_when_the_session_would_take_no_more(agent: Agent) -> None:
+    key = await agent.session()
+    first = await agent.says(key, "last words", idempotency_key="k")
+    await agent.ok("close_session", agent="alice", session_key=key)
+
+    again = await agent.says(key, "last words", idempotency_key="k")
+
+    assert again == first | {"replayed": True}
+
+
+async def test_a_caller_that_went_away_and_repeats_its_call_gets_the_first_result(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    async with db.transaction():
+        await db.execute("SELECT FROM session FOR NO KEY UPDATE")
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(agent.says, key, "stays", idempotency_key="k"))
+            await waits_for_a_lock(db)
+            group.cancel_scope.cancel()
+    await app.lane.drain()
+
+    again = await agent.says(key, "stays", idempotency_key="k")
+
+    assert (again["first_sequence"], again["replayed"]) == (2, True)
+    assert await sequences(db, key) == [1, 2]
+
+
+async def test_a_repeated_write_with_its_key_takes_effect_once(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session(idempotency_key="1", session_key="s")
+    assert await agent.session(idempotency_key="1", session_key="s") == key
+    offer = {"agent": "alice", "session_key": key, "target_agent": "bob", "instructions": "x", "idempotency_key": "2"}
+    first = await agent.ok("request_handoff", **offer)
+    assert await agent.ok("request_handoff", **offer) == first
+    accept = {"agent": "bob", "handoff_id": first["handoff_id"], "idempotency_key": "3"}
+    taken = await agent.ok("accept_handoff", **accept)
+    assert (await agent.ok("accept_handoff", **accept))["handoff"] == taken["handoff"]
+    complete = {"action": "complete", "token": 1, "idempotency_key": "4", **{k: accept[k] for k in ("agent", "handoff_id")}}
+    done = await agent.ok("resolve_handoff", **complete)
+    assert await agent.ok("resolve_handoff", **complete) == done
+    error = await agent.refused("resolve_handoff", **complete | {"note": "other"})
+
+    assert error["code"] == "idempotency_conflict"
+    assert await kinds(agent, key) == ["offered", "accepted", "completed"]
+    assert await db.fetchval("SELECT count(*) FROM session") == 1
+
+
+async def test_a_refused_write_does_not_use_up_its_key(agent: Agent) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    hold = {"agent": "bob", "handoff_id": handoff_id, "token": 1, "idempotency_key": "k"}
+
+    assert (await agent.refused("renew_handoff", **hold))["code"] == "wrong_state"
+    await agent.accept(handoff_id)
+
+    assert (await agent.ok("renew_handoff", **hold))["state"] == "accepted"
+
+
+async def test_an_acceptance_sent_to_two_processes_at_once_with_its_key_takes_one_lease(
+    settings: Settings, agent: Agent
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    tokens: list[int] = []
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+
+        async def accept(hand: Agent) -> None:
+            tokens.append(await hand.accept(handoff_id, idempotency_key="k"))
+
+        async with anyio.create_task_group() as group:
+            for hand in (agent, Agent(client)) * 3:
+                group.start_soon(accept, hand)
+
+    assert tokens == [1] * 6
+    assert await kinds(agent, key) == ["offered", "accepted"]

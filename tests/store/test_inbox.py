@@ -1,0 +1,170 @@
+"""Inboxes: what is in them, page by page, and who is woken."""
+
+from time import monotonic
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+from mcp import Client
+
+from handoff.app import App, open_app
+from handoff.server import build_server
+from handoff.settings import Settings
+from handoff.store import handoffs
+from tests.agents import Agent, until
+
+
+async def test_the_sender_of_a_capability_offer_does_not_take_it_itself(agent: Agent) -> None:
+    key = await agent.session()
+    await agent.ok("get_inbox", agent="alice", capabilities=["review"])
+    offered = await agent.ok(
+        "request_handoff", agent="alice", session_key=key, target_capability="review", instructions="Review."
+    )
+
+    assert (await agent.ok("get_inbox", agent="alice"))["handoffs"] == []
+    error = await agent.refused("accept_handoff", agent="alice", handoff_id=offered["handoff_id"])
+    assert error["code"] == "not_addressed"
+
+
+async def test_an_inbox_lists_the_urgent_first_and_pages_without_gap_or_repeat(agent: Agent) -> None:
+    key = await agent.session()
+    offered = [(await agent.offer(key, priority=number % 10), number % 10) for number in range(25)]
+    await agent.offer(key, "carol")
+    held = offered[7][0]
+    await agent.accept(held)
+
+    seen: list[tuple[int, int]] = []
+    cursor: str | None = None
+    while True:
+        page = await agent.ok("get_inbox", agent="bob", cursor=cursor)
+        assert len(page["handoffs"]) <= 10
+        seen += [(row["handoff_id"], row["priority"]) for row in page["handoffs"]]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            break
+
+    assert seen == sorted(offered, key=lambda it: (-it[1], it[0]))
+
+
+async def test_an_inbox_of_three_kinds_is_paged_without_gap_or_repeat_while_it_changes(agent: Agent) -> None:
+    key = await agent.session()
+    await agent.ok("get_inbox", agent="bob", capabilities=["review", "build", "review"])
+    lists: list[dict[str, Any]] = [
+        {"to": "bob"},
+        {"target_agent": None, "target_capability": "review"},
+        {"target_agent": None, "target_capability": "build"},
+    ]
+    offered = [(await agent.offer(key, priority=n * 7 % 10 // 3, **lists[n % 3]), n * 7 % 10 // 3) for n in range(32)]
+    for handoff_id, _ in offered[::4]:
+        await agent.accept(handoff_id)
+    expected = sorted(offered, key=lambda it: (-it[1], it[0]))
+
+    first = await agent.ok("get_inbox", agent="bob")
+    seen = [row["handoff_id"] for row in first["handoffs"]]
+    passed, coming = seen[0], expected[15][0]
+    await agent.offer(key, priority=9)  # it stands before the position
+    for gone in (passed, coming):
+        state = (await agent.read(f"handoff://handoffs/{gone}"))["state"]
+        if state == "offered":
+            await agent.ok("resolve_handoff", agent="alice", handoff_id=gone, action="cancel")
+        else:
+            await agent.ok("resolve_handoff", agent="bob", handoff_id=gone, action="complete", token=1)
+    cursor = first["next_cursor"]
+    while cursor is not None:
+        page = await agent.ok("get_inbox", agent="bob", cursor=cursor)
+        seen += [row["handoff_id"] for row in page["handoffs"]]
+        cursor = page.get("next_cursor")
+
+    assert seen == [handoff_id for handoff_id, _ in expected if handoff_id != coming]
+    assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:10]]
+
+
+async def test_an_inbox_holds_what_fits_the_capabilities_declared_last(agent: Agent) -> None:
+    key = await agent.session()
+    target: dict[str, Any] = {"target_agent": None, "target_capability": "review"}
+    handoff_id = await agent.offer(key, **target)
+
+    async def inbox(**arguments: Any) -> list[int]:
+        return [row["handoff_id"] for row in (await agent.ok("get_inbox", agent="bob", **arguments))["handoffs"]]
+
+    assert await inbox() == []
+    assert await inbox(capabilities=["review"]) == [handoff_id]
+    assert await inbox() == [handoff_id]
+    assert await inbox(capabilities=["build"]) == []
+    assert (await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id))["code"] == "handoff_not_found"
+    assert await inbox(capabilities=["review"]) == [handoff_id]
+    await agent.accept(handoff_id)
+    assert await inbox(capabilities=[]) == [handoff_id]  # who holds it goes on holding it
+
+
+async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Settings, agent: Agent) -> None:
+    key = await agent.session()
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        other = Agent(client)
+        ways: list[tuple[list[str] | None, dict[str, Any]]] = [
+            (None, {"target_agent": "bob"}),
+            (["review"], {"target_agent": None, "target_capability": "review"}),
+        ]
+        for declared, target in ways:
+            found: list[dict[str, Any]] = []
+            started = monotonic()
+            async with anyio.create_task_group() as group:
+
+                async def wait(declared: list[str] | None = declared, found: list[Any] = found) -> None:
+                    inbox = await other.ok("get_inbox", agent="bob", capabilities=declared, wait_seconds=30)
+                    found.extend(inbox["handoffs"])
+
+                group.start_soon(wait)
+                await until(lambda: second.wakeups._waiters > 0)
+                await agent.offer(key, **target)
+            assert [row["state"] for row in found] == ["offered"]
+            assert monotonic() - started < 2  # of the thirty seconds that it would wait
+            await agent.ok("resolve_handoff", agent="alice", handoff_id=found[0]["handoff_id"], action="cancel")
+
+
+async def test_a_wait_ends_in_time_and_looks_only_when_it_is_rung(
+    agent: Agent, app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    real = handoffs.inbox
+
+    async def counted(conn: Any, name: str, **position: Any) -> Any:
+        looks.append(name)
+        return await real(conn, name, **position)
+
+    monkeypatch.setattr(handoffs, "inbox", counted)
+    started = monotonic()
+
+    async def ring_for_nothing() -> None:
+        await until(lambda: len(looks) == 1)
+        await db.execute("SELECT pg_notify('handoff', 'agent:bob'), pg_notify('handoff', 'agent:carol')")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ring_for_nothing)
+        assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
+
+    assert 0.9 < monotonic() - started < 3
+    assert looks == ["bob", "bob"]
+
+
+async def test_an_offer_made_while_nobody_could_listen_is_found_when_listening_begins_again(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    async with open_app(settings) as second, Client(build_server(second)) as client:
+        found: list[dict[str, Any]] = []
+
+        async def wait() -> None:
+            found.extend((await Agent(client).ok("get_inbox", agent="bob", wait_seconds=20))["handoffs"])
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await until(lambda: second.wakeups._waiters > 0)
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE application_name = 'handoff-wakeups' AND datname = current_database()"
+                )
+                await agent.offer(key)
+    assert len(found) == 1

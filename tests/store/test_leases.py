@@ -1,0 +1,164 @@
+"""Leases and deadlines: tokens that grow, what the clock decides, and what an operator may end."""
+
+import asyncpg
+import pytest
+from mcp import Client
+
+from handoff.app import App, open_app, settle_overdue
+from handoff.server import build_server
+from handoff.settings import Settings
+from tests.agents import PAST, Agent, kinds
+
+
+async def test_a_stale_token_is_refused_and_the_error_names_who_holds_it_now(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    await agent.ok("get_inbox", agent="bob", capabilities=["review"])
+    await agent.ok("get_inbox", agent="carol", capabilities=["review"])
+    asked = {"target_agent": None, "target_capability": "review", "instructions": "Review."}
+    offered = await agent.ok("request_handoff", agent="alice", session_key=key, **asked)
+    handoff_id = offered["handoff_id"]
+    first = await agent.accept(handoff_id, "bob")
+    stale = {"agent": "bob", "handoff_id": handoff_id, "token": first}
+    await db.execute(PAST)
+
+    lapsed = await agent.refused("renew_handoff", **stale)
+    assert (lapsed["code"], lapsed["holder"]) == ("stale_token", None)
+    token = await agent.accept(handoff_id, "carol")
+
+    assert token == first + 1
+    for tool, arguments in (
+        ("renew_handoff", {}),
+        ("resolve_handoff", {"action": "complete"}),
+        ("resolve_handoff", {"action": "block", "note": "x"}),
+    ):
+        error = await agent.refused(tool, **stale, **arguments)
+        assert (error["code"], error["holder"]) == ("stale_token", "carol")
+        assert "carol" in error["message"]
+    assert (await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] == "accepted"
+    assert await kinds(agent, key) == ["offered", "accepted", "lapsed", "accepted"]
+
+
+async def test_an_older_token_of_the_same_agent_is_stale_too(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+    handoff_id = await agent.offer(await agent.session())
+    first = await agent.accept(handoff_id)
+    await db.execute(PAST)
+    await settle_overdue(app)
+    token = await agent.accept(handoff_id)
+
+    for stale in (first, token + 1):
+        error = await agent.refused("renew_handoff", agent="bob", handoff_id=handoff_id, token=stale)
+        assert (error["code"], error["holder"], error["state"]) == ("stale_token", "bob", "accepted")
+    assert (await agent.ok("renew_handoff", agent="bob", handoff_id=handoff_id, token=token))["token"] == token
+
+
+async def test_a_lease_is_as_long_as_it_was_asked_for_and_a_block_gives_time(agent: Agent, db: asyncpg.Connection) -> None:
+    handoff_id = await agent.offer(await agent.session())
+
+    async def lease_s() -> float:
+        return await db.fetchval("SELECT extract(epoch FROM lease_expires_at - updated_at)::float FROM handoff")
+
+    token = await agent.accept(handoff_id, lease_seconds=30)
+    hold = {"agent": "bob", "handoff_id": handoff_id, "token": token}
+    assert await lease_s() == 30
+    await agent.ok("renew_handoff", lease_seconds=3_600, **hold)
+    assert await lease_s() == 3_600
+    await agent.ok("renew_handoff", **hold)
+    assert await lease_s() == 900
+    await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
+    assert await lease_s() == 86_400
+
+
+async def test_a_lapse_past_the_deadline_expires_the_offer_by_the_clock(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, deadline_minutes=5)
+    await agent.accept(handoff_id)
+    await db.execute("UPDATE handoff SET deadline = now() - interval '1 hour'")
+    assert await settle_overdue(app) == 0  # who took it in time may finish
+    await db.execute(PAST)
+
+    assert await settle_overdue(app) == 1
+
+    events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"][-2:]
+    assert [(event["kind"], event.get("agent")) for event in events] == [("handoff.lapsed", None), ("handoff.expired", None)]
+    assert events[0]["data"] == {"holder": "bob", "token": 1}
+
+
+async def test_a_lease_that_lapses_too_often_expires_the_handoff(settings: Settings, db: asyncpg.Connection) -> None:
+    async with open_app(settings.model_copy(update={"lapses_max": 2})) as app, Client(build_server(app)) as client:
+        agent = Agent(client)
+        key = await agent.session()
+        handoff_id = await agent.offer(key)
+        for expected in ("offered", "offered", "expired"):
+            await agent.accept(handoff_id)
+            await db.execute(PAST)
+            assert await settle_overdue(app) == 1
+            assert (await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] == expected
+        assert (await kinds(agent, key))[-3:] == ["accepted", "lapsed", "expired"]
+        assert await settle_overdue(app) == 0
+
+
+async def test_a_blocked_handoff_whose_time_is_over_is_offered_again(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    token = await agent.accept(handoff_id)
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="block", token=token, note="waiting")
+    await db.execute(PAST)
+
+    await settle_overdue(app)
+
+    assert (await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] == "offered"
+    assert await kinds(agent, key) == ["offered", "accepted", "blocked", "renewed", "lapsed"]
+
+
+async def test_an_offer_past_its_deadline_expires_and_can_not_be_accepted(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, deadline_minutes=5)
+    await db.execute("UPDATE handoff SET deadline = now()")
+
+    error = await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)
+    assert (error["code"], error["state"]) == ("wrong_state", "expired")
+    await settle_overdue(app)
+
+    seen = await agent.read(f"handoff://handoffs/{handoff_id}")
+    assert (seen["state"], seen["reason"]) == ("expired", "its deadline passed")
+
+
+async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
+    async with open_app(settings.model_copy(update={"admin": True})) as app, Client(build_server(app)) as client:
+        agent = Agent(client)
+        handoff_id = await agent.offer(await agent.session())
+        await agent.accept(handoff_id)
+
+        lapsed = await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k")
+        assert lapsed["state"] == "offered"
+        assert await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k") == lapsed
+        assert (await agent.refused("lapse_handoff", handoff_id=handoff_id))["code"] == "wrong_state"
+        assert await agent.accept(handoff_id) == 2
+
+
+async def test_one_handoff_that_cannot_be_settled_does_not_keep_the_others_waiting(
+    agent: Agent, app: App, db: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [await agent.offer(await agent.session()) for _ in range(3)]
+    for handoff_id in ids:
+        await agent.accept(handoff_id)
+    await db.execute(PAST)
+    await db.execute(
+        "CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'stuck'"
+        " USING DETAIL = 'the row holds: rosebud'; END $$"
+    )
+    await db.execute(
+        f"CREATE TRIGGER stuck BEFORE UPDATE ON handoff FOR EACH ROW WHEN (OLD.id = {ids[0]}) EXECUTE FUNCTION stuck()"
+    )
+
+    assert await settle_overdue(app) == 2
+
+    states = [(await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] for handoff_id in ids]
+    assert states == ["accepted", "offered", "offered"]
+    assert f"'handoff_id': {ids[0]}" in caplog.text
