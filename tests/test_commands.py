@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from tests.processes import HANDOFF, environment, free_port
+from tests.processes import HANDOFF, environment, free_port, serving
 
 STARTED, ENDED = 30, 20
 
@@ -74,6 +74,8 @@ def test_run_says_where_it_is_and_a_second_one_says_that_it_runs(data_dir: Path)
     run = Run(data_dir, port)
     try:
         run.until_it_says("Ctrl-C")
+        database = run.printed.split("HANDOFF_DATABASE_URL=")[1].split()[0]
+        assert handoff("migrate", database_url=database).stdout == "nothing to apply\n"
         for words in (f"http://127.0.0.1:{port}/mcp", str(data_dir), "claude mcp add", "mcp.Client"):
             assert words in run.printed
         beside = handoff("run", "--data-dir", str(data_dir), "--port", str(free_port()))
@@ -203,6 +205,14 @@ def test_the_doctor_finds_nothing_where_all_is_well(database_url: str) -> None:
         "ok   database",
         "ok   cache",
     ]
+
+
+def test_the_doctor_beside_the_running_service_finds_nothing_wrong(database_url: str) -> None:
+    with serving(database_url=database_url) as service:
+        done = handoff("doctor", database_url=database_url, port=service.port)
+
+    assert done.returncode == 0, done.stdout
+    assert "served by Handoff already" in done.stdout
 
 
 def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(empty_database_url: str, tmp_path: Path) -> None:

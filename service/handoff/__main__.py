@@ -242,11 +242,13 @@ def _address(host: str, port: int) -> str:
 
 
 def _banner(settings: Settings, address: str) -> None:
+    database = settings.database_url.get_secret_value() if settings.database_url else ""  # a socket: it has no password
     print(
         f"""
   MCP address   {address}
   Data          {settings.data_dir.resolve()}
   Claude Code   claude mcp add --transport http handoff {address}
+  Desktop       handoff serve --stdio, with HANDOFF_DATABASE_URL={database}
   Python        async with mcp.Client("{address}") as client: …
   Try it        make demo   (in another terminal)
 

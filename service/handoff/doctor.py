@@ -4,10 +4,12 @@ import asyncio
 import os
 import socket
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import orjson
 from pydantic import ValidationError
 
 from handoff.auth import Tokens, TokensFileError
@@ -87,12 +89,24 @@ def _port(settings: Settings) -> Finding:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if _is_handoff(settings):
+                return Finding("port", f"{settings.host}:{settings.port} is served by Handoff already")
             return Finding(
                 "port",
                 f"{settings.host}:{settings.port}: {error.strerror}",
-                "If that is the service itself, all is well; otherwise set HANDOFF_PORT to a free one.",
+                "Set HANDOFF_PORT to a free port, or HANDOFF_HOST to an address of this machine.",
             )
     return Finding("port", f"{settings.host}:{settings.port} is free")
+
+
+def _is_handoff(settings: Settings) -> bool:
+    """Whether what answers on our port is this service."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{settings.port}/healthz", timeout=1) as answer:
+            return orjson.loads(answer.read(100)) == {"status": "alive"}
+    except (OSError, ValueError):
+        return False
 
 
 async def _database(settings: Settings) -> Finding:
