@@ -2,20 +2,20 @@
 
 import asyncio
 import itertools
-import logging
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
+import orjson
 import pytest
 from mcp import Client
 from pydantic import SecretStr
 
 from handoff.app import App, open_app
 from handoff.embedded import postgres
-from handoff.logs import configure_logs
+from handoff.logs import configure_logs, forward_logs
 from handoff.server import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
@@ -31,9 +31,13 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _logs_to_stderr() -> None:
+def logged() -> Generator[list[dict[str, Any]]]:
+    """What is logged, line by line; it goes to standard error too."""
+    lines: list[dict[str, Any]] = []
     configure_logs("info")
-    logging.getLogger("httpx2").setLevel("WARNING")
+    forward_logs(lambda line: lines.append(orjson.loads(line.text)))
+    yield lines
+    forward_logs(None)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 
 import structlog
 
-from handoff.logs import configure_logs
+from handoff.logs import configure_logs, flush_logs
 
 SAID = "check failed\nDETAIL:  Failing row contains (1, rosebud\nand more rosebud).\nHINT: no"
 
@@ -21,6 +21,7 @@ def test_a_logged_stack_leaves_out_the_row_that_postgres_names() -> None:
     except RuntimeError:
         structlog.get_logger("test").exception("append.failed")
 
+    flush_logs()
     logged = json.loads(stream.getvalue())
     assert logged["event"] == "append.failed"
     assert "check failed" in logged["exception"]

@@ -44,7 +44,7 @@ async def refusing_connections(postgres_url: str, database_url: str, application
 
 
 async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
-    app: App, agent: Agent, postgres_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+    app: App, agent: Agent, postgres_url: str, database_url: str, logged: list[dict[str, Any]]
 ) -> None:
     key = await agent.session()
     found: list[Any] = []
@@ -58,7 +58,7 @@ async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
             group.start_soon(wait)
             await until(lambda: app.wakeups._waiters == 1)
             async with refusing_connections(postgres_url, database_url, "handoff-wakeups"):
-                await until(lambda: "ObjectNotInPrerequisiteState" in caplog.text)  # it tried again, and was refused
+                await until(lambda: "ObjectNotInPrerequisiteState" in str(logged))  # it tried again, and was refused
                 await agent.offer(key)  # over a connection that the pool has still
                 assert found == []
             assert getattr(await anext(aiter(subscription)), "uri", None) == INBOX
@@ -66,18 +66,22 @@ async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
 
 
 async def test_a_listener_that_was_back_begins_with_short_pauses_again(
-    app: App, postgres_url: str, caplog: pytest.LogCaptureFixture
+    app: App, postgres_url: str, logged: list[dict[str, Any]]
 ) -> None:
     cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'handoff-wakeups'"
     admin = await asyncpg.connect(postgres_url)
     for number in range(1, 4):
         await until(lambda: app.wakeups._listening)
         assert await admin.fetchval(cut) == 1
-        await until(lambda number=number: caplog.text.count("wakeups.lost") == number)
+        await until(lambda number=number: len(lost(logged)) == number)
     await admin.close()
 
-    events: list[Any] = [record.msg for record in caplog.records if "wakeups.lost" in record.getMessage()]
-    assert [event["retry_s"] for event in events] == [0.1, 0.1, 0.1]
+    assert [line["retry_s"] for line in lost(logged)] == [0.1, 0.1, 0.1]
+
+
+def lost(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the listener logged of lost connections."""
+    return [line for line in logged if line["event"] == "wakeups.lost"]
 
 
 async def test_who_waits_through_a_restart_of_postgres_is_told_or_woken_and_subscribers_too() -> None:
@@ -205,7 +209,7 @@ async def crash(*_: Any, **__: Any) -> Any:
 
 
 async def test_a_crash_of_a_resource_is_hidden_from_the_caller_and_logged_once(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr("handoff.store.sessions.find", crash)
     monkeypatch.setattr("handoff.store.sessions.see", crash)
@@ -216,4 +220,4 @@ async def test_a_crash_of_a_resource_is_hidden_from_the_caller_and_logged_once(
     error: Any = caught.value
     assert (error.error.code, error.error.data["code"], error.error.data["retryable"]) == (-32603, "internal", False)
     assert "secret" not in str(error.error)
-    assert len([record for record in caplog.records if "resource.failed" in record.getMessage()]) == 1
+    assert [line["event"] for line in logged if line["level"] == "error"] == ["resource.failed"]

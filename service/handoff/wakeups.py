@@ -9,14 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-import asyncpg
 import structlog
 from mcp.server.subscriptions import ResourceUpdated, ServerEvent
 
 from handoff.errors import Unavailable
 from handoff.settings import Settings
 from handoff.store import agents
-from handoff.store.connect import Pool, connection, server_settings
+from handoff.store.connect import Pool, connect_alone, connection
 
 log = structlog.get_logger(__name__)
 
@@ -124,14 +123,7 @@ class Wakeups:
                 pause_s = min(pause_s * 2, _RECONNECT_S_MAX)
 
     async def _listen_once(self) -> None:
-        dsn = self._settings.database_url
-        if dsn is None:
-            raise ValueError("HANDOFF_DATABASE_URL is not set")
-        conn = await asyncpg.connect(
-            dsn.get_secret_value(),
-            timeout=self._settings.connect_timeout_s,
-            server_settings={**server_settings(self._settings), "application_name": "handoff-wakeups"},
-        )
+        conn = await connect_alone(self._settings, application_name="handoff-wakeups")
         lost = asyncio.Event()
         conn.add_termination_listener(lambda _: lost.set())
         try:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from handoff.app import Call
 from handoff.errors import Invalid
-from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX, Scope
 
 CursorArg = Annotated[str | None, Field(max_length=200)]
 LimitArg = Annotated[int, Field(ge=1, le=100)]
@@ -39,8 +39,10 @@ class Resource(Generic[Q]):
     name: str
     description: str
     query: type[Q]
-    read: Callable[[Call, dict[str, str], Q], Awaitable[dict[str, Any]]]
+    read: Callable[[Call, dict[str, str], Q], Awaitable[dict[str, Any] | str]]
     rings: bool = False  # when it changes, so that it can be subscribed to
+    scope: Scope = "read"
+    mime_type: str = "application/json"
 
     @cached_property
     def uri_template(self) -> str:

@@ -10,19 +10,22 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime
-from time import monotonic
-from typing import Any
+from functools import partial
+from time import monotonic, time_ns
+from typing import Any, Final
 
 import asyncpg
 import structlog
 from asyncpg import Record
 
+from handoff import telemetry, tracing
 from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, EntryType
 from handoff.settings import Settings
-from handoff.store.connect import Connection, Pool, connection
+from handoff.store.connect import Connection, Pool, after_commit, connection
 from handoff.store.idempotency import reused
 
 log = structlog.get_logger(__name__)
@@ -98,6 +101,7 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
 # append can lose a deadlock first and the key afterwards, to those who were served meanwhile.
 _RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
 _RACES_LOST_MAX = 3
+_SPAN: Final[dict[str, tracing.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class Append:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     size_bytes: int = 0
+    call: tracing.Call | None = field(default_factory=tracing.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -145,6 +150,7 @@ class AppendLane:
         self._settings = settings
         self._waiting: deque[Append] = deque()
         self._running: asyncio.Task[None] | None = None
+        telemetry.APPENDS_WAITING.source = lambda: [(len(self._waiting), ())]
 
     async def append(self, item: Append) -> Appended:
         """Append durably. Raises the HandoffError that says why not. A caller that goes away takes nothing back."""
@@ -152,7 +158,7 @@ class AppendLane:
             raise _overloaded()
         self._waiting.append(item)
         if self._running is None:
-            self._running = asyncio.create_task(self._run())
+            self._running = asyncio.create_task(self._run(), context=Context())  # no call's own: it works for all
         return await asyncio.shield(item.answer)
 
     async def drain(self) -> None:
@@ -237,8 +243,19 @@ class AppendLane:
         return await self._execute([item])
 
     async def _execute(self, batch: list[Append]) -> None:
-        async with connection(self._pool) as conn:
-            rows = await conn.fetch(APPEND, *_columns(batch, self._settings.session_entries_max))
+        start_ns, error = time_ns(), ""
+        try:
+            async with connection(self._pool) as conn:
+                rows = await conn.fetch(APPEND, *_columns(batch, self._settings.session_entries_max))
+        except Exception as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            note = tracing.noted("append.APPEND", start_ns, error, **_SPAN, **{"db.operation.batch.size": len(batch)})
+            for item in batch:
+                if item.call is not None:
+                    item.call.note(note)
+        telemetry.APPEND_BATCH.record(len(batch))
         crowded: list[Append] = []
         for row in rows:
             item = batch[row["i"]]
@@ -248,7 +265,9 @@ class AppendLane:
                 crowded.append(item)  # it was counted behind neighbours of which some wrote nothing
                 continue
             try:
-                item.answer.set_result(_outcome(item, row, self._settings))
+                done = _outcome(item, row, self._settings)
+                item.answer.set_result(done)
+                _count(item, done)
             except HandoffError as error:
                 _fail([item], error)
         await self._commit_one_by_one(crowded)
@@ -259,7 +278,17 @@ async def append_within(conn: Connection, item: Append, settings: Settings) -> A
     row = await conn.fetchrow(APPEND, *_columns([item], settings.session_entries_max))
     if row is None:
         raise LookupError("an append must answer")
-    return _outcome(item, row, settings)
+    done = _outcome(item, row, settings)
+    after_commit(partial(_count, item, done))
+    return done
+
+
+def _count(item: Append, done: Appended) -> None:
+    """Count an append that has been committed."""
+    if done.replayed:
+        telemetry.REPLAYS.add(1, "update_context")
+    else:
+        telemetry.entries_appended([(entry.type, entry.size_bytes) for entry in item.entries])
 
 
 def _columns(batch: list[Append], entries_max: int) -> list[Any]:

@@ -3,14 +3,18 @@
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from time import perf_counter, time_ns
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
+from handoff import telemetry, tracing
 from handoff.errors import database_unavailable
 from handoff.settings import Settings
+from handoff.store.statements import name_of
 from handoff.wire import to_json
 
 T = TypeVar("T")
@@ -33,6 +37,43 @@ AWAY: tuple[type[BaseException], ...] = (
 
 
 ACQUIRE_TIMEOUT_S = 5.0  # in the queue for a connection, connecting included
+UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # measured, but no spans: they would crowd out what was done
+
+
+class MeasuredConnection(asyncpg.Connection):
+    """A connection whose statements are measured under their names, and noted down in the call that runs them."""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """As asyncpg's."""
+        return await _measured(query, super().execute(query, *args, timeout=timeout))
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
+        """As asyncpg's."""
+        return await _measured(query, super().fetch(query, *args, timeout=timeout, record_class=record_class))
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
+        """As asyncpg's."""
+        return await _measured(query, super().fetchrow(query, *args, timeout=timeout, record_class=record_class))
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        """As asyncpg's."""
+        return await _measured(query, super().fetchval(query, *args, column=column, timeout=timeout))
+
+
+async def _measured(query: str, running: Awaitable[T]) -> T:
+    name = name_of(query)
+    start_ns, began = time_ns(), perf_counter()
+    error = ""
+    try:
+        return await running
+    except BaseException as raised:
+        error = type(raised).__name__
+        raise
+    finally:
+        telemetry.statement_ran(name, perf_counter() - began, error)
+        call = tracing.current()
+        if call is not None and name not in UNTRACED:
+            call.did(name, start_ns, error, **{"db.system.name": "postgresql", "db.query.summary": name})
 
 
 async def open_pool(settings: Settings) -> Pool:
@@ -41,6 +82,8 @@ async def open_pool(settings: Settings) -> Pool:
         raise ValueError("HANDOFF_DATABASE_URL is not set")
     return await asyncpg.create_pool(
         settings.database_url.get_secret_value(),
+        password=settings.database_password(),
+        connection_class=MeasuredConnection,
         min_size=0,
         max_size=settings.pool_size,
         max_inactive_connection_lifetime=300,
@@ -49,6 +92,18 @@ async def open_pool(settings: Settings) -> Pool:
         init=prepare_connection,
         reset=_keep,
         server_settings=server_settings(settings),
+    )
+
+
+async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection:
+    """A connection outside of the pool, with our time limits unless `server` says otherwise."""
+    if settings.database_url is None:
+        raise ValueError("HANDOFF_DATABASE_URL is not set")
+    return await asyncpg.connect(
+        settings.database_url.get_secret_value(),
+        password=settings.database_password(),
+        timeout=settings.connect_timeout_s,
+        server_settings={**server_settings(settings), **server},
     )
 
 
@@ -80,12 +135,19 @@ async def _keep(_: Connection) -> None:
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
+    began = perf_counter()
+    telemetry.POOL_PENDING.add(1)
     try:
         conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        telemetry.POOL_WAIT.record(perf_counter() - began)
     except (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # one that refuses us is no use either
         if isinstance(error, asyncpg.InterfaceError) and not pool.is_closing():
             raise
+        if isinstance(error, TimeoutError):
+            telemetry.POOL_TIMEOUTS.add(1)
         raise database_unavailable() from error
+    finally:
+        telemetry.POOL_PENDING.add(-1)
     try:
         yield conn
     except (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -115,8 +177,30 @@ async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
 
 
 async def _transact_once(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
-    async with connection(pool) as conn, conn.transaction():
-        return await work(conn)
+    effects: list[Callable[[], None]] = []
+    outer = _effects.set(effects)
+    try:
+        async with connection(pool) as conn, conn.transaction():
+            result = await work(conn)
+    finally:
+        _effects.reset(outer)
+    for effect in effects:
+        effect()
+    return result
+
+
+_effects: ContextVar[list[Callable[[], None]] | None] = ContextVar("effects", default=None)
+
+
+def after_commit(effect: Callable[[], None]) -> None:
+    """Do this once the transaction that `transact` is running has been committed; never, if it is not.
+
+    Counts and spans of what changed belong here, so that nothing is counted that was rolled back or is tried again.
+    """
+    effects = _effects.get()
+    if effects is None:
+        raise LookupError("after_commit belongs into work that transact runs")
+    effects.append(effect)
 
 
 @asynccontextmanager

@@ -2,26 +2,29 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from asyncpg import Record
 
+from handoff import telemetry, tracing
 from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
 from handoff.store import events, sessions
-from handoff.store.connect import Connection
+from handoff.store.connect import Connection, after_commit
 
 _COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
-    h.context_digest, h.created_at, h.updated_at"""
+    h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent"""
 
 OFFER = f"""
     INSERT INTO handoff AS h (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
-                              deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at)
+                              deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
+                              traceparent)
     SELECT s.id, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, s.last_sequence,
            (SELECT sha256(coalesce(string_agg(e.content_hash, ''::bytea ORDER BY e.sequence), ''::bytea))
               FROM context_entry e WHERE e.session_id = s.id AND e.sequence <= s.last_sequence),
-           now(), now()
+           now(), now(), $9
       FROM session s
      WHERE s.id = $1
  RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = $1) AS session_key
@@ -44,7 +47,8 @@ ADDRESSED = """
 
 CHANGE = f"""
     UPDATE handoff AS h
-       SET state = $2, holder = $3, token = $4, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
+       SET state = $2, holder = $3, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
+           accepted_at = CASE WHEN $4 > token THEN now() ELSE accepted_at END, token = $4,
            outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now()
      WHERE h.id = $1
  RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = h.session_id) AS session_key
@@ -121,6 +125,7 @@ class Offer:
 
 async def offer(conn: Connection, new: Offer) -> Record:
     """Record an offer, its event and its notification. The caller has locked the session."""
+    call = tracing.current()
     row = await conn.fetchrow(
         OFFER,
         new.session_id,
@@ -131,6 +136,7 @@ async def offer(conn: Connection, new: Offer) -> Record:
         new.instructions,
         new.priority,
         new.deadline_minutes,
+        call.traceparent if call is not None else None,
     )
     if row is None:
         raise LookupError("an offer must answer")
@@ -144,6 +150,7 @@ async def offer(conn: Connection, new: Offer) -> Record:
         data={"to": new.target_agent or new.target_capability, "request_type": new.request_type},
     )
     await _notify(conn, row)
+    after_commit(partial(_tell, "offer", row, row))
     return row
 
 
@@ -232,6 +239,7 @@ async def transition(
         data=data,
     )
     await _notify(conn, changed)
+    after_commit(partial(_tell, action, row, changed))
     return changed
 
 
@@ -316,6 +324,13 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
     if owner != session["owner"]:
         moved = {"from": session["owner"], "to": owner}
         await events.record(conn, "session.owner_changed", session_id=row["session_id"], agent=agent, data=moved)
+
+
+def _tell(action: str, before: Record, after: Record) -> None:
+    """Count a change that has been committed, and go on with the handoff's story in the trace of its offer."""
+    telemetry.handoff_changed(action, before, after)
+    if action != "offer":
+        tracing.continue_story(action, before, after)
 
 
 async def _notify(conn: Connection, row: Record) -> None:

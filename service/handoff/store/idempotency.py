@@ -5,13 +5,15 @@ Appends keep theirs inside their own statement (append.py).
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
 from asyncpg import Record
 
+from handoff import telemetry
 from handoff.errors import Conflict
-from handoff.store.connect import Connection, Pool, transact
+from handoff.store.connect import Connection, Pool, after_commit, transact
 from handoff.wire import to_json
 
 CLAIM = """
@@ -56,6 +58,7 @@ async def once(
     async def claimed(conn: Connection) -> dict[str, Any]:
         prior = await _claim(conn, agent, key, tool, fingerprint(tool, args))
         if prior is not None:
+            after_commit(partial(telemetry.REPLAYS.add, 1, tool))
             return prior
         result = orjson.loads(to_json(await work(conn)))
         await conn.execute(KEEP, agent, key, result)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import asyncpg
-
 from handoff.settings import Settings
-from handoff.store.connect import Connection, server_settings
+from handoff.store.connect import Connection, connect_alone
 
 LOCK_KEY = 0x68616E64  # "hand"; advisory locks share one space of numbers a database
 _FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
@@ -59,13 +57,7 @@ async def migrate(settings: Settings) -> list[str]:
     Safe to run from any number of processes at once: the first does the work and the others wait for it.
     A database that is newer than this program is left alone. Raises MigrationError when an applied file has changed.
     """
-    if settings.database_url is None:
-        raise ValueError("HANDOFF_DATABASE_URL is not set")
-    conn = await asyncpg.connect(
-        settings.database_url.get_secret_value(),
-        timeout=settings.connect_timeout_s,
-        server_settings={**server_settings(settings), "statement_timeout": "0"},
-    )
+    conn = await connect_alone(settings, statement_timeout="0")
     try:
         await conn.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         await conn.execute(CREATE_LEDGER)

@@ -1,0 +1,197 @@
+"""Counters, histograms and gauges that cost well under a microsecond a record, as OpenTelemetry's points when asked.
+
+The SDK's own instruments cost 9 to 14 µs a record, a tenth of a whole call. These keep plain lists, and become the SDK's
+data model when a reader collects (signals.py). Each is written by one thread, the event loop's; any thread may collect it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import time_ns
+from typing import Final, Generic, TypeVar
+
+from opentelemetry.sdk.metrics import Exemplar
+from opentelemetry.sdk.metrics import export as sdk
+
+OTHER: Final = "other"
+Labels = tuple[str, ...]
+Source = Callable[[], Iterable[tuple[float, Labels]]]
+Cell = TypeVar("Cell")
+
+
+class Attribute:
+    """A label: its name, and the values that it may take. Anything else is recorded as `other`; "" leaves the label out.
+
+    The values are given, or, where they are names of things in the code (statements, error codes), met one by one: then
+    the first `at_most` are kept.
+    """
+
+    def __init__(self, name: str, values: Iterable[str] | None = None, *, at_most: int = 0) -> None:
+        self.name = name
+        self._values = {*(values or ()), OTHER, ""}
+        self.values_max = max(len(self._values), at_most)
+
+    def allowed(self, value: str) -> str:
+        """The value, or `other`."""
+        if value in self._values:
+            return value
+        if len(self._values) < self.values_max:
+            self._values.add(value)
+            return value
+        return OTHER
+
+
+class _Instrument(Generic[Cell]):
+    """A cell for each combination of labels that was seen."""
+
+    source: Source | None = None  # asked, when it is collected, for what is kept elsewhere
+
+    def __init__(self, name: str, unit: str, description: str, *attributes: Attribute) -> None:
+        self.name = name
+        self.unit = unit
+        self.description = description
+        self.attributes = attributes
+        self._cells: dict[Labels, Cell] = {}
+        self._began_ns = time_ns()
+
+    @property
+    def series_max(self) -> int:
+        """How many combinations of labels there can be."""
+        count = 1
+        for it in self.attributes:
+            count *= it.values_max
+        return count
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._cells.clear()
+
+    def metric(self) -> sdk.Metric | None:
+        """What it holds now, or None if nothing was recorded."""
+        raise NotImplementedError
+
+    def _new(self) -> Cell:
+        raise NotImplementedError
+
+    def _cell(self, labels: Labels) -> Cell:
+        """The cell of these labels. Labels that are not allowed are never kept, so callers can't make cells."""
+        found = self._cells.get(labels)
+        if found is not None:
+            return found
+        allowed = self._allowed(labels)
+        found = self._cells.get(allowed)
+        if found is None:
+            found = self._cells[allowed] = self._new()
+        return found
+
+    def _allowed(self, labels: Labels) -> Labels:
+        return tuple(it.allowed(value) for it, value in zip(self.attributes, labels, strict=True))
+
+    def _points(self) -> Iterator[tuple[dict[str, str], Cell]]:
+        for labels, cell in list(self._cells.items()):
+            yield self._named(labels), cell
+
+    def _named(self, labels: Labels) -> dict[str, str]:
+        return {it.name: value for it, value in zip(self.attributes, labels, strict=True) if value}
+
+
+class _Number(_Instrument[list[float]]):
+    """One number for each combination of labels."""
+
+    def add(self, amount: float, *labels: str) -> None:
+        """Move it by `amount`."""
+        self._cell(labels)[0] += amount
+
+    def value(self, *labels: str) -> float:
+        """What it is now."""
+        found = self._cells.get(labels)
+        return found[0] if found else 0.0
+
+    def _numbers(self, since_ns: int) -> list[sdk.NumberDataPoint]:
+        now = time_ns()
+        if self.source is not None:
+            asked = [(self._named(self._allowed(labels)), value) for value, labels in self.source()]
+        else:
+            asked = [(names, cell[0]) for names, cell in self._points()]
+        return [sdk.NumberDataPoint(names, since_ns, now, value) for names, value in asked]
+
+    def _new(self) -> list[float]:
+        return [0.0]
+
+
+class Counter(_Number):
+    """A sum that only grows."""
+
+    def metric(self) -> sdk.Metric | None:
+        points = self._numbers(self._began_ns)
+        data = sdk.Sum(points, sdk.AggregationTemporality.CUMULATIVE, is_monotonic=True)
+        return sdk.Metric(self.name, self.description, self.unit, data) if points else None
+
+
+class Gauge(_Number):
+    """A value as it is now."""
+
+    def set(self, value: float, *labels: str) -> None:
+        """What it is now."""
+        self._cell(labels)[0] = value
+
+    def metric(self) -> sdk.Metric | None:
+        points = self._numbers(0)
+        return sdk.Metric(self.name, self.description, self.unit, sdk.Gauge(points)) if points else None
+
+
+@dataclass(slots=True)
+class _Distribution:
+    counts: list[int]
+    sum: float
+    least: float
+    most: float
+    exemplars: dict[int, Exemplar]  # the last of each bucket
+
+
+class Histogram(_Instrument[_Distribution]):
+    """How values are spread over buckets; `bounds` are upper, inclusive, ascending."""
+
+    def __init__(self, name: str, unit: str, description: str, bounds: tuple[float, ...], *attributes: Attribute) -> None:
+        super().__init__(name, unit, description, *attributes)
+        self.bounds = bounds
+
+    def record(self, value: float, *labels: str) -> None:
+        """Add a value."""
+        cell = self._cell(labels)
+        cell.counts[bisect_left(self.bounds, value)] += 1
+        cell.sum += value
+        cell.least = min(cell.least, value)
+        cell.most = max(cell.most, value)
+
+    def exemplify(self, value: float, trace_id: int, span_id: int, *labels: str) -> None:
+        """Name a trace in which a value that was recorded can be seen."""
+        exemplar = Exemplar({}, value, time_ns(), span_id, trace_id)
+        self._cell(labels).exemplars[bisect_left(self.bounds, value)] = exemplar
+
+    def count(self, *labels: str) -> int:
+        """How many values were recorded."""
+        found = self._cells.get(labels)
+        return sum(found.counts) if found else 0
+
+    def metric(self) -> sdk.Metric | None:
+        now = time_ns()
+        points: list[sdk.HistogramDataPoint] = []
+        for names, cell in self._points():
+            counts = list(cell.counts)  # one step under the interpreter's lock; the count follows from it
+            exemplars = list(cell.exemplars.values())
+            points.append(
+                sdk.HistogramDataPoint(
+                    names, self._began_ns, now, sum(counts), cell.sum, counts, self.bounds, cell.least, cell.most, exemplars
+                )
+            )
+        if not points:
+            return None
+        data = sdk.Histogram(points, sdk.AggregationTemporality.CUMULATIVE)
+        return sdk.Metric(self.name, self.description, self.unit, data)
+
+    def _new(self) -> _Distribution:
+        return _Distribution([0] * (len(self.bounds) + 1), 0.0, float("inf"), float("-inf"), {})
+
+
+Instrument = Counter | Gauge | Histogram

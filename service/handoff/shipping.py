@@ -1,0 +1,136 @@
+"""Records on their way out, each signal with a thread of its own: bounded in memory, counted, never waited for."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Generic, Literal, TypeVar
+
+Verdict = Literal["taken", "refused", "away"]  # refused: never to be taken; away: perhaps later
+Record = TypeVar("Record")
+
+_PAUSE_S, _PAUSE_S_MAX = 0.5, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What a shipper has done so far, in records; `away_s` is how long its receiver has not answered."""
+
+    waiting: int
+    sent: int
+    dropped: int
+    away_s: float
+
+
+class Shipper(Generic[Record]):
+    """Sends records in batches, in order. What a receiver that is away can't take waits, `queue_max` records at most; beyond
+    that the oldest are dropped, and counted. Offering costs a microsecond and never blocks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        send: Callable[[Sequence[Record]], Verdict],
+        *,
+        queue_max: int,
+        batch_max: int,
+        every_s: float,
+        on_change: Callable[[str, bool, int], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._send = send
+        self._queue: deque[Record] = deque()
+        self._queue_max = queue_max
+        self._batch_max = batch_max
+        self._every_s = every_s
+        self._on_change = on_change
+        self._batch: list[Record] = []  # the thread's; it stays here until it is taken or refused
+        self._sent = 0
+        self._refused = 0
+        self._overflowed = 0
+        self._away_since: float | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stop_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"ship-{name}", daemon=True)
+        self._thread.start()
+
+    def offer(self, record: Record) -> None:
+        """Take a record in."""
+        if len(self._queue) >= self._queue_max:
+            with self._lock:
+                if len(self._queue) >= self._queue_max:
+                    self._queue.popleft()
+                    self._overflowed += 1
+        self._queue.append(record)
+        if len(self._queue) == self._batch_max:
+            self._wake.set()
+
+    def state(self) -> Shipment:
+        """What it has done so far."""
+        away = self._away_since
+        return Shipment(
+            len(self._queue) + len(self._batch),
+            self._sent,
+            self._refused + self._overflowed,
+            0.0 if away is None else monotonic() - away,
+        )
+
+    def flush(self, within_s: float) -> None:
+        """Wait until what was offered before has been sent, or the time is over."""
+        give_up = monotonic() + within_s
+        while (self._queue or self._batch) and monotonic() < give_up and self._thread.is_alive():
+            self._wake.set()
+            threading.Event().wait(0.005)
+
+    def stop(self, within_s: float) -> None:
+        """Send what is left for at most `within_s`; the rest counts as dropped."""
+        self._stop_at = monotonic() + within_s
+        self._wake.set()
+        self._thread.join(within_s + 0.2)
+
+    def _run(self) -> None:
+        pause_s = self._every_s
+        while self._stop_at is None:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            pause_s = self._ship_all(pause_s)
+        while (self._queue or self._batch) and monotonic() < self._stop_at:
+            if self._ship() == "away":
+                break
+        self._refused += len(self._batch) + len(self._queue)
+        self._batch, self._queue = [], deque()
+
+    def _ship_all(self, pause_s: float) -> float:
+        """Send while there is something, and return how long to rest."""
+        while self._batch or self._queue:
+            if self._ship() == "away":
+                return max(self._every_s, min(_PAUSE_S_MAX, max(_PAUSE_S, pause_s * 2)))
+            if self._stop_at is not None:
+                break
+        return self._every_s
+
+    def _ship(self) -> Verdict:
+        if not self._batch:
+            with self._lock:
+                self._batch = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        verdict = self._send(self._batch)
+        if verdict == "away":
+            if self._away_since is None:
+                self._away_since = monotonic()
+                self._tell(away=True)
+            return verdict
+        if verdict == "taken":
+            self._sent += len(self._batch)
+        else:
+            self._refused += len(self._batch)
+        self._batch = []
+        if self._away_since is not None:
+            self._away_since = None
+            self._tell(away=False)
+        return verdict
+
+    def _tell(self, *, away: bool) -> None:
+        if self._on_change is not None:
+            self._on_change(self.name, away, self._refused + self._overflowed)

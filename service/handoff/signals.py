@@ -1,0 +1,240 @@
+"""The signals' way out: traces, metrics and logs by OTLP, and the registry behind `/metrics`. All of it runs in threads of
+its own; a collector that is down, slow or refusing costs no answer, and what had to be dropped is counted.
+
+The standard OTEL_* variables say where to and as whom. The providers are set up here, not by opentelemetry-instrument:
+metrics go to two readers, spans and logs wait in queues that we count, and shutdown has a bound.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+from opentelemetry.distro import OpenTelemetryDistro
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TIMEOUT,
+    OTEL_METRIC_EXPORT_INTERVAL,
+    OTEL_SERVICE_NAME,
+)
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import export as sdk
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from prometheus_client import CollectorRegistry, generate_latest
+
+from handoff import __version__, telemetry
+from handoff.logs import Line, flush_logs, forward_logs, log_shipper
+from handoff.settings import Settings
+from handoff.shipping import Shipment, Shipper, Verdict
+from handoff.tracing import SCOPE, Tracer
+
+log = structlog.get_logger(__name__)
+
+STOP_S: Final = 2.0
+# The same on what is pushed and on what is scraped, so that one query does for both (prometheus.yml promotes these).
+LABELS: Final = frozenset({"service.name", "service.instance.id", "service.version", "deployment.environment.name"})
+_PROCESS_METRICS: Final[dict[str, list[str] | None]] = {
+    "process.cpu.time": ["user", "system"],
+    "process.memory.usage": None,
+    "process.memory.virtual": None,
+    "process.open_file_descriptor.count": None,
+    "process.thread.count": None,
+    "cpython.gc.collections": None,
+    "cpython.gc.collected_objects": None,
+}
+_SPANS_MAX, _SPANS_BATCH = 20_000, 512
+_LINES_MAX, _LINES_BATCH = 50_000, 2_000
+_EVERY_S = 1.0
+_RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
+_SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """The process's way out for signals."""
+
+    resource: Resource
+    tracer: Tracer
+    shippers: tuple[Shipper[Any], ...]
+    metrics: "_Pusher"
+    meters: MeterProvider
+    registry: CollectorRegistry
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def shipments(self) -> dict[str, Shipment]:
+        """What has been sent and dropped, by signal."""
+        sending = {it.name: it.state() for it in self.shippers}
+        writer = log_shipper()
+        return {**sending, "metrics": self.metrics.state(), **({"stdout": writer.state()} if writer is not None else {})}
+
+    def stop(self) -> None:
+        """Send what is left, within STOP_S in all."""
+        forward_logs(None)
+        flush_logs()
+        endings = [threading.Thread(target=it.stop, args=(STOP_S - 0.3,), daemon=True) for it in self.shippers]
+        endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
+        give_up = monotonic() + STOP_S
+        for it in endings:
+            it.start()
+        for it in endings:
+            it.join(max(0.0, give_up - monotonic()))
+        SystemMetricsInstrumentor().uninstrument()
+        for it in (telemetry.SIGNAL_QUEUE, telemetry.SIGNAL_SENT, telemetry.SIGNAL_DROPPED, telemetry.SIGNAL_AWAY):
+            it.source = None
+
+
+def start_signals(settings: Settings, service_name: str) -> Signals:
+    """Set up what takes the signals out. Nothing here waits for a collector."""
+    os.environ.setdefault(OTEL_SERVICE_NAME, service_name)
+    os.environ.setdefault(OTEL_EXPORTER_OTLP_PROTOCOL, "http/protobuf")
+    os.environ.setdefault(OTEL_EXPORTER_OTLP_TIMEOUT, "2")
+    os.environ.setdefault(OTEL_METRIC_EXPORT_INTERVAL, "10000")
+    distro = OpenTelemetryDistro()
+    distro.configure()
+    resource = Resource.create(
+        {
+            "service.version": __version__,
+            "service.instance.id": uuid4().hex,
+            "host.name": socket.gethostname(),
+            "process.pid": os.getpid(),
+        }
+    )
+    spans: Shipper[ReadableSpan] = Shipper(
+        "traces",
+        partial(_send_spans, OTLPSpanExporter()),
+        queue_max=_SPANS_MAX,
+        batch_max=_SPANS_BATCH,
+        every_s=_EVERY_S,
+        on_change=_say,
+    )
+    lines: Shipper[Line] = Shipper(
+        "logs",
+        partial(_send_lines, OTLPLogExporter(), resource),
+        queue_max=_LINES_MAX,
+        batch_max=_LINES_BATCH,
+        every_s=_EVERY_S,
+        on_change=_say,
+    )
+    registry = CollectorRegistry()
+    pusher = _Pusher(OTLPMetricExporter())
+    scraped = _Scraped(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
+    meters = MeterProvider([pusher, scraped], resource, shutdown_on_exit=False)
+    SystemMetricsInstrumentor(config=_PROCESS_METRICS).instrument(meter_provider=meters)
+    tracer = Tracer(resource, spans.offer, per_s_max=settings.traces_per_s_max)
+    signals = Signals(resource, tracer, (spans, lines), pusher, meters, registry)
+    _measure(signals)
+    forward_logs(lines.offer)
+    return signals
+
+
+def _measure(signals: Signals) -> None:
+    """Let the instruments about telemetry ask the shippers."""
+
+    def asked(figure: str) -> Iterable[tuple[float, tuple[str, ...]]]:
+        return [(getattr(it, figure), (name,)) for name, it in signals.shipments().items()]
+
+    telemetry.SIGNAL_QUEUE.source = partial(asked, "waiting")
+    telemetry.SIGNAL_SENT.source = partial(asked, "sent")
+    telemetry.SIGNAL_DROPPED.source = partial(asked, "dropped")
+    telemetry.SIGNAL_AWAY.source = partial(asked, "away_s")
+
+
+def _say(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a callback's state
+    if away:
+        log.warning("telemetry.away", signal=signal, dropped=dropped)
+    else:
+        log.info("telemetry.back", signal=signal, dropped=dropped)
+
+
+def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
+    """The SDK's metrics, and those of telemetry.py under the same resource."""
+    ours = [metric for it in telemetry.INSTRUMENTS if (metric := it.metric()) is not None]
+    first = data.resource_metrics[0]
+    scope = sdk.ScopeMetrics(SCOPE, ours, "")
+    return sdk.MetricsData([sdk.ResourceMetrics(first.resource, [*first.scope_metrics, scope], first.schema_url)])
+
+
+class _Pusher(sdk.PeriodicExportingMetricReader):
+    """Pushes all metrics by OTLP. They are sums since the start, so a push that fails loses nothing but its moment."""
+
+    def __init__(self, exporter: OTLPMetricExporter) -> None:
+        self._pushes = 0
+        self._away_since: float | None = None
+        self._sink = exporter
+        super().__init__(exporter)
+
+    def state(self) -> Shipment:
+        """Pushes so far; what fails is not dropped, since the next holds it too."""
+        away = self._away_since
+        return Shipment(0, self._pushes, 0, 0.0 if away is None else monotonic() - away)
+
+    def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
+        with self._export_lock:
+            taken = self._sink.export(_with_ours(metrics_data), timeout_millis) is sdk.MetricExportResult.SUCCESS
+        was_away = self._away_since is not None
+        if taken:
+            self._pushes += 1
+            self._away_since = None
+        elif not was_away:
+            self._away_since = monotonic()
+        if was_away == taken:
+            _say("metrics", not taken, 0)
+
+
+class _Scraped(PrometheusMetricReader):
+    """Shows all metrics in a registry."""
+
+    def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
+        super()._receive_metrics(_with_ours(metrics_data), timeout_millis)
+
+
+def _send_spans(exporter: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> Verdict:
+    return _post(exporter, encode_spans(spans).SerializeToString())
+
+
+def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[Line]) -> Verdict:
+    """A line is its own body, so it is encoded once: the SDK's log records cost ten times as much."""
+    request = ExportLogsServiceRequest()
+    group = request.resource_logs.add()
+    for name, value in resource.attributes.items():
+        of = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
+        group.resource.attributes.append(KeyValue(key=name, value=of))
+    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__))
+    add = scope.log_records.add
+    for line in lines:
+        record = add()
+        record.time_unix_nano = record.observed_time_unix_nano = line.at_ns
+        record.severity_text = line.level
+        record.severity_number = _SEVERITIES.get(line.level, 0)  # pyright: ignore[reportAttributeAccessIssue]
+        record.event_name = line.event
+        record.body.string_value = line.text
+        if line.trace_id:
+            record.trace_id = line.trace_id.to_bytes(16, "big")
+            record.span_id = line.span_id.to_bytes(8, "big")
+    return _post(exporter, request.SerializeToString())
+
+
+def _post(exporter: OTLPSpanExporter | OTLPLogExporter, body: bytes) -> Verdict:
+    """Send by the exporter's own client, which knows the OTEL_* variables: its public way hides why it failed."""
+    result = exporter._client.export(body)  # noqa: SLF001 - see above
+    if result.success:
+        return "taken"
+    return "away" if result.status_code is None or result.status_code in _RETRYABLE else "refused"

@@ -1,0 +1,34 @@
+"""The names of our statements, for what is measured: of each SQL text the constant that holds it, as `handoffs.CHANGE`."""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+import handoff.store
+
+_TRANSACTION = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")  # the driver's own
+
+
+@cache
+def names() -> dict[str, str]:
+    """SQL text to name."""
+    found: dict[str, str] = {}
+    for module in pkgutil.iter_modules(handoff.store.__path__):
+        if module.ispkg:
+            continue
+        for name, value in vars(import_module(f"handoff.store.{module.name}")).items():
+            if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value:
+                found.setdefault(value, f"{module.name}.{name}")
+    return found
+
+
+def name_of(sql: str) -> str:
+    """A statement's name; that of a text which is no constant of ours is the driver's verb, or empty."""
+    known = names()
+    found = known.get(sql)
+    if found is None:
+        verb = sql[:10].strip().split(" ", 1)[0].rstrip(";").upper()
+        found = verb if verb in _TRANSACTION else "other"
+        if found != "other":
+            known[sql] = found
+    return found
