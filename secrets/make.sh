@@ -5,7 +5,7 @@
 #   make.sh show NAME   print one
 #
 # A secret is the file of its name in /given, else the one made at the first start, which stays in /made.
-set -eu
+set -euo pipefail
 umask 077
 
 HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 REDIS_UID=999 # and POSTGRES_UID, which depends on the image
