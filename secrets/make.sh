@@ -33,7 +33,12 @@ put() { # READER FILE OWNER; the content comes on standard input
   cat >"$file.new"
   chmod 0400 "$file.new"
   chown "$3" "$file.new"
-  if cmp -s "$file.new" "$file"; then rm "$file.new"; else mv "$file.new" "$file"; fi # in one step: readers see all or nothing
+  if cmp -s "$file.new" "$file"; then
+    rm "$file.new"
+    chown "$3" "$file" # whom it belongs to may have changed, with the image
+  else
+    mv "$file.new" "$file" # in one step: readers see all or nothing
+  fi
 }
 
 token_line() { # SECRET AGENT SCOPES: a line of the tokens file, which holds digests only
