@@ -145,54 +145,53 @@ class Edge:
             return
         received = monotonic()
         status = 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._answer(scope, receive, noting, received)
+            status = await self._answer(scope, receive, send, received)
         finally:
             telemetry.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> int:
+        """Answer a request; the status that was sent, or 0 if none was."""
         # httptools leaves the padding around header values; the protocol compares them without it.
         scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
         if len(headers) != len(raw) and _stands_twice(raw):
-            await _refuse(send, 400, "header_twice", "Host, Origin and Authorization may each stand once.")
-        elif not self._hosts.holds(headers.get("host", "")):
-            await _refuse(send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one.")
-        elif "origin" in headers and not self._origins.holds(headers["origin"]):
-            await _refuse(send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one.")
-        elif scope["path"] == "/healthz":
-            await _respond(send, 200, to_json({"status": "alive"}))
-        elif scope["path"] == "/readyz":
+            return await _refuse(send, 400, "header_twice", "Host, Origin and Authorization may each stand once.")
+        if not self._hosts.holds(headers.get("host", "")):
+            return await _refuse(
+                send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one."
+            )
+        if "origin" in headers and not self._origins.holds(headers["origin"]):
+            return await _refuse(
+                send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one."
+            )
+        if scope["path"] == "/healthz":
+            return await _respond(send, 200, to_json({"status": "alive"}))
+        if scope["path"] == "/readyz":
             problem = await self._unready()
             status = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
-            await _respond(send, 200 if problem is None else 503, to_json(status))
-        elif scope["path"] != MCP_PATH:
-            await _refuse(send, 404, "not_found", f"The MCP endpoint is {MCP_PATH}; /healthz and /readyz tell the state.")
-        else:
-            caller = self._caller(headers)
-            if caller is None:
-                await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
-                return
-            scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
-            await self._mcp(scope, receive, send, headers, caller, received)
+            return await _respond(send, 200 if problem is None else 503, to_json(status))
+        if scope["path"] != MCP_PATH:
+            return await _refuse(
+                send, 404, "not_found", f"The MCP endpoint is {MCP_PATH}; /healthz and /readyz tell the state."
+            )
+        caller = self._caller(headers)
+        if caller is None:
+            return await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
+        scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
+        return await self._mcp(scope, receive, send, headers, caller, received)
 
     async def _mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
-    ) -> None:
+    ) -> int:
         try:
             body = await _read(receive, headers, self._settings.body_bytes_max)
         except _Gone:  # what was left unfinished is not to be done
-            return
+            return 0
         if body is None:
-            await _refuse(send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE)
-            return
+            return await _refuse(
+                send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE
+            )
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
@@ -207,11 +206,19 @@ class Edge:
             except UnknownTool:
                 pass
             else:
-                await _respond(send, 200, self._envelope(request["id"], reply))
-                return
+                return await _respond(send, 200, self._envelope(request["id"], reply))
         scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(_disconnected, receive)
-        await self._sdk(scope, _replay(body, receive), send)
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        await self._sdk(scope, _replay(body, receive), noting)
+        return status
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
         if self._tokens is None:
@@ -334,16 +341,17 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+async def _respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
     headers = [_JSON, (b"content-length", b"%d" % len(body)), *further]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    return status
 
 
 _CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
 _CLOSE: Final = ((b"connection", b"close"),)
 
 
-async def _refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+async def _refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
     telemetry.REFUSALS.add(1, code)
-    await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)
+    return await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

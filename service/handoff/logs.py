@@ -7,12 +7,11 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 import orjson
 import structlog
@@ -46,7 +45,7 @@ _SECRET_KEYS: Final = frozenset(
     }
     | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
 )
-_HINTS: Final = ("earer ", "EARER ", "://", "eyJ", "sk-", "assword", "PASSWORD", "ghp_", "AKIA")
+_suspicious: Final = re.compile(r"earer |EARER |://|eyJ|sk-|assword|PASSWORD|ghp_|AKIA").search  # cheaper than what follows
 _SECRET: Final = re.compile(
     r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
     r"|(?<=://)[^\s/@:\"]*:[^\s/@\"]+(?=@)"
@@ -57,8 +56,7 @@ _SECRET: Final = re.compile(
 _REDACTED: Final = "[redacted]"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A log line: its text, and what OTLP carries beside it. Ids are 0 outside of a call."""
 
     at_ns: int
@@ -143,7 +141,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
     filters = Filters(level)
     _log = _Log(stream or sys.stderr, filters)
     structlog.configure(
-        processors=[_filter, _stamp, structlog.processors.format_exc_info, _redact, _emit],
+        processors=[_filter, structlog.processors.format_exc_info, _write_event],
         wrapper_class=structlog.make_filtering_bound_logger(0),  # `_filter` decides: its levels change at run time
         cache_logger_on_first_use=True,
     )
@@ -213,50 +211,55 @@ def _filter(_: object, method: str, event: Event) -> Event:
     return event
 
 
-def _stamp(_: object, method: str, event: Event) -> Event:
-    now = time_ns()
-    event["at_ns"] = now
-    event["level"] = method
-    return event
-
-
-def _redact(_: object, __: str, event: Event) -> Event:
-    """Take out secrets by key and by pattern, and of Postgres's errors the DETAIL, which shows the row, content and all."""
+def _write_event(_: object, method: str, event: Event) -> Event:
+    """structlog ends here with every event."""
     if "exception" in event:
         event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
-    return redact(event)
-
-
-def redact(event: Event) -> Event:
-    """The event without what looks like a secret, by key or by pattern."""
-    for name, value in event.items():
-        if name in _SECRET_KEYS:
-            event[name] = _REDACTED
-        elif isinstance(value, str):
-            if any(hint in value for hint in _HINTS):
-                event[name] = _SECRET.sub(_REDACTED, value)
-        elif isinstance(value, Mapping):
-            event[name] = redact(dict(value))
-    return event
-
-
-def _emit(_: object, __: str, event: Event) -> Event:
-    if _log is not None:
-        at_ns: int = event.pop("at_ns")
-        name, level = event.pop("event"), event.pop("level")
-        line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": name}
-        for key, value in event.items():
-            if value is not None:
-                line[key] = value
-        call = tracing.current()
-        if call is not None:
-            line["trace_id"], line["span_id"] = f"{call.trace_id:032x}", f"{call.span_id:016x}"
-        text = orjson.dumps(line, default=str).decode()
-        _log.shipper.offer(text)
-        if _log.forward is not None:
-            ids = (call.trace_id, call.span_id) if call is not None else (0, 0)
-            _log.forward(Line(at_ns, level, name, text, *ids))
+    _render("error" if method == "exception" else method, event.pop("event"), event)
     raise structlog.DropEvent
+
+
+def passes(event: str, level: str) -> bool:
+    """Whether such an event would be written: worth asking before its fields are gathered."""
+    return _log is not None and _log.filters.passes(event, LEVELS[level])
+
+
+def write(level: str, event: str, fields: Mapping[str, Any]) -> None:
+    """Log an event as structlog would, for a third of what that costs: what each call logs."""
+    if passes(event, level):
+        _render(level, event, fields)
+
+
+def _render(level: str, event: str, fields: Mapping[str, Any]) -> None:
+    """Make an event a line without secrets, and let it go."""
+    if _log is None:
+        return
+    at_ns = time_ns()
+    line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": event, **without_secrets(fields)}
+    call = tracing.current()
+    trace_id = span_id = 0
+    if call is not None:
+        trace_id, span_id = call.trace_id, call.span_id
+        line["trace_id"], line["span_id"] = f"{trace_id:032x}", f"{span_id:016x}"
+    text = orjson.dumps(line, default=str).decode()
+    if _suspicious(text) is not None:
+        text = _SECRET.sub(_REDACTED, text)
+    _log.shipper.offer(text)
+    if _log.forward is not None:
+        _log.forward(Line(at_ns, level, event, text, trace_id, span_id))
+
+
+def without_secrets(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields without those whose name says that they hold a secret, or content; those that are None are left out."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if name in _SECRET_KEYS:
+            kept[name] = _REDACTED
+        else:
+            kept[name] = without_secrets(value) if isinstance(value, Mapping) else value
+    return kept
 
 
 _second: tuple[int, str] = (0, "")

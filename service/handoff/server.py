@@ -3,6 +3,7 @@ of errors. Transports (http.py, stdio) hand calls in and carry replies out.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from handoff import __version__, telemetry, tracing
+from handoff import __version__, logs, telemetry, tracing
 from handoff.app import App, Call
 from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX, Caller, Scope
@@ -135,24 +136,36 @@ async def call_tool(app: App, caller: Caller, name: str, arguments: dict[str, An
         code, size_bytes = "internal", len(reply.body)
     finally:
         under_way.add(-1)
-        noteworthy = (
-            bool(code) or name in _TELLING or (not waits and monotonic() - arrival.received > app.settings.slow_call_s)
-        )
+        noteworthy_s = 0.0 if code or name in _TELLING else math.inf if waits else app.settings.slow_call_s
         ended = tracing.End("tools/call", name, "tool_error" if code else "", code)
-        duration_s = tracing.end(call, arrival, ended, noteworthy=noteworthy)
-        log.info(
-            "tool.call",
-            tool=name,
-            agent=getattr(args, "agent", None) or caller.agent,
-            session=getattr(args, "session_key", None),
-            handoff=getattr(args, "handoff_id", None),
-            outcome=code or "ok",
-            duration_ms=round(duration_s * 1e3, 3),
-            request_bytes=arrival.size_bytes,
-            response_bytes=size_bytes,
-        )
+        duration_s = tracing.end(call, arrival, ended, noteworthy_s)
+        if logs.passes("tool.call", "info"):
+            logs.write("info", "tool.call", _said(tool, args, caller, code, duration_s, arrival.size_bytes, size_bytes))
         tracing.leave()
     return reply
+
+
+def _said(
+    tool: Tool[Any],
+    args: Arguments | None,
+    caller: Caller,
+    code: str,
+    duration_s: float,
+    request_bytes: int,
+    response_bytes: int,
+) -> dict[str, Any]:
+    """What the log says of a call: who, on what, how it went and how large; never what was said."""
+    known: Mapping[str, Any] = args.__dict__ if args is not None else {}
+    return {
+        "tool": tool.name,
+        "agent": known.get("agent") or caller.agent,
+        "session": known.get("session_key"),
+        "handoff": known.get("handoff_id"),
+        "outcome": code or "ok",
+        "duration_ms": round(duration_s * 1e3, 3),
+        "request_bytes": request_bytes,
+        "response_bytes": response_bytes,
+    }
 
 
 def build_server(app: App, local: Caller | None = None) -> Server[Any]:
@@ -300,8 +313,7 @@ async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) ->
         raise
     finally:
         ended = tracing.End("resources/read", "", code, code)
-        slow = monotonic() - arrival.received > app.settings.slow_call_s
-        tracing.end(call, arrival, ended, noteworthy=bool(code) or slow)
+        tracing.end(call, arrival, ended, 0.0 if code else app.settings.slow_call_s)
         tracing.leave()
     return read
 

@@ -57,9 +57,10 @@ _PROCESS_METRICS: Final[dict[str, list[str] | None]] = {
     "cpython.gc.collections": None,
     "cpython.gc.collected_objects": None,
 }
-_SPANS_MAX, _SPANS_BATCH = 20_000, 512
-_LINES_MAX, _LINES_BATCH = 50_000, 2_000
-_EVERY_S = 1.0
+# Small batches: while a thread encodes one, the event loop waits for the interpreter's lock.
+_SPANS_MAX, _SPANS_BATCH = 20_000, 64
+_LINES_MAX, _LINES_BATCH = 50_000, 512
+_EVERY_S = 0.5
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 

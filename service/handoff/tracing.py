@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic, time_ns
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -95,8 +95,7 @@ def noted(name: str, start_ns: int, error: str, **attributes: AttributeValue) ->
     return Part(name, start_ns, time_ns(), attributes, error)
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a call ended: `error` is the convention's error.type, `code` what the caller was told; empty if all went well."""
 
     method: str
@@ -269,14 +268,17 @@ def tracer() -> Tracer | None:
     return _tracer
 
 
-def end(call: Call, arrival: Arrival, how: End, *, noteworthy: bool) -> float:
-    """Record a call that has ended, and keep its trace if it is to be kept; returns its duration in seconds."""
+def end(call: Call, arrival: Arrival, how: End, noteworthy_s: float) -> float:
+    """Record a call that has ended, and keep its trace if it is to be kept; returns its duration in seconds.
+
+    From `noteworthy_s` seconds on it is noteworthy: 0 for one that failed, infinity for one that was waiting.
+    """
     duration_s = monotonic() - arrival.received
     transport = arrival.transport
     telemetry.OPERATION_DURATION.record(duration_s, how.method, how.tool, how.error, how.code, transport)
     if _tracer is None:
         return duration_s
-    kept = _tracer.decide(call, noteworthy=noteworthy)
+    kept = _tracer.decide(call, noteworthy=duration_s >= noteworthy_s)
     telemetry.CALLS_TRACED.add(1, kept)
     if kept == "no":
         return duration_s

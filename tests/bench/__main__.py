@@ -25,6 +25,7 @@ from mcp import Client
 from handoff.embedded import ensure_database, postgres
 
 TOKEN = "bench-token"
+TELEMETRY_TARGET = 1.15  # server CPU of a call with telemetry over one without, at 32 in flight
 CONTENT = "The receiver needs what was decided, why, and what is still open. " * 9
 CPU_TARGET, CALLS_TARGET = 1.0, 0.5  # of the no-op, at 32 in flight
 VARIANTS = (("32 sessions", 32, 32), ("one session", 32, 1), ("32 sessions", 1, 32), ("one session", 1, 1))
@@ -37,7 +38,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # and so everything started from here; the load moves away
+    cores = os.sched_getaffinity(0)
+    os.environ["BENCH_LOAD_CORE"] = str(max(cores))  # what is started from here shares our core, but the load moves away
+    os.sched_setaffinity(0, {min(cores)})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="handoff-bench-")))
         database = asyncio.run(ensure_database(stack.enter_context(postgres(folder))))
@@ -50,18 +53,20 @@ def main() -> int:
             "HANDOFF_SESSION_ENTRIES_MAX": "10000000",  # one session takes more here than it should in life
         }
         handoff = [str(Path(sys.executable).parent / "handoff"), "serve", "--port"]
-        service = stack.enter_context(_server(handoff, environment))
+        service = stack.enter_context(_server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
+        sink = stack.enter_context(_server([sys.executable, "-m", "tests.bench.sink"], {}))
+        observed = stack.enter_context(_server(handoff, environment | _telemetry(sink[1])))
         postmaster = int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
         keys = asyncio.run(_sessions(service[1], 32))
-        rows = _measure(options.rounds, options.seconds, noop, service, postmaster, keys)
+        servers = {"no-op": noop, "update_context": service, "with telemetry": observed}
+        rows = _measure(options.rounds, options.seconds, servers, postmaster, keys)
     return _report(rows, check=options.check)
 
 
 def _measure(
     rounds: int,
     seconds: float,
-    noop: tuple[int, int],
-    service: tuple[int, int],
+    servers: dict[str, tuple[int, int]],
     postmaster: int,
     keys: list[str],
 ) -> dict[tuple[str, int, str], list[dict[str, float]]]:
@@ -79,14 +84,25 @@ def _measure(
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for in_flight in (32, 1):
-            one("no-op", in_flight, "", noop, {"tool": "noop", "arguments": [{"text": CONTENT}]})
+            one("no-op", in_flight, "", servers["no-op"], {"tool": "noop", "arguments": [{"text": CONTENT}]})
             for what, variant_in_flight, sessions in VARIANTS:
                 if variant_in_flight == in_flight:
                     arguments = [
                         {"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys[:sessions]
                     ]
-                    one("update_context", in_flight, what, service, {"tool": "update_context", "arguments": arguments})
+                    for name in ("update_context", "with telemetry"):
+                        one(name, in_flight, what, servers[name], {"tool": "update_context", "arguments": arguments})
     return rows
+
+
+def _telemetry(sink_port: int) -> dict[str, str]:
+    """Everything on: each call's log line, and all signals by OTLP."""
+    return {
+        "HANDOFF_TELEMETRY": "true",
+        "HANDOFF_OPS_PORT": "0",
+        "HANDOFF_JOBS": "false",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",
+    }
 
 
 def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], *, check: bool) -> int:
@@ -106,6 +122,15 @@ def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], *, check: 
                 missed += not reached
                 line += "  reached" if reached else f"  MISSED: at most {CPU_TARGET} and at least {CALLS_TARGET}"
         print(line)
+    print()
+    for (name, in_flight, what), row in best.items():
+        if name == "with telemetry":
+            ratio = row["server_us"] / best["update_context", in_flight, what]["server_us"]
+            line = f"telemetry on over off, {in_flight} in flight, {what}: {ratio:.2f} of the server's CPU"
+            if in_flight == 32:
+                missed += ratio > TELEMETRY_TARGET
+                line += "  reached" if ratio <= TELEMETRY_TARGET else f"  MISSED: at most {TELEMETRY_TARGET}"
+            print(line)
     return 1 if check and missed else 0
 
 

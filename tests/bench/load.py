@@ -129,7 +129,7 @@ class Load:
 
 
 async def _main() -> None:
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {int(os.environ["BENCH_LOAD_CORE"])})
     print(json.dumps(await Load(json.load(sys.stdin)).run()))
 
 
