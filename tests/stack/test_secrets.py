@@ -1,0 +1,170 @@
+"""Each secret is known to who needs it, and to nobody else."""
+
+import json
+import re
+
+import pytest
+
+from tests.stack.bundle import ROOT, Failed, Stack, eventually, run, shipped
+from tests.stack.conftest import ADA_TOKEN
+
+READERS = {  # volume: who mounts it, and which user owns what is in it
+    "secrets": (set[str](), "0"),
+    "secrets-postgres": ({"postgres"}, "postgres"),
+    "secrets-roles": ({"roles"}, "postgres"),
+    "secrets-redis": ({"redis"}, "999"),
+    "secrets-migrate": ({"migrate"}, "10001"),
+    "secrets-service": ({"service", "service-2"}, "10001"),
+    "secrets-worker": ({"worker"}, "10001"),
+    "secrets-otel-collector": ({"otel-collector"}, "10001"),
+    "secrets-grafana": ({"grafana"}, "472"),
+    "secrets-demo": ({"demo"}, "10001"),
+}
+WRITERS = {"secrets", "demo-secrets"}
+
+
+@pytest.fixture(scope="module")
+def made(stack: Stack) -> dict[str, str]:
+    """The secrets that this stack made, by name."""
+    names = stack.in_volume("secrets", "ls", "/volume").split()
+    return {name: stack.in_volume("secrets", "cat", f"/volume/{name}") for name in names}
+
+
+def test_what_was_not_given_was_made_and_no_two_are_alike(made: dict[str, str]) -> None:
+    assert set(made) == {
+        "database-superuser", "database-handoff", "database-grafana", "database-otel", "redis", "grafana-admin",
+        "operator-token",
+    }  # fmt: skip
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", it) for it in made.values())
+    assert len(set(made.values())) == len(made)
+
+
+def test_no_secret_is_in_an_environment_variable_a_command_or_a_label(stack: Stack, made: dict[str, str]) -> None:
+    for container in stack.containers():
+        text = json.dumps(container)
+        assert [name for name, it in made.items() if it in text] == [], container["Name"]
+    assert not [name for name in made if made[name] in json.dumps(shipped("*"))]
+
+
+def test_no_secret_is_in_a_log(stack: Stack, made: dict[str, str]) -> None:
+    text = stack.compose("logs", "--no-color")
+    assert "ready to accept connections" in text, "the logs are not there"
+    assert [name for name, it in made.items() if it in text] == []
+
+
+def test_no_secret_is_in_the_tree(made: dict[str, str]) -> None:
+    for name, secret in made.items():
+        with pytest.raises(Failed, match="exit 1"):
+            run("grep", "-rqF", "--exclude-dir=.venv", "--exclude-dir=.tools", "-e", secret, ".")
+        assert name not in run("git", "ls-files", "secrets/given").split()
+
+
+def test_only_its_reader_mounts_a_volume_of_secrets() -> None:
+    mounted: dict[str, set[str]] = {}
+    for name, service in shipped("*")["services"].items():
+        for mount in service.get("volumes", []):
+            if mount.get("target") == "/run/secrets" or mount["source"] in READERS:
+                if name in WRITERS:
+                    continue
+                assert mount.get("read_only"), name
+                mounted.setdefault(mount["source"], set()).add(name)
+    assert mounted == {volume: readers for volume, (readers, _) in READERS.items() if readers}
+
+
+def test_a_secret_can_be_read_by_its_reader_alone(stack: Stack) -> None:
+    for volume, (_, owner) in READERS.items():
+        uid = stack.settings["POSTGRES_UID"] if owner == "postgres" else owner
+        seen = stack.in_volume(volume, "sh", "-c", "stat -c '%a %u %n' /volume/* 2>/dev/null || true").splitlines()
+        assert seen or volume == "secrets-demo", volume
+        assert {line.split()[0] for line in seen} <= {"400", "600" if volume == "secrets" else "400"}, seen
+        assert {line.split()[1] for line in seen} <= {uid}, seen
+
+
+def test_the_tokens_file_holds_digests_and_what_the_operator_wrote(stack: Stack, made: dict[str, str]) -> None:
+    text = stack.in_volume("secrets-service", "cat", "/volume/tokens")
+    assert (stack.given / "tokens").read_text().strip() in text
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert [(agent, scopes) for _, agent, scopes in lines] == [("ada", "read,write"), ("operator", "admin")]
+    assert made["operator-token"] not in text
+    assert ADA_TOKEN not in text
+
+
+async def test_the_operator_gets_in_with_the_token_that_was_made_and_nobody_without_one(stack: Stack) -> None:
+    async with stack.agent(stack.secret("operator-token")) as operator:
+        assert "sessions" in await operator.read("handoff://sessions")
+    with pytest.raises(BaseException, match=r"401|[Uu]nauthorized"):
+        async with stack.agent("a guess") as nobody:
+            await nobody.read("handoff://sessions")
+
+
+def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, made: dict[str, str]) -> None:
+    given = {"database-handoff": 'a new password: $it\'s 1e5 "quoted"', "redis": "another one", "database-otel": "1e5"}
+    try:
+        for name, value in given.items():
+            (stack.given / name).write_text(f"{value}\n")
+        stack.up("--force-recreate")
+        assert stack.secret("database-handoff") == given["database-handoff"]
+        assert stack.psql("handoff", given["database-handoff"], "SELECT 1") == "1"
+        with pytest.raises(Failed, match="password authentication failed"):
+            stack.psql("handoff", made["database-handoff"], "SELECT 1")
+        # The collector has them too: its receivers would say so if they were wrong.
+        for job in ("postgres", "redis"):
+            fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > time() - 10'
+            eventually(lambda fresh=fresh: stack.promql(fresh))
+    finally:
+        for name in given:
+            (stack.given / name).unlink()
+        stack.up("--force-recreate")
+    assert stack.psql("handoff", made["database-handoff"], "SELECT 1") == "1"
+
+
+def test_grafanas_role_sees_the_reporting_views_and_nothing_else(stack: Stack, made: dict[str, str]) -> None:
+    def sees(statement: str) -> str:
+        return stack.psql("grafana", made["database-grafana"], statement)
+
+    def refused(statement: str, why: str) -> None:
+        with pytest.raises(Failed, match=why):
+            sees(statement)
+
+    views = sees("SELECT string_agg(viewname, ' ') FROM pg_views WHERE schemaname = 'reporting'").split()
+    assert {"event", "handoff", "session"} <= set(views)
+    for view in views:
+        assert sees(f"SELECT count(*) >= 0 FROM reporting.{view}") == "t"
+    in_public = "FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    tables = sees(f"SELECT string_agg(relname, ' ') {in_public}").split()
+    assert {"session", "context_entry", "handoff"} <= set(tables)
+    for table in tables:
+        refused(f"SELECT * FROM public.{table}", "permission denied")
+    refused("CREATE TABLE reporting.mine ()", "read-only transaction")
+    for may_write in ("CREATE TABLE reporting.mine ()", "CREATE TABLE public.mine ()", "CREATE TEMP TABLE mine ()"):
+        refused(f"SET default_transaction_read_only = off; {may_write}", "permission denied")
+    refused("SELECT pg_read_file('/etc/passwd')", "permission denied")
+
+
+def test_a_view_that_a_later_migration_makes_is_seen_without_another_grant(stack: Stack, made: dict[str, str]) -> None:
+    stack.psql("handoff", made["database-handoff"], "CREATE VIEW reporting.later AS SELECT 1 AS one")
+    try:
+        assert stack.psql("grafana", made["database-grafana"], "SELECT one FROM reporting.later") == "1"
+    finally:
+        stack.psql("handoff", made["database-handoff"], "DROP VIEW reporting.later")
+
+
+def test_the_superuser_does_not_come_in_over_the_network(stack: Stack, made: dict[str, str]) -> None:
+    with pytest.raises(Failed, match=r"no pg_hba.conf entry"):
+        stack.psql("postgres", made["database-superuser"], "SELECT 1")
+
+
+def test_redis_refuses_who_has_no_password(stack: Stack) -> None:
+    assert "NOAUTH" in stack.compose("exec", "-T", "redis", "redis-cli", "ping")
+
+
+def test_an_unknown_secret_can_not_be_shown(stack: Stack) -> None:
+    for name in ("../../etc/passwd", "tokens", ""):
+        with pytest.raises(Failed, match="show database-superuser"):
+            stack.secret(name)
+
+
+def test_the_folder_for_given_secrets_is_never_committed() -> None:
+    files = ["secrets/given/redis", "secrets/given/tokens"]
+    assert run("git", "check-ignore", *files).split() == files
+    assert (ROOT / "secrets" / "given").is_dir()

@@ -1,0 +1,108 @@
+"""One command starts all of it, again and again, and nothing that was written is gone."""
+
+import re
+from collections.abc import Generator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.stack.bundle import Stack, eventually, run
+from tests.stack.conftest import ADA_TOKEN
+
+CALLS = "mcp_server_operation_duration_seconds_count"
+ONE_SHOTS = {"secrets", "volumes", "roles", "migrate"}
+
+
+@pytest.fixture
+def back_up(stack: Stack) -> Generator[None]:
+    """The stack is up again when the test is over, whatever it did."""
+    yield
+    stack.up()
+
+
+def states(stack: Stack) -> dict[str, dict[str, Any]]:
+    return {it["Config"]["Labels"]["com.docker.compose.service"]: it["State"] for it in stack.containers()}
+
+
+def test_one_command_starts_it_from_nothing_and_all_that_can_tell_is_healthy(stack: Stack) -> None:
+    print(f"healthy {stack.first_start_s:.1f} s after `up`, from nothing, the image built")
+    for name, state in states(stack).items():
+        if name in ONE_SHOTS:
+            assert (state["Status"], state["ExitCode"]) == ("exited", 0), name
+        else:
+            assert state["Status"] == "running", name
+            assert state.get("Health", {"Status": "healthy"})["Status"] == "healthy", name
+    unwatched = {name for name, state in states(stack).items() if "Health" not in state} - ONE_SHOTS
+    assert unwatched == {"otel-collector", "jaeger", "loki"}, "these have no shell: `watch` looks at them"
+    assert httpx2.get(stack.url("HANDOFF_PORT", "/readyz"), timeout=5).json() == {"status": "ready"}
+
+
+def test_a_second_start_changes_nothing(stack: Stack) -> None:
+    before = {it["Id"]: it["State"]["StartedAt"] for it in stack.containers() if it["State"]["Running"]}
+    made = stack.in_volume("secrets", "sh", "-c", "sha256sum /volume/*")
+    stack.up()
+    after = {it["Id"]: it["State"]["StartedAt"] for it in stack.containers() if it["State"]["Running"]}
+    assert after == before
+    assert stack.in_volume("secrets", "sh", "-c", "sha256sum /volume/*") == made
+
+
+async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None) -> None:
+    async with stack.agent(ADA_TOKEN) as ada:
+        session = await ada.session("ada")
+        await ada.says(session, "This must be there tomorrow.", "ada")
+        written = await ada.ok("get_context", session_key=session, view="entries")
+    logged = f'{{service_name="handoff"}} | json | event="tool.call" | session="{session}"'
+    (line,) = eventually(lambda: [it for it in stack.logql(logged) if it["tool"] == "update_context"])
+    spans = eventually(lambda: stack.trace(line["trace_id"]))
+    calls = f'max_over_time({CALLS}{{service_name="handoff", gen_ai_tool_name="update_context"}}[1h])'
+    (counted,) = eventually(lambda: stack.promql(calls))
+
+    stack.down()
+    assert stack.containers_left() == ""
+    print(f"healthy {stack.up():.1f} s after `up`, over old volumes")
+
+    async with stack.agent(ADA_TOKEN) as ada:
+        assert await ada.ok("get_context", session_key=session, view="entries") == written
+    assert [it["line"] for it in stack.logql(logged) if it["tool"] == "update_context"] == [line["line"]]
+    assert {it["spanId"] for it in stack.trace(line["trace_id"])} == {it["spanId"] for it in spans}
+    assert counted["metric"]["service_instance_id"] in {it["metric"]["service_instance_id"] for it in stack.promql(calls)}
+
+
+def test_the_watch_falls_ill_with_what_it_watches_and_says_which_it_is(stack: Stack, back_up: None) -> None:
+    stack.compose("stop", "jaeger")
+    ill = eventually(lambda: (it := states(stack)["watch"]["Health"])["Status"] == "unhealthy" and it)
+    assert "http://jaeger:13133/status does not answer" in ill["Log"][-1]["Output"]
+    stack.compose("start", "jaeger")
+    eventually(lambda: states(stack)["watch"]["Health"]["Status"] == "healthy")
+
+
+def test_building_twice_builds_nothing_the_second_time(stack: Stack) -> None:
+    image = stack.settings["HANDOFF_IMAGE"]
+    before = run("docker", "image", "inspect", "--format={{.Id}}", image)
+    stack.compose("build", "--quiet")
+    assert run("docker", "image", "inspect", "--format={{.Id}}", image) == before
+
+
+def test_the_image_has_no_compiler_and_no_installer_of_ours_and_its_user_is_nobody(stack: Stack) -> None:
+    image = stack.settings["HANDOFF_IMAGE"]
+    look = "id -u; for it in cc gcc g++ uv; do command -v $it; done; true"
+    said = run("docker", "run", "--rm", "--network=none", image, "sh", "-c", look)
+    assert said.split() == ["10001"]
+    labels = run("docker", "image", "inspect", "--format={{json .Config.Labels}}", image)
+    assert re.search(r'"org.opencontainers.image.version":"\d+\.\d+', labels)
+
+
+def test_prometheus_finds_every_process_through_the_service_and_keeps_their_series_once(stack: Stack) -> None:
+    up = eventually(lambda: (it := stack.promql('up{job="handoff"} == 1')) and len(it) == 2 and it)
+    assert {it["metric"]["kind"] for it in up} == {"service", "worker"}
+    build = eventually(lambda: (it := stack.promql("handoff_build_info")) and len(it) >= 2 and it)
+    assert not [it for it in build if it["metric"]["instance"].endswith(":9464")], "what is scraped is stored too"
+
+
+def test_everything_that_has_metrics_is_scraped(stack: Stack, left_out: set[str]) -> None:
+    expected = {"handoff", "prometheus", "alertmanager", "otel-collector", "jaeger", "loki", "grafana"} - left_out
+    eventually(lambda: {it["metric"]["job"] for it in stack.promql("up == 1")} == expected)
+    of_the_host = ["system_memory_utilization_ratio", "system_filesystem_utilization_ratio"]
+    for name in [*of_the_host, "postgresql_backends", "redis_memory_used_bytes"]:
+        eventually(lambda name=name: stack.promql(name))
