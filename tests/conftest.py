@@ -20,6 +20,7 @@ from handoff.server import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
 from tests.agents import Agent
+from tests.collector import Collector, collecting
 
 _numbers = itertools.count(1)
 
@@ -106,6 +107,22 @@ async def agent(app: App) -> AsyncGenerator[Agent]:
     """Any agent's hands on a service in this process: `await agent.ok("get_inbox", agent="bob")`."""
     async with Client(build_server(app)) as client:
         yield Agent(client)
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Generator[Collector]:
+    """Who takes the signals of a service that is started after it."""
+    with collecting() as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.url)
+        monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
+        yield running
+
+
+@pytest.fixture
+async def observed(settings: Settings, collector: Collector) -> AsyncGenerator[App]:
+    """An open App whose signals go to the collector."""
+    async with open_app(settings.model_copy(update={"telemetry": True})) as opened:
+        yield opened
 
 
 @pytest.fixture

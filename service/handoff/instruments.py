@@ -113,7 +113,7 @@ class _Number(_Instrument[list[float]]):
             asked = [(self._named(self._allowed(labels)), value) for value, labels in self.source()]
         else:
             asked = [(names, cell[0]) for names, cell in self._points()]
-        return [sdk.NumberDataPoint(names, since_ns, now, value) for names, value in asked]
+        return [sdk.NumberDataPoint(names, since_ns, now, float(value)) for names, value in asked]
 
     def _new(self) -> list[float]:
         return [0.0]

@@ -215,7 +215,7 @@ def _write_event(_: object, method: str, event: Event) -> Event:
     """structlog ends here with every event."""
     if "exception" in event:
         event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
-    _render("error" if method == "exception" else method, event.pop("event"), event)
+    _render("error" if method == "exception" else method, event.pop("event"), without_secrets(event))
     raise structlog.DropEvent
 
 
@@ -225,7 +225,7 @@ def passes(event: str, level: str) -> bool:
 
 
 def write(level: str, event: str, fields: Mapping[str, Any]) -> None:
-    """Log an event as structlog would, for a third of what that costs: what each call logs."""
+    """Log an event as structlog would, for half the cost: what each call logs. The names of its fields are not looked at."""
     if passes(event, level):
         _render(level, event, fields)
 
@@ -235,7 +235,7 @@ def _render(level: str, event: str, fields: Mapping[str, Any]) -> None:
     if _log is None:
         return
     at_ns = time_ns()
-    line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": event, **without_secrets(fields)}
+    line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": event, **fields}
     call = tracing.current()
     trace_id = span_id = 0
     if call is not None:

@@ -156,16 +156,19 @@ def _said(
 ) -> dict[str, Any]:
     """What the log says of a call: who, on what, how it went and how large; never what was said."""
     known: Mapping[str, Any] = args.__dict__ if args is not None else {}
-    return {
+    said = {
         "tool": tool.name,
         "agent": known.get("agent") or caller.agent,
-        "session": known.get("session_key"),
-        "handoff": known.get("handoff_id"),
         "outcome": code or "ok",
         "duration_ms": round(duration_s * 1e3, 3),
         "request_bytes": request_bytes,
         "response_bytes": response_bytes,
     }
+    if "session_key" in known:
+        said["session"] = known["session_key"]
+    if "handoff_id" in known:
+        said["handoff"] = known["handoff_id"]
+    return said
 
 
 def build_server(app: App, local: Caller | None = None) -> Server[Any]:

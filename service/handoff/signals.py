@@ -8,9 +8,10 @@ metrics go to two readers, spans and logs wait in queues that we count, and shut
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import entry_points
 from time import monotonic
 from typing import Any, Final
 from uuid import uuid4
@@ -22,7 +23,7 @@ from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
+from opentelemetry.instrumentation.system_metrics.environment_variables import OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.sdk.environment_variables import (
@@ -34,7 +35,7 @@ from opentelemetry.sdk.environment_variables import (
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from prometheus_client import CollectorRegistry, generate_latest
 
 from handoff import __version__, telemetry
@@ -48,14 +49,12 @@ log = structlog.get_logger(__name__)
 STOP_S: Final = 2.0
 # The same on what is pushed and on what is scraped, so that one query does for both (prometheus.yml promotes these).
 LABELS: Final = frozenset({"service.name", "service.instance.id", "service.version", "deployment.environment.name"})
-_PROCESS_METRICS: Final[dict[str, list[str] | None]] = {
-    "process.cpu.time": ["user", "system"],
-    "process.memory.usage": None,
-    "process.memory.virtual": None,
-    "process.open_file_descriptor.count": None,
-    "process.thread.count": None,
-    "cpython.gc.collections": None,
-    "cpython.gc.collected_objects": None,
+_DEFAULTS: Final = {  # of the OTEL_* variables, where they are not set
+    OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
+    OTEL_EXPORTER_OTLP_TIMEOUT: "2",
+    OTEL_METRIC_EXPORT_INTERVAL: "10000",
+    # The machine is the collector's to measure; of the process, what the conventions have.
+    OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
 }
 # Small batches: while a thread encodes one, the event loop waits for the interpreter's lock.
 _SPANS_MAX, _SPANS_BATCH = 20_000, 64
@@ -97,21 +96,22 @@ class Signals:
             it.start()
         for it in endings:
             it.join(max(0.0, give_up - monotonic()))
-        SystemMetricsInstrumentor().uninstrument()
+        for instrumentor in entry_points(group="opentelemetry_instrumentor"):
+            instrumentor.load()().uninstrument()
         for it in (telemetry.SIGNAL_QUEUE, telemetry.SIGNAL_SENT, telemetry.SIGNAL_DROPPED, telemetry.SIGNAL_AWAY):
             it.source = None
 
 
 def start_signals(settings: Settings, service_name: str) -> Signals:
     """Set up what takes the signals out. Nothing here waits for a collector."""
-    os.environ.setdefault(OTEL_SERVICE_NAME, service_name)
-    os.environ.setdefault(OTEL_EXPORTER_OTLP_PROTOCOL, "http/protobuf")
-    os.environ.setdefault(OTEL_EXPORTER_OTLP_TIMEOUT, "2")
-    os.environ.setdefault(OTEL_METRIC_EXPORT_INTERVAL, "10000")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     distro = OpenTelemetryDistro()
     distro.configure()
+    named = {} if OTEL_SERVICE_NAME in os.environ else {"service.name": service_name}
     resource = Resource.create(
         {
+            **named,
             "service.version": __version__,
             "service.instance.id": uuid4().hex,
             "host.name": socket.gethostname(),
@@ -138,7 +138,10 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     pusher = _Pusher(OTLPMetricExporter())
     scraped = _Scraped(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
     meters = MeterProvider([pusher, scraped], resource, shutdown_on_exit=False)
-    SystemMetricsInstrumentor(config=_PROCESS_METRICS).instrument(meter_provider=meters)
+    spans_of_others = TracerProvider(resource=resource, shutdown_on_exit=False)
+    spans_of_others.add_span_processor(_Handed(spans.offer))
+    for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # what is installed, as the distro has it
+        distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
     tracer = Tracer(resource, spans.offer, per_s_max=settings.traces_per_s_max)
     signals = Signals(resource, tracer, (spans, lines), pusher, meters, registry)
     _measure(signals)
@@ -198,6 +201,18 @@ class _Pusher(sdk.PeriodicExportingMetricReader):
             self._away_since = monotonic()
         if was_away == taken:
             _say("metrics", not taken, 0)
+
+
+class _Handed(SpanProcessor):
+    """Spans of installed instrumentors go the way of ours."""
+
+    def __init__(self, offer: Callable[[ReadableSpan], None]) -> None:
+        self._offer = offer
+
+    def on_end(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is not None and context.trace_flags.sampled:
+            self._offer(span)
 
 
 class _Scraped(PrometheusMetricReader):

@@ -1,0 +1,92 @@
+"""Who takes signals in these tests: an OTLP receiver over HTTP that can be away, slow or refusing. The real collector is in
+tests/stack; here it stands for the outside world.
+"""
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import orjson
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+
+class Collector:
+    """What was taken, and how it answers: `status` and `delay_s`."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.delay_s = 0.0
+        self.bodies: dict[str, list[bytes]] = {"traces": [], "metrics": [], "logs": []}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(handler) -> None:  # noqa: N805 - the collector is `self`
+                body = handler.rfile.read(int(handler.headers["content-length"]))
+                time.sleep(self.delay_s)
+                if self.status == 200:
+                    self.bodies[handler.path.rsplit("/", 1)[1]].append(body)
+                handler.send_response(self.status)
+                handler.send_header("content-length", "0")
+                handler.end_headers()
+
+            def log_message(handler, *_: Any) -> None: ...  # noqa: N805
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        """For OTEL_EXPORTER_OTLP_ENDPOINT."""
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def spans(self) -> list[Any]:
+        """All spans, as protobuf messages."""
+        return [
+            span
+            for body in list(self.bodies["traces"])
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All log lines, from their bodies."""
+        return [
+            orjson.loads(record.body.string_value)
+            for body in list(self.bodies["logs"])
+            for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """The newest push: metrics by name."""
+        newest = ExportMetricsServiceRequest.FromString(self.bodies["metrics"][-1])
+        return {
+            metric.name: metric
+            for resource in newest.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@contextmanager
+def collecting() -> Generator[Collector]:
+    """A collector that runs until the end of the block."""
+    collector = Collector()
+    thread = threading.Thread(target=collector.server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield collector
+    finally:
+        collector.server.shutdown()
+        collector.server.server_close()
+
+
+def attributes(of: Any) -> dict[str, Any]:
+    """The attributes of a span or a link."""
+    return {it.key: getattr(it.value, it.value.WhichOneof("value")) for it in of.attributes}
