@@ -167,10 +167,11 @@ class Stack:
         """A secret, read as the README says."""
         return self.compose("run", "--rm", "--no-deps", "-T", "secrets", "show", name).strip()
 
-    def psql(self, role: str, password: str, statement: str) -> str:
-        """What a role gets over the network. Raises Failed if it is refused."""
-        say = ["psql", "-XAt", "-h", "127.0.0.1", "-U", role, "-d", "handoff", "-c", statement]
-        return self.compose("exec", "-T", "-e", f"PGPASSWORD={password}", "postgres", *say).strip()
+    def psql(self, role: str, password: str, *statements: str) -> str:
+        """What a role gets over the network, each statement a transaction. Raises Failed if it is refused."""
+        say = [word for statement in statements for word in ("-c", statement)]
+        connect = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", role, "-d", "handoff"]
+        return self.compose("exec", "-T", "-e", f"PGPASSWORD={password}", "postgres", *connect, *say).strip()
 
     @asynccontextmanager
     async def agent(self, token: str) -> AsyncGenerator[Agent]:

@@ -79,6 +79,7 @@ def test_the_watch_falls_ill_with_what_it_watches_and_says_which_it_is(stack: St
 
 def test_building_twice_builds_nothing_the_second_time(stack: Stack) -> None:
     image = stack.settings["HANDOFF_IMAGE"]
+    stack.compose("build", "--quiet")
     before = run("docker", "image", "inspect", "--format={{.Id}}", image)
     stack.compose("build", "--quiet")
     assert run("docker", "image", "inspect", "--format={{.Id}}", image) == before
@@ -94,8 +95,11 @@ def test_the_image_has_no_compiler_and_no_installer_of_ours_and_its_user_is_nobo
 
 
 def test_prometheus_finds_every_process_through_the_service_and_keeps_their_series_once(stack: Stack) -> None:
-    up = eventually(lambda: (it := stack.promql('up{job="handoff"} == 1')) and len(it) == 2 and it)
-    assert {it["metric"]["kind"] for it in up} == {"service", "worker"}
+    def found() -> list[str]:
+        targets = stack.get("PROMETHEUS_PORT", "/api/v1/targets", scrapePool="handoff")["data"]["activeTargets"]
+        return sorted(it["labels"]["kind"] for it in targets if it["health"] == "up")
+
+    eventually(lambda: found() == ["service", "worker"])
     build = eventually(lambda: (it := stack.promql("handoff_build_info")) and len(it) >= 2 and it)
     assert not [it for it in build if it["metric"]["instance"].endswith(":9464")], "what is scraped is stored too"
 
