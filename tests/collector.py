@@ -23,19 +23,8 @@ class Collector:
         self.delay_s = 0.0
         self.bodies: dict[str, list[bytes]] = {"traces": [], "metrics": [], "logs": []}
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:  # noqa: N805 - the collector is `self`
-                body = handler.rfile.read(int(handler.headers["content-length"]))
-                time.sleep(self.delay_s)
-                if self.status == 200:
-                    self.bodies[handler.path.rsplit("/", 1)[1]].append(body)
-                handler.send_response(self.status)
-                handler.send_header("content-length", "0")
-                handler.end_headers()
-
-            def log_message(handler, *_: Any) -> None: ...  # noqa: N805
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), _Handler)
+        self.server.collector = self
         self.server.daemon_threads = True
 
     @property
@@ -72,6 +61,24 @@ class Collector:
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
+
+
+class _Server(ThreadingHTTPServer):
+    collector: Collector
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - what made this handler
+
+    def do_POST(self) -> None:
+        collector = self.server.collector
+        body = self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(collector.delay_s)
+        if collector.status == 200:
+            collector.bodies[self.path.rsplit("/", 1)[1]].append(body)
+        self.send_response_only(collector.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
 
 @contextmanager

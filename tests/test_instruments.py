@@ -13,7 +13,8 @@ KIND = Attribute("kind", ("a", "b"))
 
 def points(instrument: Counter | Gauge | Histogram) -> dict[tuple[tuple[str, str], ...], Any]:
     metric = instrument.metric()
-    return {} if metric is None else {tuple((point.attributes or {}).items()): point for point in metric.data.data_points}
+    found: list[Any] = [] if metric is None else list(metric.data.data_points)
+    return {tuple(point.attributes.items()): point for point in found}
 
 
 @given(st.lists(st.floats(min_value=0, max_value=100, allow_nan=False)))

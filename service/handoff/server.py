@@ -4,11 +4,11 @@ of errors. Transports (http.py, stdio) hand calls in and carry replies out.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import mcp_types as types
 import orjson
@@ -35,6 +35,9 @@ from handoff.tools import context, handoffs, sessions
 from handoff.tools.contract import Arguments, Tool
 from handoff.tracing import Arrival
 from handoff.wire import to_json
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
@@ -253,10 +256,10 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
             "server/discover": _LIST_HINT,
         },
         get_tool_input_schema=schemas.get,
-        on_list_tools=on_list_tools,
+        on_list_tools=_measured("tools/list", on_list_tools),
         on_call_tool=on_call_tool,
-        on_list_resources=on_list_resources,
-        on_list_resource_templates=on_list_resource_templates,
+        on_list_resources=_measured("resources/list", on_list_resources),
+        on_list_resource_templates=_measured("resources/templates/list", on_list_resource_templates),
         on_read_resource=on_read_resource,
         on_subscriptions_listen=on_listen,
     )
@@ -275,7 +278,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
             instructions=INSTRUCTIONS,
         )
 
-    server.add_request_handler("server/discover", types.RequestParams, on_discover)
+    server.add_request_handler("server/discover", types.RequestParams, _measured("server/discover", on_discover))
     return server
 
 
@@ -289,6 +292,23 @@ async def unless(gone: Awaitable[object], call: Awaitable[Reply]) -> Reply:
         for one in (task, watch):
             one.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def _measured(
+    method: str, handle: Callable[[ServerRequestContext[Any], P], Awaitable[R]]
+) -> Callable[[ServerRequestContext[Any], P], Awaitable[R]]:
+    """The handler of a method that can hardly fail, with its duration recorded."""
+
+    async def measured(ctx: ServerRequestContext[Any], params: P) -> R:
+        arrival = _arrival(ctx)
+        call = tracing.begin(arrival.meta, arrival.headers)
+        try:
+            return await handle(ctx, params)
+        finally:
+            tracing.end(call, arrival, tracing.End(method), math.inf)
+            tracing.leave()
+
+    return measured
 
 
 def _arrival(ctx: ServerRequestContext[Any]) -> Arrival:
