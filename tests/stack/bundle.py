@@ -3,7 +3,7 @@
 import json
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -184,8 +184,8 @@ class Stack:
             yield Agent(client)
 
 
-def eventually(what: Any, within_s: float = 40) -> Any:
-    """What `what()` returns as soon as it is something; a failed connection counts as nothing yet."""
+def eventually(what: Callable[[], Any], within_s: float = 40, show: Callable[[], Any] = str) -> Any:
+    """What `what()` returns as soon as it is something; a failed connection counts as nothing yet. In vain, it tells `show()`."""
     give_up = monotonic() + within_s
     while True:
         try:
@@ -194,5 +194,5 @@ def eventually(what: Any, within_s: float = 40) -> Any:
             found = None
         if found:
             return found
-        assert monotonic() < give_up, f"nothing after {within_s:.0f} s"
+        assert monotonic() < give_up, f"nothing after {within_s:.0f} s {show()}"
         sleep(0.5)

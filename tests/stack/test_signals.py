@@ -1,0 +1,128 @@
+"""What the service says of itself arrives where it is looked for, each leads to the others, and an outage loses nothing."""
+
+import asyncio
+import json
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.agents import Agent
+from tests.stack.bundle import Stack, eventually
+from tests.stack.conftest import ADA_TOKEN
+
+COUNT = "mcp_server_operation_duration_seconds_count"
+OUTAGE_S = 120
+CALLS_PER_S = 15  # below what is sampled, so that each call has its trace
+BACK_ENDS = ("prometheus", "loki", "jaeger")
+
+ARRIVES = {  # of each process, each signal: what is asked of its back end
+    ("handoff", "metric"): f'{COUNT}{{service_name="handoff", gen_ai_tool_name="update_context"}}',
+    ("handoff", "trace"): 'traces_span_metrics_calls_total{service_name="handoff", span_name="tools/call update_context"}',
+    ("handoff", "log"): '{service_name="handoff"} | json | event="tool.call"',
+    ("handoff-worker", "metric"): 'handoff_job_duration_seconds_count{service_name="handoff-worker"}',
+    ("handoff-worker", "log"): '{service_name="handoff-worker"}',
+    ("host", "metric"): 'system_memory_utilization_ratio{service_name="host"}',
+    ("postgres", "metric"): 'postgresql_commits_total{service_name="postgres"}',
+    ("redis", "metric"): 'redis_keyspace_hits_total{service_name="redis"}',
+}
+
+
+@pytest.fixture
+def back_up(stack: Stack) -> Generator[None]:
+    """The stack is up again when the test is over, whatever it did."""
+    yield
+    stack.up()
+
+
+async def write(ada: Agent, count: int = 1) -> str:
+    """Some calls in a session of their own; its key."""
+    session = await ada.session("ada")
+    for number in range(count):
+        await ada.says(session, f"line {number}", "ada")
+    return session
+
+
+def lines_of(stack: Stack, session: str) -> list[dict[str, Any]]:
+    """The log lines of a session's appends, each with its trace."""
+    lines = stack.logql(
+        f'{{service_name="handoff"}} | json | event="tool.call" | tool="update_context" | session="{session}"'
+    )
+    return [{**it, **json.loads(it["line"])} for it in lines]
+
+
+@pytest.mark.parametrize(("service", "signal"), ARRIVES)
+async def test_each_signal_of_each_service_arrives(stack: Stack, service: str, signal: str) -> None:
+    async with stack.agent(ADA_TOKEN) as ada:
+        await write(ada)
+    ask = stack.logql if signal == "log" else stack.promql
+    eventually(lambda: ask(ARRIVES[service, signal]))
+
+
+async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(stack: Stack) -> None:
+    began = time.time()
+    async with stack.agent(ADA_TOKEN) as ada:
+        session = await write(ada)
+
+    def exemplars() -> list[str]:
+        query = {"query": f'{COUNT.replace("count", "bucket")}{{gen_ai_tool_name="update_context"}}'}
+        found = stack.get(
+            "PROMETHEUS_PORT", "/api/v1/query_exemplars", start=f"{began - 1:.3f}", end=f"{time.time():.3f}", **query
+        )
+        return [it["labels"]["trace_id"] for series in found["data"] for it in series["exemplars"]]
+
+    (line,) = eventually(lambda: lines_of(stack, session))
+    assert line["trace_id"] in eventually(exemplars)
+    spans = eventually(lambda: stack.trace(line["trace_id"]))
+    assert {it["name"] for it in spans} >= {"tools/call update_context"}
+    assert line["span_id"] in {it["spanId"] for it in spans}
+
+
+async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(stack: Stack, back_up: None) -> None:
+    per_session = 'sum(count_over_time({service_name="handoff"} | json | event="tool.call" | tool="update_context" | session="%s" [1h]))'
+
+    def logged() -> int:
+        found = stack.get("LOKI_PORT", "/loki/api/v1/query", query=per_session % session)["data"]["result"]
+        return int(found[0]["value"][1]) if found else 0
+
+    def counted() -> int:
+        samples = stack.promql(f'{COUNT}{{service_name="handoff", gen_ai_tool_name="update_context"}}')
+        return int(max(float(it["value"][1]) for it in samples)) if samples else 0
+
+    async with stack.agent(ADA_TOKEN) as ada:
+        session = await write(ada, 1)
+        eventually(lambda: logged() == 1)
+        eventually(counted)
+        await asyncio.sleep(11)  # until all that was before has been counted
+        before, written, over = counted(), 1, False
+
+        async def work() -> None:
+            nonlocal written
+            while not over:
+                await ada.says(session, "on we go", "ada")
+                written += 1
+                await asyncio.sleep(1 / CALLS_PER_S)
+
+        await asyncio.to_thread(stack.compose, "stop", *BACK_ENDS)
+        began = time.monotonic()
+        working = asyncio.create_task(work())
+        await asyncio.sleep(OUTAGE_S / 2)
+        await asyncio.to_thread(stack.compose, "kill", "--signal=KILL", "otel-collector")
+        await asyncio.to_thread(stack.compose, "start", "otel-collector")
+        await asyncio.sleep(max(0, OUTAGE_S - (time.monotonic() - began)))
+        await asyncio.to_thread(stack.compose, "start", *BACK_ENDS)
+        await asyncio.sleep(5)
+        over = True
+        await working
+
+    assert written > OUTAGE_S * CALLS_PER_S / 2, "there was no load"
+
+    def figures() -> tuple[int, int]:
+        return logged(), counted() - before
+
+    eventually(lambda: figures() == (written, written - 1), within_s=90, show=figures)
+    lines = lines_of(stack, session)
+    eventually(lambda: not [it for it in lines if not stack.trace(it["trace_id"])], within_s=60)
+    print(f"{written} calls through an outage of {OUTAGE_S} s: all logged, counted, and {len(lines)} looked up as traces")
