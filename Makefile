@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test check bench doctor clean
+.PHONY: run demo test test-stack check bench doctor open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -15,18 +15,33 @@ demo: .venv/.ready           ## two agents hand work over, against a running ser
 doctor: .venv/.ready         ## what is wrong here, and what to do about it
 	@.venv/bin/handoff doctor
 
-test: .venv/.ready           ## every test; real Postgres, real Redis protocol, no Docker
-	.venv/bin/pytest
+test: .venv/.ready           ## every test that needs no Docker; real Postgres, real Redis protocol
+	.venv/bin/pytest --ignore tests/stack
 
-check: .venv/.ready          ## ruff, pyright, import-linter, deptry
+test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
+	.venv/bin/pytest tests/stack
+
+check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 	.venv/bin/deptry service
+	.venv/bin/hadolint service/Dockerfile
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 	.venv/bin/python -m tests.bench $(BENCH)
+
+open:                        ## where the running stack is, and how to read its passwords
+	@for it in "Agents call:service 8642/mcp" "Grafana:grafana 3000/" "Prometheus:prometheus 9090/" \
+	    "Alertmanager:alertmanager 9093/" "Jaeger:jaeger 16686/" "Health:service 9464/health"; do \
+	    where=$${it#*:}; port=$${where#* }; \
+	    address=$$(docker compose port $${where% *} $${port%%/*} 2>/dev/null) || address="is not running"; \
+	    case $$address in *:*) address=http://$$address/$${port#*/};; esac; \
+	    printf '%-14s %s\n' "$${it%%:*}" "$$address"; done
+	@printf '\n%s\n' "Passwords, each on demand:"
+	@for it in "Grafana, user admin:grafana-admin" "operator's token:operator-token"; do \
+	    printf '%-20s docker compose run --rm --no-deps secrets show %s\n' "$${it%%:*}" "$${it#*:}"; done
 
 clean:                       ## remove what was installed; the data in $(DATA_DIR) stays
 	rm -rf .venv .tools

@@ -27,6 +27,8 @@ from opentelemetry.instrumentation.system_metrics.environment_variables import O
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.sdk.environment_variables import (
+    OTEL_BLRP_MAX_QUEUE_SIZE,
+    OTEL_BSP_MAX_QUEUE_SIZE,
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TIMEOUT,
     OTEL_METRIC_EXPORT_INTERVAL,
@@ -53,12 +55,12 @@ _DEFAULTS: Final = {  # of the OTEL_* variables, where they are not set
     OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
     OTEL_EXPORTER_OTLP_TIMEOUT: "2",
     OTEL_METRIC_EXPORT_INTERVAL: "10000",
+    OTEL_BSP_MAX_QUEUE_SIZE: "20000",  # spans, about 2 KB each
+    OTEL_BLRP_MAX_QUEUE_SIZE: "50000",  # log lines, about 0.5 KB each
     # The machine is the collector's to measure; of the process, what the conventions have.
     OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
 }
-# Small batches: while a thread encodes one, the event loop waits for the interpreter's lock.
-_SPANS_MAX, _SPANS_BATCH = 20_000, 64
-_LINES_MAX, _LINES_BATCH = 50_000, 512
+_SPANS_BATCH, _LINES_BATCH = 64, 512  # small: while a thread encodes one, the event loop waits for the interpreter's lock
 _EVERY_S = 0.5
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
@@ -121,7 +123,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     spans: Shipper[ReadableSpan] = Shipper(
         "traces",
         partial(_send_spans, OTLPSpanExporter()),
-        queue_max=_SPANS_MAX,
+        queue_max=int(os.environ[OTEL_BSP_MAX_QUEUE_SIZE]),
         batch_max=_SPANS_BATCH,
         every_s=_EVERY_S,
         on_change=_say,
@@ -129,7 +131,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     lines: Shipper[Line] = Shipper(
         "logs",
         partial(_send_lines, OTLPLogExporter(), resource),
-        queue_max=_LINES_MAX,
+        queue_max=int(os.environ[OTEL_BLRP_MAX_QUEUE_SIZE]),
         batch_max=_LINES_BATCH,
         every_s=_EVERY_S,
         on_change=_say,

@@ -14,6 +14,7 @@ from handoff.http import Edge
 from handoff.model import Caller
 from handoff.server import Reply, UnknownTool
 from handoff.settings import Settings
+from handoff.tracing import Arrival
 from tests.conformance.fixtures import fixture_server
 
 # The edge answers the 2026-07-28 tool calls of the service without the SDK. With these the suite judges that path too;
@@ -24,7 +25,7 @@ REPLIES: Final = {
 }
 
 
-async def _call_tool(_: Caller, name: str, __: dict[str, Any], ___: float) -> Reply:
+async def _call_tool(_: Caller, name: str, __: dict[str, Any], ___: Arrival) -> Reply:
     if name not in REPLIES:
         raise UnknownTool(name)
     return REPLIES[name]
