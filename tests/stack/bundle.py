@@ -90,7 +90,6 @@ class Stack:
 
     def __init__(self, folder: Path, project: str, overlays: Sequence[str], settings: Mapping[str, str]) -> None:
         self.project = project
-        self.first_start_s = 0.0
         self.given = folder / "given"
         self.given.mkdir()
         self.settings = {
@@ -185,7 +184,7 @@ class Stack:
 
 
 def eventually(what: Callable[[], Any], within_s: float = 40, show: Callable[[], Any] = str) -> Any:
-    """What `what()` returns as soon as it is something; a failed connection counts as nothing yet. In vain, it tells `show()`."""
+    """What `what()` returns as soon as it is something; a failed connection is nothing yet. In vain, it tells `show()`."""
     give_up = monotonic() + within_s
     while True:
         try:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +12,7 @@ from tests.stack.bundle import Stack, docker_answers, image_at_hand, run, shippe
 
 GRAFANA_LEFT_OUT = "Grafana left out: its image is not here and can't be pulled"
 ADA_TOKEN = "ada's token, which an operator wrote into the tokens file"
-_left_out = pytest.StashKey[bool]()
+_said = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,8 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash.get(_left_out, False):
-        terminalreporter.write_line(GRAFANA_LEFT_OUT, yellow=True)
+    for line in config.stash.get(_said, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Tell something at the end of the run, whatever came of it."""
+    return pytestconfig.stash.setdefault(_said, []).append
 
 
 @pytest.fixture(scope="session")
@@ -41,15 +47,16 @@ def images(docker: None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def left_out(images: dict[str, str], pytestconfig: pytest.Config) -> set[str]:
+def left_out(images: dict[str, str], say: Callable[[str], None]) -> set[str]:
     """The services whose image can't be had here: Grafana, or none."""
-    missing = {"grafana"} if not image_at_hand(images["grafana"]) else set[str]()
-    pytestconfig.stash[_left_out] = bool(missing)
-    return missing
+    if image_at_hand(images["grafana"]):
+        return set()
+    say(GRAFANA_LEFT_OUT)
+    return {"grafana"}
 
 
 @pytest.fixture(scope="session")
-def stack(images: dict[str, str], left_out: set[str]) -> Generator[Stack]:
+def stack(images: dict[str, str], left_out: set[str], say: Callable[[str], None]) -> Generator[Stack]:
     """The stack, healthy. What a test stops it starts again."""
     # Images differ in the number of their user `postgres`; the default is that of the one that ships.
     postgres_uid = run("docker", "run", "--rm", "--entrypoint=id", images["postgres"], "-u", "postgres").strip()
@@ -62,7 +69,7 @@ def stack(images: dict[str, str], left_out: set[str]) -> Generator[Stack]:
         stack.down("--volumes")  # of a run that was killed
         try:
             stack.compose("build", "--quiet")
-            stack.first_start_s = stack.up()
+            say(f"healthy {stack.up():.1f} s after `up`, from nothing, the image built")
             yield stack
         except BaseException:
             print(re.sub(r"\n+", "\n", stack.compose("logs", "--tail=20")))

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -80,11 +79,13 @@ async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(s
     assert line["span_id"] in {it["spanId"] for it in spans}
 
 
-async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(stack: Stack, back_up: None) -> None:
-    per_session = 'sum(count_over_time({service_name="handoff"} | json | event="tool.call" | tool="update_context" | session="%s" [1h]))'
-
+async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(
+    stack: Stack, back_up: None, say: Callable[[str], None]
+) -> None:
     def logged() -> int:
-        found = stack.get("LOKI_PORT", "/loki/api/v1/query", query=per_session % session)["data"]["result"]
+        appends = f'{{service_name="handoff"}} | json | event="tool.call" | tool="update_context" | session="{session}"'
+        query = f"sum(count_over_time({appends} [1h]))"
+        found = stack.get("LOKI_PORT", "/loki/api/v1/query", query=query)["data"]["result"]
         return int(found[0]["value"][1]) if found else 0
 
     def counted() -> int:
@@ -125,4 +126,4 @@ async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(s
     eventually(lambda: figures() == (written, written - 1), within_s=90, show=figures)
     lines = lines_of(stack, session)
     eventually(lambda: not [it for it in lines if not stack.trace(it["trace_id"])], within_s=60)
-    print(f"{written} calls through an outage of {OUTAGE_S} s: all logged, counted, and {len(lines)} looked up as traces")
+    say(f"{written} calls through an outage of {OUTAGE_S} s: all logged, counted, and {len(lines)} looked up as traces")

@@ -1,7 +1,7 @@
 """One command starts all of it, again and again, and nothing that was written is gone."""
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import httpx2
@@ -26,7 +26,6 @@ def states(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 def test_one_command_starts_it_from_nothing_and_all_that_can_tell_is_healthy(stack: Stack) -> None:
-    print(f"healthy {stack.first_start_s:.1f} s after `up`, from nothing, the image built")
     for name, state in states(stack).items():
         if name in ONE_SHOTS:
             assert (state["Status"], state["ExitCode"]) == ("exited", 0), name
@@ -47,7 +46,7 @@ def test_a_second_start_changes_nothing(stack: Stack) -> None:
     assert stack.in_volume("secrets", "sh", "-c", "sha256sum /volume/*") == made
 
 
-async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None) -> None:
+async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None, say: Callable[[str], None]) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         session = await ada.session("ada")
         await ada.says(session, "This must be there tomorrow.", "ada")
@@ -60,7 +59,7 @@ async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None) -> N
 
     stack.down()
     assert stack.containers_left() == ""
-    print(f"healthy {stack.up():.1f} s after `up`, over old volumes")
+    say(f"healthy {stack.up():.1f} s after `up`, over old volumes")
 
     async with stack.agent(ADA_TOKEN) as ada:
         assert await ada.ok("get_context", session_key=session, view="entries") == written
