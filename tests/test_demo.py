@@ -17,7 +17,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from handoff import __main__ as command_line
-from handoff import demo
+from handoff.demo import story as demo
 from handoff.settings import Settings
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, GetContext

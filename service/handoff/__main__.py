@@ -206,7 +206,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from handoff.demo import play
+    from handoff.demo.story import play
 
     settings = _settings(arguments)
     tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
