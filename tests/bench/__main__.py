@@ -12,19 +12,24 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx2
 import psutil
 from mcp import Client
 
 from handoff.embedded import ensure_database, postgres
+from tests.bench.load import META
 
 TOKEN = "bench-token"
+HEALTH_TARGET_S = 1.0
 TELEMETRY_TARGET = 1.15  # server CPU of a call with telemetry over one without, at 32 in flight
 CONTENT = "The receiver needs what was decided, why, and what is still open. " * 9
 CPU_TARGET, CALLS_TARGET = 1.0, 0.5  # of the no-op, at 32 in flight
@@ -55,12 +60,14 @@ def main() -> int:
         handoff = [str(Path(sys.executable).parent / "handoff"), "serve", "--port"]
         service = stack.enter_context(_server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
         sink = stack.enter_context(_server([sys.executable, "-m", "tests.bench.sink"], {}))
-        observed = stack.enter_context(_server(handoff, environment | _telemetry(sink[1])))
+        ops = _free_port()
+        observed = stack.enter_context(_server(handoff, environment | _telemetry(sink[1], ops)))
         postmaster = int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
         keys = asyncio.run(_sessions(service[1], 32))
+        health = _health(options.seconds, observed[1], ops, keys)
         servers = {"no-op": noop, "update_context": service, "with telemetry": observed}
         rows = _measure(options.rounds, options.seconds, servers, postmaster, keys)
-    return _report(rows, check=options.check)
+    return _report(rows, health, check=options.check)
 
 
 def _measure(
@@ -95,17 +102,67 @@ def _measure(
     return rows
 
 
-def _telemetry(sink_port: int) -> dict[str, str]:
+def _health(seconds: float, port: int, ops: int, keys: list[str]) -> dict[str, float]:
+    """Seconds until health is answered, p99 of each way to ask, at twice as many calls in flight as saturate the service."""
+    arguments = [{"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys]
+    plan = {"port": port, "in_flight": 64, "token": TOKEN, "tool": "update_context", "arguments": arguments}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "handoff://health", "_meta": META}}
+    headers = {
+        "accept": "application/json, text/event-stream",
+        "mcp-protocol-version": "2026-07-28",
+        "mcp-method": "resources/read",
+        "mcp-name": "handoff://health",
+        "authorization": f"Bearer {TOKEN}",
+    }
+    took: dict[str, list[float]] = {"/health": [], "handoff://health": []}
+
+    def ask() -> None:
+        os.sched_setaffinity(0, {int(os.environ["BENCH_LOAD_CORE"])})  # this thread's
+        with httpx2.Client(timeout=10) as http:
+            while not done.is_set():
+                began = time.perf_counter()
+                http.get(f"http://127.0.0.1:{ops}/health").raise_for_status()
+                took["/health"].append(time.perf_counter() - began)
+                began = time.perf_counter()
+                answer = http.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers)
+                took["handoff://health"].append(time.perf_counter() - began)
+                if "result" not in answer.json():
+                    raise SystemExit(answer.text)
+                time.sleep(0.02)
+
+    give_up = time.monotonic() + 20
+    while not _is_well(ops):
+        if time.monotonic() > give_up:
+            raise SystemExit("the service with telemetry did not get well")
+        time.sleep(0.2)
+    done = threading.Event()
+    with ThreadPoolExecutor(4) as askers:
+        asking = [askers.submit(ask) for _ in range(4)]
+        _load(plan | {"seconds": max(3.0, seconds)})
+        done.set()
+        for it in asking:
+            it.result()
+    return {name: sorted(times)[int(len(times) * 0.99)] for name, times in took.items()}
+
+
+def _is_well(ops: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{ops}/health", timeout=5).json()["status"] != "unhealthy"
+    except (httpx2.HTTPError, KeyError):
+        return False
+
+
+def _telemetry(sink_port: int, ops: int) -> dict[str, str]:
     """Everything on: each call's log line, and all signals by OTLP."""
     return {
         "HANDOFF_TELEMETRY": "true",
-        "HANDOFF_OPS_PORT": "0",
+        "HANDOFF_OPS_PORT": str(ops),
         "HANDOFF_JOBS": "false",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",
     }
 
 
-def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], *, check: bool) -> int:
+def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], health: dict[str, float], *, check: bool) -> int:
     head = f"{'call':<16}{'in flight':>10}  {'on':<12}{'calls/s':>9}{'p50 ms':>8}{'p99 ms':>8}{'server µs':>11}"
     print(f"\n{head}{'Postgres µs':>13}{'load core':>11}{'CPU/no-op':>11}{'calls/no-op':>13}")
     missed = 0
@@ -131,6 +188,10 @@ def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], *, check: 
                 missed += ratio > TELEMETRY_TARGET
                 line += "  reached" if ratio <= TELEMETRY_TARGET else f"  MISSED: at most {TELEMETRY_TARGET}"
             print(line)
+    for name, p99_s in health.items():
+        missed += p99_s > HEALTH_TARGET_S
+        reached = "reached" if p99_s <= HEALTH_TARGET_S else f"MISSED: at most {HEALTH_TARGET_S} s"
+        print(f"{name} with 64 calls in flight: p99 {p99_s * 1e3:.0f} ms  {reached}")
     return 1 if check and missed else 0
 
 
@@ -161,12 +222,16 @@ def _cpu_s(pid: int) -> float:
     return own.user + own.system + own.children_user + own.children_system + sum(it.user + it.system for it in living)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def _server(command: list[str], environment: dict[str, str]) -> Generator[tuple[int, int]]:
     """A server as a process; yields its pid and its port, once it listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = _free_port()
     process = subprocess.Popen([*command, str(port)], env=os.environ | environment, stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -184,7 +249,6 @@ def _server(command: list[str], environment: dict[str, str]) -> Generator[tuple[
 
 
 async def _sessions(port: int, count: int) -> list[str]:
-    import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
     async with (
