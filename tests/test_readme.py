@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from handoff.health import THRESHOLDS
 from handoff.model import TRANSITIONS
 from handoff.server import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
@@ -18,6 +19,11 @@ README = (ROOT / "README.md").read_text()
 def block(before: str) -> str:
     """The first code block behind some words."""
     return README.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
+
+
+def block_of(heading: str) -> str:
+    """A section, up to the next heading."""
+    return re.split(r"^#", README.split(heading, 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def normalised(text: str) -> str:
@@ -82,15 +88,25 @@ def test_the_tables_and_the_diagram_are_those_of_the_code() -> None:
     for name, default in settings:
         real = Settings.model_fields[name.lower()].default
         assert default == ("" if real in (None, ()) else str(real).lower() if isinstance(real, bool) else str(real)), name
-    assert re.findall(r"^\| `([a-z_]+)` \| [a-z]", README, re.MULTILINE) == [tool.name for tool in TOOLS]
+    assert re.findall(r"^\| `([a-z_]+)` \| [a-z]", block_of("### The tools"), re.MULTILINE) == [tool.name for tool in TOOLS]
     assert all(f"`{tool.name}`" in README for tool in ADMIN_TOOLS)
     assert all(f"`{resource.path}`" in README for resource in RESOURCES)
     drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", README, re.MULTILINE))
     assert drawn == {(origin, target, action) for (origin, action), target in TRANSITIONS.items()}
 
 
+def test_the_thresholds_of_health_are_those_of_the_code() -> None:
+    for name, (degraded, unhealthy) in THRESHOLDS.items():
+        row = re.findall(rf"^\| `{name}` \| [^|]* \| ([^|]*) \| ([^|]*)\|$", README, re.MULTILINE)
+        assert row, name
+        shown = [re.match(r"[\d,]+", cell.strip()) for cell in row[0]]
+        assert shown[0] is not None
+        assert float(shown[0][0].replace(",", "")) == degraded, name
+        assert (float(shown[1][0].replace(",", "")) if shown[1] else None) == unhealthy, name
+
+
 def test_what_the_map_names_is_there() -> None:
-    names = re.findall(r"\b[a-z_]+\.py\b|\b[a-z_]+/", block("## Map"))
+    names = re.findall(r"\b[a-z_]+\.py\b|\b[a-z_-]+/", block("## Map"))
     package = ROOT / "service" / "handoff"
     homes = (package, package / "store", package.parent, ROOT, ROOT / "tests")
     assert [name for name in names if not any((home / name).exists() for home in homes)] == []

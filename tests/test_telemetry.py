@@ -183,6 +183,19 @@ async def test_counts_agree_with_what_the_database_committed(agent: Agent, db: a
     }
 
 
+async def test_a_brief_that_is_given_out_is_measured_with_what_it_left_out(agent: Agent) -> None:
+    key = await agent.session()
+    for number in range(30):
+        await agent.says(key, f"{number} " * 60)
+    change = Change(telemetry.BRIEF_SIZE, telemetry.BRIEF_OMITTED)
+
+    for _ in range(2):  # the second comes from the cache, and was given out too
+        brief = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=300))["brief"]
+
+    assert brief["omitted"]["entries"] > 0
+    assert change() == {"handoff.brief.size": 2, "handoff.brief.omitted": 2 * brief["omitted"]["entries"]}
+
+
 async def test_nothing_is_counted_that_was_not_committed(agent: Agent, db: asyncpg.Connection) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)

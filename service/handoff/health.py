@@ -39,7 +39,7 @@ _LAG_EVERY_S = 0.25
 _LAG_WINDOW_S = 60.0
 _CHANGES_MAX = 1_000
 
-# Figure from which on a component is degraded, and unhealthy. None: it never is. docs in parity with the README's table.
+# The figure from which on a component is degraded, and unhealthy; None: no figure makes it so. The README has them too.
 THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
     "database": (1_000.0, None),  # ms
     "cache": (500.0, None),  # ms

@@ -4,7 +4,7 @@ from typing import Any
 
 from asyncpg import Record
 
-from handoff import brief, cache
+from handoff import brief, cache, telemetry
 from handoff.app import App
 from handoff.store import entries, handoffs, sessions
 from handoff.store.connect import Connection, connection, snapshot
@@ -31,6 +31,7 @@ async def brief_of(app: App, session_key: str, viewer: str | None, token_budget:
         if known is None:
             known = await _compose(conn, session, token_budget)
             await app.cache.put(key, known, cache.BRIEF_TTL_S)
+    telemetry.brief_given(known)
     return session, known
 
 
