@@ -9,7 +9,7 @@ set -euo pipefail
 umask 077
 
 HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 REDIS_UID=999 # and POSTGRES_UID, which depends on the image
-DEMO_AGENTS="ada grace linus margaret"
+DEMO_AGENTS="ada grace linus margaret alan barbara edsger frances"
 
 fail() {
   echo "secrets: $*" >&2

@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
@@ -108,6 +108,18 @@ class Stack:
         """What `docker compose` prints."""
         return run(*self._compose.docker_compose_command(), *arguments, timeout_s=timeout_s)
 
+    def through(self, command: Sequence[str], *, given: Path | None = None, kept: Path | None = None) -> None:
+        """Run `docker compose` between files: what it reads is `given`, what it prints is `kept`."""
+        with ExitStack() as files:
+            source = files.enter_context(given.open("rb")) if given else subprocess.DEVNULL
+            target = files.enter_context(kept.open("wb")) if kept else subprocess.DEVNULL
+            whole = [*self._compose.docker_compose_command(), *command]
+            done = subprocess.run(
+                whole, cwd=ROOT, stdin=source, stdout=target, stderr=subprocess.PIPE, timeout=300, check=False
+            )
+        if done.returncode != 0:
+            raise Failed(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr.decode()[-3000:]}")
+
     def up(self, *more: str) -> float:
         """Start all and wait until all are healthy; the seconds it took."""
         began = monotonic()
@@ -134,7 +146,7 @@ class Stack:
 
     def logql(self, query: str) -> list[dict[str, str]]:
         """The lines of the last hour, each with its labels and structured metadata."""
-        found = self.get("LOKI_PORT", "/loki/api/v1/query_range", query=query, since="1h", limit="1000")["data"]["result"]
+        found = self.get("LOKI_PORT", "/loki/api/v1/query_range", query=query, since="1h", limit="5000")["data"]["result"]
         return [{**stream["stream"], "line": line} for stream in found for _, line in stream["values"]]
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:

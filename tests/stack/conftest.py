@@ -75,4 +75,4 @@ def stack(images: dict[str, str], left_out: set[str], say: Callable[[str], None]
             print(re.sub(r"\n+", "\n", stack.compose("logs", "--tail=20")))
             raise
         finally:
-            stack.down("--volumes", "--rmi=local")
+            stack.down("--volumes")
