@@ -64,10 +64,36 @@ def _parser() -> argparse.ArgumentParser:
     command("work", _work, "the worker: the jobs that belong to the database and not to a call")
     command("migrate", _migrate, "bring the database up to this program's schema")
     command("doctor", _doctor, "what is wrong here, and what to do about it")
-    demo = command("demo", _demo, "two agents hand a task over, against a running service")
+    demo = command("demo", _demo, "two agents hand a task over, against a running service; with --work, agents at work")
     demo.add_argument("--url", help="the MCP address (default: HANDOFF_HOST and HANDOFF_PORT)")
     demo.add_argument("--token", action="append", default=[], metavar="AGENT=TOKEN", help="if the service needs tokens")
+    _add_work(demo)
     return parser
+
+
+def _add_work(demo: argparse.ArgumentParser) -> None:
+    work = demo.add_argument_group(
+        "agents at work",
+        "Agents with names and habits register, write, search, hand over, accept late, reject, block, forget, complete"
+        " and make mistakes, until Ctrl-C.",
+    )
+    work.add_argument("--work", action="store_true", help="let agents work, instead of the story of two")
+    work.add_argument("--for", type=float, metavar="SECONDS", dest="for_s", help="end after this time")
+    work.add_argument("--agents", type=int, default=6, metavar="N", help="how many, 2 to 24 (default 6)")
+    work.add_argument("--pace", type=float, default=2.0, metavar="N", help="calls a second, 0.1 to 100 (default 2)")
+    work.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed plays the same script (default 1)")
+    work.add_argument(
+        "--tokens-file", type=Path, metavar="FILE", help="lines of agent=token; they say which agents there are"
+    )
+    work.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        choices=["slow", "failing", "silent", "ping-pong", "growing"],
+        help="what goes wrong; several may be given: slow (offers wait for minutes), failing (many calls are refused),"
+        " silent (holders vanish and leases lapse), ping-pong (two agents hand one session back and forth), growing (one"
+        " agent writes ever larger entries)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -206,11 +232,29 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from handoff.demo.story import play
-
     settings = _settings(arguments)
+    url: str = arguments.url or _address(settings.host, settings.port)
     tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
-    return asyncio.run(play(arguments.url or _address(settings.host, settings.port), tokens))
+    if not arguments.work:
+        from handoff.demo.story import play
+
+        return asyncio.run(play(url, tokens))
+    from handoff.demo.work import JobImpossible, job, work
+
+    try:
+        asked = job(
+            url,
+            agents=arguments.agents,
+            seed=arguments.seed,
+            pace=arguments.pace,
+            faults=arguments.fault,
+            for_s=arguments.for_s,
+            tokens=tokens,
+            tokens_file=arguments.tokens_file,
+        )
+    except JobImpossible as error:
+        return _fail(str(error))
+    return asyncio.run(work(asked))
 
 
 def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:
