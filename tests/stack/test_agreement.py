@@ -15,7 +15,7 @@ QUERIES = (
     'sum by (gen_ai_tool_name) (mcp_server_operation_duration_seconds_count{%s, mcp_method_name="tools/call"})',
     "sum by (service_name, handoff_error_code) (mcp_server_operation_duration_seconds_count{%s})",
     'histogram_quantile(0.9, sum by (le) (mcp_server_operation_duration_seconds_bucket{%s, mcp_method_name="tools/call"}))',
-    'sum by (le) (mcp_server_operation_duration_seconds_bucket{%s, le=~"0.01|2.5|\\\\+Inf", gen_ai_tool_name="update_context"})',
+    'sum by (le) (mcp_server_operation_duration_seconds_bucket{%s, gen_ai_tool_name="update_context"})',
     "sum by (handoff_action, handoff_type) (handoff_transitions_total{%s})",
     "sum by (context_type) (handoff_context_entries_total{%s})",
     "sum by (le) (handoff_context_entry_size_bytes_bucket{%s})",

@@ -25,7 +25,7 @@ async def use_every_tool(ada: Agent, operator: Agent) -> None:
     session = await ok(ada, "register_session", metadata={"about": WORD})
     key = session["session_key"]
     entry = {"type": "message", "content": f"what {WORD} said", "metadata": {"path": WORD}}
-    await ok(ada, "update_context", session_key=key, entries=[entry], idempotency_key=WORD)
+    await ok(ada, "update_context", session_key=key, entries=[entry], idempotency_key=f"{WORD}-{key}")
     await refused(ada, "update_context", session_key=key, entries=[{"type": WORD, "content": WORD}])
     await ok(ada, "get_context", session_key=key)
     await ok(ada, "search_context", query=WORD)
@@ -40,7 +40,7 @@ async def use_every_tool(ada: Agent, operator: Agent) -> None:
         token = taken["handoff"]["token"]  # pyright: ignore[reportIndexIssue] - JSON
         held = {"handoff_id": offer["handoff_id"], "token": token}
         await ok(operator, "renew_handoff", **held)
-        await refused(operator, "renew_handoff", handoff_id=offer["handoff_id"], token=10**6, idempotency_key=WORD)
+        await refused(operator, "renew_handoff", handoff_id=offer["handoff_id"], token=10**6)
         await ok(operator, "resolve_handoff", **held, action="complete", note=WORD)
     await ok(ada, "close_session", session_key=key)
     await ada.read(f"handoff://summary/{key}")
