@@ -1,0 +1,52 @@
+"""What the profiles add, and that it goes away with them."""
+
+from collections.abc import Generator
+
+import httpx2
+import pytest
+
+from tests.stack.bundle import Stack, eventually
+from tests.stack.conftest import ADA_TOKEN
+
+
+@pytest.fixture
+def as_before(stack: Stack) -> Generator[None]:
+    """Only the default services run when the test is over."""
+    yield
+    stack.compose("--profile", "demo", "--profile", "scale", "rm", "--stop", "--force",
+                  "demo", "demo-secrets", "proxy", "service-2")  # fmt: skip
+    stack.up()
+
+
+def may_call(stack: Stack) -> list[str]:
+    lines = stack.in_volume("secrets-service", "cat", "/volume/tokens").splitlines()
+    return [line.split()[1] for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_the_demos_agents_may_call_while_the_profile_is_on_and_not_afterwards(stack: Stack, as_before: None) -> None:
+    stack.compose("--profile", "demo", "up", "--detach", "--wait")
+    agents = may_call(stack)
+    assert len(agents) > 4
+    calls = '{service_name="handoff"} | json | event="tool.call" | outcome="ok" | agent=~"%s"' % "|".join(agents[2:])
+    eventually(lambda: len({it["agent"] for it in stack.logql(calls)}) > 2, within_s=90)
+    stack.compose("--profile", "demo", "stop", "demo")
+    stack.up()
+    assert may_call(stack) == ["ada", "operator"]
+
+
+async def test_two_services_answer_behind_one_address_and_either_is_enough(stack: Stack, as_before: None) -> None:
+    stack.compose("--profile", "scale", "up", "--detach", "--wait")
+    stack.settings["HANDOFF_PORT"], direct = stack.settings["PROXY_PORT"], stack.settings["HANDOFF_PORT"]
+    try:
+        async with stack.agent(ADA_TOKEN) as ada:
+            session = await ada.session("ada")
+            for _ in range(6):
+                await ada.says(session, "hello", "ada")
+            answered = 'haproxy_server_http_responses_total{code="2xx"} > 0'
+            eventually(lambda: {it["metric"]["server"] for it in stack.promql(answered)} == {"one", "two"}, within_s=60)
+            stack.compose("stop", "service")
+            await ada.says(session, "still here?", "ada")
+    finally:
+        stack.settings["HANDOFF_PORT"] = direct
+    with pytest.raises(httpx2.HTTPError):
+        httpx2.get(stack.url("HANDOFF_PORT", "/healthz"), timeout=2)
