@@ -27,7 +27,8 @@ def test_the_demos_agents_may_call_while_the_profile_is_on_and_not_afterwards(st
     stack.compose("--profile", "demo", "up", "--detach", "--wait")
     agents = may_call(stack)
     assert len(agents) > 4
-    calls = '{service_name="handoff"} | json | event="tool.call" | outcome="ok" | agent=~"%s"' % "|".join(agents[2:])
+    demos = "|".join(agents[2:])
+    calls = f'{{service_name="handoff"}} | json | event="tool.call" | outcome="ok" | agent=~"{demos}"'
     eventually(lambda: len({it["agent"] for it in stack.logql(calls)}) > 2, within_s=90)
     stack.compose("--profile", "demo", "stop", "demo")
     stack.up()
