@@ -128,7 +128,7 @@ class Stack:
 
     def down(self, *more: str) -> None:
         """Stop and remove the containers; with `--volumes` the data too."""
-        self.compose("down", *more)
+        self.compose("--profile", "*", "down", *more)
 
     def url(self, port: str, path: str = "") -> str:
         """An address of the running stack, by the name of its port in .env.example."""
