@@ -70,7 +70,7 @@ STATUS: Final = Attribute("session.status", get_args(SessionStatus))
 ENTRY_TYPE: Final = Attribute("context.type", get_args(EntryType))
 COMPONENT: Final = Attribute("component", COMPONENTS)
 SIGNAL: Final = Attribute("signal", SIGNALS)
-JOB: Final = Attribute("job", JOBS)
+JOB: Final = Attribute("handoff.job", JOBS)  # not `job`, which is Prometheus's own
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
@@ -101,7 +101,7 @@ STATEMENT_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1
 WAIT_S: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.5, 5.5)
 CACHE_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 PEOPLE_S: Final = (0.5, 2.5, 5.5, 15.5, 30.5, 60.5, 120.5, 300.5, 600.5, 1800.5, 3600.5, 14400.5, 86400.5, 604800.5)
-# Below a million: above, Prometheus writes an edge as 1.0485765e+06 where it scrapes, and as 1048576.5 where it is pushed to.
+# Below a million: above, Prometheus writes an edge as 1.0485765e+06 where it scrapes, and 1048576.5 where it is pushed to.
 SIZE_BYTES: Final = (64.5, 256.5, 1024.5, 4096.5, 16384.5, 65536.5, 102400.5, 262144.5, 524288.5, 999999.5)
 TOKENS: Final = (100.5, 250.5, 500.5, 1000.5, 1500.5, 2500.5, 5000.5, 10000.5, 20000.5)
 BATCH: Final = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5)  # no integer: `le="1"` and `le="1.0"` are two labels

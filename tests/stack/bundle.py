@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
@@ -107,18 +107,6 @@ class Stack:
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """What `docker compose` prints."""
         return run(*self._compose.docker_compose_command(), *arguments, timeout_s=timeout_s)
-
-    def through(self, command: Sequence[str], *, given: Path | None = None, kept: Path | None = None) -> None:
-        """Run `docker compose` between files: what it reads is `given`, what it prints is `kept`."""
-        with ExitStack() as files:
-            source = files.enter_context(given.open("rb")) if given else subprocess.DEVNULL
-            target = files.enter_context(kept.open("wb")) if kept else subprocess.DEVNULL
-            whole = [*self._compose.docker_compose_command(), *command]
-            done = subprocess.run(
-                whole, cwd=ROOT, stdin=source, stdout=target, stderr=subprocess.PIPE, timeout=300, check=False
-            )
-        if done.returncode != 0:
-            raise Failed(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr.decode()[-3000:]}")
 
     def up(self, *more: str) -> float:
         """Start all and wait until all are healthy; the seconds it took."""

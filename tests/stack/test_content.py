@@ -5,7 +5,7 @@ import pytest
 
 from handoff.server import TOOLS
 from tests.agents import Agent
-from tests.stack.bundle import Failed, Stack, eventually, run
+from tests.stack.bundle import Failed, Stack, eventually
 from tests.stack.conftest import ADA_TOKEN
 
 WORD = "rosebudrosebud"
@@ -50,9 +50,10 @@ async def use_every_tool(ada: Agent, operator: Agent) -> None:
 async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada, stack.agent(stack.secret("operator-token")) as operator:
         await use_every_tool(ada, operator)
-        mark = await ada.session()  # and once its line has arrived, all that was before it has
-    eventually(lambda: stack.logql(f'{{service_name="handoff"}} |= "{mark}"') or True)
-    eventually(lambda: stack.logql('{service_name="handoff"} | json | tool="close_session" | outcome="ok"'))
+        mark = await ada.session("ada")
+        await ada.says(mark, "once this line has arrived, all that was before it has", "ada")
+    (last,) = eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | session="{mark}"'))
+    eventually(lambda: stack.trace(last["trace_id"]))
 
     dump = stack.compose("exec", "-T", "postgres", "pg_dumpall", "-h", "/var/run/postgresql", "-U", "postgres")
     assert dump.count(WORD) > 8, "the word is not where it belongs, so nothing is proven"
@@ -72,7 +73,6 @@ async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(st
     for volume in ("jaeger", "loki", "prometheus", "otel-collector"):
         found = stack.in_volume(volume, "sh", "-c", f"grep -rl {WORD} /volume || true")
         assert found.strip() == "", f"{volume}: {found}"
-    run("docker", "image", "inspect", stack.settings["HANDOFF_IMAGE"])
 
 
 async def test_what_grafana_may_read_holds_no_content(stack: Stack) -> None:

@@ -116,9 +116,11 @@ async def test_a_backup_is_restored_into_a_new_volume_as_the_readme_says(second:
                 run("bash", "-euo", "pipefail", "-c", here)
 
         by_the_readme("backup")
-        await ada.says(key, "This comes too late.", "ada")
+        later = await ada.session("ada")
         by_the_readme("restore")
 
     async with second.agent(ADA_TOKEN) as ada:
         assert await ada.ok("get_context", session_key=key, view="entries") == written
         assert await ada.says(key, "And on we go.", "ada")
+        assert (await ada.refused("get_context", session_key=later))["code"] == "session_not_found"
+    assert second.psql("grafana", second.secret("database-grafana"), "SELECT count(*) > 0 FROM reporting.session") == "t"
