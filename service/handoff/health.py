@@ -36,6 +36,7 @@ CHECK_TIMEOUT_S: Final = 0.8  # of all checks together; what has not answered by
 FRESH_S: Final = 1.0  # who asks within this gets the last answer
 LOST: Final = (*AWAY, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _LAG_EVERY_S = 0.25
+_AGAIN_S = 1.0
 _LAG_WINDOW_S = 60.0
 _CHANGES_MAX = 1_000
 
@@ -102,11 +103,10 @@ class Health:
         self._dropped = 0
 
     async def run(self) -> None:
-        """Look after it until cancelled."""
+        """Look after it until cancelled. What fails in a way that nobody foresaw is logged, and begun again."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_loop())
-            group.create_task(self._keep_checking())
-            group.create_task(self._keep_showing())
+            for loop in (self._watch_loop, self._keep_checking, self._keep_showing):
+                group.create_task(_again_and_again(loop))
 
     async def check(self) -> None:
         """Look at everything now, unless that was done a moment ago; within CHECK_TIMEOUT_S."""
@@ -323,6 +323,15 @@ _TODO: Final = {
     "disk": "Make room, or give the volume more.",
     "event_loop": "Add a replica, or look at handoff_calls_active for what keeps this one busy.",
 }
+
+
+async def _again_and_again(loop: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("health.failed", loop=getattr(loop, "__name__", ""))
+            await asyncio.sleep(_AGAIN_S)
 
 
 def _judged(name: str, figure: float, unit: str, detail: str) -> Reading:

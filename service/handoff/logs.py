@@ -113,7 +113,7 @@ class Filters:
             elif words:
                 wrong += 1
         self.level, self.events = level, events
-        logging.getLogger().setLevel(min(level, *events.values(), LEVELS["error"]) if events else level)
+        logging.getLogger().setLevel(events.get("library.logged", level))
         _own.info("logging.changed", file=str(self._file), events=len(events), lines_wrong=wrong)
 
 
@@ -172,10 +172,10 @@ def forward_logs(to: Callable[[Line], None] | None) -> None:
         _log.forward = to
 
 
-def flush_logs() -> None:
-    """Wait until what was logged has been written."""
+def flush_logs(within_s: float = _FLUSH_S) -> None:
+    """Wait until what was logged has been written, but not for ever."""
     if _log is not None:
-        _log.shipper.flush(_FLUSH_S)
+        _log.shipper.flush(within_s)
 
 
 def log_shipper() -> Shipper[str] | None:

@@ -90,7 +90,7 @@ class Signals:
     def stop(self) -> None:
         """Send what is left, within STOP_S in all."""
         forward_logs(None)
-        flush_logs()
+        flush_logs(0.2)
         endings = [threading.Thread(target=it.stop, args=(STOP_S - 0.3,), daemon=True) for it in self.shippers]
         endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
         give_up = monotonic() + STOP_S

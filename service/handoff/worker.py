@@ -93,7 +93,7 @@ async def do_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
     due = {job.name: 0.0 for job in jobs}
     try:
         while True:
-            if await lock.held():
+            if await _holds(lock):
                 for job in jobs:
                     if monotonic() >= due[job.name]:
                         await _run(app, job)
@@ -149,6 +149,15 @@ async def _run(app: App, job: Job) -> None:
         log.exception("job.failed", job=job.name, code="internal")
     finally:
         telemetry.JOB_DURATION.record(monotonic() - began, job.name, outcome)
+
+
+async def _holds(lock: "_Lock") -> bool:
+    """Whether this process leads; what nobody foresaw is logged, and does not end the worker."""
+    try:
+        return await lock.held()
+    except Exception:
+        log.exception("worker.lock_failed")
+        return False
 
 
 class _Lock:
