@@ -204,6 +204,7 @@ def test_the_doctor_finds_nothing_where_all_is_well(database_url: str) -> None:
         "ok   port",
         "ok   database",
         "ok   cache",
+        "ok   telemetry",
     ]
 
 
@@ -215,7 +216,10 @@ def test_the_doctor_beside_the_running_service_finds_nothing_wrong(database_url:
     assert "served by Handoff already" in done.stdout
 
 
-def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(empty_database_url: str, tmp_path: Path) -> None:
+def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     tokens = tmp_path / "tokens"
     tokens.write_text("nonsense")
     free = free_port()
@@ -231,6 +235,7 @@ def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(empty_database_u
                 {"database_url": "nonsense"},
             ],
             "cache": [{"redis_url": f"redis://127.0.0.1:{free}"}],
+            "telemetry": [{"telemetry": "true"}],
         }
         for check, cases in wrong.items():
             for settings in cases:

@@ -1,8 +1,10 @@
 """Instruments against their obvious twins, and their bounds."""
 
+import time
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,3 +82,13 @@ def test_an_exemplar_is_the_last_of_its_bucket() -> None:
 
     exemplars = points(histogram)[("kind", "a"),].exemplars
     assert [(it.trace_id, it.value) for it in exemplars] == [(2, 0.7), (3, 3.0)]
+
+
+def test_an_exemplar_is_shown_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    histogram = Histogram("h", "s", "", (1.0,), KIND)
+    histogram.record(0.5, "a")
+    histogram.exemplify(0.5, 1, 9, "a")
+    later = time.time_ns() + 61_000_000_000
+    monkeypatch.setattr("handoff.instruments.time_ns", lambda: later)
+
+    assert points(histogram)[("kind", "a"),].exemplars == []

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ class Finding:
 
 
 async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding]:
-    """Check the interpreter, the configuration, the port, the database, its migrations, and the cache."""
+    """Check the interpreter, the configuration, the port, the database, its migrations, the cache, and the collector."""
     yield _interpreter()
     if isinstance(settings, ValidationError):
         for problem in settings.errors(include_url=False, include_input=False):
@@ -45,7 +46,7 @@ async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding
         return
     yield _configuration(settings)
     yield _port(settings)
-    checks: tuple[Callable[[Settings], Awaitable[Finding]], ...] = (_database, _cache)
+    checks: tuple[Callable[[Settings], Awaitable[Finding]], ...] = (_database, _cache, _telemetry)
     for check in checks:
         yield await check(settings)
 
@@ -156,3 +157,23 @@ async def _cache(settings: Settings) -> Finding:
             "Check HANDOFF_REDIS_URL. The service runs without it, only slower.",
         )
     return Finding("cache", "Redis answers")
+
+
+async def _telemetry(settings: Settings) -> Finding:
+    if not settings.telemetry:
+        return Finding("telemetry", "off; HANDOFF_TELEMETRY=true turns it on")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+    address = urlsplit(endpoint)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(
+                address.hostname, address.port or (443 if address.scheme == "https" else 80)
+            )
+        writer.close()
+    except (OSError, ValueError) as error:
+        return Finding(
+            "telemetry",
+            f"nothing answers at {endpoint}: {error}",
+            "Check that the collector runs, and OTEL_EXPORTER_OTLP_ENDPOINT. The service runs without it.",
+        )
+    return Finding("telemetry", f"signals go to {endpoint}")

@@ -14,6 +14,7 @@ from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics import export as sdk
 
 OTHER: Final = "other"
+_EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is shown: what Prometheus has seen it need not see again
 Labels = tuple[str, ...]
 Source = Callable[[], Iterable[tuple[float, Labels]]]
 Cell = TypeVar("Cell")
@@ -179,7 +180,7 @@ class Histogram(_Instrument[_Distribution]):
         points: list[sdk.HistogramDataPoint] = []
         for names, cell in self._points():
             counts = list(cell.counts)  # one step under the interpreter's lock; the count follows from it
-            exemplars = list(cell.exemplars.values())
+            exemplars = [it for it in list(cell.exemplars.values()) if it.time_unix_nano > now - _EXEMPLAR_NS]
             points.append(
                 sdk.HistogramDataPoint(
                     names, self._began_ns, now, sum(counts), cell.sum, counts, self.bounds, cell.least, cell.most, exemplars
