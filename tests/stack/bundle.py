@@ -145,6 +145,10 @@ class Stack:
         resources = answer.raise_for_status().json()["result"]["resourceSpans"]
         return [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
 
+    def instance(self) -> str:
+        """The service that answers now, as its metrics name it: one that was there before may still have series."""
+        return f'service_name="handoff", service_instance_id="{self.get("HANDOFF_OPS_PORT", "/health")["instance"]}"'
+
     def containers(self) -> list[dict[str, Any]]:
         """Each container that there is, one-shots included, as `docker inspect` shows it."""
         return json.loads(run("docker", "inspect", *self.compose("ps", "--all", "--quiet").split()))

@@ -38,8 +38,7 @@ async def test_the_same_promql_answers_alike_on_pushed_and_on_scraped_metrics(st
         await ada.offer(key, "operator", "ada")
         await ada.refused("close_session", session_key="nobody-knows")
         await ada.ok("get_context", session_key=key)
-    report = httpx2.get(stack.url("HANDOFF_OPS_PORT", "/health"), timeout=5).json()
-    this = f'service_name="handoff", service_instance_id="{report["instance"]}"'
+    this = stack.instance()
     for query in QUERIES:
 
         def alike(query: str = query % this) -> bool:

@@ -88,9 +88,11 @@ async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(
         found = stack.get("LOKI_PORT", "/loki/api/v1/query", query=query)["data"]["result"]
         return int(found[0]["value"][1]) if found else 0
 
+    appended = f'{COUNT}{{{stack.instance()}, gen_ai_tool_name="update_context"}}'
+
     def counted() -> int:
-        samples = stack.promql(f'{COUNT}{{service_name="handoff", gen_ai_tool_name="update_context"}}')
-        return int(max(float(it["value"][1]) for it in samples)) if samples else 0
+        samples = stack.promql(f"sum({appended})")
+        return int(samples[0]["value"][1]) if samples else 0
 
     async with stack.agent(ADA_TOKEN) as ada:
         session = await write(ada, 1)

@@ -54,7 +54,7 @@ async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None, say:
     logged = f'{{service_name="handoff"}} | json | event="tool.call" | session="{session}"'
     (line,) = eventually(lambda: [it for it in stack.logql(logged) if it["tool"] == "update_context"])
     spans = eventually(lambda: stack.trace(line["trace_id"]))
-    calls = f'max_over_time({CALLS}{{service_name="handoff", gen_ai_tool_name="update_context"}}[1h])'
+    calls = f'max_over_time({CALLS}{{{stack.instance()}, gen_ai_tool_name="update_context"}}[1h])'
     (counted,) = eventually(lambda: stack.promql(calls))
 
     stack.down()
