@@ -36,7 +36,7 @@ def logged() -> Generator[list[dict[str, Any]]]:
     """What is logged, line by line; it goes to standard error too."""
     lines: list[dict[str, Any]] = []
     configure_logs("info")
-    forward_logs(lambda line: lines.append(orjson.loads(line.text)))
+    forward_logs(lambda line: lines.append(orjson.loads(line[3])))
     yield lines
     forward_logs(None)
 

@@ -7,6 +7,7 @@ that knows the protocol's errors, and the common call costs a quarter of what it
 """
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Generator, Iterable
@@ -70,6 +71,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here looks at the client's address
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_GRACE_S,
         )
@@ -86,6 +88,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        _settle_memory()
         if self._ready is not None:
             self._ready()
 
@@ -100,6 +103,13 @@ class _Server(uvicorn.Server):
             if signal.getsignal(name) != signal.SIG_IGN:  # nohup
                 loop.add_signal_handler(name, self.handle_exit, name, None)
         yield
+
+
+def _settle_memory() -> None:
+    """What a start has made stays until the end: the collector need not look at it again and again (a tenth of a call)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 class Edge:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Any, Final, NamedTuple, TextIO
+from typing import Any, Final, TextIO
 
 import orjson
 import structlog
@@ -45,7 +45,7 @@ _SECRET_KEYS: Final = frozenset(
     }
     | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
 )
-_suspicious: Final = re.compile(r"earer |EARER |://|eyJ|sk-|assword|PASSWORD|ghp_|AKIA").search  # cheaper than what follows
+_HINTS: Final = ("earer ", "EARER ", "://", "eyJ", "sk-", "assword", "PASSWORD", "ghp_", "AKIA")  # cheaper than _SECRET
 _SECRET: Final = re.compile(
     r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
     r"|(?<=://)[^\s/@:\"]*:[^\s/@\"]+(?=@)"
@@ -56,15 +56,8 @@ _SECRET: Final = re.compile(
 _REDACTED: Final = "[redacted]"
 
 
-class Line(NamedTuple):
-    """A log line: its text, and what OTLP carries beside it. Ids are 0 outside of a call."""
-
-    at_ns: int
-    level: str
-    event: str
-    text: str
-    trace_id: int
-    span_id: int
+# A line on its way: when (ns), level, event, the text, and the ids of trace and span, 0 outside of a call.
+Line = tuple[int, str, str, str, int, int]
 
 
 class Filters:
@@ -215,7 +208,9 @@ def _write_event(_: object, method: str, event: Event) -> Event:
     """structlog ends here with every event."""
     if "exception" in event:
         event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
-    _render("error" if method == "exception" else method, event.pop("event"), without_secrets(event))
+    name: str = event.pop("event")
+    fields = orjson.dumps(without_secrets(event), default=str).decode()[1:-1]
+    write("error" if method == "exception" else method, name, f",{fields}" if fields else "")
     raise structlog.DropEvent
 
 
@@ -224,29 +219,25 @@ def passes(event: str, level: str) -> bool:
     return _log is not None and _log.filters.passes(event, LEVELS[level])
 
 
-def write(level: str, event: str, fields: Mapping[str, Any]) -> None:
-    """Log an event as structlog would, for half the cost: what each call logs. The names of its fields are not looked at."""
-    if passes(event, level):
-        _render(level, event, fields)
+def write(level: str, event: str, members: str) -> None:
+    """Log an event whose fields are JSON already, `,"name":value` each, for a third of what structlog costs.
 
-
-def _render(level: str, event: str, fields: Mapping[str, Any]) -> None:
-    """Make an event a line without secrets, and let it go."""
-    if _log is None:
+    For what each call logs. The fields' names are not looked at, so none of them may be a secret's.
+    """
+    if _log is None or not _log.filters.passes(event, LEVELS[level]):
         return
     at_ns = time_ns()
-    line: dict[str, Any] = {"time": _iso(at_ns), "level": level, "event": event, **fields}
     call = tracing.current()
-    trace_id = span_id = 0
-    if call is not None:
-        trace_id, span_id = call.trace_id, call.span_id
-        line["trace_id"], line["span_id"] = f"{trace_id:032x}", f"{span_id:016x}"
-    text = orjson.dumps(line, default=str).decode()
-    if _suspicious(text) is not None:
-        text = _SECRET.sub(_REDACTED, text)
+    trace_id, span_id = (call.trace_id, call.span_id) if call is not None else (0, 0)
+    ids = f',"trace_id":"{trace_id:032x}","span_id":"{span_id:016x}"' if trace_id else ""
+    text = f'{{"time":"{_iso(at_ns)}","level":"{level}","event":"{event}"{members}{ids}}}'
+    for hint in _HINTS:
+        if hint in text:
+            text = _SECRET.sub(_REDACTED, text)
+            break
     _log.shipper.offer(text)
     if _log.forward is not None:
-        _log.forward(Line(at_ns, level, event, text, trace_id, span_id))
+        _log.forward((at_ns, level, event, text, trace_id, span_id))
 
 
 def without_secrets(fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -156,22 +156,21 @@ def _said(
     duration_s: float,
     request_bytes: int,
     response_bytes: int,
-) -> dict[str, Any]:
-    """What the log says of a call: who, on what, how it went and how large; never what was said."""
+) -> str:
+    """What the log says of a call, as JSON members: who, on what, how it went and how large; never what was said.
+
+    Names are safe in JSON as they are: NAME_PATTERN has neither quotes nor backslashes.
+    """
     known: Mapping[str, Any] = args.__dict__ if args is not None else {}
-    said = {
-        "tool": tool.name,
-        "agent": known.get("agent") or caller.agent,
-        "outcome": code or "ok",
-        "duration_ms": round(duration_s * 1e3, 3),
-        "request_bytes": request_bytes,
-        "response_bytes": response_bytes,
-    }
-    if "session_key" in known:
-        said["session"] = known["session_key"]
-    if "handoff_id" in known:
-        said["handoff"] = known["handoff_id"]
-    return said
+    said = f',"tool":"{tool.name}","outcome":"{code or "ok"}","duration_ms":{duration_s * 1e3:.3f}'
+    said = f'{said},"request_bytes":{request_bytes},"response_bytes":{response_bytes}'
+    for name, value in (
+        ("agent", known.get("agent") or caller.agent),
+        ("session", known.get("session_key")),
+    ):
+        if value is not None:
+            said = f'{said},"{name}":"{value}"'
+    return f'{said},"handoff":{known["handoff_id"]}' if "handoff_id" in known else said
 
 
 def build_server(app: App, local: Caller | None = None) -> Server[Any]:

@@ -29,6 +29,7 @@ from handoff.embedded import ensure_database, postgres
 from tests.bench.load import META
 
 TOKEN = "bench-token"
+LOGGED, OBSERVED = "with a log line", "with telemetry"  # telemetry off by its setting, and on; a line a call in both
 HEALTH_TARGET_S = 1.0
 TELEMETRY_TARGET = 1.15  # server CPU of a call with telemetry over one without, at 32 in flight
 CONTENT = "The receiver needs what was decided, why, and what is still open. " * 9
@@ -59,13 +60,14 @@ def main() -> int:
         }
         handoff = [str(Path(sys.executable).parent / "handoff"), "serve", "--port"]
         service = stack.enter_context(_server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
+        logging = stack.enter_context(_server(handoff, environment))
         sink = stack.enter_context(_server([sys.executable, "-m", "tests.bench.sink"], {}))
         ops = _free_port()
         observed = stack.enter_context(_server(handoff, environment | _telemetry(sink[1], ops)))
         postmaster = int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
         keys = asyncio.run(_sessions(service[1], 32))
         health = _health(options.seconds, observed[1], ops, keys)
-        servers = {"no-op": noop, "update_context": service, "with telemetry": observed}
+        servers = {"no-op": noop, "update_context": service, LOGGED: logging, OBSERVED: observed}
         rows = _measure(options.rounds, options.seconds, servers, postmaster, keys)
     return _report(rows, health, check=options.check)
 
@@ -97,7 +99,7 @@ def _measure(
                     arguments = [
                         {"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys[:sessions]
                     ]
-                    for name in ("update_context", "with telemetry"):
+                    for name in ("update_context", LOGGED, OBSERVED):
                         one(name, in_flight, what, servers[name], {"tool": "update_context", "arguments": arguments})
     return rows
 
@@ -181,13 +183,14 @@ def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], health: di
         print(line)
     print()
     for (name, in_flight, what), row in best.items():
-        if name == "with telemetry":
-            ratio = row["server_us"] / best["update_context", in_flight, what]["server_us"]
+        if name == OBSERVED:
+            off, silent = (best[it, in_flight, what]["server_us"] for it in (LOGGED, "update_context"))
+            ratio = row["server_us"] / off
             line = f"telemetry on over off, {in_flight} in flight, {what}: {ratio:.2f} of the server's CPU"
             if in_flight == 32:
                 missed += ratio > TELEMETRY_TARGET
                 line += "  reached" if ratio <= TELEMETRY_TARGET else f"  MISSED: at most {TELEMETRY_TARGET}"
-            print(line)
+            print(f"{line}; {row['server_us'] / silent:.2f} of one that logs no calls either")
     for name, p99_s in health.items():
         missed += p99_s > HEALTH_TARGET_S
         reached = "reached" if p99_s <= HEALTH_TARGET_S else f"MISSED: at most {HEALTH_TARGET_S} s"
