@@ -20,8 +20,7 @@ from handoff.model import RequestType
 from handoff.server import TOOLS
 from tests.processes import HANDOFF, Service, environment, free_port, serving, start, stop, wait_until_ready
 
-
-TAKEN_OR_NOT = ("handoff.offered", "handoff.accepted")
+OFFERED_OR_TAKEN = ("handoff.offered", "handoff.accepted")
 
 
 def script(seed: int, *faults: Any) -> list[tuple[str, str]]:
@@ -124,10 +123,7 @@ def test_with_a_tokens_file_its_names_are_the_agents(database_url: str, tmp_path
     ("fault", "mark"),
     [
         ("failing", "SELECT 0.0"),  # what is refused changes nothing; the log tells
-        (
-            "slow",
-            "SELECT avg((kind = 'handoff.accepted')::int)::float8 FROM event WHERE kind IN ('handoff.offered', 'handoff.accepted')",
-        ),
+        ("slow", f"SELECT avg((kind = 'handoff.accepted')::int)::float8 FROM event WHERE kind IN {OFFERED_OR_TAKEN}"),
         ("silent", "SELECT count(*) FILTER (WHERE kind = 'handoff.lapsed')::float8 FROM event"),
         ("ping-pong", "SELECT max(n)::float8 FROM (SELECT count(*) AS n FROM handoff GROUP BY session_id) t"),
         ("growing", "SELECT max(size_bytes)::float8 FROM context_entry"),
