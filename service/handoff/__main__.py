@@ -239,10 +239,10 @@ def _demo(arguments: argparse.Namespace) -> int:
         from handoff.demo.story import play
 
         return asyncio.run(play(url, tokens))
-    from handoff.demo.work import JobImpossible, job, work
+    from handoff.demo.work import JobImpossible, job_of, script_of, work
 
     try:
-        asked = job(
+        asked = job_of(
             url,
             agents=arguments.agents,
             seed=arguments.seed,
@@ -254,7 +254,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         )
     except JobImpossible as error:
         return _fail(str(error))
-    return asyncio.run(work(asked))
+    return asyncio.run(work(asked, script_of(asked)))
 
 
 def _settings(arguments: argparse.Namespace, **more: Any) -> Settings:

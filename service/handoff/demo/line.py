@@ -52,7 +52,7 @@ class Line:
             try:
                 async with httpx2.AsyncClient(headers=self._headers, timeout=CALL_S_MAX) as http:
                     await self._look(http)
-                    async with Client(streamable_http_client(self._url, http_client=http)) as client:
+                    async with Client(streamable_http_client(self._url, http_client=http), cache=None) as client:
                         self._client, self._was_open, pauses = client, True, backoff()
                         self._open.set()
                         await asyncio.Event().wait()  # the client cancels this when its connection breaks

@@ -380,20 +380,25 @@ def leave(scene: Scene) -> Play:
     def look(person: Person, uri: str) -> Part:
         return (yield replace(scene.step(person, uri, 0.0), refusals=CLEARED))
 
-    def act(person: Person, tool: str, **arguments: Any) -> Play:
-        yield replace(scene.step(person, tool, 0.0, **arguments), refusals=CLEARED)
+    def act(person: Person, tool: str, **arguments: Any) -> Part:
+        return (yield replace(scene.step(person, tool, 0.0, **arguments), refusals=CLEARED))
 
     summary = yield from look(anyone, f"handoff://summary/{scene.key}")
+    lease_lapsed = False
     for handoff in summary.get("handoffs", ()):
-        handoff_id = handoff["handoff_id"]
-        if handoff["state"] == "offered":
-            sender = people.get(handoff["sender"], anyone)
-            yield from act(sender, "resolve_handoff", handoff_id=handoff_id, action="cancel")
-        elif handoff["state"] in HELD_STATES:
+        about: dict[str, Any] = {"handoff_id": handoff["handoff_id"]}
+        is_offered = handoff["state"] == "offered"
+        if handoff["state"] in HELD_STATES:
             holder = people.get(handoff["holder"], anyone)
-            held = yield from look(holder, f"handoff://handoffs/{handoff_id}")
-            token = held.get("token", 0)
-            yield from act(holder, "resolve_handoff", handoff_id=handoff_id, action="complete", token=token)
-    summary = yield from look(anyone, f"handoff://summary/{scene.key}")
+            held = yield from look(holder, f"handoff://handoffs/{handoff['handoff_id']}")
+            about["token"] = held.get("token", 0)
+            if handoff["state"] == "blocked":  # from which only renewing leads
+                yield from act(holder, "renew_handoff", **about)
+            settled = yield from act(holder, "resolve_handoff", **about, action="complete")
+            is_offered = lease_lapsed = "error" in settled
+        if is_offered:
+            yield from act(people.get(handoff["sender"], anyone), "resolve_handoff", **about, action="cancel")
+    if lease_lapsed:  # and with it the session may have gone back
+        summary = yield from look(anyone, f"handoff://summary/{scene.key}")
     if summary.get("status") == "active":
         yield from act(people.get(summary["owner"], anyone), "close_session", session_key=scene.key, outcome="cancelled")

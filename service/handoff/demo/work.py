@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -12,11 +12,12 @@ from typing import Any, Final
 from handoff.demo.cast import NAMES, Fault, cast
 from handoff.demo.company import Company, Job
 from handoff.demo.line import Unwelcome
-from handoff.demo.script import acts
+from handoff.demo.script import Act, acts
 
 REPORT_S: Final = 30.0
-CALLS_LEFT_S: Final = 0.5  # what calls under way have at the end
-CLEARING_S: Final = 0.8  # and then the clearing up: Ctrl-C is to end all within 2 s
+CALLS_LEFT_S: Final = 0.3  # what calls under way have at the end
+CANCEL_S: Final = 0.1  # and those that do not end by then
+CLEARING_S: Final = 1.2  # and then the clearing up: Ctrl-C is to end all within 2 s
 ENDED_BY: Final = (signal.SIGINT, signal.SIGTERM)
 AGENTS: Final = range(2, len(NAMES) + 1)
 PACES: Final = (0.1, 100.0)
@@ -26,7 +27,7 @@ class JobImpossible(ValueError):
     """What was asked is beyond a bound, or the tokens can't be read. The message says what to do."""
 
 
-def job(
+def job_of(
     url: str,
     *,
     agents: int,
@@ -61,17 +62,22 @@ def _tokens(path: Path) -> dict[str, str]:
     return {agent: token for agent, _, token in pairs}
 
 
-async def work(job: Job) -> int:
+def script_of(job: Job) -> Generator[Act]:
+    """The script that the job's seed gives, with idempotency keys that no other run has."""
+    return acts(job.seed, job.names, job.faults, run=f"demo-{secrets.token_hex(4)}", with_tokens=bool(job.tokens))
+
+
+async def work(job: Job, script: Generator[Act]) -> int:
     """Let agents work until the time is over, or SIGINT or SIGTERM comes; 0.
 
     A service that is away is waited for. One that does not let them in ends it: a sentence says what to do, and 1.
     """
-    script = acts(job.seed, job.names, job.faults, run=f"demo-{secrets.token_hex(4)}", with_tokens=bool(job.tokens))
     company = Company(job, script)
     _introduce(job)
     began, told_to_stop = monotonic(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     for name in ENDED_BY:
-        asyncio.get_running_loop().add_signal_handler(name, told_to_stop.set)
+        loop.add_signal_handler(name, told_to_stop.set)
     lines = [asyncio.create_task(line.run()) for line in company.lines.values()]
     turns = asyncio.create_task(company.run())
     reports = asyncio.create_task(_report(company, began))
@@ -84,6 +90,7 @@ async def work(job: Job) -> int:
         company.dismiss()
         await asyncio.wait((turns,), timeout=CALLS_LEFT_S)
         turns.cancel()
+        await asyncio.wait((turns,), timeout=CANCEL_S)
         clearing = asyncio.create_task(company.clear_up())
         await asyncio.wait((clearing,), timeout=CLEARING_S)
         clearing.cancel()
@@ -91,6 +98,8 @@ async def work(job: Job) -> int:
         print(error)
         return 1
     finally:
+        for name in ENDED_BY:
+            loop.remove_signal_handler(name)
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
