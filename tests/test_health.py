@@ -23,10 +23,11 @@ from tests.test_faults import own_postgres, pids, signal_to
 
 
 async def checked(health: Health) -> dict[str, Any]:
-    """A report of now; the look that a start begins with is waited for first."""
-    await until(lambda: health._checked)
+    """A report of now; a look that is under way already is waited for first."""
+    await until(lambda: health._checked and (health._checking is None or health._checking.done()))
     health._checked = 0.0
     await health.check()
+    await until(lambda: health._checked)
     return health.report()
 
 
