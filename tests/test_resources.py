@@ -35,11 +35,13 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/inbox",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
+        "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
     }
     assert [str(it.uri) for it in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
+        "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
     ]

@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 
 from handoff import telemetry, tracing
+from handoff.alerts import Alerts
 from handoff.auth import Tokens
 from handoff.cache import Cache, open_cache
 from handoff.errors import Unavailable
@@ -43,6 +44,7 @@ class App:
     cache: Cache
     wakeups: Wakeups
     tokens: Tokens | None
+    alerts: Alerts
     health: Health
     signals: Signals | None
 
@@ -90,9 +92,10 @@ async def open_app(
         id_ = str(signals.resource.attributes["service.instance.id"]) if signals is not None else uuid4().hex
         identity = Identity(id_, kind, operations, does_jobs=settings.jobs or kind == "worker")
         health = Health(settings, identity, cache, signals.shipments if signals is not None else None)
-        app = App(settings, pool, AppendLane(pool, settings), cache, wakeups, tokens, health, signals)
+        app = App(settings, pool, AppendLane(pool, settings), cache, wakeups, tokens, Alerts(pool), health, signals)
         wakeups.start()
-        background = [asyncio.create_task(health.run()), asyncio.create_task(_keep_current(settings, tokens, filters))]
+        running = (health.run(), app.alerts.run(), _keep_current(settings, tokens, filters))
+        background = [asyncio.create_task(it) for it in running]
         try:
             yield app
         finally:

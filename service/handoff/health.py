@@ -1,4 +1,4 @@
-"""How the process and what it needs are: seven components, looked at in the background and when asked, within a time limit.
+"""How the process and what it needs are: eight components, looked at in the background and when asked, within a time limit.
 
 An answer never waits for a sick component: who asks gets what is known, with its age. A change of status is an event row, a
 log line and a metric.
@@ -19,11 +19,12 @@ import psutil
 import structlog
 
 from handoff import __version__, telemetry
+from handoff.alerts import Listening
 from handoff.cache import Cache
 from handoff.settings import Settings
 from handoff.shipping import Shipment
+from handoff.store import alerts, instances
 from handoff.store import health as store
-from handoff.store import instances
 from handoff.store.connect import AWAY, Connection, connect_alone
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
     "cache": (500.0, None),  # ms
     "worker": (30.0, 120.0),  # s since the jobs were done
     "telemetry": (60.0, None),  # s that a receiver has not answered
+    "alerting": (100.0, None),  # % of the time that the Watchdog may be silent
     "memory": (80.0, 95.0),  # %
     "disk": (85.0, 95.0),  # %
     "event_loop": (250.0, 1_000.0),  # ms
@@ -101,6 +103,8 @@ class Health:
         self._checked = 0.0
         self._checking: asyncio.Task[None] | None = None
         self._dropped = 0
+        self._listening = Listening(settings.health_interval_s)
+        telemetry.MEMORY_LIMIT.source = lambda: [(memory_limit(), ())]
 
     async def run(self) -> None:
         """Look after it until cancelled. What fails in a way that nobody foresaw is logged, and begun again."""
@@ -177,6 +181,7 @@ class Health:
             "cache": self._cache_reading,
             "worker": self._worker,
             "telemetry": self._telemetry,
+            "alerting": self._alerting,
             "memory": self._memory,
             "disk": self._disk,
             "event_loop": self._event_loop,
@@ -301,6 +306,18 @@ class Health:
             return Reading("degraded", away_s, "s", detail, _TODO["telemetry"])
         return _judged("telemetry", away_s, "s", detail)
 
+    async def _alerting(self) -> Reading:
+        timeout_s = self._settings.watchdog_timeout_s
+        if not timeout_s:
+            return Reading("healthy", None, "", "no heartbeat is expected")
+        try:
+            async with self._connection() as conn:
+                heard_s = (await alerts.watchdog(conn))["age_s"]
+        except LOST:
+            return Reading("degraded", None, "%", "unknown: the database does not answer", _TODO["database"])
+        age_s = self._listening.age_s(heard_s)
+        return _judged("alerting", 100 * age_s / timeout_s, "%", f"heartbeat of {age_s:.0f} s ago, {timeout_s:.0f} allowed")
+
     async def _memory(self) -> Reading:
         limit = memory_limit()
         return _judged("memory", 100 * self._process.memory_info().rss / limit, "%", f"of {limit >> 20} MiB")
@@ -319,6 +336,7 @@ _TODO: Final = {
     "cache": "See whether Redis runs. The service goes on without it, only slower.",
     "worker": "See whether the worker runs (`handoff work`), and what it logs as job.failed.",
     "telemetry": "See whether the collector runs, and OTEL_EXPORTER_OTLP_ENDPOINT. The service goes on without it.",
+    "alerting": "See whether Prometheus and Alertmanager run: without them nobody is told of anything.",
     "memory": "Raise the memory limit, or look for what grows in the Overview.",
     "disk": "Make room, or give the volume more.",
     "event_loop": "Add a replica, or look at handoff_calls_active for what keeps this one busy.",

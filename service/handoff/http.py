@@ -28,8 +28,10 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handoff import telemetry
+from handoff.alerts import BODY_BYTES_MAX, Alerts
 from handoff.app import open_app
 from handoff.auth import Tokens
+from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
 from handoff.operations import Operations
 from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool, unless
@@ -63,7 +65,9 @@ async def serve(
         if operations is not None:
             stack.enter_context(operations.serving(app))
         server = build_server(app)
-        edge = Edge(server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app))
+        edge = Edge(
+            server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app), alerts=app.alerts
+        )
         config = uvicorn.Config(
             edge,
             http="httptools",
@@ -123,6 +127,7 @@ class Edge:
         unready: Unready,
         tokens: Tokens | None = None,
         call_tool: CallTool | None = None,
+        alerts: Alerts | None = None,
         stateless: bool = True,
         json_response: bool = True,
     ) -> None:
@@ -130,6 +135,7 @@ class Edge:
         self._tokens = tokens
         self._unready = unready
         self._call_tool = call_tool
+        self._notified = {} if alerts is None else {"/alerts": alerts.take, "/watchdog": alerts.heartbeat}
         self._hosts = _Allowed(_host_names(settings), settings.allowed_hosts)
         self._origins = _Allowed(
             [f"{scheme}://{name}" for scheme in ("http", "https") for name in _host_names(settings)],
@@ -181,6 +187,8 @@ class Edge:
             problem = await self._unready()
             status = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
             return await _respond(send, 200 if problem is None else 503, to_json(status))
+        if scope["path"] in self._notified:
+            return await self._notification(scope, receive, send, headers)
         if scope["path"] != MCP_PATH:
             return await _refuse(
                 send, 404, "not_found", f"The MCP endpoint is {MCP_PATH}; /healthz and /readyz tell the state."
@@ -190,6 +198,29 @@ class Edge:
             return await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
         scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
         return await self._mcp(scope, receive, send, headers, caller, received)
+
+    async def _notification(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
+        """Alertmanager tells something; it is answered once that is stored."""
+        if scope["method"] != "POST":
+            return await _refuse(send, 405, "method_not_allowed", "Alertmanager POSTs here.", _POST)
+        caller = self._caller(headers)
+        if caller is None:
+            return await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
+        if "alerts" not in caller.scopes:
+            return await _refuse(send, 403, "scope_missing", "This token lacks the scope alerts.")
+        try:
+            body = await _read(receive, headers, BODY_BYTES_MAX)
+        except _Gone:
+            return 0
+        if body is None:
+            return await _refuse(send, 413, "body_too_large", f"A notification may have {BODY_BYTES_MAX} bytes.", _CLOSE)
+        try:
+            stored = await self._notified[scope["path"]](body)
+        except Unavailable as error:
+            return await _respond(send, 503, to_json({"error": error.as_dict()}), _LATER)
+        except HandoffError as error:
+            return await _refuse(send, 400, error.code, f"{error.message} {error.hint}")
+        return await _respond(send, 200, to_json({"stored": stored}))
 
     async def _mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
@@ -359,6 +390,8 @@ async def _respond(send: Send, status: int, body: bytes, further: tuple[tuple[by
 
 
 _CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
+_POST: Final = ((b"allow", b"POST"),)
+_LATER: Final = ((b"retry-after", b"5"),)
 _CLOSE: Final = ((b"connection", b"close"),)
 
 

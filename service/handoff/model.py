@@ -47,7 +47,7 @@ EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
     }
 )
 
-Scope = Literal["read", "write", "admin"]
+Scope = Literal["read", "write", "admin", "alerts"]
 ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 
 # One form for session keys, agents and capabilities: it is safe in a URI, a log line and a shell.

@@ -25,6 +25,7 @@ from handoff import __version__, logs, telemetry, tracing
 from handoff.app import App, Call
 from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX, Caller, Scope
+from handoff.resources import alerts as alerts_resources
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
 from handoff.resources import operations as operations_resources
@@ -66,6 +67,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     handoff_resources.HANDOFF,
     operations_resources.HEALTH,
     operations_resources.METRICS,
+    alerts_resources.ALERTS,
 )
 
 INSTRUCTIONS: Final = (

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+CERTIFICATES_MAX = 16
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -67,16 +68,33 @@ class Settings(BaseSettings):
     measure_interval_s: float = Field(default=15.0, ge=0.1, le=3_600)
     heartbeat_interval_s: float = Field(default=10.0, ge=0.1, le=600)
 
+    # Alerts: the Watchdog's heartbeat, whom to tell of its silence, and certificates to look at
+    watchdog_timeout_s: float = Field(default=0.0, ge=0, le=86_400)  # 0: none is expected
+    watchdog_webhook_file: Path | None = None  # holds an address; a file that is not there is as none
+    certificates: Annotated[tuple[str, ...], NoDecode] = ()  # host:port, comma-separated
+    certificates_interval_s: float = Field(default=3_600.0, ge=1, le=86_400)
+
     # Cache
     cache_timeout_s: float = Field(default=0.25, gt=0, le=10)
     cache_retry_s: float = Field(default=2.0, gt=0, le=300)
     cache_local_entries_max: int = Field(default=512, ge=1, le=1_000_000)
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "certificates", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("certificates")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for it in value:
+            host, _, port = it.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+                raise ValueError("each must be host:port")
+        if len(value) > CERTIFICATES_MAX:
+            raise ValueError(f"no more than {CERTIFICATES_MAX}")
         return value
 
     @field_validator("database_url", "redis_url")
@@ -106,6 +124,11 @@ class Settings(BaseSettings):
     def redis_password(self) -> str | None:
         """The password in `redis_password_file`, or None."""
         return _read_secret(self.redis_password_file)
+
+    def watchdog_webhook(self) -> str | None:
+        """Whom to tell of the Watchdog's silence: the address in `watchdog_webhook_file`, or None."""
+        file = self.watchdog_webhook_file
+        return _read_secret(file) or None if file is not None and file.exists() else None
 
     @property
     def is_loopback(self) -> bool:

@@ -37,9 +37,9 @@ MCP_METHODS: Final = (
     "resources/read",
     "subscriptions/listen",
 )
-COMPONENTS: Final = ("database", "cache", "worker", "telemetry", "memory", "disk", "event_loop")
+COMPONENTS: Final = ("database", "cache", "worker", "telemetry", "alerting", "memory", "disk", "event_loop")
 SIGNALS: Final = ("traces", "metrics", "logs", "stdout")
-JOBS: Final = ("settle", "measure", "heartbeat")
+JOBS: Final = ("settle", "measure", "heartbeat", "watchdog", "certificates")
 
 # Attributes
 METHOD: Final = Attribute("mcp.method.name", MCP_METHODS)
@@ -53,9 +53,20 @@ HTTP_METHOD: Final = Attribute("http.request.method", ("GET", "POST", "DELETE", 
 HTTP_STATUS: Final = Attribute(
     "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 413, 421, 500, 503))
 )
-HTTP_ROUTE: Final = Attribute("http.route", ("/mcp", "/healthz", "/readyz"))
+HTTP_ROUTE: Final = Attribute("http.route", ("/mcp", "/healthz", "/readyz", "/alerts", "/watchdog"))
 REFUSAL: Final = Attribute(
-    "reason", ("header_twice", "host_not_allowed", "origin_not_allowed", "unauthorized", "body_too_large", "not_found")
+    "reason",
+    (
+        "header_twice",
+        "host_not_allowed",
+        "origin_not_allowed",
+        "unauthorized",
+        "scope_missing",
+        "method_not_allowed",
+        "body_too_large",
+        "invalid_notification",
+        "not_found",
+    ),
 )
 STATEMENT: Final = Attribute("db.query.summary", at_most=80)  # the constant that holds the SQL: `handoffs.CHANGE`
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
@@ -71,6 +82,7 @@ ENTRY_TYPE: Final = Attribute("context.type", get_args(EntryType))
 COMPONENT: Final = Attribute("component", COMPONENTS)
 SIGNAL: Final = Attribute("signal", SIGNALS)
 JOB: Final = Attribute("handoff.job", JOBS)  # not `job`, which is Prometheus's own
+ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
@@ -152,16 +164,32 @@ HANDOFFS_OPEN: Final = Gauge("handoff.handoffs.open", "{handoff}", "Handoffs tha
 INBOX_DEPTH: Final = Gauge("handoff.inbox.depth", "{handoff}", "Handoffs on offer.", TARGET)
 OLDEST_OFFER: Final = Gauge("handoff.inbox.oldest_age", "s", "Age of the oldest handoff on offer.", TARGET)
 DEEPEST_INBOX: Final = Gauge("handoff.inbox.deepest", "{handoff}", "Handoffs on offer to the one with the most.", TARGET)
+PING_PONG: Final = Gauge(
+    "handoff.sessions.ping_pong", "{session}", "Sessions handed to and fro between two agents, within an hour."
+)
 MEASURED_AT: Final = Gauge("handoff.measured.timestamp", "s", "When the database was measured last, in Unix time.")
 
 # The process
 EVENT_LOOP_LAG: Final = Histogram("handoff.event_loop.lag", "s", "How late the event loop ran a timer.", LAG_S)
+MEMORY_LIMIT: Final = Gauge("handoff.process.memory.limit", "By", "Memory that the process may use.")
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "1, with the version as a label.", VERSION)
 COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 healthy, 1 degraded, 2 unhealthy.", COMPONENT)
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of the worker's jobs.", CALL_S, JOB, OUTCOME)
 JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "When a job last succeeded, in Unix time.", JOB)
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that does the jobs.")
+
+# Alerts, and what they are about outside of the process
+ALERT_NOTIFICATIONS: Final = Counter(
+    "handoff.alert.notifications", "{alert}", "Alerts stored from notifications, after commit.", ALERT_STATUS
+)
+WATCHDOG_AGE: Final = Gauge("handoff.watchdog.age", "s", "Since the rules were evaluated whose heartbeat arrived last.")
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "handoff.certificate.expiry.timestamp", "s", "When the first certificate expires, in Unix time."
+)
+CERTIFICATES_UNREADABLE: Final = Gauge(
+    "handoff.certificate.unreadable", "{certificate}", "Addresses whose certificate can't be read."
+)
 
 # Telemetry about telemetry
 CALLS_TRACED: Final = Counter("handoff.traces", "{trace}", "Calls, by whether their trace was kept.", KEPT)

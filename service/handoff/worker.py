@@ -13,7 +13,7 @@ from typing import Final, get_args
 
 import structlog
 
-from handoff import telemetry
+from handoff import certificates, telemetry
 from handoff.app import App, open_app, settle_overdue
 from handoff.errors import HandoffError
 from handoff.health import LOST
@@ -22,6 +22,7 @@ from handoff.operations import Operations
 from handoff.settings import Settings
 from handoff.store import instances, state
 from handoff.store.connect import Connection, connect_alone, connection
+from handoff.watchdog import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,11 @@ _MEASURED: Final = (
     telemetry.INBOX_DEPTH,
     telemetry.OLDEST_OFFER,
     telemetry.DEEPEST_INBOX,
+    telemetry.PING_PONG,
     telemetry.MEASURED_AT,
+    telemetry.WATCHDOG_AGE,
+    telemetry.CERTIFICATE_EXPIRY,
+    telemetry.CERTIFICATES_UNREADABLE,
 )
 
 
@@ -71,6 +76,7 @@ async def measure(app: App) -> None:
         telemetry.INBOX_DEPTH.set(found.get(("depth", target, ""), 0), target)
         telemetry.OLDEST_OFFER.set(found.get(("oldest", target, ""), 0), target)
         telemetry.DEEPEST_INBOX.set(found.get(("deepest", target, ""), 0), target)
+    telemetry.PING_PONG.set(found.get(("ping_pong", "", ""), 0))
     telemetry.MEASURED_AT.set(time())
 
 
@@ -80,10 +86,18 @@ async def heartbeat(app: App) -> None:
         await instances.jobs_done(conn, app.health.identity.id)
 
 
+async def look_at_certificates(app: App) -> None:
+    """See when the first of the certificates expires."""
+    if app.settings.certificates:
+        await certificates.look(app.settings.certificates)
+
+
 JOBS: Final = (
     Job("settle", lambda it: it.settle_interval_s, settle),
     Job("measure", lambda it: it.measure_interval_s, measure),
     Job("heartbeat", lambda it: it.heartbeat_interval_s, heartbeat),
+    Job("watchdog", lambda it: it.heartbeat_interval_s, Watch()),
+    Job("certificates", lambda it: it.certificates_interval_s, look_at_certificates),
 )
 
 

@@ -5,7 +5,8 @@ from asyncpg import Record
 from handoff.store.connect import Connection
 
 SESSIONS_MAX = 100_000  # counted of each status
-HANDOFFS_MAX = 10_000  # read on offer, and as many held
+HANDOFFS_MAX = 10_000  # read on offer, as many held, and as many taken
+PING_PONG_MIN = 4  # times that a session goes to and fro between two agents
 
 MEASURE = """
     WITH offered AS MATERIALIZED (
@@ -15,6 +16,9 @@ MEASURE = """
     ), held AS MATERIALIZED (
         SELECT state, request_type FROM handoff
          WHERE state IN ('accepted', 'blocked') ORDER BY lease_expires_at LIMIT $2
+    ), taken AS MATERIALIZED (
+        SELECT session_id, sender, holder FROM handoff
+         WHERE accepted_at > now() - interval '1 hour' AND holder IS NOT NULL ORDER BY accepted_at DESC LIMIT $2
     )
     SELECT 'sessions' AS figure, s.status AS a, '' AS b,
            (SELECT count(*) FROM (SELECT FROM session WHERE status = s.status LIMIT $1) t)::float8 AS value
@@ -30,9 +34,13 @@ MEASURE = """
     UNION ALL
     SELECT 'deepest', kind, '', max(n)::float8 FROM (SELECT kind, count(*) AS n FROM offered GROUP BY kind, target) d
      GROUP BY kind
+    UNION ALL
+    SELECT 'ping_pong', '', '', count(*)::float8
+      FROM (SELECT FROM taken GROUP BY session_id, least(sender, holder), greatest(sender, holder)
+            HAVING count(*) >= $4 AND count(DISTINCT sender) = 2) p
 """
 
 
 async def measure(conn: Connection, statuses: tuple[str, ...]) -> list[Record]:
-    """Rows of (figure, a, b, value): sessions by status, open handoffs by state and type, inboxes by kind of target."""
-    return await conn.fetch(MEASURE, SESSIONS_MAX, HANDOFFS_MAX, list(statuses))
+    """Rows of (figure, a, b, value): sessions by status, open handoffs by state and type, inboxes by target, ping-pong."""
+    return await conn.fetch(MEASURE, SESSIONS_MAX, HANDOFFS_MAX, list(statuses), PING_PONG_MIN)

@@ -1,0 +1,52 @@
+"""What wakes people: alerts that were told of, and whether they still would be."""
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from handoff.app import Call
+from handoff.resources.contract import CursorArg, LimitArg, Query, Resource
+from handoff.store import alerts
+from handoff.store.connect import snapshot
+from handoff.wire import from_cursor, to_cursor
+
+_START: Final = (True, datetime(9999, 1, 1, tzinfo=UTC), "")
+_FIELDS: Final = (
+    "alertname", "status", "severity", "component", "summary", "description", "starts_at", "ends_at", "runbook_url",
+    "dashboard_url", "notifications", "updated_at",
+)  # fmt: skip
+
+
+class AlertsQuery(Query):
+    status: Literal["firing", "resolved"] | None = None
+    cursor: CursorArg = None
+    limit: LimitArg = 20
+
+
+async def list_alerts(call: Call, _: dict[str, str], query: AlertsQuery) -> dict[str, Any]:
+    before = _START
+    if query.cursor is not None:
+        fires, starts_at, fingerprint = from_cursor(query.cursor, range(2), datetime, str)
+        before = (bool(fires), starts_at, fingerprint)
+    async with snapshot(call.app.pool) as conn:
+        rows, last = await alerts.page(conn, before=before, status=query.status, limit=query.limit)
+        heartbeat = await alerts.watchdog(conn)
+    page: dict[str, Any] = {
+        "alerts": [{name: row[name] for name in _FIELDS if row[name] is not None} for row in rows],
+        "watchdog": {
+            "expected": call.app.settings.watchdog_timeout_s > 0,
+            "age_s": heartbeat["age_s"],
+            "silent_since": heartbeat["silent_since"],
+        },
+    }
+    if last is not None:
+        page["next_cursor"] = to_cursor(int(last["fires"]), last["starts_at"], last["fingerprint"])
+    return page
+
+
+ALERTS = Resource(
+    "handoff://alerts",
+    "alerts",
+    "Alerts that operators were told of, those that fire first, and whether alerting itself is heard.",
+    AlertsQuery,
+    list_alerts,
+)
