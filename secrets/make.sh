@@ -8,7 +8,7 @@
 set -euo pipefail
 umask 077
 
-HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 REDIS_UID=999 # and POSTGRES_UID, which depends on the image
+HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 ALERTMANAGER_UID=65534 REDIS_UID=999 # and POSTGRES_UID, which depends on the image
 DEMO_AGENTS="ada grace linus margaret alan barbara edsger frances"
 
 fail() {
@@ -45,9 +45,10 @@ token_line() { # SECRET AGENT SCOPES: a line of the tokens file, which holds dig
   echo "$(secret "$1" | sha256sum | cut -d ' ' -f 1) $2 $3"
 }
 
-tokens() { # what the operator wrote, and the operator's own
+tokens() { # what the operator wrote, the operator's own, and Alertmanager's
   if [ -s /given/tokens ]; then cat /given/tokens && echo; fi
   token_line operator-token operator admin
+  token_line alertmanager-token alertmanager alerts
 }
 
 demo_tokens() {
@@ -72,6 +73,7 @@ case "${1:-make}" in
     secret redis | put otel-collector redis "$COLLECTOR_UID"
     secret database-grafana | put grafana database-grafana "$GRAFANA_UID"
     secret grafana-admin | put grafana grafana-admin "$GRAFANA_UID"
+    secret alertmanager-token | put alertmanager alertmanager-token "$ALERTMANAGER_UID"
     tokens | put service tokens "$HANDOFF_UID"
     ;;
   demo)
@@ -80,8 +82,8 @@ case "${1:-make}" in
     ;;
   show)
     case "${2:-}" in
-      database-superuser | database-handoff | database-grafana | database-otel | redis | grafana-admin | operator-token) ;;
-      *) fail "show database-superuser, database-handoff, database-grafana, database-otel, redis, grafana-admin or operator-token" ;;
+      database-superuser | database-handoff | database-grafana | database-otel | redis | grafana-admin | operator-token | alertmanager-token) ;;
+      *) fail "show database-superuser, database-handoff, database-grafana, database-otel, redis, grafana-admin, operator-token or alertmanager-token" ;;
     esac
     secret "$2" && echo
     ;;

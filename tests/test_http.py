@@ -31,6 +31,7 @@ async def edge(app: App, *, short_way: bool = True, settings: Settings | None = 
         unready=app.unready,
         tokens=app.tokens,
         call_tool=partial(call_tool, app) if short_way else None,
+        alerts=app.alerts,
     )
     transport = httpx2.ASGITransport(asgi)
     async with server.session_manager.run(), httpx2.AsyncClient(transport=transport, base_url=BASE) as client:

@@ -103,7 +103,7 @@ class Health:
         self._checked = 0.0
         self._checking: asyncio.Task[None] | None = None
         self._dropped = 0
-        self._listening = Listening(settings.health_interval_s)
+        self._listening = Listening(max(settings.health_interval_s, FRESH_S))
         telemetry.MEMORY_LIMIT.source = lambda: [(memory_limit(), ())]
 
     async def run(self) -> None:

@@ -18,6 +18,7 @@ READERS = {  # volume: who mounts it, and which user owns what is in it
     "secrets-service": ({"service", "service-2"}, "10001"),
     "secrets-worker": ({"worker"}, "10001"),
     "secrets-otel-collector": ({"otel-collector"}, "10001"),
+    "secrets-alertmanager": ({"alertmanager"}, "65534"),
     "secrets-grafana": ({"grafana"}, "472"),
     "secrets-demo": ({"demo"}, "10001"),
 }
@@ -36,6 +37,7 @@ def test_what_was_not_given_was_made_and_no_two_are_alike(made: dict[str, str]) 
     assert always == {
         "database-superuser", "database-handoff", "database-grafana", "database-otel", "redis", "grafana-admin",
         "operator-token",
+        "alertmanager-token",
     }  # fmt: skip
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", it) for it in made.values())
     assert len(set(made.values())) == len(made)
@@ -86,7 +88,9 @@ def test_the_tokens_file_holds_digests_and_what_the_operator_wrote(stack: Stack,
     text = stack.in_volume("secrets-service", "cat", "/volume/tokens")
     assert (stack.given / "tokens").read_text().strip() in text
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [(agent, scopes) for _, agent, scopes in lines] == [("ada", "read,write"), ("operator", "admin")]
+    assert [(agent, scopes) for _, agent, scopes in lines] == [
+        ("ada", "read,write"), ("operator", "admin"), ("alertmanager", "alerts"),
+    ]  # fmt: skip
     assert made["operator-token"] not in text
     assert ADA_TOKEN not in text
 
