@@ -1,0 +1,159 @@
+"""Rules, routes and the runbook hold together, and promtool and amtool accept them."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from handoff import telemetry
+from handoff.instruments import Counter, Histogram
+from tests.stack.bundle import ROOT, Stack, eventually, run
+
+RULES = ROOT / "prometheus" / "rules"
+RUNBOOK = (ROOT / "prometheus" / "runbook.md").read_text()
+SEVERITIES = {"critical": "page", "warning": "ticket", "info": "record", "none": "heartbeat"}
+# Of other programs, and of Prometheus itself; they are looked for in the running stack below.
+FOREIGN = {
+    "ALERTS", "up", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "otelcol_exporter_queue_capacity", "otelcol_exporter_queue_size", "otelcol_receiver_refused_log_records_total",
+    "otelcol_receiver_refused_metric_points_total", "otelcol_receiver_refused_spans_total", "postgresql_backends",
+    "postgresql_connection_max", "process_memory_usage_bytes", "prometheus_config_last_reload_successful",
+    "prometheus_notifications_dropped_total", "prometheus_notifications_errors_total",
+    "prometheus_rule_evaluation_failures_total", "system_filesystem_usage_bytes", "system_filesystem_utilization_ratio",
+}  # fmt: skip
+ONCE_A_QUEUE_WAS_FULL = {
+    f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
+}
+UNITS = {"s": "_seconds", "By": "_bytes"}
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = [it for file in sorted(RULES.glob("*.yml")) for it in yaml.safe_load(file.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    found = [it for it in rules() if "alert" in it]
+    assert len({it["alert"] for it in found}) == len(found)
+    return {it["alert"]: it for it in found}
+
+
+def declared() -> set[str]:
+    """What our instruments are called in Prometheus."""
+    names: set[str] = set()
+    for it in telemetry.INSTRUMENTS:
+        name = it.name.replace(".", "_") + UNITS.get(it.unit, "")
+        if isinstance(it, Histogram):
+            names |= {f"{name}_{part}" for part in ("bucket", "count", "sum")}
+        else:
+            names.add(f"{name}_total" if isinstance(it, Counter) else name)
+    return names
+
+
+def named(expression: str) -> set[str]:
+    """The series that PromQL names: words that are no label, no function and no keyword."""
+    text = re.sub(r'"[^"]*"', "", expression)
+    text = re.sub(r"\b(by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)", " ", text)
+    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", text)
+    words = set(re.findall(r"[a-zA-Z_:][\w:]*(?!\w*\s*\()", text))
+    called = set(re.findall(r"([a-zA-Z_]\w*)\s*\(", text))
+    return words - called - {"and", "or", "unless", "by", "on", "offset", "bool"}
+
+
+def test_the_names_in_an_expression_are_found() -> None:
+    assert named('sum by (le) (rate(a_bucket{x="y"}[5m])) / on (z) max(b:c:d5m) > scalar(t{of="n"}) or e') == {
+        "a_bucket", "b:c:d5m", "t", "e",
+    }  # fmt: skip
+
+
+def test_promtool_accepts_every_rule(images: dict[str, str]) -> None:
+    inside = "/etc/prometheus/rules"
+    mounted = ["-v", f"{RULES}:{inside}:ro", "--entrypoint=promtool", images["prometheus"]]
+    files = [f"{inside}/{file.name}" for file in sorted(RULES.glob("*.yml"))]
+    assert len(files) > 6
+    said = run("docker", "run", "--rm", "--network=none", *mounted, "check", "rules", "--lint=all", "--lint-fatal", *files)
+    assert said.count("SUCCESS") == len(files)
+
+
+def test_every_alert_says_what_how_much_and_what_to_do() -> None:
+    for name, it in alerts().items():
+        labels, said = it["labels"], it["annotations"]
+        assert labels["severity"] in SEVERITIES, name
+        assert labels["component"] in {"service", "database", "cache", "handoffs", "worker", "pipeline", "host"}, name
+        assert said["runbook_url"] == f"{{{{ $externalLabels.runbook }}}}#{name.lower()}"
+        assert re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/handoff-[a-z]+", said["dashboard_url"]), name
+        assert said["summary"], name
+        if "handoff:threshold" in it["expr"]:
+            assert "$value" in said["description"], f"{name}: without the number"
+        assert name == "Watchdog" or "for" in it, name
+
+
+def test_every_alert_has_its_heading_in_the_runbook_and_every_heading_its_alert() -> None:
+    headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
+    assert sorted(headings) == sorted([*alerts(), "WatchdogSilent"])
+    for section in RUNBOOK.split("\n## ")[1:]:
+        for part in ("**Look at**", "**Do**", "**Over when**"):
+            assert part in section, section.split("\n")[0]
+
+
+def test_every_number_stands_among_the_thresholds() -> None:
+    known = {it["labels"]["of"] for it in rules() if it.get("record") == "handoff:threshold"}
+    used: set[str] = set()
+    for name, it in alerts().items():
+        used |= set(re.findall(r'handoff:threshold\{of="(\w+)"\}', it["expr"]))
+        bare = set(re.findall(r"[<>=]=?\s*([\d.]+)", re.sub(r'"[^"]*"', "", it["expr"])))
+        assert bare <= {"0", "1", "2"}, f"{name}: {bare}"  # none, some; a status
+    assert used == known
+
+
+def test_every_metric_named_is_declared_recorded_or_known_to_be_anothers() -> None:
+    recorded = {it["record"] for it in rules() if "record" in it}
+    expressions = [str(it["expr"]) for it in rules()]
+    expressions += re.findall(r'query "([^"]+)"', str([it.get("annotations") for it in rules()]))
+    used = set().union(*map(named, expressions))
+    assert {"handoff_build_info", "up", "handoff:disk:ratio"} <= used
+    assert used - declared() - recorded - FOREIGN - ONCE_A_QUEUE_WAS_FULL - {"time"} == set()
+    assert used >= FOREIGN - {"ALERTS"}, "foreign metrics that nobody names"
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_every_severity_goes_to_its_receiver(images: dict[str, str], severity: str) -> None:
+    name = "Watchdog" if severity == "none" else "HandoffAny"
+    mounted = ["-v", f"{ROOT}/alertmanager:/etc/alertmanager:ro", "--entrypoint=amtool", images["alertmanager"]]
+    ask = ["config", "routes", "test", "--config.file=/etc/alertmanager/alertmanager.yml"]
+    wanted = f"--verify.receivers={SEVERITIES[severity]}"
+    for component in ("service", "pipeline"):
+        alert = [f"alertname={name}", f"severity={severity}", f"component={component}"]
+        run("docker", "run", "--rm", "--network=none", *mounted, *ask, wanted, *alert)
+
+
+def test_what_mutes_and_what_is_muted_are_alerts_that_there_are() -> None:
+    config = yaml.safe_load((ROOT / "alertmanager" / "alertmanager.yml").read_text())
+    names = set(alerts())
+    for it in config["inhibit_rules"]:
+        for matcher in (*it["source_matchers"], *it["target_matchers"]):
+            pattern = re.fullmatch(r'alertname =~? "?([^"]+)"?', matcher)
+            assert pattern is not None, matcher
+            for one in re.split(r"\|(?![^(]*\))", pattern[1]):
+                assert [name for name in names if re.fullmatch(one, name)], one
+
+
+def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(stack: Stack) -> None:
+    groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
+    assert {rule["name"] for group in groups for rule in group["rules"]} >= set(alerts())
+    eventually(lambda: stack.promql("handoff:threshold"))
+    for name in sorted(FOREIGN):
+        eventually(lambda name=name: stack.promql(name), within_s=60, show=lambda name=name: name)
+    groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
+    broken = [(rule["name"], rule["lastError"]) for group in groups for rule in group["rules"] if rule.get("lastError")]
+    assert broken == []
+
+
+async def test_the_heartbeat_arrives_and_can_be_read(stack: Stack) -> None:
+    async with stack.agent(stack.secret("operator-token")) as operator, asyncio.timeout(150):
+        while (heard := (await operator.read("handoff://alerts"))["watchdog"])["age_s"] is None:
+            await asyncio.sleep(1)
+    assert heard["expected"] is True
+    assert 0 <= heard["age_s"] < 150
