@@ -190,7 +190,8 @@ def test_migrate_applies_once_and_says_what(empty_database_url: str) -> None:
     first = handoff("migrate", database_url=empty_database_url)
     second = handoff("migrate", database_url=empty_database_url)
 
-    assert (first.returncode, first.stdout) == (0, "applied 0001_sessions_context_handoffs.sql\napplied 0002_signals.sql\n")
+    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql")
+    assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
 
 

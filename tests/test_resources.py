@@ -41,9 +41,9 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
     }
     assert [str(it.uri) for it in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
-        "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
+        "handoff://alerts",
     ]
     assert len(RESOURCES) == len(listed)
 
