@@ -92,6 +92,19 @@ async def test_the_same_again_changes_nothing_and_what_is_over_stays_over(
     assert [it["status"] for it in logged if it["event"] == "alert.received"] == ["firing", "resolved"]
 
 
+async def test_what_could_not_be_committed_is_neither_counted_nor_said_and_is_to_come_again(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    await db.execute("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
+    await db.execute(
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON alert INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()"
+    )
+    before = telemetry.ALERT_NOTIFICATIONS.value("firing")
+    assert (await http.post("/alerts", json=notification(alert()))).status_code == 500
+    assert telemetry.ALERT_NOTIFICATIONS.value("firing") == before
+    assert [it["event"] for it in logged if it["event"].startswith("alert.")] == ["alert.failed"]
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -142,7 +155,10 @@ async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_ba
                     signal_to(pid, signal.SIGCONT)
             db = await asyncpg.connect(url)
             try:
-                await until(lambda: not app.alerts._waiting, within_s=20)
+                async with asyncio.timeout(20):
+                    while len(await kept(db)) < 2:
+                        await asyncio.sleep(0.1)
+                await asyncio.sleep(1.5)  # it is not stored once more
                 assert await kept(db) == [("Alert1", "firing", 1), ("Alert2", "firing", 1)]
             finally:
                 await db.close()

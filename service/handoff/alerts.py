@@ -11,10 +11,11 @@ from time import monotonic
 from typing import Annotated, Any, Final, Literal
 
 import structlog
+from asyncpg import Record
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from handoff import telemetry
-from handoff.errors import HandoffError, Invalid, Unavailable
+from handoff.errors import Invalid, Unavailable
 from handoff.store import alerts as store
 from handoff.store.connect import Connection, Pool, connection, transact
 
@@ -87,17 +88,13 @@ class Alerts:
         """Store what came while the database was away, until cancelled."""
         while True:
             await asyncio.sleep(_AGAIN_S)
-            if self._waiting:
-                try:
-                    rows = list(self._waiting)
-                    await self._store(rows)
-                    for _ in rows:
-                        self._waiting.popleft()
-                except HandoffError:
-                    pass
-                except Exception:
-                    log.exception("alert.not_stored", alerts=len(self._waiting))
-                    self._waiting.clear()  # one that can't be stored must not keep back those to come
+            rows, self._waiting = list(self._waiting), deque()
+            try:
+                await self._store(rows)
+            except Unavailable:
+                self._keep(rows)
+            except Exception:  # what can't be stored must not keep back what is to come
+                log.exception("alert.not_stored", alerts=len(rows))
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
         kept = {(it["fingerprint"], it["starts_at"], it["status"]) for it in self._waiting}
@@ -113,17 +110,14 @@ class Alerts:
         for it in sorted(rows, key=lambda it: it["status"]):  # firing before resolved
             each[it["fingerprint"], it["starts_at"]] = it
 
-        async def work(conn: Connection) -> None:
-            changed = await store.record(conn, list(each.values()))
-            for row in changed:
-                telemetry.ALERT_NOTIFICATIONS.add(1, row["status"])
-                if row["was"] != row["status"]:
-                    labels = row["labels"]
-                    said = {name: labels.get(name, "") for name in ("alertname", "severity", "component")}
-                    log.info("alert.received", **said, status=row["status"])
+        async def work(conn: Connection) -> list[Record]:
+            return await store.record(conn, list(each.values()))
 
-        if each:
-            await transact(self._pool, work)
+        for row in await transact(self._pool, work) if each else ():
+            telemetry.ALERT_NOTIFICATIONS.add(1, row["status"])
+            if row["was"] != row["status"]:
+                said = {name: row["labels"].get(name, "") for name in ("alertname", "severity", "component")}
+                log.info("alert.received", **said, status=row["status"])
         return len(each)
 
 

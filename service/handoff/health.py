@@ -196,7 +196,7 @@ class Health:
                 reading = await check()
         except TimeoutError:
             status: Status = "unhealthy" if name == "database" else "degraded"
-            reading = Reading(status, None, "", f"no answer within {CHECK_TIMEOUT_S} s", _TODO[name])
+            reading = Reading(status, None, "", f"no answer within {CHECK_TIMEOUT_S} s", _REMEDY[name])
         except Exception as error:
             log.exception("health.check_failed", component=name)
             reading = Reading("degraded", None, "", f"the check failed: {type(error).__name__}", "Report it.")
@@ -268,7 +268,7 @@ class Health:
                 waited = perf_counter() - began
                 await conn.fetchval("SELECT 1")
         except LOST as error:
-            return Reading("unhealthy", None, "ms", f"does not answer: {type(error).__name__}", _TODO["database"])
+            return Reading("unhealthy", None, "ms", f"does not answer: {type(error).__name__}", _REMEDY["database"])
         return _judged("database", (perf_counter() - began - waited) * 1_000, "ms", "answers")
 
     async def _cache_reading(self) -> Reading:
@@ -277,7 +277,7 @@ class Health:
         began = perf_counter()
         problem = await self._cache.ping()
         if problem is not None:
-            return Reading("degraded", None, "ms", f"does not answer: {problem.split(':')[0]}", _TODO["cache"])
+            return Reading("degraded", None, "ms", f"does not answer: {problem.split(':')[0]}", _REMEDY["cache"])
         return _judged("cache", (perf_counter() - began) * 1_000, "ms", "answers")
 
     async def _worker(self) -> Reading:
@@ -285,11 +285,11 @@ class Health:
             async with self._connection() as conn:
                 age_s = await instances.jobs_age(conn)
         except LOST:
-            return Reading("degraded", None, "s", "unknown: the database does not answer", _TODO["database"])
+            return Reading("degraded", None, "s", "unknown: the database does not answer", _REMEDY["database"])
         if age_s is None:
             if self._settings.jobs or self.identity.kind == "worker":  # it has just started
                 return Reading("healthy", None, "s", "has not done the jobs yet")
-            return Reading("unhealthy", None, "s", "no process has done the jobs", _TODO["worker"])
+            return Reading("unhealthy", None, "s", "no process has done the jobs", _REMEDY["worker"])
         return _judged("worker", age_s, "s", "since the jobs were done")
 
     async def _telemetry(self) -> Reading:
@@ -303,7 +303,7 @@ class Health:
         detail = f"not taken: {', '.join(away)}" if away else "all signals are taken"
         if fresh:
             detail = f"{detail}; {fresh} records dropped, {dropped} since the start"
-            return Reading("degraded", away_s, "s", detail, _TODO["telemetry"])
+            return Reading("degraded", away_s, "s", detail, _REMEDY["telemetry"])
         return _judged("telemetry", away_s, "s", detail)
 
     async def _alerting(self) -> Reading:
@@ -314,7 +314,7 @@ class Health:
             async with self._connection() as conn:
                 heard_s = (await alerts.watchdog(conn))["age_s"]
         except LOST:
-            return Reading("degraded", None, "%", "unknown: the database does not answer", _TODO["database"])
+            return Reading("degraded", None, "%", "unknown: the database does not answer", _REMEDY["database"])
         age_s = self._listening.age_s(heard_s)
         return _judged("alerting", 100 * age_s / timeout_s, "%", f"heartbeat of {age_s:.0f} s ago, {timeout_s:.0f} allowed")
 
@@ -331,7 +331,7 @@ class Health:
         return _loop_reading(1_000 * max((lag for _, lag in self._lags), default=0.0))
 
 
-_TODO: Final = {
+_REMEDY: Final = {
     "database": "See whether Postgres runs and has connections left; `handoff doctor` says more.",
     "cache": "See whether Redis runs. The service goes on without it, only slower.",
     "worker": "See whether the worker runs (`handoff work`), and what it logs as job.failed.",
@@ -357,7 +357,7 @@ def _judged(name: str, figure: float, unit: str, detail: str) -> Reading:
     status: Status = "healthy"
     if figure >= degraded:
         status = "unhealthy" if unhealthy is not None and figure >= unhealthy else "degraded"
-    return Reading(status, round(figure, 3), unit, detail, "" if status == "healthy" else _TODO[name])
+    return Reading(status, round(figure, 3), unit, detail, "" if status == "healthy" else _REMEDY[name])
 
 
 def _loop_reading(lag_ms: float) -> Reading:

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 import mcp_types as types
 import orjson
+import structlog
 import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.transport_security import TransportSecuritySettings
@@ -39,6 +40,8 @@ from handoff.settings import Settings
 from handoff.tracing import Arrival
 from handoff.wire import to_json
 from handoff.worker import jobs_beside
+
+log = structlog.get_logger(__name__)
 
 MCP_PATH: Final = "/mcp"
 _GRACE_S: Final = 5  # what a stop waits for calls that are under way
@@ -220,6 +223,9 @@ class Edge:
             return await _respond(send, 503, to_json({"error": error.as_dict()}), _LATER)
         except HandoffError as error:
             return await _refuse(send, 400, error.code, f"{error.message} {error.hint}")
+        except Exception:
+            log.exception("alert.failed", path=scope["path"])
+            return await _respond(send, 500, to_json({"error": {"code": "internal", "message": "It was not stored."}}))
         return await _respond(send, 200, to_json({"stored": stored}))
 
     async def _mcp(

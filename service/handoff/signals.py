@@ -245,7 +245,7 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
         record = add()
         record.time_unix_nano = record.observed_time_unix_nano = at_ns
         record.severity_text = level
-        record.severity_number = _SEVERITIES.get(level, 0)  # pyright: ignore[reportAttributeAccessIssue]
+        record.severity_number = _SEVERITIES.get(level, 0)  # pyright: ignore[reportAttributeAccessIssue] - an enum, which takes numbers
         record.event_name = event
         record.body.string_value = text
         if trace_id:

@@ -115,7 +115,7 @@ _ANSWERS: Final = ("Yes, if {thing} is watched.", "No. We {choice}.", "Yes; the 
 _OUTPUTS: Final = (
     "$ pytest -q {file}\n{number} passed in {more} ms",
     "$ git log --oneline {file}\n{number} changes, the last one to {thing}",
-    "$ grep -n TODO {file}\n{number}: TODO {thing}",
+    "$ grep -n deprecated {file}\n{number}: deprecated: {thing}",
 )
 _SUMMARIES: Final = (
     "{thing} is done, {file} is changed and tested. Left: {choice}.",
