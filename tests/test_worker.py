@@ -113,3 +113,23 @@ async def test_the_worker_settles_what_the_service_leaves_to_it_and_stops_at_onc
                 worker.kill()
         assert (worker.returncode, time.monotonic() - began < 4) == (0, True)
         assert await db.fetchval("SELECT count(*) FROM instance WHERE kind = 'worker'") == 0
+
+
+async def test_a_session_handed_to_and_fro_is_counted_and_one_handed_on_is_not(app: App, agent: Agent) -> None:
+    async def hand(key: str, giver: str, taker: str) -> None:
+        handoff = await agent.offer(key, taker, giver, request_type="full_handoff")
+        token = await agent.accept(handoff, taker)
+        await agent.ok("resolve_handoff", agent=taker, handoff_id=handoff, token=token, action="complete")
+
+    async def counted() -> float:
+        await measure(app)
+        return telemetry.PING_PONG.value()
+
+    on, to_and_fro = await agent.session(), await agent.session()
+    for giver, taker in (("alice", "bob"), ("bob", "carol"), ("carol", "dave"), ("dave", "erin")):
+        await hand(on, giver, taker)
+    for _ in range(2):
+        assert await counted() == 0
+        await hand(to_and_fro, "alice", "bob")
+        await hand(to_and_fro, "bob", "alice")
+    assert await counted() == 1

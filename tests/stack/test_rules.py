@@ -135,6 +135,12 @@ def test_every_metric_named_is_declared_recorded_or_known_to_be_anothers() -> No
     assert used >= FOREIGN - {"ALERTS"}, "foreign metrics that nobody names"
 
 
+def test_nothing_is_recorded_that_nobody_asks() -> None:
+    asked = set().union(*(named(str(it["expr"])) for it in rules()))
+    recorded = {it["record"] for it in rules() if "record" in it}
+    assert {name for name in recorded - asked if name not in RUNBOOK} == set()
+
+
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_every_severity_goes_to_its_receiver(images: dict[str, str], severity: str) -> None:
     name = "Watchdog" if severity == "none" else "HandoffAny"
