@@ -18,13 +18,13 @@ from typing import Any, get_args
 import asyncpg
 import pytest
 
+from handoff.catalog import TOOLS
 from handoff.demo.cast import FAULTS, NAMES, Fault
 from handoff.demo.company import Job
 from handoff.demo.scene import STRANGE_REQUEST, Answer, Play, Step
 from handoff.demo.script import REQUEST_TYPES, Act, acts
 from handoff.demo.work import JobImpossible, job_of, script_of, work
 from handoff.model import HandoffState, RequestType
-from handoff.server import TOOLS
 from tests.processes import HANDOFF, Service, environment, serving, stop
 
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from handoff.server import RESOURCES
+from handoff.catalog import RESOURCES
 from tests.agents import Agent
 
 

@@ -11,10 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handoff import telemetry
 from handoff.app import App
+from handoff.catalog import ADMIN_TOOLS, TOOLS
 from handoff.health import THRESHOLDS
 from handoff.instruments import Counter, Gauge, Histogram
 from handoff.model import EVENT_OF_ACTION
-from handoff.server import ADMIN_TOOLS, TOOLS, build_server
+from handoff.server import build_server
 from handoff.store.statements import names
 from handoff.worker import JOBS
 from tests.agents import Agent, until

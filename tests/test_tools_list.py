@@ -12,7 +12,8 @@ from mcp import Client
 from pydantic import ValidationError
 
 from handoff.app import App, open_app
-from handoff.server import ADMIN_TOOLS, TOOLS, build_server, list_tools
+from handoff.catalog import ADMIN_TOOLS, TOOLS, list_tools
+from handoff.server import build_server
 from handoff.settings import Settings
 from handoff.tools.contract import Tool
 from tests.agents import Agent

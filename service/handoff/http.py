@@ -32,10 +32,11 @@ from handoff import telemetry
 from handoff.alerts import BODY_BYTES_MAX, Alerts
 from handoff.app import open_app
 from handoff.auth import Tokens
+from handoff.catalog import WAITING_TOOLS
 from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
 from handoff.operations import Operations
-from handoff.server import WAITING_TOOLS, Reply, UnknownTool, build_server, call_tool, unless
+from handoff.server import Reply, UnknownTool, build_server, call_tool, unless
 from handoff.settings import Settings
 from handoff.tracing import Arrival
 from handoff.wire import to_json

@@ -3,7 +3,7 @@
 import httpx2
 import pytest
 
-from handoff.server import TOOLS
+from handoff.catalog import TOOLS
 from tests.agents import Agent
 from tests.stack.bundle import Failed, Stack, eventually
 from tests.stack.conftest import ADA_TOKEN

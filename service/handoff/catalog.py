@@ -1,0 +1,104 @@
+"""Which tools and resources there are, and what models see of them."""
+
+from functools import cache
+from typing import Any, Final
+
+import mcp_types as types
+
+from handoff.model import NAME_PATTERN, SEQUENCE_MAX
+from handoff.resources import alerts as alerts_resources
+from handoff.resources import context as context_resources
+from handoff.resources import handoffs as handoff_resources
+from handoff.resources import operations as operations_resources
+from handoff.resources import sessions as session_resources
+from handoff.resources.contract import Resource
+from handoff.settings import Settings
+from handoff.tools import context, handoffs, sessions
+from handoff.tools.contract import Tool
+
+TOOLS: Final[tuple[Tool[Any], ...]] = (
+    sessions.REGISTER_SESSION,
+    context.UPDATE_CONTEXT,
+    context.GET_CONTEXT,
+    context.SEARCH_CONTEXT,
+    handoffs.REQUEST_HANDOFF,
+    handoffs.GET_INBOX,
+    handoffs.ACCEPT_HANDOFF,
+    handoffs.RENEW_HANDOFF,
+    handoffs.RESOLVE_HANDOFF,
+    sessions.CLOSE_SESSION,
+)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (handoffs.LAPSE_HANDOFF,)
+WAITING_TOOLS: Final = frozenset(tool.name for tool in (*TOOLS, *ADMIN_TOOLS) if tool.waits)
+RESOURCES: Final[tuple[Resource[Any], ...]] = (
+    session_resources.SESSIONS,
+    session_resources.SESSION,
+    session_resources.LIFECYCLE,
+    context_resources.CONTEXT,
+    context_resources.SUMMARY,
+    handoff_resources.INBOX,
+    session_resources.AGENT_SESSIONS,
+    handoff_resources.HANDOFF,
+    operations_resources.HEALTH,
+    operations_resources.METRICS,
+    alerts_resources.ALERTS,
+)
+
+
+# Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII, so this is NAME_PATTERN and its length.
+_SHORT_PATTERN: Final = r"^\w[\w.:@+=~-]{0,%d}$"
+_SAYS_NOTHING: Final = (("default", None), ("maximum", SEQUENCE_MAX), ("additionalProperties", True))
+
+
+@cache
+def tools_of(*, admin: bool) -> dict[str, Tool[Any]]:
+    """The tools that a server serves, by name."""
+    return {tool.name: tool for tool in (*TOOLS, *(ADMIN_TOOLS if admin else ()))}
+
+
+def list_tools(settings: Settings) -> list[types.Tool]:
+    """The tools as models see them: every limit in the schema, and no byte that says nothing."""
+    return [
+        types.Tool(
+            name=tool.name,
+            description=" ".join((tool.arguments.__doc__ or "").split()),
+            input_schema=_terse(tool.arguments.model_json_schema(), settings),
+            output_schema=tool.result,
+            annotations=types.ToolAnnotations(  # what equals the protocol's default is left out
+                read_only_hint=tool.read_only or None,
+                idempotent_hint=tool.idempotent or None,
+                destructive_hint=None if tool.read_only or tool.destructive else False,
+            ),
+        )
+        for tool in tools_of(admin=settings.admin).values()
+    ]
+
+
+def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A JSON schema with references put in, and without titles, nulls for what may be left out, and null defaults."""
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+
+    def terse(node: Any, *, is_names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [terse(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return terse(definitions[node["$ref"].rsplit("/", 1)[1]])
+        if "anyOf" in node:
+            rest = [option for option in node["anyOf"] if option != {"type": "null"}]
+            others = {name: value for name, value in node.items() if name not in ("anyOf", "default", "title")}
+            return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(it) for it in rest]}
+        if node.get("pattern") == NAME_PATTERN:
+            return {"type": "string", "pattern": _SHORT_PATTERN % (node["maxLength"] - 1)}
+        return {
+            name: terse(value, is_names=name == "properties")
+            for name, value in node.items()
+            if is_names or (name not in ("title", "description") and (name, value) not in _SAYS_NOTHING)
+        }
+
+    out: dict[str, Any] = terse(schema)
+    if "entries" in out["properties"]:
+        entry = out["properties"]["entries"]["items"]["properties"]
+        entry["content"]["maxLength"] = settings.content_bytes_max
+    return out
