@@ -67,6 +67,7 @@ case "${1:-make}" in
     for reader in service worker; do
       secret redis | put "$reader" redis "$HANDOFF_UID"
     done
+    if [ -s /given/deadman-url ]; then secret deadman-url | put worker deadman-url "$HANDOFF_UID"; else rm -f /readers/worker/deadman-url; fi
     secret redis | put redis redis "$REDIS_UID"
     echo "user default on #$(secret redis | sha256sum | cut -d ' ' -f 1) ~* &* +@all" | put redis users.acl "$REDIS_UID"
     secret database-otel | put otel-collector database-otel "$COLLECTOR_UID"

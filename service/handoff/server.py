@@ -1,5 +1,5 @@
-"""The MCP server: which tools and resources there are, and what happens around each call: scope, validation, translation
-of errors. Transports (http.py, stdio) hand calls in and carry replies out.
+"""The MCP server, and what happens around each call: scope, validation, translation of errors.
+Transports (http.py, stdio) hand calls in and carry replies out.
 """
 
 import asyncio

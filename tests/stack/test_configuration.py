@@ -72,7 +72,8 @@ def test_every_port_is_published_on_loopback_and_can_be_moved(services: dict[str
 def test_whatever_publishes_a_port_is_on_the_edge_and_the_stores_are_not(services: dict[str, Any]) -> None:
     on_edge = {name for name, it in services.items() if "edge" in (it.get("networks") or {})}
     assert {name for name, it in services.items() if it.get("ports")} <= on_edge
-    assert not on_edge & {"postgres", "redis", "loki", "worker", "watch"}
+    assert not on_edge & {"postgres", "redis", "loki", "watch"}
+    assert not services["worker"].get("ports"), "it is there to call out"
     assert shipped()["networks"]["internal"]["internal"] is True
 
 

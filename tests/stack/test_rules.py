@@ -10,6 +10,7 @@ import yaml
 from handoff import telemetry
 from handoff.instruments import Counter, Histogram
 from tests.stack.bundle import ROOT, Stack, eventually, run
+from tests.stack.conftest import ADA_TOKEN
 
 RULES = ROOT / "prometheus" / "rules"
 RUNBOOK = (ROOT / "prometheus" / "runbook.md").read_text()
@@ -163,7 +164,9 @@ def test_what_mutes_and_what_is_muted_are_alerts_that_there_are() -> None:
                 assert [name for name in names if re.fullmatch(one, name)], one
 
 
-def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(stack: Stack) -> None:
+async def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(stack: Stack) -> None:
+    async with stack.agent(ADA_TOKEN) as ada:  # what receivers say of a signal is there once it has come
+        await ada.offer(await ada.session("ada"), "operator", "ada")
     groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     assert {rule["name"] for group in groups for rule in group["rules"]} >= set(alerts())
     eventually(lambda: stack.promql("handoff:threshold"))

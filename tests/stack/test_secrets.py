@@ -104,6 +104,7 @@ async def test_the_operator_gets_in_with_the_token_that_was_made_and_nobody_with
 
 def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, made: dict[str, str]) -> None:
     given = {"database-handoff": 'a new password: $it\'s 1e5 "quoted"', "redis": "another one", "database-otel": "1e5"}
+    given["deadman-url"] = "http://hooks.example/dead-man"
     try:
         for name, value in given.items():
             (stack.given / name).write_text(f"{value}\n")
@@ -112,6 +113,7 @@ def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, m
         assert stack.psql("handoff", given["database-handoff"], "SELECT 1") == "1"
         with pytest.raises(Failed, match="password authentication failed"):
             stack.psql("handoff", made["database-handoff"], "SELECT 1")
+        assert stack.in_volume("secrets-worker", "cat", "/volume/deadman-url") == given["deadman-url"]
         # The collector has them too: its receivers would say so if they were wrong.
         for job in ("postgres", "redis"):
             fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > time() - 10'
@@ -121,6 +123,7 @@ def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, m
             (stack.given / name).unlink()
         stack.up("--force-recreate")
     assert stack.psql("handoff", made["database-handoff"], "SELECT 1") == "1"
+    assert "deadman-url" not in stack.in_volume("secrets-worker", "ls", "/volume")
 
 
 def test_grafanas_role_sees_the_reporting_views_and_nothing_else(stack: Stack, made: dict[str, str]) -> None:
