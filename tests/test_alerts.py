@@ -239,6 +239,19 @@ async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
     assert said == ["watchdog.silent", "watchdog.not_told", "watchdog.told", "watchdog.heard", "watchdog.told"]
 
 
+async def test_an_alert_that_nobody_tells_of_for_three_days_is_over_and_the_newest_of_those_that_are_over_are_kept(
+    ear: tuple[Ear, Settings], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handoff.store.alerts.KEPT", 2)
+    async with open_app(ear[1]) as app, edge(app) as http:
+        await http.post("/alerts", json=notification(*(alert("resolved", it) for it in (1, 2, 3)), alert(number=4)))
+        assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], "the oldest went, none that fires"
+        for hours, status in ((71, "firing"), (73, "resolved")):
+            await db.execute(f"UPDATE alert SET updated_at = now() - interval '{hours} hours'")
+            await Watch()(app)
+            assert await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4'") == status
+
+
 async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_that_it_is_well(settings: Settings) -> None:
     for timeout_s, status in ((0.0, "healthy"), (0.2, "degraded")):
         update = {"watchdog_timeout_s": timeout_s, "health_interval_s": 0.1}

@@ -148,7 +148,7 @@ def _read(body: bytes) -> Notification:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "body"
         raise Invalid(
-            "invalid_notification", f"{where}: {first['msg']}", "Send what Alertmanager's webhook sends, version 4."
+            "invalid_notification", f"{where}: {first['msg']}.", "Send what Alertmanager's webhook sends, version 4."
         ) from None
 
 
