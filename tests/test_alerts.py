@@ -239,17 +239,22 @@ async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
     assert said == ["watchdog.silent", "watchdog.not_told", "watchdog.told", "watchdog.heard", "watchdog.told"]
 
 
-async def test_an_alert_that_nobody_tells_of_for_three_days_is_over_and_the_newest_of_those_that_are_over_are_kept(
+async def test_an_alert_that_nobody_tells_of_for_two_hours_is_over_and_the_newest_of_those_that_are_over_are_kept(
     ear: tuple[Ear, Settings], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handoff.store.alerts.KEPT", 2)
     async with open_app(ear[1]) as app, edge(app) as http:
         await http.post("/alerts", json=notification(*(alert("resolved", it) for it in (1, 2, 3)), alert(number=4)))
         assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], "the oldest went, none that fires"
-        for hours, status in ((71, "firing"), (73, "resolved")):
-            await db.execute(f"UPDATE alert SET updated_at = now() - interval '{hours} hours'")
+        for minutes, status in ((119, "firing"), (121, "resolved")):
+            await db.execute(f"UPDATE alert SET updated_at = now() - interval '{minutes} minutes'")
             await Watch()(app)
             assert await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4'") == status
+        await http.post("/alerts", json=notification(alert(number=4)))  # it was only silenced
+        assert (
+            await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4' AND ends_at IS NULL")
+            == "firing"
+        )
 
 
 async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_that_it_is_well(settings: Settings) -> None:
@@ -267,10 +272,11 @@ def test_time_in_which_nothing_could_be_heard_is_no_silence(monkeypatch: pytest.
     now = 1_000.0
     monkeypatch.setattr("handoff.alerts.monotonic", lambda: now)
     listening = Listening(every_s=10)
+    age = 0.0
     for _ in range(10):
         now += 10
         age = listening.age_s(None)
-    assert age == 100  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert age == 100
     assert listening.age_s(7.0) == 7
     now += 500  # the database was away
     assert listening.age_s(600.0) == 0

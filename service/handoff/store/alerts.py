@@ -10,19 +10,22 @@ from handoff.store.connect import Connection
 from handoff.wire import to_json
 
 KEPT = 10_000
-FORGOTTEN_AFTER = "72 hours"  # of an alert that fires, longer than any route repeats it or keeps quiet
+# Of an alert that fires: four times as long as Alertmanager's route to us repeats it. Its end is not told while something
+# worse mutes it, or a silence; one that was only silent fires again with the first notification after that.
+FORGOTTEN_AFTER = "2 hours"
+LATE_AT_MOST = "10 minutes"  # notifications may arrive in any order: what was over so short a while ago stays over
+_STAYS = f"alert.status = 'resolved' AND alert.updated_at > now() - interval '{LATE_AT_MOST}'"
 
-# What is over stays over: notifications may arrive in any order.
-RECORD = """
+RECORD = f"""
     INSERT INTO alert (fingerprint, starts_at, ends_at, status, labels, annotations)
     SELECT fingerprint, starts_at, ends_at, status, labels, annotations
       FROM jsonb_to_recordset($1::text::jsonb) AS told
            (fingerprint text, starts_at timestamptz, ends_at timestamptz, status text, labels jsonb, annotations jsonb)
      ORDER BY fingerprint, starts_at
         ON CONFLICT (fingerprint, starts_at) DO UPDATE
-       SET status = CASE WHEN alert.status = 'resolved' THEN alert.status ELSE excluded.status END,
-           ends_at = coalesce(alert.ends_at, excluded.ends_at),
-           annotations = CASE WHEN alert.status = 'resolved' THEN alert.annotations ELSE excluded.annotations END,
+       SET status = CASE WHEN {_STAYS} THEN alert.status ELSE excluded.status END,
+           ends_at = CASE WHEN {_STAYS} THEN alert.ends_at ELSE excluded.ends_at END,
+           annotations = CASE WHEN {_STAYS} THEN alert.annotations ELSE excluded.annotations END,
            notifications = alert.notifications + 1,
            updated_at = now()
  RETURNING labels, status, old.status AS was
