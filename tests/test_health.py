@@ -1,5 +1,6 @@
 """Health: what is known is said at once, what changes is kept, and a stuck loop can't hide."""
 
+import socket
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from handoff.server import build_server
 from handoff.settings import Settings
 from handoff.shipping import Shipment
 from tests.agents import Agent, until
-from tests.processes import free_port, serving
+from tests.processes import free_port, serving, start, stop, wait_until_ready
 from tests.test_faults import own_postgres, pids, signal_to
 
 
@@ -209,6 +210,19 @@ def test_the_operations_port_says_what_it_has(database_url: str) -> None:
         metrics = http.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain")
         assert 'service_name="handoff"' in metrics.text
+
+
+def test_what_the_operations_port_is_sent_leaves_no_line_that_is_not_json(database_url: str) -> None:
+    ops = free_port()
+    service = start(database_url=database_url, telemetry="true", ops_port=ops)
+    try:
+        wait_until_ready(service)
+        with socket.create_connection(("127.0.0.1", ops), 5) as connection:
+            connection.sendall(b"NO REQUEST AT ALL\r\n\r\n")
+            assert b"400" in connection.recv(200)
+    finally:
+        printed = stop(service)
+    assert [line for line in printed.splitlines() if not line.startswith("{")] == []
 
 
 def test_an_operations_port_that_is_taken_ends_in_a_sentence(database_url: str, tmp_path: Path) -> None:

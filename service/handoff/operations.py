@@ -89,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             answer(app)
 
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
+        """Say nothing: what is scraped every few seconds, and hangs up between, is no news, and a log line is JSON."""
+
     def _metrics(self, app: App) -> None:
         if app.signals is None:
             self._json(404, {"error": {"code": "telemetry_off", "message": "HANDOFF_TELEMETRY=true turns metrics on."}})
