@@ -4,7 +4,8 @@
 #   make.sh demo        the demo's agents may call too, until the next start without the profile `demo`
 #   make.sh show NAME   print one
 #
-# A secret is the file of its name in /given, else the one made at the first start, which stays in /made.
+# A secret is the file of its name in /given, else the one made at the first start, which stays in /made. A few are never made:
+# what they are for is off while they are not given.
 set -euo pipefail
 umask 077
 
@@ -55,8 +56,59 @@ demo_tokens() {
   for agent in $DEMO_AGENTS; do token_line "demo-$agent" "$agent" read,write; done
 }
 
+given() { # READER NAME OWNER: never made; without the file the reader has none
+  if [ -s "/given/$2" ]; then secret "$2" | put "$1" "$2" "$3"; else rm -f "/readers/$1/$2"; fi
+}
+
+EMAIL_KEYS="to from smarthost username password require_tls"
+
+email() { # KEY: what the given file `email` says, if anything
+  if [ -s /given/email ]; then tr -d '\r' </given/email | sed -n "s/^$1=//p"; fi
+}
+
+refuse_bad_channels() { # before anything is written
+  for name in slack-url webhook-url; do
+    if [ -s "/given/$name" ]; then
+      case "$(secret "$name")" in http://?* | https://?*) ;; *) fail "$name: not an address (http:// or https://)" ;; esac
+    fi
+  done
+  if [ ! -s /given/email ]; then return; fi
+  unknown=$(tr -d '\r' </given/email | grep -nvE "^(#.*|($(echo "$EMAIL_KEYS" | tr ' ' '|'))=.*)?$" | cut -d : -f 1 | head -n 1) || true
+  [ -z "$unknown" ] || fail "email: line $unknown is none of $(echo "$EMAIL_KEYS" | sed 's/ /=, /g')="
+  for key in $EMAIL_KEYS; do
+    [ "$(email "$key" | grep -c '')" -le 1 ] || fail "email: $key= stands there twice"
+  done
+  for key in to from smarthost; do
+    [ -n "$(email "$key")" ] || fail "email: $key= is missing"
+  done
+  email smarthost | grep -qE '^[^ ]+:[0-9]+$' || fail "email: smarthost= is not HOST:PORT"
+  if [ -n "$(email username)" ] && [ -z "$(email password)" ]; then fail "email: password= is missing"; fi
+  if [ -n "$(email password)" ] && [ -z "$(email username)" ]; then fail "email: username= is missing"; fi
+  case "$(email require_tls)" in '' | true | false) ;; *) fail "email: require_tls= is neither true nor false" ;; esac
+}
+
+marked() { # NAME [VALUE]: a line of sed that turns on the lines of alertmanager.yml that are marked with the name
+  value=$(printf %s "${2:-}" | sed 's/[\\&|]/\\&/g')
+  printf '%s\n' "s|^\( *\)#$(echo "$1" | sed 's/\./\\./') \(.*\)$|\1\2$value|"
+}
+
+alertmanager_yml() { # what ships, with the channels that are given
+  marks=$(
+    for name in slack-url pagerduty-key email webhook-url; do
+      if [ -s "/given/$name" ]; then marked "$name"; fi
+    done
+    for key in to from smarthost username; do # text, quoted as YAML quotes it
+      if [ -n "$(email "$key")" ]; then marked "email.$key" " '$(email "$key" | sed "s/'/''/g")'"; fi
+    done
+    if [ -n "$(email password)" ]; then marked email.password; fi
+    if [ -n "$(email require_tls)" ]; then marked email.require_tls " $(email require_tls)"; fi
+  )
+  sed -e "$marks" /alertmanager/alertmanager.yml
+}
+
 case "${1:-make}" in
   make)
+    refuse_bad_channels
     secret database-superuser | put postgres database-superuser "$POSTGRES_UID"
     for role in handoff grafana otel; do
       secret "database-$role" | put roles "database-$role" "$POSTGRES_UID"
@@ -67,7 +119,7 @@ case "${1:-make}" in
     for reader in service worker; do
       secret redis | put "$reader" redis "$HANDOFF_UID"
     done
-    if [ -s /given/deadman-url ]; then secret deadman-url | put worker deadman-url "$HANDOFF_UID"; else rm -f /readers/worker/deadman-url; fi
+    given worker deadman-url "$HANDOFF_UID"
     secret redis | put redis redis "$REDIS_UID"
     echo "user default on #$(secret redis | sha256sum | cut -d ' ' -f 1) ~* &* +@all" | put redis users.acl "$REDIS_UID"
     secret database-otel | put otel-collector database-otel "$COLLECTOR_UID"
@@ -75,6 +127,13 @@ case "${1:-make}" in
     secret database-grafana | put grafana database-grafana "$GRAFANA_UID"
     secret grafana-admin | put grafana grafana-admin "$GRAFANA_UID"
     secret alertmanager-token | put alertmanager alertmanager-token "$ALERTMANAGER_UID"
+    for name in slack-url pagerduty-key webhook-url; do given alertmanager "$name" "$ALERTMANAGER_UID"; done
+    if [ -n "$(email password)" ]; then
+      email password | tr -d '\n' | put alertmanager email-password "$ALERTMANAGER_UID"
+    else
+      rm -f /readers/alertmanager/email-password
+    fi
+    alertmanager_yml | put alertmanager alertmanager.yml "$ALERTMANAGER_UID"
     tokens | put service tokens "$HANDOFF_UID"
     ;;
   demo)

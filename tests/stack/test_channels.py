@@ -1,0 +1,391 @@
+"""Whom Alertmanager tells outside: what arrives there is looked at. It runs as it ships, beside catchers of each kind."""
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import sleep
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httpx2
+import pytest
+import yaml
+
+from tests.stack.bundle import ROOT, Failed, Stack, eventually, free_ports, run, shipped
+from tests.stack.catchers import Caught, catchers
+from tests.stack.test_secrets import READERS
+
+KEY: Final = "a-routing-key-of-32-characters-xx"
+USER: Final = 'handoff: it\'s "me" #1 \\1 & | %s'
+PASSWORD: Final = "a password with ' and = and \\ in it"
+TO: Final = "Ops & co <ops@example.org>, o'hara@example.org"
+CHANNELS: Final = {  # file: what it turns on, for critical alerts and for warnings
+    "slack-url": ({"slack_configs"}, {"slack_configs"}),
+    "pagerduty-key": ({"pagerduty_configs"}, set[str]()),
+    "email": ({"email_configs"}, {"email_configs"}),
+    "webhook-url": ({"webhook_configs"}, {"webhook_configs"}),
+}
+DASHBOARD: Final = "http://127.0.0.1:3000/d/handoff-database"
+RUNBOOK: Final = "prometheus/runbook.md#handoffstatementsfail"
+RUNBOOK_OUTSIDE: Final = "https://wiki.example/runbook#handoffstatementsfail"
+NEVER: Final = {"years": ["1999"]}
+ALWAYS: Final = {"times": [{"start_time": "00:00", "end_time": "24:00"}]}
+SUMMARY: Final = "Statements fail: a < b & c"
+
+
+@pytest.fixture(scope="module")
+def alone(docker: None) -> Generator[Stack]:
+    """A project of which only the secrets are made."""
+    with TemporaryDirectory(prefix="handoff-channels-") as folder:
+        stack = Stack(Path(folder), "handoff-channels", [], {})
+        stack.down("--volumes")  # of a run that was killed
+        try:
+            yield stack
+        finally:
+            stack.down("--volumes")
+
+
+@pytest.fixture
+def caught() -> Generator[Caught]:
+    with catchers() as caught:
+        yield caught
+
+
+def every(caught: Caught, mail: str = "require_tls=false") -> dict[str, str]:
+    """The file of every channel, as an operator writes it."""
+    lines = ["# whom to write", f"to={TO}", "from=handoff@example.org", f"smarthost=127.0.0.1:{caught.smtp_port}", "",
+             f"username={USER}", f"password={PASSWORD}", mail]  # fmt: skip
+    return {
+        "slack-url": caught.url("/slack") + "\n",
+        "pagerduty-key": KEY + "\n",
+        "webhook-url": caught.url("/webhook"),
+        "email": "\r\n".join(lines),
+    }
+
+
+def made(stack: Stack, given: Mapping[str, str]) -> str:
+    """The configuration that is made of what ships when these secrets are given, and no others."""
+    for it in stack.given.iterdir():
+        it.unlink()
+    for name, text in given.items():
+        (stack.given / name).write_bytes(text.encode())
+    stack.compose("run", "--rm", "--no-deps", "-T", "secrets")
+    return stack.in_volume("secrets-alertmanager", "cat", "/volume/alertmanager.yml")
+
+
+def receivers(text: str) -> dict[str, dict[str, Any]]:
+    """The channels of each receiver."""
+    return {it.pop("name"): it for it in yaml.safe_load(text)["receivers"]}
+
+
+def amtool(image: str, config: Path, *command: str) -> str:
+    mounts = ["-v", f"{ROOT}/alertmanager:/etc/alertmanager:ro", "-v", f"{config}:/config.yml:ro"]
+    return run("docker", "run", "--rm", "--network=none", *mounts, "--entrypoint=amtool", image, *command)
+
+
+class Alertmanager:
+    """It runs, and can be told of alerts."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def tell(
+        self, severity: str, began: datetime, *, over: bool = False, summary: str = SUMMARY, runbook: str = RUNBOOK
+    ) -> None:
+        """Of an alert, as Prometheus does."""
+        alert = {
+            "labels": {"alertname": "HandoffStatementsFail", "severity": severity, "component": "database",
+                       "db_query_summary": f'SELECT "a" + b, {summary}'},
+            "annotations": {"summary": summary, "description": "7 % of them failed; the limit is <5 %.",
+                            "dashboard_url": DASHBOARD, "runbook_url": runbook},
+            "startsAt": began.isoformat(), "endsAt": (datetime.now(UTC) + timedelta(hours=0 if over else 1)).isoformat(),
+        }  # fmt: skip
+        httpx2.post(f"{self.url}/api/v2/alerts", json=[alert], timeout=5).raise_for_status()
+
+    def alerts(self, link: str) -> list[str]:
+        """Those that a silence made by this link would mute."""
+        matchers = re.findall(r'\w+="(?:[^"\\]|\\.)*"', unquote(link.partition("/#/silences/new?filter=")[2]))
+        assert len(matchers) == 4, link
+        found = httpx2.get(f"{self.url}/api/v2/alerts", params=[("filter", it) for it in matchers], timeout=5).json()
+        return [it["annotations"]["summary"] for it in found]
+
+    def counted(self, name: str, *labels: str) -> float:
+        """A counter of its own, over all series that carry these labels."""
+        lines = httpx2.get(f"{self.url}/metrics", timeout=5).text.splitlines()
+        return sum(
+            float(it.split()[-1]) for it in lines if it.startswith(f"{name}{{") and all(label in it for label in labels)
+        )
+
+
+@contextmanager
+def running(stack: Stack, caught: Caught, given: Mapping[str, str], quiet: dict[str, Any]) -> Generator[Alertmanager]:
+    """Alertmanager with these channels. Only addresses and waiting times differ from what ships, and when it is quiet."""
+    text = made(stack, given)
+    config = yaml.safe_load(text)
+    to = {it["name"]: it for it in config["receivers"]}
+    to["history"]["webhook_configs"][0]["url"] = caught.url("/history")
+    for it in to["page"].get("pagerduty_configs", []):
+        it["url"] = caught.url("/pagerduty")
+    for route in config["route"]["routes"]:
+        route |= {"group_wait": "0s", "group_interval": "1s"}
+    config["time_intervals"] = [{"name": it["name"], "time_intervals": [quiet]} for it in config["time_intervals"]]
+    file = stack.given.parent / "alertmanager.yml"
+    file.write_text(yaml.safe_dump(config))
+    it = shipped()["services"]["alertmanager"]
+    port = free_ports(1)[0]
+    command = [*it["command"], f"--web.listen-address=127.0.0.1:{port}"]
+    options = ["--network=host", f"--user={it['user']}", "--read-only", "--tmpfs=/alertmanager:mode=1777"]
+    mounts = [f"{ROOT}/alertmanager:/etc/alertmanager:ro", f"{stack.project}_secrets-alertmanager:/run/secrets:ro",
+              f"{file}:/run/secrets/alertmanager.yml:ro"]  # fmt: skip
+    volumes = [word for mount in mounts for word in ("-v", mount)]
+    name = f"{stack.project}-alertmanager"
+    run("docker", "run", "--rm", "--detach", "--name", name, *options, *volumes, it["image"], *command)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: httpx2.get(f"{url}/-/ready", timeout=2).is_success, show=lambda: run("docker", "logs", name))
+        yield Alertmanager(url)
+    finally:
+        run("docker", "rm", "--force", name)
+
+
+class Links(HTMLParser):
+    """The links of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.to: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.to += [value or "" for name, value in attrs if name == "href"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_what_is_critical_arrives_on_every_channel_and_so_does_its_end(alone: Stack, caught: Caught) -> None:
+    began = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    with running(alone, caught, every(caught), ALWAYS) as alertmanager:
+
+        def arrived(count: int) -> bool:
+            paths = ("/slack", "/pagerduty", "/webhook", "/history")
+            return [len(caught.calls.get(it, [])) for it in paths] == [count] * 4 and len(caught.mails) == count
+
+        def show() -> tuple[object, ...]:
+            return {path: len(it) for path, it in caught.calls.items()}, len(caught.mails)
+
+        alertmanager.tell("critical", began)
+        eventually(lambda: arrived(1), show=show)
+        silence = caught.calls["/slack"][0].body["attachments"][0]["text"].split("<")[-1].partition("|Silence>")[0]
+        assert silence.startswith("http://127.0.0.1:9093/#/silences/new?filter=%7Balertname%3D")
+        assert set(" +").isdisjoint(silence)
+        assert alertmanager.alerts(silence) == [SUMMARY]
+        alertmanager.tell("critical", began, over=True)
+        eventually(lambda: arrived(2), show=show)
+
+    said = "critical, database, since 2026-03-01 12:30 UTC"
+    title, description = f"critical: {SUMMARY}", "7 % of them failed; the limit is <5 %."
+
+    slack, over = (it.body["attachments"][0] for it in caught.calls["/slack"])
+    assert slack["title"] == slack["fallback"] == title
+    assert slack["text"].strip().splitlines() == [
+        "*Statements fail: a &lt; b &amp; c*",
+        "7 % of them failed; the limit is &lt;5 %.",
+        said,
+        f"<{DASHBOARD}|Dashboard>  {RUNBOOK}  <{silence}|Silence>",
+    ]
+    assert (slack["color"], over["color"]) == ("danger", "good")
+    assert over["title"] == f"over, {title}"
+    assert f"{said}, over at 20" in over["text"]
+    assert "Silence" not in over["text"]
+
+    page, over = (it.body for it in caught.calls["/pagerduty"])
+    assert (page["routing_key"], page["event_action"], over["event_action"]) == (KEY, "trigger", "resolve")
+    assert page["dedup_key"] == over["dedup_key"]
+    assert page["payload"]["summary"] == title
+    assert (page["payload"]["severity"], page["payload"]["component"]) == ("critical", "database")
+    text = page["payload"]["custom_details"]["alerts"].strip()
+    assert text.splitlines() == [
+        SUMMARY, description, said, f"Dashboard: {DASHBOARD}", f"Runbook: {RUNBOOK}", f"Silence: {silence}",
+    ]  # fmt: skip
+    assert page["links"] == [{"text": "Dashboard", "href": DASHBOARD}, {"text": "Silence", "href": silence}]
+
+    hook, over = caught.calls["/webhook"]
+    assert "Authorization" not in hook.headers, "that token is the service's"
+    assert (hook.body["version"], hook.body["receiver"], hook.body["externalURL"]) == ("4", "page", "http://127.0.0.1:9093")
+    assert hook.body["alerts"][0]["annotations"] == {
+        "summary": SUMMARY, "description": description, "dashboard_url": DASHBOARD, "runbook_url": RUNBOOK,
+    }  # fmt: skip
+    assert (hook.body["status"], over.body["status"]) == ("firing", "resolved")
+    kept, over = caught.calls["/history"]
+    assert kept.headers["Authorization"].startswith("Bearer ")
+    assert (kept.body["status"], over.body["status"]) == ("firing", "resolved")
+
+    assert caught.logins == [(USER, PASSWORD)] * 2
+    mail, over = caught.mails
+    assert (mail["Subject"], over["Subject"]) == (title, f"over, {title}")
+    assert [it.addr_spec for it in mail["To"].addresses] == ["ops@example.org", "o'hara@example.org"]
+    assert mail["From"] == "handoff@example.org"
+    plain, rich = (mail.get_body((kind,)) for kind in ("plain", "html"))
+    assert plain is not None
+    assert plain.get_content().strip().splitlines() == text.splitlines()
+    assert rich is not None
+    page = Links(rich.get_content())
+    assert page.to == [DASHBOARD, silence]
+    assert [it.strip() for it in page.text.split("\n") if it.strip()] == [
+        SUMMARY, description, said, f"Dashboard {RUNBOOK} Silence",
+    ]  # fmt: skip
+    plain = over.get_body(("plain",))
+    assert plain is not None
+    assert f"{said}, over at 20" in plain.get_content()
+
+
+def test_at_night_a_warning_waits_for_the_morning_and_the_history_has_it_at_once(alone: Stack, caught: Caught) -> None:
+    if (second := datetime.now(UTC).second) > 20:
+        sleep(61 - second)  # the night is what remains of this minute: long enough for what follows, on a busy machine too
+    now = datetime.now(UTC)
+    morning = f"{now + timedelta(minutes=1):%H:%M}".replace("00:00", "24:00")
+    night = {"times": [{"start_time": f"{now:%H:%M}", "end_time": morning}]}
+    with running(alone, caught, every(caught), night) as alertmanager:
+        alertmanager.tell("warning", now, summary="it can wait")
+        alertmanager.tell("warning", now, summary="soon over")
+        eventually(lambda: sorted(caught.summaries("/history")) == ["it can wait", "soon over"])
+        alertmanager.tell("warning", now, summary="soon over", over=True)
+        eventually(
+            lambda: any(it["status"] == "resolved" for call in caught.calls["/history"] for it in call.body["alerts"])
+        )
+        alertmanager.tell("critical", now, summary="it can not wait")
+        eventually(lambda: caught.summaries("/webhook") and caught.calls.get("/slack") and caught.mails)
+        assert alertmanager.counted("alertmanager_notifications_suppressed_total", 'reason="mute_time_interval"')
+        assert caught.summaries("/webhook") == ["it can not wait"]
+        assert datetime.now(UTC).minute == now.minute, "too slow: the morning came"
+        eventually(lambda: len(caught.summaries("/webhook")) > 1 and len(caught.mails) > 1, within_s=70)
+    assert caught.summaries("/webhook") == ["it can not wait", "it can wait"]
+    assert len(caught.calls["/slack"]) == len(caught.mails) == 2
+    assert len(caught.calls["/pagerduty"]) == 1
+
+
+def test_by_day_a_warning_is_told_where_it_pages_nobody_and_mail_goes_only_through_tls(alone: Stack, caught: Caught) -> None:
+    with running(alone, caught, every(caught, mail=""), NEVER) as alertmanager:
+        alertmanager.tell("info", datetime.now(UTC), summary="to know")
+        alertmanager.tell("warning", datetime.now(UTC), runbook=RUNBOOK_OUTSIDE)
+        eventually(lambda: len(caught.summaries("/history")) == 2 and len(caught.calls) == 3, show=lambda: caught.calls)
+        eventually(lambda: alertmanager.counted("alertmanager_notifications_failed_total", 'integration="email"'))
+    assert sorted(caught.summaries("/history")) == [SUMMARY, "to know"]
+    assert caught.summaries("/webhook") == [SUMMARY]
+    assert f"<{RUNBOOK_OUTSIDE}|Runbook>" in caught.calls["/slack"][0].body["attachments"][0]["text"]
+    assert "/pagerduty" not in caught.calls
+    assert caught.mails == caught.logins == []
+
+
+@pytest.mark.parametrize("given", [(), *((name,) for name in CHANNELS), tuple(CHANNELS)], ids=" ".join)
+def test_a_channel_is_on_while_its_file_is_there(
+    alone: Stack, images: dict[str, str], tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    files = {name: text for name, text in every(Caught(http_port=1, smtp_port=25), mail="").items() if name in given}
+    text = made(alone, files)
+    found = receivers(text)
+    assert set(found["page"]) == set[str]().union(*(CHANNELS[name][0] for name in given))
+    assert set(found["ticket"]) == set[str]().union(*(CHANNELS[name][1] for name in given))
+    assert {name: found[name] for name in ("history", "heartbeat")} == {
+        name: it for name, it in receivers((ROOT / "alertmanager" / "alertmanager.yml").read_text()).items() if it
+    }
+    config = tmp_path / "alertmanager.yml"
+    config.write_text(text)
+    assert "SUCCESS" in amtool(images["alertmanager"], config, "check-config", "/config.yml")
+
+    values = {"slack-url": "http://127.0.0.1:1/slack", "pagerduty-key": KEY, "webhook-url": "http://127.0.0.1:1/webhook",
+              "email-password": PASSWORD}  # fmt: skip
+    handed = {name for name in values if name.removesuffix("-password") in given}
+    listed = alone.in_volume("secrets-alertmanager", "sh", "-c", "stat -c '%a %u %n' /volume/*").splitlines()
+    assert listed == [f"400 65534 /volume/{name}" for name in sorted({"alertmanager-token", "alertmanager.yml"} | handed)]
+    for name in handed:
+        assert alone.in_volume("secrets-alertmanager", "cat", f"/volume/{name}") == values[name]
+    assert not [name for name, value in values.items() if value in text]
+
+
+def test_what_is_given_for_a_channel_is_handed_to_alertmanager_alone(alone: Stack) -> None:
+    made(alone, every(Caught(http_port=1, smtp_port=25)))
+    for volume in READERS.keys() - {"secrets-demo"}:
+        text = alone.in_volume(volume, "sh", "-c", "cat /volume/*")
+        assert text
+        there = [it for it in ("http://127.0.0.1:1/slack", "http://127.0.0.1:1/webhook", KEY, PASSWORD) if it in text]
+        assert len(there) == (4 if volume == "secrets-alertmanager" else 0), volume
+
+
+def test_the_readmes_two_commands_turn_a_channel_on_and_off(alone: Stack) -> None:
+    assert "docker compose up -d --wait && docker compose kill -s HUP alertmanager" in (ROOT / "README.md").read_text()
+    for it in alone.given.iterdir():
+        it.unlink()
+    file = alone.given / "slack-url"
+
+    def page() -> set[str]:
+        return set(receivers(alone.get("ALERTMANAGER_PORT", "/api/v2/status")["config"]["original"])["page"]) - {"labels"}
+
+    for wanted in (set[str](), {"slack_configs"}, set[str]()):
+        if wanted:
+            file.write_text("https://hooks.example/x")
+        else:
+            file.unlink(missing_ok=True)
+        alone.up("alertmanager")
+        alone.compose("kill", "-s", "HUP", "alertmanager")
+        eventually(lambda wanted=wanted: page() == wanted, show=page)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "instead", "why"),
+    [
+        ("email", "^to=.*", "#", "to= is missing"),
+        ("email", "^from=", "#", "from= is missing"),
+        ("email", "^smarthost=.*", "", "smarthost= is missing"),
+        ("email", ":25", "", "smarthost= is not HOST:PORT"),
+        ("email", "^password=.*", "", "password= is missing"),
+        ("email", "^username=.*", "", "username= is missing"),
+        ("email", "^#.*", "to=me@example.org", "to= stands there twice"),
+        ("email", "^#.*", "require_tls=no", "require_tls= is neither true nor false"),
+        ("email", "^password=", "", "line 7 is none of to=, from=, smarthost=, username=, password=, require_tls="),
+        ("slack-url", "^http:", "", "not an address"),
+        ("webhook-url", "^http:", "", "not an address"),
+    ],
+)
+def test_a_channel_that_is_given_wrongly_is_refused_and_nothing_changes(
+    alone: Stack, name: str, pattern: str, instead: str, why: str
+) -> None:
+    given = every(Caught(http_port=1, smtp_port=25), mail="")
+    made(alone, given)
+    look = ("sh", "-c", "cd /volume; stat -c '%n %Y' *; cat *")
+    before = alone.in_volume("secrets-alertmanager", *look)
+    wrong, count = re.subn(pattern, instead, given[name], flags=re.MULTILINE)
+    assert count == 1
+    with pytest.raises(Failed, match=f"exit 1\n(.*\n)*secrets: {re.escape(f'{name}: {why}')}") as refused:
+        made(alone, {**given, "pagerduty-key": "another", name: wrong})
+    assert PASSWORD not in str(refused.value)
+    assert alone.in_volume("secrets-alertmanager", *look) == before
+
+
+def test_it_is_quiet_at_night_and_at_the_weekend_in_a_time_zone_that_stands_in_one_place(
+    images: dict[str, str], tmp_path: Path
+) -> None:
+    text = (ROOT / "alertmanager" / "alertmanager.yml").read_text()
+    [intervals] = [it["time_intervals"] for it in yaml.safe_load(text)["time_intervals"]]
+
+    def quiet(at: datetime) -> bool:
+        return any(
+            any(it["start_time"] <= f"{at:%H:%M}" < it["end_time"] for it in one["times"])
+            and f"{at:%A}".lower() in one.get("weekdays", [f"{at:%A}".lower()])
+            for one in intervals
+        )
+
+    monday = datetime(2026, 3, 2, tzinfo=UTC)
+    hours = [quiet(monday + timedelta(hours=hour)) for hour in range(7 * 24)]
+    weekday = [True] * 7 + [False] * 15 + [True] * 2
+    assert hours == weekday * 5 + [True] * 48
+    assert text.count("location:") == 1
+    config = tmp_path / "alertmanager.yml"
+    config.write_text(text.replace("location: UTC", "location: Europe/Berlin"))
+    assert "SUCCESS" in amtool(images["alertmanager"], config, "check-config", "/config.yml")
