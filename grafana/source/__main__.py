@@ -1,0 +1,28 @@
+"""Write each page to ../dashboards, or elsewhere: `python -m grafana.source [FOLDER]`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from grafana.source import agents, context, database, handoffs, logs, overview, pipeline, runbook, tools
+from grafana.source.page import Page
+
+PAGES: Final[tuple[Page, ...]] = tuple(
+    it.PAGE for it in (overview, tools, handoffs, context, database, agents, pipeline, logs, runbook)
+)
+DASHBOARDS: Final = Path(__file__).parents[1] / "dashboards"
+
+
+def written(page: Page) -> str:
+    """A page as its file holds it."""
+    return json.dumps(page.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DASHBOARDS
+    for page in PAGES:
+        (folder / f"{page.uid}.json").write_text(written(page))
+        print(f"{folder / page.uid}.json")

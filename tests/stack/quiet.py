@@ -1,0 +1,71 @@
+"""An hour in which all was well: agents at their usual work, recorded from the running bundle, replayed through the rules.
+
+`python -m tests.stack.quiet ADDRESS` asks the Prometheus at an address for its last hour, in which the bundle has to have
+run with the profile `demo`. It is to be recorded again when rules look at what the recording does not hold.
+"""
+
+import json
+import lzma
+import sys
+from pathlib import Path
+from time import time
+from typing import Any, Final
+
+import httpx2
+
+from tests.stack.rules import named, rules
+
+RECORDED: Final = Path(__file__).parent / "quiet-hour.json.xz"
+HOUR_S: Final = 3600
+STEP_S: Final = 30
+
+
+def looked_at() -> set[str]:
+    """The series that rules look at and no rule makes."""
+    made = {it["record"] for it in rules() if "record" in it} | {"ALERTS"}
+    return set().union(*(named(str(it["expr"])) for it in rules())) - made
+
+
+def record(address: str) -> dict[str, str]:
+    """Each series of the last hour, in promtool's notation; moments are counted from the first. Grafana may be missing."""
+    until = int(time())
+    since = until - HOUR_S
+    recorded: dict[str, str] = {}
+    for name in sorted(looked_at()):
+        ask = {"query": f'{name}{{job!="grafana"}}', "start": str(since), "end": str(until), "step": str(STEP_S)}
+        answer = httpx2.get(f"{address}/api/v1/query_range", params=ask, timeout=60)
+        for it in answer.raise_for_status().json()["data"]["result"]:
+            values = {int(at): float(value) for at, value in it["values"]}
+            begin = since if name.endswith("timestamp_seconds") else 0
+            labels = {key: value for key, value in it["metric"].items() if key != "__name__"}
+            series = name + "{" + ", ".join(f"{key}={json.dumps(value)}" for key, value in sorted(labels.items())) + "}"
+            moments = range(since, until + 1, STEP_S)
+            recorded[series] = " ".join(f"{values[at] - begin:.10g}" if at in values else "_" for at in moments)
+    return recorded
+
+
+def replay() -> dict[str, Any]:
+    """promtool's test of the recorded hour: nothing fires but the heartbeat, which does."""
+    series = json.loads(lzma.decompress(RECORDED.read_bytes()))
+    fired = 'max_over_time(ALERTS{alertstate="firing", alertname%s"Watchdog"}[1h])'
+    heartbeat = {"labels": '{alertname="Watchdog", alertstate="firing", component="pipeline", severity="none"}', "value": 1}
+    return {
+        "rule_files": ["/etc/prometheus/rules/*.yml"],
+        "evaluation_interval": f"{STEP_S}s",
+        "tests": [
+            {
+                "interval": f"{STEP_S}s",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [
+                    {"expr": fired % "!=", "eval_time": "1h", "exp_samples": []},
+                    {"expr": fired % "=", "eval_time": "1h", "exp_samples": [heartbeat]},
+                ],
+            }
+        ],
+    }
+
+
+if __name__ == "__main__":
+    found = record(sys.argv[1])
+    RECORDED.write_bytes(lzma.compress(json.dumps(found, indent=0).encode(), preset=9))
+    print(f"{len(found)} series in {RECORDED.stat().st_size} bytes")

@@ -1,0 +1,81 @@
+"""The rules as they ship, what our instruments are called in them, and what they and the dashboards name of others."""
+
+import re
+from typing import Any, Final
+
+import yaml
+
+from grafana.source.promql import series
+from handoff import telemetry
+from handoff.instruments import Histogram
+from tests.stack.bundle import ROOT
+
+RULES: Final = ROOT / "prometheus" / "rules"
+# Each is looked for in the running stack: by test_rules.py what rules name, by test_panels.py what panels ask.
+FOREIGN: Final = {
+    # Prometheus and Alertmanager, of themselves and of what they scrape
+    "ALERTS", "up", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
+    "prometheus_notifications_dropped_total", "prometheus_notifications_errors_total",
+    "prometheus_rule_evaluation_failures_total", "prometheus_rule_group_last_duration_seconds",
+    "prometheus_tsdb_head_samples_appended_total", "prometheus_tsdb_head_series",
+    # The collector, of itself
+    "otelcol_exporter_queue_capacity", "otelcol_exporter_queue_size",
+    *(f"otelcol_{part}_{what}_total" for part in ("exporter_sent", "receiver_accepted", "receiver_refused")
+      for what in ("spans", "metric_points", "log_records")),
+    # The collector, of the host, Postgres, Redis and the traces that it saw
+    "system_cpu_utilization_ratio", "system_filesystem_usage_bytes", "system_filesystem_utilization_ratio",
+    "system_linux_memory_available_bytes", "system_memory_usage_bytes",
+    "postgresql_backends", "postgresql_blocks_read_total", "postgresql_commits_total", "postgresql_connection_max",
+    "postgresql_db_size_bytes", "postgresql_deadlocks_total", "postgresql_rollbacks_total", "postgresql_rows",
+    "postgresql_table_size_bytes", "postgresql_temp_files_total",
+    "redis_db_keys", "redis_keys_evicted_total", "redis_memory_peak_bytes", "redis_memory_used_bytes",
+    "traces_service_graph_request_total", "traces_span_metrics_calls_total", "traces_span_metrics_duration_seconds_bucket",
+    # OpenTelemetry's own, of our processes
+    "process_cpu_time_seconds_total", "process_memory_usage_bytes",
+}  # fmt: skip
+ONLY_IN_THE_RUNBOOK: Final = {
+    "otelcol_process_memory_rss_bytes", "process_cpu_utilization_ratio", "redis_clients_connected",
+    "redis_connections_rejected_total", "system_disk_io_time_seconds_total",
+}  # fmt: skip
+ONCE_A_QUEUE_WAS_FULL: Final = {
+    f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
+}
+
+
+def rules() -> list[dict[str, Any]]:
+    """Each rule, of all files."""
+    groups = [it for file in sorted(RULES.glob("*.yml")) for it in yaml.safe_load(file.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    """Each rule that alerts, by its name."""
+    found = [it for it in rules() if "alert" in it]
+    assert len({it["alert"] for it in found}) == len(found)
+    return {it["alert"]: it for it in found}
+
+
+def declared() -> set[str]:
+    """What our instruments are called in Prometheus."""
+    names: set[str] = set()
+    for it in telemetry.INSTRUMENTS:
+        names |= {series(it, part) for part in (("bucket", "count", "sum") if isinstance(it, Histogram) else ("",))}
+    return names
+
+
+def named_by_rules() -> set[str]:
+    """The series that rules and the words of alerts name."""
+    expressions = [str(it["expr"]) for it in rules()]
+    expressions += re.findall(r'query "([^"]+)"', str([it.get("annotations") for it in rules()]))
+    return set().union(*map(named, expressions)) - {"time"}
+
+
+def named(expression: str) -> set[str]:
+    """The series that PromQL names: words that are no label, no function and no keyword."""
+    text = re.sub(r'"[^"]*"', "", expression)
+    text = re.sub(r"\b(by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)", " ", text)
+    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", text)
+    words = set(re.findall(r"[a-zA-Z_:][\w:]*(?!\w*\s*\()", text))
+    called = set(re.findall(r"([a-zA-Z_]\w*)\s*\(", text))
+    return words - called - {"and", "or", "unless", "by", "on", "offset", "bool"}

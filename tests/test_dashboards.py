@@ -1,0 +1,275 @@
+"""Pages are what their source makes; links, units, colours, names and words hold together."""
+
+import re
+from collections import Counter
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from grafana.source.__main__ import PAGES, written
+from grafana.source.page import TAG
+from handoff.telemetry import INSTRUMENTS
+from tests.stack import panels
+from tests.stack.bundle import ROOT
+from tests.stack.drills.report import DOCUMENT
+from tests.stack.panels import Json, dashboards, questions, variables
+from tests.stack.rules import (
+    FOREIGN,
+    ONCE_A_QUEUE_WAS_FULL,
+    ONLY_IN_THE_RUNBOOK,
+    alerts,
+    declared,
+    named,
+    named_by_rules,
+    rules,
+)
+
+WIDTH = 24
+RATES = {"reqps", "recps", "ops", "eps", "mps", "iops", "Bps"}
+UNITS = {"short", "s", "bytes", "percentunit", *RATES}
+TABLE = "postgresql_table_name"
+VARIABLES = ("tool", "instance", "statement", "type", "entry")  # of PromQL
+
+
+def every_panel() -> list[tuple[str, Json]]:
+    return [(f"{page['title']} / {it['title']}", it) for page in dashboards().values() for it in panels.panels(page)]
+
+
+def urls(node: Any) -> list[str]:
+    """Each address that stands somewhere below a panel or a page."""
+    if isinstance(node, dict):
+        return [url for key, it in node.items() for url in ([it] if key == "url" and isinstance(it, str) else urls(it))]
+    return [url for it in node for url in urls(it)] if isinstance(node, list) else []
+
+
+def test_what_is_committed_is_what_the_source_makes() -> None:
+    assert set(dashboards()) == {it.uid for it in PAGES}
+    for it in PAGES:
+        assert (panels.DASHBOARDS / f"{it.uid}.json").read_text() == written(it), f"{it.uid}: make dashboards"
+
+
+def test_the_readme_has_every_page_and_its_question() -> None:
+    text = (ROOT / "grafana" / "README.md").read_text()
+    rows = {
+        (title, name): question
+        for title, name, question in re.findall(r"\| \[(.+)\]\(source/(\w+)\.py\) \| (.+\?) \|", text)
+    }
+    assert rows == {(it.title, it.name): it.question for it in PAGES}
+
+
+def test_every_page_asks_a_question_and_shows_whether_it_is_well_first() -> None:
+    for uid, page in dashboards().items():
+        assert page["description"].endswith("?"), uid
+        first = page["panels"][0]
+        assert (first["type"], first["title"]) == (
+            "row",
+            "Is it well?" if uid != "handoff-runbook" else "Open an alert",
+        )
+        assert {it["name"] for it in page["annotations"]["list"]} == {"Alerts", "Health", "Deployments"}
+        (links,) = page["links"]
+        assert (links["type"], links["tags"], links["keepTime"], links["includeVars"]) == ("dashboards", [TAG], True, True)
+        assert page["tags"] == [TAG]
+        assert page["editable"] is False
+
+
+def test_every_panel_has_a_unit_a_description_and_an_empty_state() -> None:
+    for name, it in every_panel():
+        assert re.search(r"[.]$", it["description"]), name
+        defaults = it["fieldConfig"]["defaults"]
+        assert defaults["unit"] in UNITS, name
+        if it["type"] != "text":
+            assert defaults["noValue"], name
+            assert it["targets"], name
+        if it["type"] == "stat":
+            assert defaults["thresholds"]["steps"][0]["value"] is None, name
+
+
+def test_titles_and_numbers_are_told_apart_on_a_page() -> None:
+    for page in dashboards().values():
+        numbers = [it["id"] for it in page["panels"]]
+        assert numbers == list(range(1, len(numbers) + 1))
+        titles = Counter((it["title"], it["type"]) for it in panels.panels(page))
+        assert [it for it, count in titles.items() if count > 1] == [], page["title"]
+
+
+def test_panels_fill_the_grid_and_none_covers_another() -> None:
+    for page in dashboards().values():
+        taken: set[tuple[int, int]] = set()
+        for it in page["panels"]:
+            at = it["gridPos"]
+            cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+            assert at["x"] + at["w"] <= WIDTH
+            assert not cells & taken, f"{page['title']} / {it['title']}"
+            taken |= cells
+        widths = Counter(y for _, y in taken)
+        assert set(widths.values()) == {WIDTH}, f"{page['title']}: a gap beside a panel"
+
+
+def test_rates_say_that_they_are_a_second() -> None:
+    for name, it in every_panel():
+        units = {ref["options"]: ref_unit for ref, ref_unit in _units_by_query(it)}
+        for target in it.get("targets", []):
+            unit = units.get(target["refId"], it["fieldConfig"]["defaults"]["unit"])
+            bare = re.fullmatch(r"(?:topk\(\d+, )?sum(?: by \([^)]*\))? \(rate\(.*", target.get("expr", "")) is not None
+            if bare and "_seconds_total" not in target["expr"] and " / " not in target["expr"]:
+                assert unit in RATES, f"{name} {target['refId']}"
+        if it["fieldConfig"]["defaults"]["unit"] in RATES:
+            assert "second" in f"{it['title']} {it['description']}", name
+
+
+def test_a_count_beside_a_ratio_is_not_judged_by_the_ratios_limits() -> None:
+    beside = 0
+    for name, it in every_panel():
+        usual = it["fieldConfig"]["defaults"]["unit"]
+        for override in it["fieldConfig"].get("overrides", []) if it["type"] != "table" else ():
+            changed = {set_["id"]: set_["value"] for set_ in override["properties"]}
+            if changed.get("unit", usual) != usual:
+                beside += 1
+                assert [step["value"] for step in changed["thresholds"]["steps"]] == [None], name
+                if it["type"] == "timeseries":
+                    assert changed["custom.thresholdsStyle"] == {"mode": "off"}, name
+    assert beside > 8
+
+
+def test_sums_that_stand_in_for_one_another_are_told_apart_by_a_label() -> None:
+    """Of `sum(a) or sum(b)` only the first is ever shown: both have no label."""
+    for page in dashboards().values():
+        for it in questions(page):
+            sides = it.text.split(" or ") if it.source == "prometheus" else []
+            for side in sides[1:]:
+                assert re.match(r"vector\(0\)|label_replace\(|sum by ", side), it
+
+
+def _units_by_query(panel: Json) -> list[tuple[Json, str]]:
+    found = panel["fieldConfig"].get("overrides", [])
+    return [
+        (it["matcher"], set_["value"])
+        for it in found
+        if it["matcher"]["id"] == "byFrameRefID"
+        for set_ in it["properties"]
+        if set_["id"] == "unit"
+    ]
+
+
+def test_a_colour_means_the_same_on_every_page() -> None:
+    colours: dict[str, set[str]] = {}
+    for _, it in every_panel():
+        for override in it["fieldConfig"].get("overrides", []):
+            for set_ in override["properties"]:
+                if set_["id"] == "color":
+                    colours.setdefault(override["matcher"]["options"], set()).add(set_["value"]["fixedColor"])
+    assert {"p50", "p95", "p99", "failed", "ok"} <= set(colours)
+    assert {name: it for name, it in colours.items() if len(it) > 1} == {}
+
+
+def test_latency_is_shown_as_p50_p95_p99_and_a_heat_map() -> None:
+    for uid in ("handoff-tools", "handoff-database", "handoff-handoffs"):
+        page = dashboards()[uid]
+        legends = [{target.get("legendFormat") for target in it.get("targets", [])} for it in panels.panels(page)]
+        assert {"p50", "p95", "p99"} in legends, uid
+        assert "heatmap" in {it["type"] for it in panels.panels(page)}, uid
+
+
+def test_every_ratio_that_is_counted_has_its_count_beside_it() -> None:
+    for name, it in every_panel():
+        shares = re.findall(
+            r"increase.* or vector\(0\)\) / \(", " ".join(target.get("expr", "") for target in it.get("targets", []))
+        )
+        if shares:
+            assert any(unit == "short" for _, unit in _units_by_query(it)), name
+
+
+def test_links_lead_to_pages_that_there_are_and_keep_the_time() -> None:
+    pages = dashboards()
+    led: set[str] = set()
+    for page in pages.values():
+        for url in urls([it for it in page["panels"] if it["type"] != "row"]):
+            path = urlsplit(url)
+            uid = path.path.removeprefix("/d/")
+            assert uid in pages, url
+            assert path.query.startswith("${__url_time_range}"), url
+            wanted = {name.removeprefix("var-") for name in parse_qs(path.query) if name.startswith("var-")}
+            assert wanted <= set(variables(pages[uid])), url
+            led.add(uid)
+    assert {"handoff-tools", "handoff-handoffs", "handoff-database", "handoff-pipeline", "handoff-logs"} <= led
+
+
+def test_alerts_lead_to_pages_that_there_are() -> None:
+    uids = {it["annotations"]["dashboard_url"].rpartition("/")[2] for it in alerts().values()}
+    assert uids <= set(dashboards())
+    text = (ROOT / "compose.yaml").read_text()
+    assert "RUNBOOK_URL: ${RUNBOOK_URL:-http://127.0.0.1:3000/d/handoff-runbook}" in text
+
+
+def test_the_runbooks_page_has_a_line_an_alert_and_no_link_that_leads_nowhere() -> None:
+    (_, panel) = dashboards()["handoff-runbook"]["panels"]
+    text = panel["options"]["content"]
+    lines = re.findall(r"^<details><summary><b>(\w+)</b> \((\w+), \w+\)</summary>\n\n\w", text, re.MULTILINE)
+    assert dict(lines) == {name: it["labels"]["severity"] for name, it in alerts().items()} | {"WatchdogSilent": "critical"}
+    assert len(lines) == text.count("\n</details>\n")
+    assert "](" not in text
+
+
+def test_the_page_of_alerts_has_each_and_its_fault() -> None:
+    rows = re.findall(
+        r"^\| (Handoff\w+|WatchdogSilent)(?: \(\w+\))? \| (\w+) \| ([^|]+) \|", DOCUMENT.read_text(), re.MULTILINE
+    )
+    assert {name: severity for name, severity, _ in rows} == {
+        name: it["labels"]["severity"] for name, it in alerts().items() if name != "Watchdog"
+    } | {"WatchdogSilent": "critical"}
+
+
+def test_variables_are_used_where_they_are_declared_and_declared_where_they_are_used() -> None:
+    for page in dashboards().values():
+        asked = " ".join(it.text for it in questions(page))
+        used = set(re.findall(r"\$\{?([a-z]\w*)", re.sub(r"\$__\w+", "", asked)))
+        assert used == set(variables(page)), page["title"]
+        for it in variables(page).values():
+            assert it["label"], it["name"]
+            assert it["description"].endswith("."), it["name"]
+
+
+def test_every_metric_on_a_page_is_declared_recorded_or_known_to_be_anothers() -> None:
+    recorded = {it["record"] for it in rules() if "record" in it}
+    asked = [it for page in dashboards().values() for it in questions(page) if it.source == "prometheus"]
+    assert len(asked) > 150
+    used: set[str] = set()
+    for it in asked:
+        names = named(panels.filled(it.text, {name: ["x"] for name in VARIABLES}))
+        assert names, it
+        assert names - declared() - recorded - FOREIGN == set(), it
+        used |= names
+    assert FOREIGN - used - named_by_rules() == set(), "of others, and nobody names them"
+
+
+def test_every_metric_in_the_runbook_is_declared_recorded_or_known_to_be_anothers() -> None:
+    spans = re.findall(r"`([^`]+)`", (ROOT / "prometheus" / "runbook.md").read_text())
+    asked = [it for it in spans if not re.search(r"\| json|docker|SELECT|promtool|curl|[.]/|/$", it)]
+    whose = "handoff|mcp|db_client|http_server|otelcol|prometheus|alertmanager|postgresql|redis|system|process|slo"
+    first = rf"\b((?:{whose})[_:][\w:]+)"
+    labels = {it.name.replace(".", "_") for instrument in INSTRUMENTS for it in instrument.attributes} | {TABLE}
+    found = {name for it in asked for name in re.findall(first, re.sub(r'"[^"]*"', "", it))} - labels
+    recorded = {it["record"] for it in rules() if "record" in it}
+    assert len(found) > 20
+    assert found - declared() - recorded - FOREIGN - ONLY_IN_THE_RUNBOOK - ONCE_A_QUEUE_WAS_FULL == set()
+    assert ONLY_IN_THE_RUNBOOK - found == set()
+
+
+def test_no_panel_shows_what_a_role_may_not_see() -> None:
+    asked = [it for page in dashboards().values() for it in questions(page) if it.source == "postgres"]
+    assert asked
+    for it in asked:
+        tables = re.findall(r"(?:FROM|JOIN) ([a-z_.]+)", re.sub(r"(?i)extract\([^)]*\)", "", it.text))
+        assert {name for name in tables if not name.startswith("reporting.")} == set(), it
+
+
+def test_the_thresholds_drawn_are_those_of_the_alerts() -> None:
+    of = {
+        it["labels"]["of"]: float(str(it["expr"])[7:-1])
+        for group in yaml.safe_load((ROOT / "prometheus/rules/thresholds.yml").read_text())["groups"]
+        for it in group["rules"]
+        if it["record"] == "handoff:threshold"
+    }
+    (failed,) = [it for name, it in every_panel() if name == "Overview / Failed"]
+    assert failed["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == of["error_ratio"]
