@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check bench doctor open clean
+.PHONY: run demo test test-stack test-stack-bundle test-stack-alerts test-stack-pages check dashboards bench doctor open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -15,11 +15,23 @@ demo: .venv/.ready           ## two agents hand work over, against a running ser
 doctor: .venv/.ready         ## what is wrong here, and what to do about it
 	@.venv/bin/handoff doctor
 
-test: .venv/.ready           ## every test that needs no Docker; real Postgres, real Redis protocol
-	.venv/bin/pytest --ignore tests/stack
+test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
+	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack
 
+# Three stacks beside one another, for most of their time is waiting. What each prints comes when it has ended.
+ALERTS := tests/stack/drills
+PAGES := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
-	.venv/bin/pytest tests/stack
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-stack-bundle test-stack-alerts test-stack-pages
+
+test-stack-bundle: .venv/.ready
+	.venv/bin/pytest tests/stack $(addprefix --ignore=,$(ALERTS) $(PAGES))
+
+test-stack-alerts: .venv/.ready
+	.venv/bin/pytest $(ALERTS)
+
+test-stack-pages: .venv/.ready
+	.venv/bin/pytest --project=handoff-pages $(PAGES)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
 	.venv/bin/ruff check
@@ -28,6 +40,9 @@ check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
 	.venv/bin/lint-imports
 	.venv/bin/deptry service
 	.venv/bin/hadolint service/Dockerfile
+
+dashboards: .venv/.ready     ## write grafana/dashboards from grafana/source
+	.venv/bin/python -m grafana.source
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 	.venv/bin/python -m tests.bench $(BENCH)

@@ -25,6 +25,13 @@ from tests.collector import Collector, collecting
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Those of tests/stack: pytest takes options only from the folder that it is started for, and its parents."""
+    parser.addoption("--project", default="handoff-tests", help="the Compose project of the stack")
+    parser.addoption("--pace", default="quick", choices=["quick", "shipped"], help="of the drills: shipped takes hours")
+    parser.addoption("--write-alerts", action="store_true", help="write docs/alerts.md from what the drills measure")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """The loop that the service runs on."""

@@ -108,6 +108,6 @@ def test_the_thresholds_of_health_are_those_of_the_code() -> None:
 def test_what_the_map_names_is_there() -> None:
     names = re.findall(r"\b[a-z_]+\.py\b|\b[a-z_-]+/", block("## Map"))
     package = ROOT / "service" / "handoff"
-    homes = (package, package / "store", package.parent, ROOT, ROOT / "tests")
+    homes = (package, package / "store", package.parent, ROOT, ROOT / "tests", ROOT / "tests" / "stack")
     assert [name for name in names if not any((home / name).exists() for home in homes)] == []
     assert {path.name for path in package.glob("*.py")} - set(names) <= {"__init__.py", "logs.py", "wire.py"}

@@ -29,6 +29,7 @@ PORTS: Final = (
     "PROXY_PORT",
     "LOKI_PORT",
     "PROMETHEUS_SCRAPE_PORT",
+    "CATCHER_PORT",
 )
 
 
@@ -175,6 +176,12 @@ class Stack:
         say = [word for statement in statements for word in ("-c", statement)]
         connect = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", role, "-d", "handoff"]
         return self.compose("exec", "-T", "-e", f"PGPASSWORD={password}", "postgres", *connect, *say).strip()
+
+    def sql(self, *statements: str) -> str:
+        """What a superuser gets, each statement a transaction."""
+        say = [word for statement in statements for word in ("-c", statement)]
+        connect = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff"]
+        return self.compose("exec", "-T", "postgres", *connect, *say).strip()
 
     @asynccontextmanager
     async def agent(self, token: str) -> AsyncGenerator[Agent]:

@@ -137,7 +137,8 @@ async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_
             await waits_for_a_lock(db)  # it wants the session, with a snapshot in which the key is free
 
     assert [error["code"] for error in refused] == ["idempotency_conflict"]
-    assert await db.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 1
+    # As many as it takes: a row that an abort sets free goes to whoever looks first, and that may be the append again.
+    assert await db.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") >= 1
     assert await sequences(db, key) == [1]
 
 

@@ -1,0 +1,168 @@
+"""Agents at a stack, as plain threads: their ordinary work, and what they do wrong."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from itertools import count
+from threading import Event, Thread
+from typing import Any, Final, Self
+
+import httpx2
+
+from tests.requests import body, headers
+from tests.stack.bundle import Failed, Stack
+
+EVERY_S: Final = 0.2
+Work = Callable[[], object]
+
+
+class Caller:
+    """Calls tools as the holder of a token, from any thread, until the end of the block."""
+
+    def __init__(self, stack: Stack, token: str) -> None:
+        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
+        whose = {"Authorization": f"Bearer {token}"}
+        self._http = httpx2.Client(base_url=stack.url("HANDOFF_PORT"), headers=whose, timeout=40, limits=limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def __call__(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """The structured content. Raises Failed when it is refused, httpx2.HTTPError when nobody answers."""
+        request = body("tools/call", name=tool, arguments=arguments)
+        answer = self._http.post("/mcp", json=request, headers=headers("tools/call", tool)).json()
+        result = answer.get("result", {"isError": True})
+        if result.get("isError"):
+            raise Failed(str(answer))
+        return result["structuredContent"]
+
+    def session(self) -> str:
+        """Register a session; its key."""
+        return self("register_session")["session_key"]
+
+    def says(self, session: str) -> None:
+        """Append one message."""
+        self("update_context", session_key=session, entries=[{"type": "message", "content": "On we go."}])
+
+    def offer(self, to: str, **arguments: Any) -> int:
+        """Offer a new session; the handoff's id."""
+        asked = {"session_key": self.session(), "target_agent": to, "instructions": "Go on.", **arguments}
+        return self("request_handoff", **asked)["handoff_id"]
+
+
+@contextmanager
+def again_and_again(make: Callable[[], Work], threads: int = 1, every_s: float = EVERY_S) -> Generator[None]:
+    """So many threads, each of which makes itself something to do, and does it every so often, whatever comes of it."""
+    over = Event()
+
+    def work() -> None:
+        do: Work | None = None
+        while not over.wait(every_s):
+            with suppress(Failed, httpx2.HTTPError, ValueError):
+                do = do or make()
+                do()
+
+    working = [Thread(target=work, daemon=True) for _ in range(threads)]
+    for it in working:
+        it.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for it in working:
+            it.join(timeout=45)
+
+
+def work_of(caller: Caller) -> Callable[[], Work]:
+    """An agent's ordinary work: it writes, reads twice what the cache may hold, and registers."""
+
+    def make() -> Callable[[], None]:
+        session = caller.session()
+
+        def work() -> None:
+            caller.says(session)
+            caller("get_context", session_key=session)
+            caller("get_context", session_key=session)
+            caller.session()
+
+        return work
+
+    return make
+
+
+def rejects(ada: Caller, operator: Caller) -> None:
+    """An offer that its receiver turns down."""
+    operator("resolve_handoff", handoff_id=ada.offer("operator"), action="reject", note="Not mine.")
+
+
+def mistakes(ada: Caller) -> None:
+    """A call that names a session which does not exist."""
+    ada("get_context", session_key="nobody-knows")
+
+
+def registers(caller: Caller) -> Callable[[], Work]:
+    """A session, and another."""
+    return lambda: caller.session
+
+
+def speaks(caller: Caller) -> Callable[[], Work]:
+    """A message to a session of its own, and another."""
+
+    def make() -> Work:
+        session = caller.session()
+        return lambda: caller.says(session)
+
+    return make
+
+
+def registers_among_reads(ada: Caller, operator: Caller) -> Callable[[], Work]:
+    """Five reads and one session: whatever the machine's speed, a sixth of the calls, and far less of the statements."""
+
+    def make() -> Work:
+        session = ada.session()
+
+        def work() -> None:
+            for _ in range(5):
+                ada("get_context", session_key=session)
+            operator.session()
+
+        return work
+
+    return make
+
+
+def takes_late_and_forgets(stack: Stack, ada: Caller, operator: Caller) -> None:
+    """Offers that wait for two hours, are taken at last, and then forgotten until their leases are over."""
+    offered = [ada.offer("operator") for _ in range(5)]
+    among = f"id IN ({', '.join(map(str, offered))})"
+    stack.sql(f"UPDATE handoff SET updated_at = now() - interval '2 hours' WHERE {among} AND state = 'offered'")
+    for it in offered:
+        operator("accept_handoff", handoff_id=it)
+    stack.sql(f"UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE {among} AND state = 'accepted'")
+
+
+def takes_one_in_five_late(stack: Stack, ada: Caller, operator: Caller) -> Work:
+    """An offer that is taken, and of five of them one that had waited for two hours."""
+    counted = count()
+
+    def work() -> None:
+        handoff = ada.offer("operator")
+        if next(counted) % 5 == 0:
+            stack.sql(f"UPDATE handoff SET updated_at = now() - interval '2 hours' WHERE id = {handoff}")
+        token = operator("accept_handoff", handoff_id=handoff)["handoff"]["token"]
+        operator("resolve_handoff", handoff_id=handoff, token=token, action="complete")
+
+    return work
+
+
+def hands_to_and_fro(ada: Caller, operator: Caller) -> None:
+    """A session that two agents hand to each other and back, three times."""
+    session = ada.session()
+    for _ in range(3):
+        for giver, taker, name in ((ada, operator, "operator"), (operator, ada, "ada")):
+            offer = {"session_key": session, "target_agent": name, "instructions": "Yours.", "request_type": "full_handoff"}
+            handoff = giver("request_handoff", **offer)["handoff_id"]
+            token = taker("accept_handoff", handoff_id=handoff)["handoff"]["token"]
+            taker("resolve_handoff", handoff_id=handoff, token=token, action="complete")

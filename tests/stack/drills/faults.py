@@ -1,0 +1,277 @@
+"""What goes wrong in the field, done to a running stack on purpose, and repaired again. Each is a context manager: the fault
+is there inside the block, and repaired behind it.
+"""
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
+
+import httpx2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.stack.bundle import Stack, eventually, run
+from tests.stack.drills.agents import Caller, again_and_again, hands_to_and_fro
+
+BUSYBOX: Final = "busybox:1.37"
+
+
+@contextmanager
+def both(*contexts: AbstractContextManager[Any]) -> Generator[None]:
+    """All of them, as one fault."""
+    with ExitStack() as entered:
+        for it in contexts:
+            entered.enter_context(it)
+        yield
+
+
+@contextmanager
+def stopped(stack: Stack, *services: str) -> Generator[None]:
+    """Services that have ended."""
+    stack.compose("stop", "--timeout=2", *services)
+    try:
+        yield
+    finally:
+        stack.compose("start", *services)
+
+
+@contextmanager
+def paused(stack: Stack, *services: str) -> Generator[None]:
+    """Services that hang."""
+    stack.compose("pause", *services)
+    try:
+        yield
+    finally:
+        stack.compose("unpause", *services)
+
+
+@contextmanager
+def stuttering(stack: Stack, service: str) -> Generator[None]:
+    """A service that gets no processor for most of each second."""
+    container = stack.container(service)["Id"]
+
+    def stutter() -> None:
+        run("docker", "pause", container)
+        try:
+            Event().wait(0.7)
+        finally:
+            run("docker", "unpause", container)
+
+    with again_and_again(lambda: stutter, every_s=0.3):
+        yield
+
+
+@contextmanager
+def cut_off(stack: Stack, service: str) -> Generator[None]:
+    """A service that cannot be reached over the internal network."""
+    container, network = stack.container(service)["Id"], f"{stack.project}_internal"
+    run("docker", "network", "disconnect", network, container)
+    try:
+        yield
+    finally:
+        run("docker", "network", "connect", "--alias", service, network, container)
+
+
+@contextmanager
+def hanging_proxy(stack: Stack) -> Generator[None]:
+    """The proxy of the profile `scale`, which answers nobody."""
+    scale = ("--profile", "scale")
+    stack.compose(*scale, "up", "--detach", "--no-deps", "proxy")
+    try:
+        eventually(lambda: stack.promql('up{job="proxy"} == 1'))
+        with paused(stack, "proxy"):
+            yield
+    finally:
+        stack.compose(*scale, "rm", "--stop", "--force", "proxy")
+
+
+@contextmanager
+def trigger(stack: Stack, event: str, table: str, does: str, each: str = "STATEMENT") -> Generator[None]:
+    """Statements on a table that do something besides, in PL/pgSQL; `each` may be `ROW` with a condition."""
+    name = f"by_hand_{table}"
+    stack.sql(
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; RETURN NEW; END $$",
+        f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH {each} EXECUTE FUNCTION {name}()",
+    )
+    try:
+        yield
+    finally:
+        stack.sql(f"DROP FUNCTION {name} CASCADE")
+
+
+def slow(stack: Stack, table: str, seconds: float) -> AbstractContextManager[None]:
+    """Each insert into a table takes so long."""
+    return trigger(stack, "INSERT", table, f"PERFORM pg_sleep({seconds})")
+
+
+def failing(stack: Stack, table: str) -> AbstractContextManager[None]:
+    """No insert into a table succeeds."""
+    return trigger(stack, "INSERT", table, "RAISE EXCEPTION 'done by hand'")
+
+
+def failing_heartbeat(stack: Stack) -> AbstractContextManager[None]:
+    """The worker cannot leave word that the jobs are done."""
+    changed = "ROW WHEN (new.jobs_at IS DISTINCT FROM old.jobs_at)"
+    return trigger(stack, "UPDATE", "instance", "RAISE EXCEPTION 'done by hand'", changed)
+
+
+@contextmanager
+def connections_taken(stack: Stack, all_in_all: int) -> Generator[None]:
+    """Connections to Postgres that somebody opens and keeps, until there are so many."""
+    count = all_in_all - int(stack.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
+    keep = f"""
+import asyncio, asyncpg, pathlib
+async def keep():
+    password = pathlib.Path("/run/secrets/database-handoff").read_text()
+    settings = {{"application_name": "by-hand"}}
+    url = "postgresql://handoff@postgres:5432/handoff"
+    kept = [await asyncpg.connect(url, password=password, server_settings=settings) for _ in range({count})]
+    await kept[0].execute("SELECT pg_sleep(600)")
+asyncio.run(keep())
+"""
+    stack.compose("exec", "-T", "--detach", "service", "python", "-c", keep)
+    try:
+        yield
+    finally:
+        stack.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'by-hand'")
+
+
+@contextmanager
+def memory_short(stack: Stack, service: str, share: float) -> Generator[None]:
+    """A service that uses this share of what it may."""
+    container = stack.container(service)
+    name = container["Config"]["Env"]
+    (named,) = [it.partition("=")[2] for it in name if it.startswith("OTEL_SERVICE_NAME=")]
+    (used,) = stack.promql(f'max(process_memory_usage_bytes{{service_name="{named}"}})')
+    limit, was = int(float(used["value"][1]) / share), container["HostConfig"]["Memory"]
+    run("docker", "update", f"--memory={limit}", f"--memory-swap={limit * 4}", container["Id"])
+    try:
+        yield
+    finally:
+        run("docker", "update", f"--memory={was}", f"--memory-swap={was * 2}", container["Id"])
+
+
+@contextmanager
+def disk_filling(stack: Stack, volume: str, of_bytes: int, takes_s: float) -> Generator[None]:
+    """A file system of which more than half is used, and which somebody fills to the brim, little by little."""
+    begin, little = int(of_bytes * 0.55), of_bytes // 80
+    grow = f"for _ in $(seq 33); do sleep {takes_s / 33:.1f}; head -c {little} /dev/zero; done >>/it/filling"
+    write = f"head -c {begin} /dev/zero >/it/filling; {grow}"
+    mount = ("--network=none", "--init", "-v", f"{stack.project}_{volume}:/it", BUSYBOX)
+    container = run("docker", "run", "--detach", *mount, "sh", "-c", f"{write}; sleep 1d").strip()
+    try:
+        yield
+    finally:
+        run("docker", "rm", "--force", container)
+        run("docker", "run", "--rm", *mount, "rm", "-f", "/it/filling")
+
+
+@contextmanager
+def no_cache_access(stack: Stack) -> Generator[None]:
+    """A Redis that answers, and lets the service do nothing."""
+    redis_cli(stack, "acl setuser default -get -set")
+    try:
+        yield
+    finally:
+        redis_cli(stack, "acl load")
+
+
+@contextmanager
+def crowded_cache(stack: Stack) -> Generator[None]:
+    """A Redis with far too little memory: whatever it is given has gone before it is asked for."""
+    crowd = "redis.call('flushall') for i = 1, 500 do redis.call('set', 'crowd' .. i, string.rep('x', 10000)) end"
+    redis_cli(stack, "config set maxmemory 3mb")
+    more = f'{_LOG_IN}; exec redis-cli -r -1 -i 0.002 eval "{crowd}" 0 >/dev/null'
+    stack.compose("exec", "-T", "--detach", "redis", "sh", "-c", more)
+    try:
+        yield
+    finally:
+        redis_cli(stack, "client kill skipme yes")
+        redis_cli(stack, "flushall")
+        redis_cli(stack, "config set maxmemory 128mb")
+
+
+_LOG_IN: Final = 'export REDISCLI_AUTH="$(cat /run/secrets/redis)"'
+
+
+def redis_cli(stack: Stack, command: str) -> str:
+    """What Redis answers."""
+    return stack.compose("exec", "-T", "redis", "sh", "-c", f"{_LOG_IN}; redis-cli {command}")
+
+
+@contextmanager
+def offer_left_lying(stack: Stack, hours: float) -> Generator[None]:
+    """A handoff that nobody takes for hours."""
+    session = "SELECT min(id) FROM session"
+    stack.sql(
+        "INSERT INTO handoff (session_id, request_type, sender, target_agent, instructions, priority, state, token, lapses,"
+        " as_of_sequence, context_digest, created_at, updated_at)"
+        f" SELECT ({session}), 'context_transfer', 'ada', 'archivist', 'by hand', 5, 'offered', 0, 0, 0, sha256(''), now(),"
+        f" now() - interval '{hours} hours'"
+    )
+    try:
+        yield
+    finally:
+        stack.sql("DELETE FROM handoff WHERE instructions = 'by hand'")
+
+
+@contextmanager
+def handed_to_and_fro(stack: Stack, ada: Caller, operator: Caller) -> Generator[None]:
+    """Sessions that two agents keep handing to each other; afterwards that was long ago."""
+    with again_and_again(lambda: lambda: hands_to_and_fro(ada, operator)):
+        yield
+    stack.sql("UPDATE handoff SET accepted_at = accepted_at - interval '2 hours' WHERE request_type = 'full_handoff'")
+
+
+@contextmanager
+def file_added(stack: Stack, file: Path, text: str, reader: str) -> Generator[None]:
+    """A configuration that has more than it should, read anew."""
+    before = file.read_text() if file.exists() else None
+    file.write_text((before or "") + text)
+    stack.compose("kill", "--signal=HUP", reader)
+    try:
+        yield
+    finally:
+        if before is None:
+            file.unlink()
+        else:
+            file.write_text(before)
+        stack.compose("kill", "--signal=HUP", reader)
+
+
+def show_certificate(stack: Stack, days: float) -> None:
+    """The catcher shows a certificate that is good for so long."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "catcher")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=days)
+    )
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    shown = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    httpx2.put(stack.url("CATCHER_PORT", "/certificate"), content=private + shown, timeout=10).raise_for_status()
+
+
+@contextmanager
+def certificate_of(stack: Stack, days: float) -> Generator[None]:
+    """A certificate that nobody renewed in time."""
+    show_certificate(stack, days)
+    try:
+        yield
+    finally:
+        show_certificate(stack, 365)
+
+
+@contextmanager
+def pager_refuses(stack: Stack) -> Generator[None]:
+    """Whoever is to be paged does not take it."""
+    httpx2.put(stack.url("CATCHER_PORT", "/refuse"), timeout=10).raise_for_status()
+    try:
+        yield
+    finally:
+        httpx2.delete(stack.url("CATCHER_PORT", "/refuse"), timeout=10).raise_for_status()

@@ -1,0 +1,177 @@
+"""The shipped bundle, changed so that faults can be done to it: a few sizes so small that they can be filled, and a catcher.
+At the quick pace an alert takes seconds instead of minutes, for each duration is shortened by one rule. Both are made from
+the shipped files, of which nothing is written twice.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.stack.bundle import HERE, ROOT, shipped
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION: Final = re.compile(r"(\d+)([smhd])")
+_WINDOW: Final = re.compile(r"\[(\w+)\]")
+WINDOW_S_MIN: Final = 6  # figures come every second; a rate wants some of them, and some are late
+LOOKBACK_S: Final = 10  # how long a series counts that is not sent any more; Prometheus's default is 5 minutes
+QUEUE_BYTES: Final = 1_000_000  # of logs, which is some seconds of a lot of work
+DISK_BYTES: Final = 64 << 20  # of the file system that the collector tells of
+WATCHDOG_TIMEOUT_S: Final = 8
+CUT_OFF: Final = {"tool_very_slow_seconds": 3}  # a statement ends at 5, so no registering takes the 10 that ship
+# What no test could wait for.
+QUICK_THRESHOLDS: Final = CUT_OFF | {
+    "jobs_age_seconds": 15,  # of jobs done every second
+    "disk_forecast_seconds": 60,
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast things go, in seconds: `usual_s` is the work before a fault, so that windows hold some, `fill_s` how long it
+    takes to fill a disk, and `within_s` the limit of each wait. Whether it is waited until alerts are over, which takes up
+    to six hours as they ship.
+    """
+
+    quick: bool
+    usual_s: float
+    fill_s: float
+    within_s: float
+    until_over: bool
+
+
+PACES: Final = {
+    "quick": Pace(quick=True, usual_s=0, fill_s=23, within_s=90, until_over=True),
+    "shipped": Pace(quick=False, usual_s=360, fill_s=3_300, within_s=4_500, until_over=False),
+}
+
+
+def _seconds(duration: str) -> int:
+    """`1h30m` is 5400."""
+    return sum(int(count) * _UNITS[unit] for count, unit in _DURATION.findall(duration))
+
+
+def _window(found: re.Match[str]) -> str:
+    """A window, so shortened that a longer one stays longer: 5m is 6s, 1h 13s, 3d 46s."""
+    return f"[{max(WINDOW_S_MIN, round(WINDOW_S_MIN * (_seconds(found[1]) / 300) ** 0.3))}s]"
+
+
+def _set(rules: dict[str, Any], thresholds: dict[str, int]) -> None:
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        if rule.get("record") == "handoff:threshold" and rule["labels"]["of"] in thresholds:
+            rule["expr"] = f"vector({thresholds[rule['labels']['of']]})"
+
+
+def _shorten(rules: dict[str, Any]) -> None:
+    for group in rules["groups"]:
+        group.pop("interval", None)
+        for rule in group["rules"]:
+            rule["expr"] = _WINDOW.sub(_window, str(rule["expr"]))
+            if "for" in rule:  # a cause, which waits for half a minute, still comes before what it brings about
+                rule["for"] = "1s" if _seconds(rule["for"]) <= 30 else "2s" if _seconds(rule["for"]) <= 60 else "3s"
+            if "keep_firing_for" in rule:  # still longer than the shortest windows
+                rule["keep_firing_for"] = f"{WINDOW_S_MIN + 2}s"
+
+
+def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:
+    config = yaml.safe_load((folder / "prometheus.yml").read_text())
+    config["scrape_configs"] = [it for it in config["scrape_configs"] if it["job_name"] not in left_out]
+    if pace.quick:
+        config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s", "scrape_timeout": "1s"}
+        for it in config["scrape_configs"]:
+            for found in (*it.get("http_sd_configs", ()), *it.get("dns_sd_configs", ())):
+                found["refresh_interval"] = "1s"
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    for file in (folder / "rules").glob("*.yml"):
+        rules = yaml.safe_load(file.read_text())
+        _set(rules, QUICK_THRESHOLDS if pace.quick else CUT_OFF)
+        if pace.quick:
+            _shorten(rules)
+        file.write_text(yaml.safe_dump(rules))
+
+
+def _alertmanager(folder: Path, pace: Pace) -> None:
+    """As text, for the comments of the shipped file count. The catcher is paged when people are."""
+    file = folder / "alertmanager.yml"
+    text, soon = file.read_text(), "group_wait: 10s, group_interval: 1m"
+    if pace.quick:
+        text = re.sub(r"\bgroup_wait: (?!0s)\w+", "group_wait: 1s", text)
+        text = re.sub(r"\bgroup_interval: \w+", "group_interval: 1s", text)
+        text = re.sub(r"\brepeat_interval: \d+s\b", "repeat_interval: 500ms", text)  # the heartbeat's
+        soon = "group_wait: 1s, group_interval: 1s"
+    paged = f"{{matchers: [severity = critical], receiver: catcher, {soon}, repeat_interval: 4h, continue: true}}"
+    text = text.replace("\n  routes:\n", f"\n  routes:\n    - {paged}\n")
+    receiver = "{name: catcher, webhook_configs: [{url: http://catcher:8080/page}]}"
+    file.write_text(text.replace("\nreceivers:\n", f"\nreceivers:\n  - {receiver}\n"))
+
+
+def _collector(folder: Path, pace: Pace) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for it in config["exporters"].values():
+        if "loki" in it["endpoint"]:
+            it["sending_queue"]["queue_size"] = QUEUE_BYTES
+    if pace.quick:
+        for it in config["receivers"].values():
+            it.update(dict.fromkeys({"collection_interval", "initial_delay"} & it.keys(), "1s"))
+        for it in config["connectors"].values():
+            it["metrics_flush_interval"] = "1s"
+        for it in config["exporters"].values():
+            it["retry_on_failure"]["max_interval"] = "1s"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
+    """Write the changed files below `folder`; the Compose file that puts them in place, and adds the catcher."""
+    for name in ("prometheus", "alertmanager", "otel-collector"):
+        shutil.copytree(ROOT / name, folder / name)
+    _prometheus(folder / "prometheus", left_out, pace)
+    _alertmanager(folder / "alertmanager", pace)
+    _collector(folder / "otel-collector", pace)
+    settings = {"HANDOFF_CERTIFICATES": "catcher:8443", "HANDOFF_CERTIFICATES_INTERVAL_S": "1"}
+    quick = {
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "HANDOFF_HEALTH_INTERVAL_S": "1",
+        "HANDOFF_MEASURE_INTERVAL_S": "1",
+        "HANDOFF_SETTLE_INTERVAL_S": "1",
+        "HANDOFF_HEARTBEAT_INTERVAL_S": "1",
+        "HANDOFF_WATCHDOG_TIMEOUT_S": str(WATCHDOG_TIMEOUT_S),
+    }
+    often = ["--query.lookback-delta=10s", "--rules.alert.resend-delay=2s"] if pace.quick else []
+    settings |= quick if pace.quick else {}
+    overlay = {
+        "services": {
+            "service": {"environment": settings},
+            "worker": {"environment": settings},
+            "prometheus": {
+                "volumes": [f"{folder}/prometheus:/etc/prometheus:ro"],
+                "command": [*shipped()["services"]["prometheus"]["command"], *often],
+                "networks": ["sight"],
+            },
+            "secrets": {"volumes": [f"{folder}/alertmanager:/alertmanager:ro"]},
+            "otel-collector": {"volumes": [f"{folder}/otel-collector:/etc/otelcol-contrib:ro"]},
+            "loki": {"networks": ["internal", "sight"]},
+            "catcher": {
+                "image": "${HANDOFF_IMAGE}",
+                "user": "10001:10001",
+                "init": True,
+                "command": ["python", "/catcher.py"],
+                "healthcheck": {"disable": True},
+                "networks": ["internal", "edge"],
+                "ports": ["127.0.0.1:${CATCHER_PORT}:8080"],
+                "volumes": [f"{ROOT / HERE}/drills/catcher.py:/catcher.py:ro"],
+            },
+        },
+        # Prometheus still sees a Loki that the collector can't reach.
+        "networks": {"sight": {"internal": True}},
+        # A file system of its own, which can be filled.
+        "volumes": {"otel-collector": {"driver_opts": {
+            "type": "tmpfs", "device": "tmpfs", "o": f"size={DISK_BYTES},uid=10001,gid=10001,mode=0700",
+        }}},
+    }  # fmt: skip
+    file = folder / "overlay.json"
+    file.write_text(json.dumps(overlay, indent=1))
+    return str(file)
