@@ -1,7 +1,7 @@
 """An hour in which all was well: agents at their usual work, recorded from the running bundle, replayed through the rules.
 
 `python -m tests.stack.quiet ADDRESS` asks the Prometheus at an address for its last hour, in which the bundle has to have
-run with the profile `demo`. It is to be recorded again when rules look at what the recording does not hold.
+run with the profile `demo`. A test says when rules look at what the recording does not hold: then record it again.
 """
 
 import json
@@ -30,7 +30,7 @@ def record(address: str) -> dict[str, str]:
     """Each series of the last hour, in promtool's notation; moments are counted from the first. Grafana may be missing."""
     until = int(time())
     since = until - HOUR_S
-    recorded: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in sorted(looked_at()):
         ask = {"query": f'{name}{{job!="grafana"}}', "start": str(since), "end": str(until), "step": str(STEP_S)}
         answer = httpx2.get(f"{address}/api/v1/query_range", params=ask, timeout=60)
@@ -40,13 +40,17 @@ def record(address: str) -> dict[str, str]:
             labels = {key: value for key, value in it["metric"].items() if key != "__name__"}
             series = name + "{" + ", ".join(f"{key}={json.dumps(value)}" for key, value in sorted(labels.items())) + "}"
             moments = range(since, until + 1, STEP_S)
-            recorded[series] = " ".join(f"{values[at] - begin:.10g}" if at in values else "_" for at in moments)
-    return recorded
+            found[series] = " ".join(f"{values[at] - begin:.10g}" if at in values else "_" for at in moments)
+    return found
+
+
+def recorded() -> dict[str, str]:
+    """The hour as `record` returned it."""
+    return json.loads(lzma.decompress(RECORDED.read_bytes()))
 
 
 def replay() -> dict[str, Any]:
     """promtool's test of the recorded hour: nothing fires but the heartbeat, which does."""
-    series = json.loads(lzma.decompress(RECORDED.read_bytes()))
     fired = 'max_over_time(ALERTS{alertstate="firing", alertname%s"Watchdog"}[1h])'
     heartbeat = {"labels": '{alertname="Watchdog", alertstate="firing", component="pipeline", severity="none"}', "value": 1}
     return {
@@ -55,7 +59,7 @@ def replay() -> dict[str, Any]:
         "tests": [
             {
                 "interval": f"{STEP_S}s",
-                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "input_series": [{"series": name, "values": values} for name, values in recorded().items()],
                 "promql_expr_test": [
                     {"expr": fired % "!=", "eval_time": "1h", "exp_samples": []},
                     {"expr": fired % "=", "eval_time": "1h", "exp_samples": [heartbeat]},

@@ -41,6 +41,7 @@ ONLY_IN_THE_RUNBOOK: Final = {
 ONCE_A_QUEUE_WAS_FULL: Final = {
     f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
 }
+ONLY_WHERE_THERE_IS_ONE: Final = {"handoff_certificate_expiry_timestamp_seconds", "handoff_db_slow_statements_total"}
 
 
 def rules() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from tests.stack.rules import (
     FOREIGN,
     ONCE_A_QUEUE_WAS_FULL,
     ONLY_IN_THE_RUNBOOK,
+    ONLY_WHERE_THERE_IS_ONE,
     RULES,
     alerts,
     declared,
@@ -54,6 +55,17 @@ def test_every_alert_fires_when_it_should_and_stays_quiet_when_it_should(images:
     fires = {it["alertname"] for it in cases if it["exp_alerts"]}
     quiet = {it["alertname"] for it in cases if not it["exp_alerts"]}
     assert fires & quiet == set(alerts()) - {"Watchdog"}  # which is never quiet
+
+
+def test_the_recorded_hour_holds_all_that_rules_look_at_and_agents_at_work() -> None:
+    names = {it.partition("{")[0] for it in quiet.recorded()}
+    assert quiet.looked_at() - names == ONCE_A_QUEUE_WAS_FULL | ONLY_WHERE_THERE_IS_ONE
+    calls = [
+        it.split()
+        for name, it in quiet.recorded().items()
+        if name.startswith("mcp_server_operation_duration_seconds_count{")
+    ]
+    assert sum(float(it[-1]) - float(it[0]) for it in calls if it[0] != "_") > 5_000
 
 
 def test_an_hour_in_which_all_was_well_fires_nothing(images: dict[str, str]) -> None:

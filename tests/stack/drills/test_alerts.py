@@ -1,16 +1,8 @@
-"""Every alert is fired by its fault, told, and over when it is repaired. A cause is told once, and so is a silence."""
+"""Every alert is fired by its fault, told, and over when it is repaired. A cause is told once."""
 
-from collections.abc import Callable, Generator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from time import sleep, time
 
-import pytest
-
-from tests.stack.bundle import eventually
-from tests.stack.conftest import ADA_TOKEN, Start
 from tests.stack.drills.agents import (
-    Caller,
     again_and_again,
     mistakes,
     registers,
@@ -19,9 +11,8 @@ from tests.stack.drills.agents import (
     speaks,
     takes_late_and_forgets,
     takes_one_in_five_late,
-    work_of,
 )  # fmt: skip
-from tests.stack.drills.drill import Drill, Fault, Measured
+from tests.stack.drills.drill import Drill, Fault
 from tests.stack.drills.faults import (
     both,
     certificate_of,
@@ -43,8 +34,7 @@ from tests.stack.drills.faults import (
     stuttering,
     trigger,
 )  # fmt: skip
-from tests.stack.drills.pace import DISK_BYTES, PACES, overlay
-from tests.stack.drills.report import table, write
+from tests.stack.drills.pace import DISK_BYTES
 from tests.stack.rules import alerts
 
 OPERATORS = "ROW WHEN (new.owner = 'operator')"
@@ -52,34 +42,6 @@ BAD_RULE = """groups:
   - name: by-hand
     rules: [{record: "by:hand", expr: "up * on () up"}]
 """
-
-
-@pytest.fixture(scope="module")
-def folder() -> Generator[Path]:
-    """Where the changed files are."""
-    with TemporaryDirectory(prefix="handoff-alerts-") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def drill(started: Start, folder: Path, say: Callable[[str], None], pytestconfig: pytest.Config) -> Generator[Drill]:
-    """The stack at work, and what is measured on it, which is told at the end."""
-    pace = PACES[str(pytestconfig.getoption("pace"))]
-    overlays = ["without-grafana.yaml", overlay(folder, {"grafana"}, pace)]
-    given = {"deadman-url": "http://catcher:8080/deadman"}
-    with (
-        started(folder, f"{pytestconfig.getoption('project')}-alerts", overlays, given) as stack,
-        Caller(stack, ADA_TOKEN) as ada,
-        Caller(stack, stack.secret("operator-token")) as operator,
-        again_and_again(work_of(ada), threads=2),
-    ):
-        drill = Drill(stack, pace, ada, operator)
-        sleep(pace.usual_s)
-        yield drill
-        for line in table(drill.measured, pace):
-            say(line)
-        if pytestconfig.getoption("write_alerts"):
-            write(drill.measured, pace)
 
 
 def test_postgres_stopped_under_load_pages_once(drill: Drill) -> None:
@@ -376,27 +338,6 @@ def test_logs_that_can_not_be_sent_are_told_of(drill: Drill) -> None:
             )
         ]
     )
-
-
-@pytest.mark.parametrize("service", ["prometheus", "alertmanager"])
-def test_a_silence_is_told_by_a_way_of_its_own(drill: Drill, service: str) -> None:
-    stack, within_s = drill.stack, drill.pace.within_s
-    drill.rest()
-    heard = (
-        "SELECT 'yes' FROM watchdog WHERE silent_since IS NULL AND told = 'resolved'"  # and the last silence's end was told
-    )
-    eventually(lambda: drill.watchdog() == "healthy" and stack.sql(heard), within_s)
-    began = time()
-    with stopped(stack, service):
-        told = eventually(lambda: drill.dead_mans_calls(since=began), within_s, show=drill.watchdog)
-        eventually(lambda: drill.watchdog() == "degraded", within_s)
-        eventually(lambda: "WatchdogSilent" in drill.told(began), within_s)
-    repaired = time()
-    eventually(lambda: drill.watchdog() == "healthy", within_s)
-    seconds = (told[0] - began, drill.told(began)["WatchdogSilent"][0].receipt - began, time() - repaired)
-    drill.measured[f"WatchdogSilent ({service})"] = Measured(f"{service} stopped", len(told), *seconds)
-    eventually(lambda: all(it.end for it in drill.told(began)["WatchdogSilent"]), within_s, show=lambda: drill.told(began))
-    assert len(drill.dead_mans_calls(since=began)) == 2, "its end is told too"
 
 
 def test_every_alert_has_its_fault() -> None:

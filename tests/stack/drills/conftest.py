@@ -1,0 +1,42 @@
+"""The stack that faults are done to, at the chosen pace. What was measured on it is told at the end."""
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import sleep
+
+import pytest
+
+from tests.stack.conftest import ADA_TOKEN, Start
+from tests.stack.drills.agents import Caller, again_and_again, work_of
+from tests.stack.drills.drill import Drill
+from tests.stack.drills.pace import PACES, overlay
+from tests.stack.drills.report import table, write
+
+
+@pytest.fixture(scope="session")
+def folder() -> Generator[Path]:
+    """Where the changed files are."""
+    with TemporaryDirectory(prefix="handoff-alerts-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def drill(started: Start, folder: Path, say: Callable[[str], None], pytestconfig: pytest.Config) -> Generator[Drill]:
+    """The stack at work, and what is measured on it, which is told at the end."""
+    pace = PACES[str(pytestconfig.getoption("pace"))]
+    overlays = ["without-grafana.yaml", overlay(folder, {"grafana"}, pace)]
+    given = {"deadman-url": "http://catcher:8080/deadman"}
+    with (
+        started(folder, f"{pytestconfig.getoption('project')}-alerts", overlays, given) as stack,
+        Caller(stack, ADA_TOKEN) as ada,
+        Caller(stack, stack.secret("operator-token")) as operator,
+        again_and_again(work_of(ada), threads=2),
+    ):
+        drill = Drill(stack, pace, ada, operator)
+        sleep(pace.usual_s)
+        yield drill
+        for line in table(drill.measured, pace):
+            say(line)
+        if pytestconfig.getoption("write_alerts"):
+            write(drill.measured, pace)
