@@ -198,8 +198,6 @@ def test_links_lead_to_pages_that_there_are_and_keep_the_time() -> None:
 def test_alerts_lead_to_pages_that_there_are() -> None:
     uids = {it["annotations"]["dashboard_url"].rpartition("/")[2] for it in alerts().values()}
     assert uids <= set(dashboards())
-    text = (ROOT / "compose.yaml").read_text()
-    assert "RUNBOOK_URL: ${RUNBOOK_URL:-http://127.0.0.1:3000/d/handoff-runbook}" in text
 
 
 def test_the_runbooks_page_has_a_line_an_alert_and_no_link_that_leads_nowhere() -> None:

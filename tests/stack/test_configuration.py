@@ -119,7 +119,11 @@ def test_what_the_configurations_mount_can_not_be_written(services: dict[str, An
 def test_every_image_and_every_knob_stands_in_the_example(services: dict[str, Any]) -> None:
     text = (ROOT / "compose.yaml").read_text()
     example = dict(re.findall(r"^#([A-Z_]+)=(\S*)", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    used = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
+    knob, filled = re.compile(r"\$\{([A-Z_]+):-([^${}]*)\}"), text
+    used: dict[str, str] = {}
+    while found := dict(knob.findall(filled)):  # the innermost first: a default may name another knob
+        used |= found
+        filled = knob.sub(r"\2", filled)
     assert used == {name: value for name, value in example.items() if name != "COMPOSE_PROFILES"}
     pinned = [it["image"] for it in services.values()]
     assert all(re.search(r":[^:/]+$", image) and not image.endswith(":latest") for image in pinned), pinned

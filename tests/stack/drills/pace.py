@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from tests.stack.bundle import HERE, ROOT, shipped
+from tests.stack.bundle import HERE, ROOT
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION: Final = re.compile(r"(\d+)([smhd])")
@@ -124,6 +124,11 @@ def _collector(folder: Path, pace: Pace) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
+def _as_written(service: str) -> dict[str, Any]:
+    """A service of compose.yaml, its variables not filled in."""
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service]
+
+
 def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
     """Write the changed files below `folder`; the Compose file that puts them in place, and adds the catcher."""
     for name in ("prometheus", "alertmanager", "otel-collector"):
@@ -148,7 +153,7 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
             "worker": {"environment": settings},
             "prometheus": {
                 "volumes": [f"{folder}/prometheus:/etc/prometheus:ro"],
-                "command": [*shipped()["services"]["prometheus"]["command"], *often],
+                "command": [*_as_written("prometheus")["command"], *often],
                 "networks": ["sight"],
             },
             "secrets": {"volumes": [f"{folder}/alertmanager:/alertmanager:ro"]},
