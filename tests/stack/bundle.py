@@ -103,6 +103,8 @@ class Stack:
         env_file = folder / "env"
         env_file.write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
         files = ["compose.yaml", *(str(HERE / name) for name in overlays)]
+        # One client, for each reads all certificates anew; no connection outlives an answer, for services restart.
+        self._http = httpx2.Client(timeout=10, limits=httpx2.Limits(max_keepalive_connections=0))
         self._compose = DockerCompose(ROOT, compose_file_name=files, env_file=str(env_file), wait=True)
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
@@ -125,7 +127,7 @@ class Stack:
 
     def get(self, port: str, path: str, **parameters: str) -> Any:
         """The JSON that stands there."""
-        answer = httpx2.get(self.url(port, path), params=parameters, timeout=10)
+        answer = self._http.get(self.url(port, path), params=parameters)
         answer.raise_for_status()
         return answer.json()
 
@@ -140,7 +142,7 @@ class Stack:
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:
         """The spans of a trace, or nothing."""
-        answer = httpx2.get(self.url("JAEGER_PORT", f"/api/v3/traces/{trace_id}"), timeout=10)
+        answer = self._http.get(self.url("JAEGER_PORT", f"/api/v3/traces/{trace_id}"))
         if answer.status_code == 404:
             return []
         resources = answer.raise_for_status().json()["result"]["resourceSpans"]
@@ -173,15 +175,16 @@ class Stack:
 
     def psql(self, role: str, password: str, *statements: str) -> str:
         """What a role gets over the network, each statement a transaction. Raises Failed if it is refused."""
-        say = [word for statement in statements for word in ("-c", statement)]
-        connect = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", role, "-d", "handoff"]
-        return self.compose("exec", "-T", "-e", f"PGPASSWORD={password}", "postgres", *connect, *say).strip()
+        return self._psql("-h", "127.0.0.1", "-U", role, *_each(statements), PGPASSWORD=password)
 
     def sql(self, *statements: str) -> str:
         """What a superuser gets, each statement a transaction."""
-        say = [word for statement in statements for word in ("-c", statement)]
-        connect = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff"]
-        return self.compose("exec", "-T", "postgres", *connect, *say).strip()
+        return self._psql("-h", "/var/run/postgresql", "-U", "postgres", *_each(statements))
+
+    def _psql(self, *arguments: str, **environment: str) -> str:
+        given = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
+        psql = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "handoff", *arguments]
+        return run("docker", "exec", *given, f"{self.project}-postgres-1", *psql).strip()
 
     @asynccontextmanager
     async def agent(self, token: str) -> AsyncGenerator[Agent]:
@@ -192,6 +195,10 @@ class Stack:
             Client(streamable_http_client(self.url("HANDOFF_PORT", "/mcp"), http_client=http)) as client,
         ):
             yield Agent(client)
+
+
+def _each(statements: Sequence[str]) -> list[str]:
+    return [word for statement in statements for word in ("-c", statement)]
 
 
 def eventually(what: Callable[[], Any], within_s: float = 40, show: Callable[[], Any] = str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.stack.bundle import Stack, run
+from tests.stack.bundle import Stack
 from tests.stack.drills.agents import Caller
 from tests.stack.drills.pace import Pace
 
@@ -57,10 +57,11 @@ class Told:
 
 @dataclass(frozen=True)
 class Page:
-    """A notification that somebody is paged with: the alerts that are new in it."""
+    """A notification that somebody is paged with: the alerts that are new in it, and where it leads."""
 
     at: float
     alerts: tuple[str, ...]
+    links: frozenset[str]
 
 
 class Drill:
@@ -74,7 +75,6 @@ class Drill:
         self.measured: dict[str, Measured] = {}
         self.paged: list[Page] = []  # in the last drill
         self._password = stack.secret("database-grafana")
-        self._postgres = stack.container("postgres")["Id"]
 
     def active(self) -> set[str]:
         """The alerts that fire in Prometheus now, but for the one that always does."""
@@ -84,8 +84,7 @@ class Drill:
     def told(self, since: float) -> dict[str, list[Told]]:
         """What was stored of each alert that began since then, the first first."""
         found: dict[str, list[Told]] = {}
-        ask = ["psql", "-XAtq", "-h", "127.0.0.1", "-U", "grafana", "-d", "handoff", "-c", TOLD.format(since=since)]
-        for line in run("docker", "exec", "-e", f"PGPASSWORD={self._password}", self._postgres, *ask).splitlines():
+        for line in self.stack.psql("grafana", self._password, TOLD.format(since=since)).splitlines():
             name, *times = line.split("|")
             found.setdefault(name, []).append(Told(*map(float, times)))
         return found
@@ -97,10 +96,13 @@ class Drill:
         for it in self.stack.get("CATCHER_PORT", "/"):
             if it["path"] == "/page":
                 firing = {(a["fingerprint"], a["startsAt"]): a for a in it["said"]["alerts"] if a["status"] == "firing"}
-                fresh = tuple(sorted({firing[key]["labels"]["alertname"] for key in firing.keys() - before}))
+                new = [firing[key] for key in firing.keys() - before]
                 before |= firing.keys()
-                if fresh and it["at"] > since:
-                    pages.append(Page(it["at"], fresh))
+                if new and it["at"] > since:
+                    links = {it["said"]["externalURL"], *(a["generatorURL"] for a in new)}
+                    links |= {link for a in new for name, link in a["annotations"].items() if name.endswith("_url")}
+                    names = tuple(sorted({a["labels"]["alertname"] for a in new}))
+                    pages.append(Page(it["at"], names, frozenset(links)))
         return pages
 
     def dead_mans_calls(self, since: float) -> list[float]:
