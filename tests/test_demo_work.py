@@ -21,6 +21,7 @@ import pytest
 from handoff.catalog import TOOLS
 from handoff.demo.cast import FAULTS, NAMES, Fault
 from handoff.demo.company import Job
+from handoff.demo.line import Line
 from handoff.demo.scene import STRANGE_REQUEST, Answer, Play, Step
 from handoff.demo.script import REQUEST_TYPES, Act, acts
 from handoff.demo.work import JobImpossible, job_of, script_of, work
@@ -305,6 +306,24 @@ def test_every_fault_is_explained() -> None:
     help_ = subprocess.run([HANDOFF, "demo", "--help"], env=environment(), capture_output=True, text=True, check=True).stdout
 
     assert all(f"{fault} (" in " ".join(help_.split()) for fault in FAULTS)
+
+
+async def test_the_end_comes_even_if_a_breaking_connection_takes_it_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    swallowed = 0
+
+    async def deaf(line: Line) -> None:
+        nonlocal swallowed
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Line, "run", deaf)
+    job = Job("http://127.0.0.1:1/mcp", NAMES[:2], for_s=0.1)
+    async with asyncio.timeout(5):
+        assert await work(job, script_of(job)) == 0
+    assert swallowed == 2
 
 
 async def test_each_fault_shows_its_mark(

@@ -100,11 +100,18 @@ async def work(job: Job, script: Generator[Act]) -> int:
     finally:
         for name in ENDED_BY:
             loop.remove_signal_handler(name)
-        for task in everything:
-            task.cancel()
-        await asyncio.gather(*everything, return_exceptions=True)
+        await _end(everything)
     print(f"Ended after {_clock(began)}: {company.tally}", flush=True)
     return 0
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended: a client whose connection is just breaking may take a cancellation for its own."""
+    while any(not task.done() for task in tasks):
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=CANCEL_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _introduce(job: Job) -> None:
