@@ -6,7 +6,7 @@ from grafana.source.page import Page, chosen, typed
 from grafana.source.panels import Loki, Prom, Traces, figure, lines, lines_of_logs, rising, rows
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-_LINES: Final = '{service_name=~"$service"} |= "$find" |= "$trace" | json | level=~"$level"'
+_LINES: Final = '{service_name=~"$service"} |= `$find` |= `$trace` | json | level=~"$level"'
 _SPAN: Final = "span_name"
 
 PAGE: Final = Page(

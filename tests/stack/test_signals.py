@@ -13,7 +13,7 @@ from tests.stack.bundle import Stack, eventually
 from tests.stack.conftest import ADA_TOKEN
 
 COUNT = "mcp_server_operation_duration_seconds_count"
-OUTAGE_S = 120
+OUTAGE_S = 60
 CALLS_PER_S = 15  # below what is sampled, so that each call has its trace
 BACK_ENDS = ("prometheus", "loki", "jaeger")
 
