@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack test-stack-bundle test-stack-alerts test-stack-pages check dashboards bench doctor open clean
+.PHONY: run demo test test-stack check dashboards bench doctor open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -18,20 +18,17 @@ doctor: .venv/.ready         ## what is wrong here, and what to do about it
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
 	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack
 
-# Three stacks beside one another, for most of their time is waiting. What each prints comes when it has ended.
-ALERTS := tests/stack/drills
-PAGES := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
+# Four stacks beside one another, for most of their time is waiting. What each prints comes when it has ended.
+LANES := bundle pages outages work
+pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
+outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_silence.py)
+work_tests := tests/stack/drills/test_work.py
+bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-stack-bundle test-stack-alerts test-stack-pages
+	@$(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target $(LANES:%=test-stack-%)
 
-test-stack-bundle: .venv/.ready
-	.venv/bin/pytest tests/stack $(addprefix --ignore=,$(ALERTS) $(PAGES))
-
-test-stack-alerts: .venv/.ready
-	.venv/bin/pytest $(ALERTS)
-
-test-stack-pages: .venv/.ready
-	.venv/bin/pytest --project=handoff-pages $(PAGES)
+test-stack-%: .venv/.ready   ## one of them
+	.venv/bin/pytest --project=handoff-$* $($*_tests)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
 	.venv/bin/ruff check

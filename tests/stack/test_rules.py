@@ -89,6 +89,11 @@ def test_every_alert_says_what_how_much_and_what_to_do() -> None:
         assert name == "Watchdog" or "for" in it, name
 
 
+def test_every_alert_has_its_fault() -> None:
+    drills = "".join(it.read_text() for it in (Path(__file__).parent / "drills").glob("test_*.py"))
+    assert {name for name in alerts() if f'"{name}"' not in drills} == {"Watchdog"}  # whose silence is a fault
+
+
 def test_every_alert_has_its_heading_in_the_runbook_and_every_heading_its_alert() -> None:
     headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert sorted(headings) == sorted([*alerts(), "WatchdogSilent"])

@@ -1,0 +1,171 @@
+"""Programs that stop, hang or can't be told of, and what fills up: alerts by their faults. A cause is told once."""
+
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from tests.stack.drills.agents import again_and_again, speaks
+from tests.stack.drills.drill import Drill, Fault
+from tests.stack.drills.faults import (
+    both,
+    certificate_of,
+    connections_taken,
+    cut_off,
+    disk_filling,
+    failing_heartbeat,
+    file_added,
+    hanging_proxy,
+    memory_short,
+    pager_refuses,
+    stopped,
+)
+from tests.stack.drills.pace import DISK_BYTES
+
+BAD_RULE = """groups:
+  - name: by-hand
+    rules: [{record: "by:hand", expr: "up * on () up"}]
+"""
+
+
+def test_postgres_stopped_under_load_pages_once(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "Postgres stopped",
+                lambda it: stopped(it.stack, "postgres"),
+                ("HandoffDatabaseDown",),
+                late=("HandoffDatabaseDown",),
+            )
+        ]
+    )
+    assert drill.measured["HandoffDatabaseDown"].pages == 1
+    assert [page.alerts for page in drill.paged] == [("HandoffDatabaseDown",)]
+
+
+def test_the_service_stopped_under_load_pages_once(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "service stopped",
+                lambda it: stopped(it.stack, "service"),
+                ("HandoffServiceAbsent",),
+                late=("HandoffServiceAbsent",),
+            )
+        ]
+    )
+    assert [page.alerts for page in drill.paged] == [("HandoffServiceAbsent",)]
+
+
+def test_the_collector_stopped_pages_once_with_links_to_this_stack(drill: Drill) -> None:
+    drill.do([Fault("collector stopped", lambda it: stopped(it.stack, "otel-collector"), ("HandoffCollectorDown",))])
+    (page,) = drill.paged
+    assert page.alerts == ("HandoffCollectorDown",)
+    (query,) = (it for it in page.links if it.startswith(drill.stack.url("PROMETHEUS_PORT")))
+    assert parse_qs(urlsplit(query).query)["g0.expr"] == ['max(up{job="otel-collector"}) == 0']
+    assert page.links - {query} == {
+        drill.stack.url("ALERTMANAGER_PORT"),
+        drill.stack.url("GRAFANA_PORT", "/d/handoff-pipeline"),
+        drill.stack.url("GRAFANA_PORT", "/d/handoff-runbook#handoffcollectordown"),
+    }
+
+
+def test_programs_that_stop_or_hang_are_told_of(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault("worker stopped", lambda it: stopped(it.stack, "worker"), ("HandoffWorkerAbsent",)),
+            Fault("Redis stopped", lambda it: stopped(it.stack, "redis"), ("HandoffCacheDown",)),
+            Fault("Loki stopped", lambda it: stopped(it.stack, "loki"), ("HandoffBackendDown",)),
+            Fault("proxy hangs", lambda it: hanging_proxy(it.stack), ("HandoffTargetDown",)),
+        ]
+    )
+    assert [page.alerts for page in drill.paged] == [("HandoffWorkerAbsent",)]
+
+
+def test_a_pager_that_refuses_is_told_of_elsewhere(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "pager answers 403",
+                lambda it: both(pager_refuses(it.stack), stopped(it.stack, "worker")),
+                ("HandoffNotificationsFailing",),
+            ),
+        ]
+    )
+
+
+def test_configurations_that_are_wrong_are_told_of(drill: Drill, folder: Path) -> None:
+    prometheus = folder / "prometheus"
+    drill.do(
+        [
+            Fault(
+                "rule that can't be evaluated",
+                lambda it: file_added(it.stack, prometheus / "rules" / "by-hand.yml", BAD_RULE, "prometheus"),
+                ("HandoffRuleFailures",),
+            )
+        ],
+        [
+            Fault(
+                "configuration that can't be read",
+                lambda it: file_added(it.stack, prometheus / "prometheus.yml", "by-hand: 1\n", "prometheus"),
+                ("HandoffConfigReloadFailed",),
+            )
+        ],
+    )
+
+
+def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "disk fills",
+                lambda it: disk_filling(it.stack, "otel-collector", DISK_BYTES, it.pace.fill_s),
+                ("HandoffDiskFilling", "HandoffDiskHigh", "HandoffDiskCritical"),
+                muted=("HandoffDiskFilling", "HandoffDiskHigh"),
+            ),
+            Fault(
+                "certificate of 10 days",
+                lambda it: certificate_of(it.stack, 10),
+                ("HandoffCertificateExpiring",),
+                muted=("HandoffCertificateExpiring",),
+            ),
+            Fault(
+                "88 of 100 connections taken",
+                lambda it: connections_taken(it.stack, 88),
+                ("HandoffDatabaseConnectionsHigh",),
+            ),
+            Fault(
+                "worker's memory at 85 %",
+                lambda it: memory_short(it.stack, "worker", 0.85),
+                ("HandoffMemoryHigh",),
+                muted=("HandoffMemoryHigh",),
+            ),
+        ],
+        [
+            Fault("certificate of 2 days", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)),
+            Fault("worker's memory at 97 %", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
+        ],
+    )
+
+
+def test_a_worker_that_is_stuck_is_told_of(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "heartbeat can't be written",
+                lambda it: failing_heartbeat(it.stack),
+                ("HandoffWorkerJobFailing", "HandoffWorkerStalled"),
+                muted=("HandoffWorkerJobFailing",),
+            )
+        ]
+    )
+
+
+def test_logs_that_can_not_be_sent_are_told_of(drill: Drill) -> None:
+    drill.do(
+        [
+            Fault(
+                "Loki can't be reached, its queue full",
+                lambda it: both(cut_off(it.stack, "loki"), again_and_again(speaks(it.ada), threads=4, every_s=0.01)),
+                ("HandoffCollectorQueueFilling", "HandoffTelemetryDropped", "HandoffTelemetryRefused"),
+            )
+        ]
+    )
