@@ -163,21 +163,21 @@ def takes_late_and_forgets(stack: Stack, ada: Caller, operator: Caller) -> None:
 
 
 def seldom_ill(stack: Stack, ada: Caller, operator: Caller) -> Callable[[], Work]:
-    """Twenty reads and an offer that is taken; of five offers one had waited for two hours, and with one in eight comes a
-    session. So whatever the machine's speed, at most one call in twenty is an offer, and one in 150 a session.
+    """Twenty-five reads and an offer that is taken; of five offers one had waited for two hours, and with one in six comes
+    a session. So whatever the machine's speed, at most one call in 29 is an offer, and one in 174 a session.
     """
 
     def make() -> Work:
         session, counted = ada.session(), count(1)
 
         def work() -> None:
-            _reads(ada, session, 20)
+            _reads(ada, session, 25)
             handoff, number = ada.offer("operator"), next(counted)
             if number % 5 == 0:
                 stack.sql(f"UPDATE handoff SET updated_at = now() - interval '2 hours' WHERE id = {handoff}")
             token = operator("accept_handoff", handoff_id=handoff)["handoff"]["token"]
             operator("resolve_handoff", handoff_id=handoff, token=token, action="complete")
-            if number % 8 == 0:
+            if number % 6 == 0:
                 operator.session()
 
         return work
