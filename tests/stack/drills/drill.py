@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.stack.bundle import Stack
+from tests.stack.bundle import Failed, Stack
 from tests.stack.drills.agents import Caller
 from tests.stack.drills.pace import Pace
 
@@ -174,7 +174,7 @@ class Drill:
 def _now(holds: Callable[[], bool]) -> bool:
     try:
         return holds()
-    except httpx2.HTTPError:  # who is asked has only just been started again
+    except (httpx2.HTTPError, Failed):  # who is asked has only just been started again
         return False
 
 
