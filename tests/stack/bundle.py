@@ -1,10 +1,12 @@
 """The bundle as it ships, started under a name and on ports of its own, and what the tests ask of it."""
 
+import itertools
 import json
+import os
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
@@ -77,13 +79,19 @@ def shipped(*profiles: str) -> dict[str, Any]:
     return json.loads(run(*command, timeout_s=30))
 
 
+# Below those that the kernel gives to whoever asks, and for each process its own: stacks start beside one another, and what
+# is free now has to be free still when Docker publishes it.
+_ports = itertools.count(20_000 + os.getpid() % 120 * 100)
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
+    """Ports that nobody listens on."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_ports)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
 
 
 class Stack:
