@@ -171,6 +171,13 @@ def test_latency_is_shown_as_p50_p95_p99_and_a_heat_map() -> None:
         assert "heatmap" in {it["type"] for it in panels.panels(page)}, uid
 
 
+def test_calls_that_wait_by_design_are_left_out_of_what_all_calls_take() -> None:
+    asked = [it.text for page in dashboards().values() for it in questions(page)]
+    timed = [it for it in asked if "mcp_server_operation_duration_seconds_bucket" in it and "by (gen_ai_tool_name" not in it]
+    assert len(timed) > 7
+    assert [it for it in timed if 'gen_ai_tool_name!="get_inbox"' not in it] == []
+
+
 def test_every_ratio_that_is_counted_has_its_count_beside_it() -> None:
     for name, it in every_panel():
         shares = re.findall(
