@@ -11,6 +11,7 @@ from handoff.instruments import Histogram
 from tests.stack.bundle import ROOT
 
 RULES: Final = ROOT / "prometheus" / "rules"
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 # Each is looked for in the running stack: by test_rules.py what rules name, by test_panels.py what panels ask.
 FOREIGN: Final = {
     # Prometheus and Alertmanager, of themselves and of what they scrape
@@ -42,6 +43,11 @@ ONCE_A_QUEUE_WAS_FULL: Final = {
     f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
 }
 ONLY_WHERE_THERE_IS_ONE: Final = {"handoff_certificate_expiry_timestamp_seconds", "handoff_db_slow_statements_total"}
+
+
+def seconds(duration: str) -> int:
+    """What Prometheus calls a duration: `1h30m` is 5400, nothing is 0."""
+    return sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhd])", duration))
 
 
 def rules() -> list[dict[str, Any]]:

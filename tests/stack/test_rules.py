@@ -23,6 +23,7 @@ from tests.stack.rules import (
     named,
     named_by_rules,
     rules,
+    seconds,
 )
 
 RUNBOOK = (ROOT / "prometheus" / "runbook.md").read_text()
@@ -137,14 +138,35 @@ def test_every_severity_goes_to_its_receivers(images: dict[str, str], severity: 
 
 
 def test_what_mutes_and_what_is_muted_are_alerts_that_there_are() -> None:
+    for one in (one for pair in muting() for one in pair):
+        assert matching(one), one
+
+
+def test_what_mutes_a_page_outlives_it_or_keeps_it_from_firing() -> None:
+    found = alerts()
+    for source, target in ((a, b) for one, other in muting() for a in matching(one) for b in matching(other)):
+        rule, page = found[source], found[target]
+        if page["labels"]["severity"] == "critical":
+            guards = re.findall(r'unless on \(\) handoff:cause_known:max30m\{alertname=~"([^"]+)"', page["expr"])
+            looks_back_s = min((seconds(it) for it in re.findall(r"(?:\[|_|[a-z])(\d+m)\b", page["expr"])), default=0)
+            outlives = seconds(rule.get("keep_firing_for", "")) > looks_back_s + seconds(page.get("keep_firing_for", ""))
+            assert outlives or (guards and source in guards[0].split("|")), f"{source} leaves {target} to page after it"
+
+
+def muting() -> list[tuple[str, str]]:
+    """Patterns of alerts: what mutes, and what it mutes."""
     config = yaml.safe_load((ROOT / "alertmanager" / "alertmanager.yml").read_text())
-    names = set(alerts())
+    pairs: list[tuple[str, str]] = []
     for it in config["inhibit_rules"]:
-        for matcher in (*it["source_matchers"], *it["target_matchers"]):
-            pattern = re.fullmatch(r'alertname =~? "?([^"]+)"?', matcher)
-            assert pattern is not None, matcher
-            for one in re.split(r"\|(?![^(]*\))", pattern[1]):
-                assert [name for name in names if re.fullmatch(one, name)], one
+        (source,), (target,) = it["source_matchers"], it["target_matchers"]
+        one, other = (matcher.partition("~ " if "=~" in matcher else "= ")[2].strip('"') for matcher in (source, target))
+        pairs += [(one, part) for part in re.split(r"\|(?![^(]*\))", other)]
+    return pairs
+
+
+def matching(pattern: str) -> list[str]:
+    """The alerts that a pattern names."""
+    return [name for name in alerts() if re.fullmatch(pattern, name)]
 
 
 async def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(stack: Stack) -> None:

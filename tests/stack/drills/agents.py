@@ -132,14 +132,14 @@ def speaks(caller: Caller) -> Callable[[], Work]:
     return make
 
 
-def registers_among_reads(ada: Caller, operator: Caller) -> Callable[[], Work]:
-    """Five reads and one session: whatever the machine's speed, a sixth of the calls, and far less of the statements."""
+def registers_among_reads(ada: Caller, operator: Caller, reads: int) -> Callable[[], Work]:
+    """So many reads and one session: whatever the machine's speed, one call among them, and far less of the statements."""
 
     def make() -> Work:
         session = ada.session()
 
         def work() -> None:
-            _reads(ada, session, 5)
+            _reads(ada, session, reads)
             operator.session()
 
         return work

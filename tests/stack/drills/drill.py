@@ -11,6 +11,7 @@ import httpx2
 from tests.stack.bundle import Failed, Stack
 from tests.stack.drills.agents import Caller
 from tests.stack.drills.pace import Pace
+from tests.stack.rules import alerts
 
 # What is told counts from its receipt; what could not be told while the fault lasted has it afterwards.
 TOLD: Final = """
@@ -23,7 +24,8 @@ TOLD: Final = """
 @dataclass(frozen=True, eq=False)
 class Fault:
     """What is done, and the alerts that it brings about. Of these, `late` ones are told only after the repair, and the end
-    of `muted` ones is not told, for something worse mutes it.
+    of `muted` ones is not told, for something worse mutes it. It pages once, if one of them is critical, and besides with
+    those that it shares with a fault of their own.
     """
 
     what: str
@@ -31,6 +33,7 @@ class Fault:
     alerts: tuple[str, ...]
     late: tuple[str, ...] = ()
     muted: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Drill:
         self.ada = ada
         self.operator = operator
         self.measured: dict[str, Measured] = {}
-        self.paged: list[Page] = []  # in the last drill
+        self.paged: list[Page] = []  # since the drill before
+        self._seen_until = time()
         self._password = stack.secret("database-grafana")
 
     def active(self) -> set[str]:
@@ -119,7 +123,7 @@ class Drill:
 
     def do(self, *stages: Sequence[Fault]) -> None:
         """Do the faults of each stage at once, stage upon stage, each when the alerts of the one before were told; repair
-        them; wait until all alerts are over and that was told too, if the pace lets that be.
+        them; wait until all alerts are over and that was told too, if the pace lets that be. Each must have paged once.
         """
         self.rest()
         faults = [it for stage in stages for it in stage]
@@ -149,6 +153,7 @@ class Drill:
         settled = over if self.pace.until_over else lambda: names <= self.told(since).keys()
         wait(settled, self.pace.within_s, lambda: f"active {self.active()}, told {self.told(since)}")
         self._measure(faults, since, began, {name: max(0.0, at - repaired[name]) for name, at in ended.items()})
+        self._paged_once(faults)
 
     def _see(self, since: float, names: set[str], late: set[str], fired: set[str]) -> None:
         """Wait until alerts fire and are told, but for the late ones, which only fire."""
@@ -161,14 +166,24 @@ class Drill:
         wait(lambda: not missing(), self.pace.within_s, lambda: f"missing {missing()}, active {self.active()}")
 
     def _measure(self, faults: Sequence[Fault], since: float, began: dict[str, float], over_s: dict[str, float]) -> None:
-        told, pages = self.told(since), self.pages(since)
-        self.paged = pages
+        told = self.told(since)
+        self.paged, self._seen_until = self.pages(self._seen_until), time()
         for it in faults:
-            count = sum(bool({*it.alerts} & {*page.alerts}) for page in pages)
+            count = sum(bool({*it.alerts} & {*page.alerts}) for page in self.paged)
             for name in it.alerts:
                 first = told[name][0]
                 seconds = (first.begin - began[name], first.receipt - began[name], over_s.get(name))
                 self.measured[name] = Measured(it.what, count, *seconds)
+
+    def _paged_once(self, faults: Sequence[Fault]) -> None:
+        rules, paged = alerts(), [name for page in self.paged for name in page.alerts]
+        for it in faults:
+            critical = {name for name in it.alerts if rules[name]["labels"]["severity"] == "critical"}
+            count = sum(bool(critical & {*page.alerts}) for page in self.paged)
+            assert count == bool(critical), f"{it.what}: {count} pages, {self.paged}"
+        assert len(paged) == len(set(paged)), f"told twice: {self.paged}"
+        brought = {name for it in faults for name in (*it.alerts, *it.shared)}
+        assert set(paged) <= brought, f"also paged: {set(paged) - brought}"
 
 
 def _now(holds: Callable[[], bool]) -> bool:

@@ -7,15 +7,15 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from tests.stack.bundle import HERE, ROOT
+from tests.stack.rules import seconds
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_DURATION: Final = re.compile(r"(\d+)([smhd])")
 _WINDOW: Final = re.compile(r"\[(\w+)\]")
 WINDOW_S_MIN: Final = 6  # figures come every second; a rate wants some of them, and some are late
 LOOKBACK_S: Final = 10  # how long a series counts that is not sent any more; Prometheus's default is 5 minutes
@@ -23,6 +23,7 @@ QUEUE_BYTES: Final = 1_000_000  # of logs, which is some seconds of a lot of wor
 DISK_BYTES: Final = 64 << 20  # of the file system that the collector tells of
 WATCHDOG_TIMEOUT_S: Final = 8
 CUT_OFF: Final = {"tool_very_slow_seconds": 3}  # a statement ends at 5, so no registering takes the 10 that ship
+_WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # seconds that an alert waits for at most, and those it waits for instead
 # What no test could wait for.
 QUICK_THRESHOLDS: Final = CUT_OFF | {
     "jobs_age_seconds": 15,  # of jobs done every second
@@ -50,14 +51,9 @@ PACES: Final = {
 }
 
 
-def _seconds(duration: str) -> int:
-    """`1h30m` is 5400."""
-    return sum(int(count) * _UNITS[unit] for count, unit in _DURATION.findall(duration))
-
-
 def _window(found: re.Match[str]) -> str:
     """A window, so shortened that a longer one stays longer: 5m is 6s, 1h 13s, 3d 46s."""
-    return f"[{max(WINDOW_S_MIN, round(WINDOW_S_MIN * (_seconds(found[1]) / 300) ** 0.3))}s]"
+    return f"[{max(WINDOW_S_MIN, round(WINDOW_S_MIN * (seconds(found[1]) / 300) ** 0.3))}s]"
 
 
 def _set(rules: dict[str, Any], thresholds: dict[str, int]) -> None:
@@ -71,10 +67,10 @@ def _shorten(rules: dict[str, Any]) -> None:
         group.pop("interval", None)
         for rule in group["rules"]:
             rule["expr"] = _WINDOW.sub(_window, str(rule["expr"]))
-            if "for" in rule:  # a cause, which waits for half a minute, still comes before what it brings about
-                rule["for"] = "1s" if _seconds(rule["for"]) <= 30 else "2s" if _seconds(rule["for"]) <= 60 else "3s"
-            if "keep_firing_for" in rule:  # still longer than the shortest windows
-                rule["keep_firing_for"] = f"{WINDOW_S_MIN + 2}s"
+            if "for" in rule:  # what comes first still does
+                rule["for"] = next(f"{quick}s" for most_s, quick in _WAITS.items() if seconds(rule["for"]) <= most_s)
+            if "keep_firing_for" in rule:  # what outlasts the shortest windows, and one another, still does
+                rule["keep_firing_for"] = f"{WINDOW_S_MIN + max(2, seconds(rule['keep_firing_for']) // 60 - 4)}s"
 
 
 def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:

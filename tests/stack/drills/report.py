@@ -13,7 +13,7 @@ _HEAD: Final = """# Each alert, and the fault that fires it
 
 Written by `.venv/bin/pytest tests/stack/drills --write-alerts`, which does each fault to a running stack, repairs
 it, and looks at what came. The stack is the shipped one at a quicker pace: rules are evaluated each second, their windows
-are shortened (5 minutes to 6 s, 3 days to 46 s), and `for` to 1 to 3 s. So the seconds tell how things follow one another,
+are shortened (5 minutes to 6 s, 3 days to 46 s), and `for` to 1 to 5 s. So the seconds tell how things follow one another,
 not how long they take in the field. There an alert waits for what the last column says, on top of the 15 s of a scrape and
 an evaluation, and of 10 s in Alertmanager (tickets outside: 30 s) for what belongs together to come together.
 
