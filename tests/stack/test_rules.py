@@ -182,6 +182,15 @@ async def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(sta
     assert broken == []
 
 
+async def test_what_the_collector_counts_is_not_counted_again_by_a_back_end_built_alike(stack: Stack) -> None:
+    async with stack.agent(ADA_TOKEN) as ada:
+        await ada.session("ada")
+    eventually(lambda: stack.promql('otelcol_receiver_accepted_spans_total{job="otel-collector"} > 0'), within_s=60)
+    eventually(lambda: stack.promql('otelcol_process_uptime_seconds_total{job="jaeger"} > 30'), within_s=60)
+    counting = stack.promql('group by (job) ({__name__=~"otelcol_(receiver|processor|exporter)_.+"})')
+    assert [it["metric"]["job"] for it in counting] == ["otel-collector"]
+
+
 async def test_the_heartbeat_arrives_and_can_be_read(stack: Stack) -> None:
     async with stack.agent(stack.secret("operator-token")) as operator, asyncio.timeout(150):
         while (heard := (await operator.read("handoff://alerts"))["watchdog"])["age_s"] is None:

@@ -109,7 +109,7 @@ def _collector(folder: Path, pace: Pace) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for it in config["exporters"].values():
         if "loki" in it["endpoint"]:
-            it["sending_queue"]["queue_size"] = QUEUE_BYTES
+            it["sending_queue"] = it["sending_queue"] | {"queue_size": QUEUE_BYTES}  # the others' stays: they are aliases
     if pace.quick:
         for it in config["receivers"].values():
             it.update(dict.fromkeys({"collection_interval", "initial_delay"} & it.keys(), "1s"))
