@@ -121,6 +121,19 @@ def failing_heartbeat(stack: Stack) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def locked(stack: Stack, table: str) -> Generator[None]:
+    """A table that somebody keeps to himself, as a migration by hand or a forgotten transaction does."""
+    keep = f"BEGIN; SET application_name = 'by-hand'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
+    psql = ("psql", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff")
+    stack.compose("exec", "-T", "--detach", "postgres", *psql, "-c", keep)
+    eventually(lambda: stack.sql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"))
+    try:
+        yield
+    finally:
+        _end_by_hand(stack)
+
+
+@contextmanager
 def connections_taken(stack: Stack, all_in_all: int) -> Generator[None]:
     """Connections to Postgres that somebody opens and keeps, until there are so many."""
     count = all_in_all - int(stack.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
@@ -138,7 +151,11 @@ asyncio.run(keep())
     try:
         yield
     finally:
-        stack.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'by-hand'")
+        _end_by_hand(stack)
+
+
+def _end_by_hand(stack: Stack) -> None:
+    stack.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'by-hand'")
 
 
 @contextmanager

@@ -69,8 +69,8 @@ def _shorten(rules: dict[str, Any]) -> None:
             rule["expr"] = _WINDOW.sub(_window, str(rule["expr"]))
             if "for" in rule:  # what comes first still does
                 rule["for"] = next(f"{quick}s" for most_s, quick in _WAITS.items() if seconds(rule["for"]) <= most_s)
-            if "keep_firing_for" in rule:  # what outlasts the shortest windows, and one another, still does
-                rule["keep_firing_for"] = f"{WINDOW_S_MIN + max(2, seconds(rule['keep_firing_for']) // 60 - 4)}s"
+            if "keep_firing_for" in rule:  # what outlasts the shortest windows, and what outlasts that, still does
+                rule["keep_firing_for"] = f"{max(WINDOW_S_MIN + 2, seconds(rule['keep_firing_for']) // 30 - 4)}s"
 
 
 def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:
