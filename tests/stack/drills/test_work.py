@@ -96,8 +96,8 @@ def test_slow_statements_are_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registering takes 2.2 s",
-                lambda it: both(slow(it.stack, "session", 2.2), again_and_again(registers(it.operator), threads=5)),
+                "registering takes 1.6 s",
+                lambda it: both(slow(it.stack, "session", 1.6), again_and_again(registers(it.operator), threads=5)),
                 ("HandoffToolSlow", "HandoffDatabaseSlowStatements", "HandoffLatencyBudgetBurn"),
             )
         ]
