@@ -18,7 +18,7 @@ not how long they take in the field. There an alert waits for what the last colu
 an evaluation, and of 10 s in Alertmanager (tickets outside: 30 s) for what belongs together to come together.
 
 *Told* is when it was stored from Alertmanager's notification; *over* counts from the repair. *Pages* are the notifications
-that people were paged with for that fault, all its alerts together.
+that people were paged with for that fault, all its alerts together: one, if one of them is critical, or the drill fails.
 
 | Alert | Severity | Fault | Fires after (s) | Told after (s) | Over after (s) | Pages | Shipped: waits |
 |---|---|---|---|---|---|---|---|
@@ -27,7 +27,7 @@ _SHIPPED: Final = """
 ## At the shipped pace
 
 Written by the same command with `--pace shipped`, a fault at a time: nothing is shortened, a stack is six minutes at work
-before its fault is done, and it is not waited for the end. What is not in this table was not measured so.
+before its fault is done, and it is not waited for the end. A row names the fault that it was measured with.
 
 | Alert | Fault | Fires after (s) | Told after (s) |
 |---|---|---|---|
