@@ -109,9 +109,9 @@ def slow(stack: Stack, table: str, seconds: float) -> AbstractContextManager[Non
     return trigger(stack, "INSERT", table, f"PERFORM pg_sleep({seconds})")
 
 
-def failing(stack: Stack, table: str) -> AbstractContextManager[None]:
-    """No insert into a table succeeds."""
-    return trigger(stack, "INSERT", table, "RAISE EXCEPTION 'done by hand'")
+def failing(stack: Stack, table: str, each: str = "STATEMENT") -> AbstractContextManager[None]:
+    """No insert into a table succeeds, of those that `each` names."""
+    return trigger(stack, "INSERT", table, "RAISE EXCEPTION 'done by hand'", each)
 
 
 def failing_heartbeat(stack: Stack) -> AbstractContextManager[None]:

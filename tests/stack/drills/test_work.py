@@ -28,7 +28,6 @@ from tests.stack.drills.faults import (
     offer_left_lying,
     slow,
     stuttering,
-    trigger,
 )
 
 RUNBOOK: Final = ROOT / "prometheus" / "runbook.md"
@@ -169,7 +168,7 @@ def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Dr
             Fault(
                 "one agent's registering fails",
                 lambda it: both(
-                    trigger(it.stack, "INSERT", "session", "RAISE EXCEPTION 'by hand'", OPERATORS),
+                    failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=5), every_s=0.05),
                 ),
                 ("HandoffErrorRatioHigh",),
@@ -194,7 +193,7 @@ def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: D
             Fault(
                 "one call in 25 fails",
                 lambda it: both(
-                    trigger(it.stack, "INSERT", "session", "RAISE EXCEPTION 'by hand'", OPERATORS),
+                    failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=24), threads=2, every_s=0.1),
                 ),
                 ("HandoffAvailabilityBudgetBurn",),
@@ -209,7 +208,7 @@ def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill
             Fault(
                 "few calls fail, few take 0.7 s, and one offer in five is taken late",
                 lambda it: both(
-                    trigger(it.stack, "INSERT", "session", "RAISE EXCEPTION 'by hand'", OPERATORS),
+                    failing(it.stack, "session", OPERATORS),
                     slow(it.stack, "handoff", 0.7),
                     again_and_again(seldom_ill(it.stack, it.ada, it.operator), every_s=0.01),
                 ),
