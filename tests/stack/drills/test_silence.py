@@ -26,3 +26,5 @@ def test_a_silence_is_told_by_a_way_of_its_own(drill: Drill, service: str) -> No
     drill.measured[f"WatchdogSilent ({service})"] = Measured(f"{service} stopped", len(told), *seconds)
     eventually(lambda: all(it.end for it in drill.told(began)["WatchdogSilent"]), within_s, show=lambda: drill.told(began))
     assert len(drill.dead_mans_calls(since=began)) == 2, "its end is told too"
+    drill.rest()
+    assert not drill.pages(since=began), "told once, by its own way"
