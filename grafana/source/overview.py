@@ -76,7 +76,7 @@ PAGE: Final = Page(
                     "Share of tool calls that failed by our fault within 5 minutes; beside it, how many calls that is of.",
                     "percentunit",
                     Prom("handoff:tool_calls_failed:ratio_rate5m", "failed"),
-                    Prom("handoff:tool_calls:increase5m", "of calls", unit="short"),
+                    Prom("sum(handoff:tool_calls:increase5m)", "of calls", unit="short"),
                     steps=rising(limit("error_ratio") / 5, limit("error_ratio")),
                     width=6,
                     links={"Tools": to("tools")},

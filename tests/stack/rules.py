@@ -15,8 +15,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 # Each is looked for in the running stack: by test_rules.py what rules name, by test_panels.py what panels ask.
 FOREIGN: Final = {
     # Prometheus and Alertmanager, of themselves and of what they scrape
-    "ALERTS", "up", "process_start_time_seconds",
-    "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "ALERTS", "up", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
     "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
     "prometheus_notifications_dropped_total", "prometheus_notifications_errors_total",
     "prometheus_rule_evaluation_failures_total", "prometheus_rule_group_last_duration_seconds",

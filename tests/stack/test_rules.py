@@ -153,6 +153,15 @@ def test_what_mutes_a_page_outlives_it_or_keeps_it_from_firing() -> None:
             assert outlives or (guards and source in guards[0].split("|")), f"{source} leaves {target} to page after it"
 
 
+def test_what_pages_stays_a_while_so_that_what_comes_and_goes_is_one_page() -> None:
+    pages = {name: it for name, it in alerts().items() if it["labels"]["severity"] == "critical"}
+    pages.pop("HandoffCertificateExpiresSoon")  # which time alone does not mend
+    for name, it in pages.items():
+        assert seconds(it.get("keep_firing_for", "")) >= 180, name
+        stays = f"stays for {seconds(it['keep_firing_for']) // 60} minutes more"
+        assert stays in RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0], f"{name}: the runbook says how long"
+
+
 def muting() -> list[tuple[str, str]]:
     """Patterns of alerts: what mutes, and what it mutes."""
     config = yaml.safe_load((ROOT / "alertmanager" / "alertmanager.yml").read_text())

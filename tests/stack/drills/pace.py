@@ -28,6 +28,7 @@ _WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # seconds that an alert waits fo
 QUICK_THRESHOLDS: Final = CUT_OFF | {
     "jobs_age_seconds": 15,  # of jobs done every second
     "disk_forecast_seconds": 60,
+    "tool_very_slow_calls_min": 2,  # within seconds, each of which takes some
 }
 
 
@@ -70,7 +71,7 @@ def _shorten(rules: dict[str, Any]) -> None:
             if "for" in rule:  # what comes first still does
                 rule["for"] = next(f"{quick}s" for most_s, quick in _WAITS.items() if seconds(rule["for"]) <= most_s)
             if "keep_firing_for" in rule:  # what outlasts the shortest windows, and what outlasts that, still does
-                rule["keep_firing_for"] = f"{max(WINDOW_S_MIN + 2, seconds(rule['keep_firing_for']) // 30 - 4)}s"
+                rule["keep_firing_for"] = f"{seconds(rule['keep_firing_for']) // 30 + 2}s"
 
 
 def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:
