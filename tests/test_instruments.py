@@ -92,3 +92,33 @@ def test_an_exemplar_is_shown_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("handoff.instruments.time_ns", lambda: later)
 
     assert points(histogram)[("kind", "a"),].exemplars == []
+
+
+def test_a_sum_begins_when_it_was_first_recorded_so_that_its_first_value_is_a_rise() -> None:
+    counter, histogram = Counter("c", "", "", KIND), Histogram("h", "s", "", (1.0,), KIND)
+    begun: dict[str, tuple[int, int]] = {}
+    for kind in ("a", "b"):
+        before = time.time_ns()
+        counter.add(1, kind)
+        histogram.record(1, kind)
+        begun[kind] = before, time.time_ns()
+    counter.add(1, "a")
+    histogram.record(1, "a")
+
+    for found in (points(counter), points(histogram)):
+        for kind, (before, after) in begun.items():
+            assert before <= found[("kind", kind),].start_time_unix_nano <= after
+
+
+def test_what_is_kept_elsewhere_begins_when_it_was_asked_for_the_last_time_before_it_was_there() -> None:
+    kept: list[tuple[float, tuple[str, ...]]] = [(1, ("a",))]
+    made = time.time_ns()
+    counter = Counter("c", "", "", KIND)
+    counter.source = lambda: kept
+    first = points(counter)[("kind", "a"),]
+    kept.append((5, ("b",)))
+    later = points(counter)
+
+    assert made <= first.start_time_unix_nano < first.time_unix_nano
+    assert later[("kind", "a"),].start_time_unix_nano == first.start_time_unix_nano
+    assert later[("kind", "b"),].start_time_unix_nano == first.time_unix_nano

@@ -60,6 +60,17 @@ async def test_each_signal_of_each_service_arrives(stack: Stack, service: str, s
     eventually(lambda: ask(ARRIVES[service, signal]))
 
 
+async def test_what_happens_for_the_first_time_is_counted_as_an_increase(stack: Stack) -> None:
+    """A series that begins at seven did rise by seven, or nobody is told of the first failures of a kind."""
+    series = f'{COUNT}{{gen_ai_tool_name="accept_handoff", handoff_error_code="handoff_not_found"}}'
+    assert not stack.promql(series)
+    async with stack.agent(ADA_TOKEN) as ada:
+        for _ in range(7):
+            await ada.refused("accept_handoff", agent="ada", handoff_id=10**9)
+    eventually(lambda: stack.promql(f"{series} == 7"), within_s=60)
+    eventually(lambda: stack.promql(f"increase({series}[5m]) > 6.5"), show=lambda: stack.promql(f"{series}[5m]"))
+
+
 async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(stack: Stack) -> None:
     began = time.time()
     async with stack.agent(ADA_TOKEN) as ada:
