@@ -9,7 +9,7 @@ just before, and what happens for the first time is a rise.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import time_ns
 from typing import Final, Generic, TypeVar
@@ -97,9 +97,6 @@ class _Instrument(ABC, Generic[Cell]):
     def _allowed(self, labels: Labels) -> Labels:
         return tuple(it.allowed(value) for it, value in zip(self.attributes, labels, strict=True))
 
-    def _points(self) -> Iterator[tuple[Labels, Cell]]:
-        yield from list(self._cells.items())
-
     def _named(self, labels: Labels) -> dict[str, str]:
         return {it.name: value for it, value in zip(self.attributes, labels, strict=True) if value}
 
@@ -124,7 +121,7 @@ class _Number(_Instrument[list[float]]):
                 self._began_ns.setdefault(labels, self._asked_ns)
             self._asked_ns = now
         else:
-            values = [(labels, cell[0]) for labels, cell in self._points()]
+            values = [(labels, cell[0]) for labels, cell in list(self._cells.items())]
         return [
             sdk.NumberDataPoint(self._named(labels), self._began_ns[labels] if summed else 0, now, float(value))
             for labels, value in values
@@ -192,7 +189,7 @@ class Histogram(_Instrument[_Distribution]):
     def metric(self) -> sdk.Metric | None:
         now = time_ns()
         points: list[sdk.HistogramDataPoint] = []
-        for labels, cell in self._points():
+        for labels, cell in list(self._cells.items()):
             counts = list(cell.counts)  # one step under the interpreter's lock; the count follows from it
             exemplars = [it for it in list(cell.exemplars.values()) if it.time_unix_nano > now - _EXEMPLAR_NS]
             names, began_ns = self._named(labels), self._began_ns[labels]

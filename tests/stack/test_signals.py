@@ -71,6 +71,22 @@ async def test_what_happens_for_the_first_time_is_counted_as_an_increase(stack: 
     eventually(lambda: stack.promql(f"increase({series}[5m]) > 6.5"), show=lambda: stack.promql(f"{series}[5m]"))
 
 
+def test_what_others_counted_does_not_rise_from_zero_when_the_collector_starts_anew(stack: Stack, back_up: None) -> None:
+    """Counters of the host, of Postgres and of Redis go on while the collector is away."""
+    counters = "system_disk_io_time_seconds_total", "postgresql_commits_total", "redis_commands_processed_total"
+
+    def newest() -> list[float]:
+        return [float(it["value"][1]) for name in counters for it in stack.promql(f"max(timestamp({name}))")]
+
+    eventually(lambda: len(newest()) == len(counters), show=newest)
+    began = time.time()
+    stack.compose("restart", "otel-collector")
+    up_again = time.time()
+    eventually(lambda: min(newest()) > up_again + 1, show=newest)
+    for name in counters:
+        assert stack.promql(f"resets({name}[{time.time() - began + 20:.0f}s]) > 0") == []
+
+
 async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(stack: Stack) -> None:
     began = time.time()
     async with stack.agent(ADA_TOKEN) as ada:
