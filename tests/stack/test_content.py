@@ -1,5 +1,7 @@
 """Content never leaves: a word that goes through every tool is found in Postgres, and nowhere else."""
 
+from time import time
+
 import httpx2
 import pytest
 
@@ -52,8 +54,11 @@ async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(st
         await use_every_tool(ada, operator)
         mark = await ada.session("ada")
         await ada.says(mark, "once this line has arrived, all that was before it has", "ada")
+        said = time()
     (last,) = eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | session="{mark}"'))
     eventually(lambda: stack.trace(last["trace_id"]))
+    counted = 'mcp_server_operation_duration_seconds_count{gen_ai_tool_name="update_context"}'
+    eventually(lambda: stack.promql(f"timestamp({counted}) > {said}"))
 
     dump = stack.compose("exec", "-T", "postgres", "pg_dumpall", "-h", "/var/run/postgresql", "-U", "postgres")
     assert dump.count(WORD) >= 8, "the word is not where it belongs, so nothing is proven"
