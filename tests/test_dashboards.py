@@ -9,7 +9,7 @@ import yaml
 
 from grafana.source.__main__ import PAGES, written
 from grafana.source.page import TAG
-from handoff.telemetry import INSTRUMENTS
+from handoff.telemetry.metrics import INSTRUMENTS
 from tests.stack import panels
 from tests.stack.bundle import ROOT
 from tests.stack.drills.report import DOCUMENT

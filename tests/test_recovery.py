@@ -14,13 +14,13 @@ import pytest
 from mcp import Client
 
 from handoff.app import App, open_app
-from handoff.embedded import postgres
-from handoff.server import build_server
+from handoff.cli.embedded import postgres
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent, until
 from tests.processes import serving, wait_until_ready
+from tests.server.test_http import edge
 from tests.test_faults import QUICK, own_postgres, until_written
-from tests.test_http import edge
 
 INBOX = "handoff://agents/bob/inbox"
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from grafana.source.promql import where
-from handoff import telemetry as t
+from handoff.telemetry import metrics as t
 
 CALLS: Final = where(t.METHOD, "tools/call", "=")
 OURS: Final = "internal|unavailable|overloaded"

@@ -6,8 +6,8 @@ from grafana.source.page import Page, chosen
 from grafana.source.panels import BAD, GOOD, WATCH, Prom, Sql, figure, heat, limit, lines, percentiles, rows
 from grafana.source.promql import count, label, now, quantile, rate, series, where
 from grafana.source.promql import heat as buckets
-from handoff import telemetry as t
 from handoff.model import EntryType
+from handoff.telemetry import metrics as t
 
 _TYPE: Final = (where(t.ENTRY_TYPE, "$entry"),)
 _ENTRY: Final = label(t.ENTRY_TYPE)

@@ -6,7 +6,7 @@ from grafana.source.page import Page, seen
 from grafana.source.panels import BAD, GOOD, Prom, figure, heat, limit, lines, percentiles, rising, rows
 from grafana.source.promql import count, label, now, quantile, rate, series, share, where
 from grafana.source.promql import heat as buckets
-from handoff import telemetry as t
+from handoff.telemetry import metrics as t
 
 _INSTANCE: Final = ('service_instance_id=~"$instance"',)
 _THESE: Final = (where(t.STATEMENT, "$statement"), *_INSTANCE)

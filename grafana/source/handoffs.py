@@ -6,8 +6,8 @@ from grafana.source.page import Page, chosen, to
 from grafana.source.panels import BAD, GOOD, WATCH, Prom, Sql, figure, heat, limit, lines, percentiles, rising, rows
 from grafana.source.promql import count, label, now, quantile, rate, share, where
 from grafana.source.promql import heat as buckets
-from handoff import telemetry as t
 from handoff.model import HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.telemetry import metrics as t
 
 _TYPE: Final = (where(t.TYPE, "$type"),)
 _ACTION: Final = label(t.ACTION)

@@ -20,7 +20,7 @@ from grafana.source.panels import (
     states,
 )
 from grafana.source.promql import label, now, quantile, rate, series
-from handoff import telemetry as t
+from handoff.telemetry import metrics as t
 
 _WORST: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
 _FIRING: Final = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'

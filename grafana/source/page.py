@@ -9,7 +9,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from grafana.source.panels import BAD, CALM, WATCH, Panel, Sql, source
 from grafana.source.promql import label
-from handoff.instruments import Attribute
+from handoff.telemetry.instruments import Attribute
 
 TAG: Final = "handoff"
 ALL: Final = models.VariableOption(selected=True, text=["All"], value=["$__all"])

@@ -19,7 +19,7 @@ from grafana_foundation_sdk.models import prometheus as prometheus_models
 from grafana_foundation_sdk.models import text as text_models
 
 from grafana.source.promql import quantile
-from handoff.instruments import Histogram
+from handoff.telemetry.instruments import Histogram
 
 THRESHOLDS: Final = Path(__file__).parents[2] / "prometheus" / "rules" / "thresholds.yml"
 WIDTH: Final = 24

@@ -5,7 +5,7 @@ from typing import Final
 from grafana.source.page import Page, to
 from grafana.source.panels import BAD, GOOD, WATCH, Prom, figure, limit, lines, rising, rows
 from grafana.source.promql import label, now, quantile, rate, series
-from handoff import telemetry as t
+from handoff.telemetry import metrics as t
 
 _JOB: Final = label(t.JOB)
 _SINCE: Final = f"time() - max by ({_JOB}) ({series(t.JOB_LAST_SUCCESS)})"

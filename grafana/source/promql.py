@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from handoff.instruments import Attribute, Counter, Histogram, Instrument
+from handoff.telemetry.instruments import Attribute, Counter, Histogram, Instrument
 
 _UNITS: Final = {"s": "_seconds", "By": "_bytes"}
 WINDOW: Final = "$__rate_interval"  # as long as the scrape interval needs, and longer when zoomed out

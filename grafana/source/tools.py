@@ -7,7 +7,7 @@ from grafana.source.page import Page, seen, to
 from grafana.source.panels import BAD, GOOD, WATCH, Prom, figure, heat, limit, lines, percentiles, rising, rows
 from grafana.source.promql import count, label, now, quantile, rate, series, share
 from grafana.source.promql import heat as buckets
-from handoff import telemetry as t
+from handoff.telemetry import metrics as t
 
 _THESE: Final = (CALLS, *ON_TOOLS)
 _TIMED: Final = (*_THESE, PROMPT)

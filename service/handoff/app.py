@@ -11,20 +11,20 @@ from uuid import uuid4
 import asyncpg
 import structlog
 
-from handoff import telemetry, tracing
-from handoff.alerts import Alerts
-from handoff.auth import Tokens
 from handoff.cache import Cache, open_cache
 from handoff.errors import Unavailable
-from handoff.health import Health, Identity
-from handoff.logs import Filters, follow_filters
 from handoff.model import Caller
+from handoff.operations.alerts import Alerts
+from handoff.operations.health import Health, Identity
+from handoff.server.auth import Tokens
 from handoff.settings import Settings
-from handoff.signals import Signals, start_signals
 from handoff.store import handoffs
 from handoff.store.append import AppendLane
 from handoff.store.connect import AWAY, Connection, Pool, connection, open_pool, transact
 from handoff.store.migrate import MigrationError, migrate, pending
+from handoff.telemetry import metrics, spans
+from handoff.telemetry.logs import Filters, follow_filters
+from handoff.telemetry.otlp import Signals, start_signals
 from handoff.wakeups import Wakeups
 
 log = structlog.get_logger(__name__)
@@ -113,17 +113,17 @@ async def _signals(settings: Settings, kind: str) -> AsyncGenerator[Signals | No
         yield None
         return
     signals = start_signals(settings, "handoff" if kind == "service" else "handoff-worker")
-    tracing.use(signals.tracer)
+    spans.use(signals.tracer)
     try:
         yield signals
     finally:
-        tracing.use(None)
+        spans.use(None)
         await asyncio.to_thread(signals.stop)
 
 
 def _measure_pool(pool: Pool) -> None:
-    telemetry.POOL_MAX.source = lambda: [(pool.get_max_size(), ())]
-    telemetry.POOL_CONNECTIONS.source = lambda: [
+    metrics.POOL_MAX.source = lambda: [(pool.get_max_size(), ())]
+    metrics.POOL_CONNECTIONS.source = lambda: [
         (pool.get_idle_size(), ("idle",)),
         (pool.get_size() - pool.get_idle_size(), ("used",)),
     ]

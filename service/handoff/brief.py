@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from handoff.encoding import to_json
 from handoff.model import EntryType
-from handoff.wire import to_json
 
 BYTES_PER_TOKEN: Final = 4
 NEWEST: Final[dict[EntryType, int]] = {

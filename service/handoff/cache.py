@@ -14,9 +14,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from handoff import telemetry, tracing
+from handoff.encoding import to_json
 from handoff.settings import Settings
-from handoff.wire import to_json
+from handoff.telemetry import metrics, spans
 
 log = structlog.get_logger(__name__)
 
@@ -166,8 +166,8 @@ def _begin() -> tuple[float, int]:
 
 def _done(cache: str, operation: str, began: tuple[float, int], result: str) -> None:
     """Record an operation, and note down in the call under way what went to another process."""
-    telemetry.CACHE_DURATION.record(perf_counter() - began[0], cache, operation, result)
-    call = tracing.current()
+    metrics.CACHE_DURATION.record(perf_counter() - began[0], cache, operation, result)
+    call = spans.current()
     if call is not None and cache == RedisCache.name and result != "skipped":
         error = "cache_error" if result == "error" else ""
         call.did(f"cache {operation}", began[1], error, **{"db.system.name": "redis", "handoff.cache.result": result})

@@ -25,7 +25,7 @@ import httpx2
 import psutil
 from mcp import Client
 
-from handoff.embedded import ensure_database, postgres
+from handoff.cli.embedded import ensure_database, postgres
 from tests.bench.load import META
 
 TOKEN = "bench-token"

@@ -10,11 +10,11 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from handoff.http import Edge
 from handoff.model import Caller
-from handoff.server import Reply, UnknownTool
+from handoff.server.http import Edge
+from handoff.server.protocol import Reply, UnknownTool
 from handoff.settings import Settings
-from handoff.tracing import Arrival
+from handoff.telemetry.spans import Arrival
 from tests.conformance.fixtures import fixture_server
 
 # The edge answers the 2026-07-28 tool calls of the service without the SDK. With these the suite judges that path too;

@@ -6,8 +6,8 @@ from typing import Any, Final
 import yaml
 
 from grafana.source.promql import series
-from handoff import telemetry
-from handoff.instruments import Histogram
+from handoff.telemetry import metrics
+from handoff.telemetry.instruments import Histogram
 from tests.stack.bundle import ROOT
 
 RULES: Final = ROOT / "prometheus" / "rules"
@@ -66,7 +66,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 def declared() -> set[str]:
     """What our instruments are called in Prometheus."""
     names: set[str] = set()
-    for it in telemetry.INSTRUMENTS:
+    for it in metrics.INSTRUMENTS:
         names |= {series(it, part) for part in (("bucket", "count", "sum") if isinstance(it, Histogram) else ("",))}
     return names
 

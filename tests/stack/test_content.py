@@ -5,7 +5,7 @@ from time import time
 import httpx2
 import pytest
 
-from handoff.catalog import TOOLS
+from handoff.server.catalog import TOOLS
 from tests.agents import Agent
 from tests.stack.bundle import Failed, Stack, eventually
 from tests.stack.conftest import ADA_TOKEN

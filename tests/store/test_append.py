@@ -11,7 +11,7 @@ from mcp import Client
 
 from handoff.app import App, open_app
 from handoff.errors import HandoffError
-from handoff.server import build_server
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.append import Append, NewEntry
 from tests.agents import Agent, all_of

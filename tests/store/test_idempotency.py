@@ -8,7 +8,7 @@ import asyncpg
 from mcp import Client
 
 from handoff.app import App, open_app
-from handoff.server import build_server
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent, all_of, kinds
 from tests.store.appends import item, sequences

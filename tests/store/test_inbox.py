@@ -9,7 +9,7 @@ import pytest
 from mcp import Client
 
 from handoff.app import App, open_app
-from handoff.server import build_server
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store import handoffs
 from tests.agents import Agent, until

@@ -6,7 +6,7 @@ import asyncpg
 from mcp import Client
 
 from handoff.app import App, open_app, settle_overdue
-from handoff.server import build_server
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import PAST, Agent, kinds
 

@@ -18,7 +18,7 @@ from mcp import Client
 
 from handoff.app import App, open_app, settle_overdue
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, HandoffState
-from handoff.server import build_server
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent
 

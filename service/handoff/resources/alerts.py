@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from handoff.app import Call
+from handoff.encoding import from_cursor, to_cursor
 from handoff.resources.contract import CursorArg, LimitArg, Query, Resource
 from handoff.store import alerts
 from handoff.store.connect import snapshot
-from handoff.wire import from_cursor, to_cursor
 
 _START: Final = (True, datetime(9999, 1, 1, tzinfo=UTC), "")
 _FIELDS: Final = (

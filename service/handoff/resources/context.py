@@ -5,12 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from handoff.app import Call
+from handoff.encoding import from_cursor, to_cursor
 from handoff.model import SEQUENCE_MAX, EntryType
-from handoff.reading import summary_of
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
 from handoff.store import entries, sessions
 from handoff.store.connect import snapshot
-from handoff.wire import from_cursor, to_cursor
+from handoff.views import summary_of
 
 
 class ContextQuery(Query):

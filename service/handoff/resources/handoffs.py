@@ -4,12 +4,12 @@ import re
 from typing import Any
 
 from handoff.app import Call
+from handoff.encoding import from_cursor
 from handoff.errors import Forbidden, handoff_not_found
-from handoff.reading import INBOX_START, handoff_view, inbox_page
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
 from handoff.store import handoffs
 from handoff.store.connect import snapshot
-from handoff.wire import from_cursor
+from handoff.views import INBOX_START, handoff_view, inbox_page
 
 _PRIORITIES = range(10)
 _ID = re.compile(r"[1-9][0-9]{0,14}")  # one way to write each

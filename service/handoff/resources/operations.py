@@ -6,7 +6,7 @@ from pydantic import Field
 
 from handoff.app import Call
 from handoff.errors import Conflict
-from handoff.health import HISTORY_MAX
+from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import NoQuery, Query, Resource
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from handoff.app import Call
+from handoff.encoding import from_cursor, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
 from handoff.store import events, sessions
 from handoff.store.connect import snapshot
-from handoff.wire import from_cursor, to_cursor
 
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)

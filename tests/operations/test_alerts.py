@@ -1,0 +1,284 @@
+"""What Alertmanager tells is stored once, answered when it is durable, and read; a heartbeat that stops is said once."""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from aiohttp import web
+from mcp import Client
+from pydantic import SecretStr
+
+from handoff.app import App, open_app
+from handoff.jobs.watchdog import Watch
+from handoff.operations.alerts import ALERTS_MAX, Listening
+from handoff.server.protocol import build_server
+from handoff.settings import Settings
+from handoff.telemetry import metrics
+from tests.agents import Agent, until
+from tests.server.test_auth import bearer, line
+from tests.server.test_http import edge
+from tests.test_faults import own_postgres, pids, signal_to
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def alert(status: str = "firing", number: int = 1, **more: Any) -> dict[str, Any]:
+    ends = "0001-01-01T00:00:00Z" if status == "firing" else (NOW - timedelta(seconds=5)).isoformat()
+    return {
+        "status": status,
+        "fingerprint": f"{number:016x}",
+        "startsAt": (NOW - timedelta(minutes=number)).isoformat(),
+        "endsAt": ends,
+        "labels": {"alertname": f"Alert{number}", "severity": "critical", "component": "database"},
+        "annotations": {"summary": "It is down", "description": f"number {number}"},
+        "generatorURL": "http://prometheus/graph",
+        **more,
+    }
+
+
+def notification(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"version": "4", "status": "firing", "receiver": "page", "groupKey": "{}", "alerts": list(alerts), **more}
+
+
+def heartbeat(age_s: float = 0) -> dict[str, Any]:
+    return notification(alert(annotations={"evaluated_at": f"{datetime.now(UTC).timestamp() - age_s:.0f}"}))
+
+
+@pytest.fixture
+async def http(app: App) -> AsyncGenerator[httpx2.AsyncClient]:
+    async with edge(app) as client:
+        yield client
+
+
+async def kept(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    rows = await db.fetch("SELECT alertname, status, notifications FROM reporting.alert ORDER BY alertname")
+    return [tuple(row) for row in rows]
+
+
+async def test_a_notification_is_stored_and_read_those_that_fire_first(
+    http: httpx2.AsyncClient, agent: Agent, db: asyncpg.Connection
+) -> None:
+    before = metrics.ALERT_NOTIFICATIONS.value("firing")
+    answer = await http.post("/alerts", json=notification(alert(number=1), alert("resolved", 2), alert(number=3)))
+    assert (answer.status_code, answer.json()) == (200, {"stored": 3})
+    assert metrics.ALERT_NOTIFICATIONS.value("firing") == before + 2
+
+    page = await agent.read("handoff://alerts?limit=2")
+    assert [it["alertname"] for it in page["alerts"]] == ["Alert1", "Alert3"]
+    assert page["alerts"][0]["summary"] == "It is down"
+    assert "ends_at" not in page["alerts"][0]
+    rest = await agent.read(f"handoff://alerts?limit=2&cursor={page['next_cursor']}")
+    assert [(it["alertname"], it["status"]) for it in rest["alerts"]] == [("Alert2", "resolved")]
+    assert "next_cursor" not in rest
+    only = await agent.read("handoff://alerts?status=resolved")
+    assert [it["alertname"] for it in only["alerts"]] == ["Alert2"]
+
+
+async def test_the_same_again_changes_nothing_and_what_is_over_stays_over(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    for _ in range(2):
+        await http.post("/alerts", json=notification(alert()))
+    assert await kept(db) == [("Alert1", "firing", 2)]
+    await http.post("/alerts", json=notification(alert("resolved")))
+    await http.post("/alerts", json=notification(alert()))  # late
+    assert await kept(db) == [("Alert1", "resolved", 4)]
+    assert [it["status"] for it in logged if it["event"] == "alert.received"] == ["firing", "resolved"]
+
+
+async def test_what_could_not_be_committed_is_neither_counted_nor_said_and_is_to_come_again(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    await db.execute("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
+    await db.execute(
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON alert INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()"
+    )
+    before = metrics.ALERT_NOTIFICATIONS.value("firing")
+    assert (await http.post("/alerts", json=notification(alert()))).status_code == 500
+    assert metrics.ALERT_NOTIFICATIONS.value("firing") == before
+    assert [it["event"] for it in logged if it["event"].startswith("alert.")] == ["alert.failed"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"no json", "body"),
+        (notification(alert(), version="3"), "version"),
+        (notification(alert(startsAt="soon")), "startsAt"),
+        (notification(alert(startsAt="2999-01-01T00:00:00Z")), "future"),
+        (notification(alert(labels={"alertname": "x" * 9_000})), "labels"),
+        (notification(alert(labels={"alertname": "a\0b"})), "NUL"),
+        (notification(alert(fingerprint="'; DROP TABLE alert")), "fingerprint"),
+        (notification(*[alert(number=it + 1) for it in range(ALERTS_MAX + 1)]), "alerts"),
+    ],
+)
+async def test_what_alertmanager_would_not_send_is_refused_and_changes_nothing(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, body: Any, says: str
+) -> None:
+    answer = await (http.post("/alerts", content=body) if isinstance(body, bytes) else http.post("/alerts", json=body))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_notification")
+    assert says in answer.json()["error"]["message"]
+    assert await kept(db) == []
+
+
+async def test_only_a_token_of_the_scope_alerts_may_tell(settings: Settings, tmp_path: Path, db: asyncpg.Connection) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(line("alertmanager", "alerts") + line("root", "admin"))
+    async with open_app(settings.model_copy(update={"tokens_file": tokens})) as app, edge(app) as http:
+        for path in ("/alerts", "/watchdog"):
+            for headers, status in (({}, 401), (bearer("root"), 403), (bearer("alertmanager"), 200)):
+                body = notification(alert()) if path == "/alerts" else heartbeat()
+                assert (await http.post(path, json=body, headers=headers)).status_code == status
+        assert (await http.get("/alerts", headers=bearer("alertmanager"))).status_code == 405
+    assert await kept(db) == [("Alert1", "firing", 1)]
+
+
+async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_back(settings: Settings) -> None:
+    with own_postgres() as (url, folder):
+        update = {"database_url": SecretStr(url), "statement_timeout_s": 0.5, "connect_timeout_s": 0.5}
+        async with open_app(settings.model_copy(update=update)) as app, edge(app) as http:
+            assert (await http.post("/alerts", json=notification(alert(number=2)))).status_code == 200
+            stopped = pids(folder)
+            for pid in stopped:
+                signal_to(pid, signal.SIGSTOP)
+            try:
+                answer = await http.post("/alerts", json=notification(alert()))
+                assert (answer.status_code, answer.json()["error"]["retryable"]) == (503, True)
+            finally:
+                for pid in stopped:
+                    signal_to(pid, signal.SIGCONT)
+            db = await asyncpg.connect(url)
+            try:
+                async with asyncio.timeout(20):
+                    while len(await kept(db)) < 2:
+                        await asyncio.sleep(0.1)
+                await asyncio.sleep(1.5)  # it is not stored once more
+                assert await kept(db) == [("Alert1", "firing", 1), ("Alert2", "firing", 1)]
+            finally:
+                await db.close()
+
+
+async def test_a_heartbeat_is_the_time_of_its_evaluation_and_never_goes_back(
+    http: httpx2.AsyncClient, db: asyncpg.Connection
+) -> None:
+    for age_s in (100, 20, 60):  # the last is one that was repeated late
+        assert (await http.post("/watchdog", json=heartbeat(age_s))).status_code == 200
+    assert 19 <= await db.fetchval("SELECT extract(epoch FROM now() - evaluated_at)::float8 FROM watchdog") < 25
+    assert (await http.post("/watchdog", json=heartbeat(-3_600))).status_code == 400
+    assert (await http.post("/watchdog", json=notification(alert()))).status_code == 400
+    assert await kept(db) == [], "a heartbeat is no entry in the history"
+
+
+class Ear:
+    """A webhook of somebody else's."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+        self.status = 200
+
+    async def take(self, request: web.Request) -> web.Response:
+        if self.status == 200:
+            self.heard.append(await request.json())
+        return web.Response(status=self.status)
+
+
+@pytest.fixture
+async def ear(tmp_path: Path, settings: Settings) -> AsyncGenerator[tuple[Ear, Settings]]:
+    it = Ear()
+    application = web.Application()
+    application.router.add_post("/hook", it.take)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    file = tmp_path / "webhook"
+    file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/hook\n")
+    update = {"watchdog_timeout_s": 0.4, "watchdog_webhook_file": file, "jobs": False, "heartbeat_interval_s": 5.0}
+    try:
+        yield it, settings.model_copy(update=update)
+    finally:
+        await runner.cleanup()
+
+
+async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
+    ear: tuple[Ear, Settings], db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    catcher, settings = ear
+    async with open_app(settings) as app, Client(build_server(app)) as client:
+        watch = Watch()
+        await watch(app)
+        assert catcher.heard == [], "it has not yet listened for as long as it may be silent"
+        await asyncio.sleep(0.5)
+        catcher.status = 500
+        await watch(app)
+        assert metrics.WATCHDOG_AGE.value() > 0.4
+        assert await kept(db) == [("WatchdogSilent", "firing", 1)]
+        catcher.status = 200
+        for again in (watch, watch, Watch()):  # the last as in a process that takes over
+            await again(app)
+        assert [(it["status"], it["alertname"]) for it in catcher.heard] == [("firing", "WatchdogSilent")]
+        assert "Alerting is down" in catcher.heard[0]["text"]
+        page = await Agent(client).read("handoff://alerts")
+        assert page["watchdog"]["expected"] is True
+        assert page["watchdog"]["silent_since"]
+
+        async with edge(app) as http:
+            await http.post("/watchdog", json=heartbeat())
+        await db.execute("UPDATE watchdog SET evaluated_at = now()")
+        for again in (watch, watch):
+            await again(app)
+    assert [it["status"] for it in catcher.heard] == ["firing", "resolved"]
+    assert await kept(db) == [("WatchdogSilent", "resolved", 2)]
+    said = [it["event"] for it in logged if it["event"].startswith("watchdog.")]
+    assert said == ["watchdog.silent", "watchdog.not_told", "watchdog.told", "watchdog.heard", "watchdog.told"]
+
+
+async def test_an_alert_that_nobody_tells_of_for_two_hours_is_over_and_the_newest_of_those_that_are_over_are_kept(
+    ear: tuple[Ear, Settings], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handoff.store.alerts.KEPT", 2)
+    async with open_app(ear[1]) as app, edge(app) as http:
+        await http.post("/alerts", json=notification(*(alert("resolved", it) for it in (1, 2, 3)), alert(number=4)))
+        assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], "the oldest went, none that fires"
+        for minutes, status in ((119, "firing"), (121, "resolved")):
+            await db.execute(f"UPDATE alert SET updated_at = now() - interval '{minutes} minutes'")
+            await Watch()(app)
+            assert await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4'") == status
+        await http.post("/alerts", json=notification(alert(number=4)))  # it was only silenced
+        assert (
+            await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4' AND ends_at IS NULL")
+            == "firing"
+        )
+
+
+async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_that_it_is_well(settings: Settings) -> None:
+    for timeout_s, status in ((0.0, "healthy"), (0.2, "degraded")):
+        update = {"watchdog_timeout_s": timeout_s, "health_interval_s": 0.1}
+        async with open_app(settings.model_copy(update=update)) as app:
+
+            def alerting(app: App = app) -> Any:
+                return app.health.report()["components"].get("alerting", {}).get("status")
+
+            await until(lambda status=status, alerting=alerting: alerting() == status)
+
+
+def test_time_in_which_nothing_could_be_heard_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("handoff.operations.alerts.monotonic", lambda: now)
+    listening = Listening(every_s=10)
+    age = 0.0
+    for _ in range(10):
+        now += 10
+        age = listening.age_s(None)
+    assert age == 100
+    assert listening.age_s(7.0) == 7
+    now += 500  # the database was away
+    assert listening.age_s(600.0) == 0
+    now += 10
+    assert listening.age_s(610.0) == 10

@@ -1,0 +1,239 @@
+"""Health: what is known is said at once, what changes is kept, and a stuck loop can't hide."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import httpx2
+import pytest
+from mcp import Client
+
+from handoff.app import App, open_app
+from handoff.operations.health import Health, memory_limit
+from handoff.server.protocol import build_server
+from handoff.settings import Settings
+from handoff.telemetry import metrics
+from handoff.telemetry.shipper import Shipment
+from tests.agents import Agent, until
+from tests.processes import free_port, serving, start, stop, wait_until_ready
+from tests.test_faults import own_postgres, pids, signal_to
+
+
+async def checked(health: Health) -> dict[str, Any]:
+    """A report of now; a look that is under way already is waited for first."""
+    await until(lambda: health._checked and (health._checking is None or health._checking.done()))
+    health._checked = 0.0
+    await health.check()
+    await until(lambda: health._checked)
+    return health.report()
+
+
+async def test_all_is_well_says_so_with_figures_beside_their_thresholds(app: App, agent: Agent) -> None:
+    await until(lambda: app.health.report()["components"].get("worker"))
+    report = await agent.read("handoff://health")
+
+    assert report["status"] == "healthy"
+    assert set(report["components"]) == set(metrics.COMPONENTS)
+    database, memory = report["components"]["database"], report["components"]["memory"]
+    assert 0 < database["figure"] < database["degraded_from"] == 1_000
+    assert 0 < memory["figure"] < memory["degraded_from"] == 80 < memory["unhealthy_from"] == 95
+    assert "todo" not in memory
+    assert report["checked_s_ago"] < 2
+
+
+async def test_a_change_leaves_an_event_row_a_log_line_and_a_metric_and_can_be_read(
+    app: App, agent: Agent, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    before = metrics.HEALTH_CHANGES.value("telemetry")
+    state = Shipment(waiting=5, sent=1, dropped=0, away_s=100.0)
+    app.health._shipments = lambda: {"logs": state}
+    report = await checked(app.health)
+    assert (report["status"], report["components"]["telemetry"]["status"]) == ("degraded", "degraded")
+    assert report["components"]["telemetry"]["todo"]
+    app.health._shipments = lambda: {"logs": Shipment(0, 6, 0, 0.0)}
+    assert (await checked(app.health))["status"] == "healthy"
+
+    rows = await db.fetch("SELECT component, was, status, figure, threshold FROM health_event ORDER BY id")
+    assert [tuple(row) for row in rows] == [
+        ("telemetry", "healthy", "degraded", 100, 60),
+        ("telemetry", "degraded", "healthy", 0, 60),
+    ]
+    said = [(line["level"], line["component"], line["status"]) for line in logged if line["event"] == "health.changed"]
+    assert said == [("warning", "telemetry", "degraded"), ("info", "telemetry", "healthy")]
+    assert metrics.HEALTH_CHANGES.value("telemetry") == before + 2
+    assert metrics.COMPONENT_STATUS.value("telemetry") == 0
+    history = (await agent.read("handoff://health"))["history"]
+    assert [it["status"] for it in history] == ["healthy", "degraded"]
+    assert (await agent.read("handoff://health?history=1"))["history"] == history[:1]
+
+
+async def test_records_dropped_degrade_telemetry_once(app: App) -> None:
+    app.health._shipments = lambda: {"logs": Shipment(0, 0, 7, 0.0)}
+
+    assert "7 records dropped" in (await checked(app.health))["components"]["telemetry"]["detail"]
+    assert (await checked(app.health))["components"]["telemetry"]["status"] == "healthy"
+
+
+async def test_a_database_that_hangs_makes_no_answer_wait_and_what_changed_meanwhile_is_kept() -> None:
+    ops = free_port()
+    quick: dict[str, Any] = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5, "health_interval_s": 0.3}
+    with (
+        own_postgres() as (url, folder),
+        serving(database_url=url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.5, **quick) as service,
+        httpx2.Client(base_url=f"http://127.0.0.1:{ops}") as http,
+    ):
+        await until(lambda: http.get("/health").json()["status"] == "healthy")
+        hung = pids(folder)
+        for pid in hung:
+            signal_to(pid, __import__("signal").SIGSTOP)
+        try:
+            slowest = 0.0
+
+            def told() -> bool:
+                nonlocal slowest
+                began = time.monotonic()
+                report = http.get("/health").json()
+                slowest = max(slowest, time.monotonic() - began)
+                return report["status"] == "unhealthy"
+
+            await until(told)
+            for _ in range(5):
+                told()
+            assert slowest < 1
+            component = http.get("/health").json()["components"]["database"]
+            assert component["status"] == "unhealthy"
+            assert component["todo"]
+            async with Client(service.url) as client:
+                assert (await Agent(client).read("handoff://health"))["status"] == "unhealthy"
+        finally:
+            for pid in hung:
+                signal_to(pid, __import__("signal").SIGCONT)
+        await until(lambda: http.get("/health").json()["status"] == "healthy")
+        history = http.get("/health").json()["history"]
+        assert [it["status"] for it in history if it["component"] == "database"][:2] == ["healthy", "unhealthy"]
+
+
+async def test_a_loop_that_is_stuck_is_told_by_the_operations_port(settings: Settings) -> None:
+    async with open_app(settings) as app:
+        await until(lambda: app.health.report()["components"])
+        found: list[dict[str, Any]] = []
+
+        def look() -> None:
+            time.sleep(1.6)
+            found.append(app.health.report())
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        time.sleep(2.0)  # on the loop: nothing else runs  # noqa: ASYNC251
+        watcher.join()
+        assert found[0]["components"]["event_loop"]["status"] == "unhealthy"
+        assert found[0]["status"] == "unhealthy"
+        await anyio.sleep(0.5)
+        assert (await checked(app.health))["components"]["event_loop"]["status"] == "unhealthy"  # it remembers a minute
+
+
+async def test_a_worker_that_is_missing_is_unhealthy_and_one_that_stops_degrades(
+    settings: Settings, db: asyncpg.Connection
+) -> None:
+    async with open_app(settings.model_copy(update={"jobs": False})) as app:
+        report = await checked(app.health)
+        assert report["components"]["worker"]["status"] == "unhealthy"
+        assert "handoff work" in report["components"]["worker"]["todo"]
+        await until(lambda: app.health.alive)
+        for age_s, status in ((5, "healthy"), (60, "degraded"), (300, "unhealthy")):
+            await db.execute("UPDATE instance SET jobs_at = now() - make_interval(secs => $1)", age_s)
+            assert (await checked(app.health))["components"]["worker"]["status"] == status
+
+
+async def test_a_cache_that_is_away_degrades(settings: Settings) -> None:
+    from pydantic import SecretStr
+
+    away = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{free_port()}")})
+    async with open_app(away) as app:
+        report = await checked(app.health)
+        assert (report["status"], report["components"]["cache"]["status"]) == ("degraded", "degraded")
+
+
+@pytest.mark.parametrize(
+    ("figure", "status"), [(79.0, "healthy"), (80.0, "degraded"), (94.9, "degraded"), (95.0, "unhealthy")]
+)
+async def test_memory_and_disk_follow_their_thresholds(
+    app: App, monkeypatch: pytest.MonkeyPatch, figure: float, status: str
+) -> None:
+    limit = memory_limit()
+
+    class Process:
+        def memory_info(self) -> Any:
+            return type("Info", (), {"rss": figure / 100 * limit})
+
+    app.health._process = Process()  # pyright: ignore[reportAttributeAccessIssue] - the machine's memory, as it might be
+    assert (await checked(app.health))["components"]["memory"]["status"] == status
+
+
+async def test_processes_that_live_are_found_and_those_that_ended_are_not(settings: Settings) -> None:
+    fast = settings.model_copy(update={"heartbeat_interval_s": 0.2})
+    async with open_app(fast, operations="one:9464") as one:
+        async with open_app(fast, "worker", operations="two:9464"):
+            await until(lambda: {it["operations"] for it in one.health.alive} == {"one:9464", "two:9464"})
+        await until(lambda: {it["operations"] for it in one.health.alive} == {"one:9464"})
+
+
+async def test_the_metrics_resource_is_the_admins(observed: App) -> None:
+    from handoff.model import Caller
+
+    async with Client(build_server(observed)) as client:
+        result = await client.read_resource("handoff://metrics")
+        assert "mcp_server_operation_duration_seconds" in getattr(result.contents[0], "text", "")
+        assert result.contents[0].mime_type == "text/plain"
+    async with Client(build_server(observed, Caller("alice", frozenset({"read", "write"})))) as client:
+        with pytest.raises(Exception, match="scope admin"):
+            await client.read_resource("handoff://metrics")
+        assert await Agent(client).read("handoff://health")
+
+
+def test_the_operations_port_says_what_it_has(database_url: str) -> None:
+    ops = free_port()
+    with (
+        serving(database_url=database_url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.2),
+        httpx2.Client(base_url=f"http://127.0.0.1:{ops}") as http,
+    ):
+        assert http.get("/healthz").json() == {"status": "alive"}
+        assert http.get("/nothing").status_code == 404
+        give_up = time.monotonic() + 5
+        while http.get("/targets").json() != [{"targets": [f"127.0.0.1:{ops}"], "labels": {"kind": "service"}}]:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        metrics = http.get("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert 'service_name="handoff"' in metrics.text
+
+
+def test_what_the_operations_port_is_sent_leaves_no_line_that_is_not_json(database_url: str) -> None:
+    ops = free_port()
+    service = start(database_url=database_url, telemetry="true", ops_port=ops)
+    try:
+        wait_until_ready(service)
+        with socket.create_connection(("127.0.0.1", ops), 5) as connection:
+            connection.sendall(b"NO REQUEST AT ALL\r\n\r\n")
+            assert b"400" in connection.recv(200)
+    finally:
+        printed = stop(service)
+    assert [line for line in printed.splitlines() if not line.startswith("{")] == []
+
+
+def test_an_operations_port_that_is_taken_ends_in_a_sentence(database_url: str, tmp_path: Path) -> None:
+    import subprocess
+
+    from tests.processes import HANDOFF, environment
+
+    ops = free_port()
+    with serving(database_url=database_url, telemetry="true", ops_port=ops):
+        settings = environment(database_url=database_url, telemetry="true", ops_port=ops, port=free_port())
+        done = subprocess.run([HANDOFF, "work"], env=settings, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "HANDOFF_OPS_PORT" in done.stderr
+    assert "Traceback" not in done.stderr

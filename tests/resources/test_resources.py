@@ -1,0 +1,221 @@
+"""Resources: what can be read without calling a tool."""
+
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from handoff.server.catalog import RESOURCES
+from tests.agents import Agent
+
+
+async def pages(agent: Agent, uri: str, name: str) -> list[dict[str, Any]]:
+    """All items of a list, page by page to its end."""
+    items: list[dict[str, Any]] = []
+    cursor: str | None = None
+    for _ in range(100):
+        page = await agent.read(uri + (f"&cursor={quote(cursor)}" if cursor else ""))
+        items += page[name]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            return items
+    raise AssertionError("the list does not end")
+
+
+async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
+    listed = {it.uri_template for it in (await agent.client.list_resource_templates()).resource_templates}
+
+    assert {uri.split("{?")[0] for uri in listed} == {
+        "handoff://sessions",
+        "handoff://sessions/{key}",
+        "handoff://sessions/{key}/lifecycle",
+        "handoff://context/{key}",
+        "handoff://summary/{key}",
+        "handoff://agents/{agent}/inbox",
+        "handoff://agents/{agent}/sessions",
+        "handoff://handoffs/{id}",
+        "handoff://alerts",
+        "handoff://health",
+        "handoff://metrics",
+    }
+    assert [str(it.uri) for it in (await agent.client.list_resources()).resources] == [
+        "handoff://sessions",
+        "handoff://health",
+        "handoff://metrics",
+        "handoff://alerts",
+    ]
+    assert len(RESOURCES) == len(listed)
+
+
+async def test_sessions_are_paged_newest_first_without_gap_or_repeat_while_new_ones_come(agent: Agent) -> None:
+    keys = [await agent.session("alice" if number % 2 else "bob") for number in range(23)]
+
+    first = await agent.read("handoff://sessions?limit=5")
+    await agent.session("late")
+    rest: list[dict[str, Any]] = []
+    cursor = first["next_cursor"]
+    while cursor:
+        page = await agent.read(f"handoff://sessions?limit=5&cursor={quote(cursor)}")
+        assert len(page["sessions"]) <= 5
+        rest += page["sessions"]
+        cursor = page.get("next_cursor")
+
+    assert [row["session_key"] for row in [*first["sessions"], *rest]] == keys[::-1]
+
+
+async def test_sessions_are_filtered_by_status_agent_and_time(agent: Agent, db: asyncpg.Connection) -> None:
+    keys = [await agent.session("alice" if number % 3 else "bob") for number in range(30)]
+    for key in keys[::2]:
+        await db.execute("UPDATE session SET status = 'completed' WHERE key = $1", key)
+    await db.execute("UPDATE session SET created_at = created_at - interval '1 day' WHERE id <= 10")
+    await db.execute("UPDATE participant p SET created_at = s.created_at FROM session s WHERE s.id = p.session_id")
+    since = quote((await db.fetchval("SELECT now() - interval '1 hour'")).isoformat())
+
+    async def found(query: str, path: str = "sessions") -> list[str]:
+        return [row["session_key"] for row in await pages(agent, f"handoff://{path}?limit=3{query}", "sessions")][::-1]
+
+    assert await found("") == keys
+    assert await found("&status=completed") == keys[::2]
+    assert await found(f"&since={since}") == keys[10:]
+    assert await found("&agent=bob") == keys[::3] == await found("", "agents/bob/sessions")
+    assert await found("&agent=bob&status=completed") == keys[::6]
+    assert await found(f"&since={since}", "agents/bob/sessions") == keys[12::3]
+    assert await found(f"&agent=alice&status=active&since={since}") == [
+        key for number, key in enumerate(keys) if number % 3 and number % 2 and number >= 10
+    ]
+
+
+async def test_a_context_is_read_in_order_page_by_page_and_by_type(agent: Agent) -> None:
+    key = await agent.session()
+    entries = [{"type": "decision" if number % 4 == 0 else "message", "content": f"{number}"} for number in range(30)]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+
+    seen = await pages(agent, f"handoff://context/{key}?limit=7", "entries")
+    assert [entry["sequence"] for entry in seen] == list(range(1, 32))
+    assert [entry["content"] for entry in seen[1:]] == [entry["content"] for entry in entries]
+    decisions = await pages(agent, f"handoff://context/{key}?limit=3&type=decision", "entries")
+    assert [entry["content"] for entry in decisions] == [str(number) for number in range(0, 30, 4)]
+
+
+async def test_no_list_has_a_gap_or_a_repeat_while_it_grows(agent: Agent) -> None:
+    key = await agent.session()
+    for number in range(9):
+        await agent.says(key, f"{number}")
+        await agent.offer(key, priority=number % 3)
+    lists = {
+        f"handoff://context/{key}?limit=4": ("entries", "sequence"),
+        f"handoff://sessions/{key}/lifecycle?limit=4": ("events", "id"),
+        "handoff://agents/bob/inbox?limit=4": ("handoffs", "handoff_id"),
+    }
+    for uri, (name, number_of) in lists.items():
+        whole = [row[number_of] for row in await pages(agent, uri.replace("=4", "=100"), name)]
+        seen: list[int] = []
+        more = ""
+        while more is not None:
+            page = await agent.read(uri + more)
+            assert len(page[name]) <= 4
+            seen += [row[number_of] for row in page[name]]
+            if len(seen) < 9:  # between two pages somebody writes, and somebody offers what is more urgent than all others
+                await agent.says(key, "meanwhile")
+                await agent.offer(key, priority=9)
+            more = f"&cursor={quote(page['next_cursor'])}" if "next_cursor" in page else None
+        assert len(seen) == len(set(seen)), uri
+        assert [number for number in seen if number in whole] == whole, uri
+
+
+async def test_a_page_of_large_entries_ends_by_its_bytes_but_never_empty(agent: Agent) -> None:
+    key = await agent.session()
+    for _ in range(3):
+        await agent.says(key, "x" * 300_000)
+
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=1)
+    assert [entry["sequence"] for entry in page["entries"]] == [2]
+    assert page["next_after_sequence"] == 2
+    rest = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=3)
+    assert "next_after_sequence" not in rest
+    read = [len((await agent.read(f"handoff://context/{key}?after={after}"))["entries"]) for after in range(4)]
+    assert read == [2, 1, 1, 1]  # 256 KiB of content a page, and always one entry
+
+
+async def test_a_summary_says_who_to_whom_how_much_and_the_key_points(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session()
+    entries = [
+        {"type": "message", "content": "first"},
+        {"type": "decision", "content": "use Postgres"},
+        {"type": "decision", "content": "use SQLite"},
+        {"type": "message", "content": "last"},
+    ]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+    change = [{"type": "decision", "content": "use Postgres 18", "supersedes": [3, 4]}]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=change)
+    handoff_id = await agent.offer(key)
+    await agent.accept(handoff_id)
+    await db.execute("UPDATE session SET created_at = last_activity_at - interval '90 seconds', version = version + 1")
+
+    summary = await agent.read(f"handoff://summary/{key}")
+
+    assert summary["handoffs"] == [
+        {"handoff_id": handoff_id, "state": "accepted", "sender": "alice", "target_agent": "bob", "holder": "bob"}
+    ]
+    assert summary["by_type"] == {"message": 2, "system": 1, "decision": 3}
+    assert (summary["entries"], summary["participants"], summary["minutes"]) == (6, {"alice": 6}, 1.5)
+    assert [point["text"] for point in summary["key_points"]] == ["use Postgres 18"]
+    assert (summary["first_message"]["text"], summary["last_message"]["text"]) == ("first", "last")
+    assert summary["content_bytes"] == await db.fetchval("SELECT sum(size_bytes) FROM context_entry")
+
+
+async def test_a_lifecycle_is_paged_in_order(agent: Agent) -> None:
+    key = await agent.session()
+    token = await agent.accept(handoff_id := await agent.offer(key))
+    for _ in range(5):
+        await agent.ok("renew_handoff", agent="bob", handoff_id=handoff_id, token=token)
+
+    events = await pages(agent, f"handoff://sessions/{key}/lifecycle?limit=3", "events")
+
+    assert [event["id"] for event in events] == sorted(event["id"] for event in events)
+    assert [event["kind"] for event in events] == [
+        "session.created",
+        "handoff.offered",
+        "handoff.accepted",
+        *["handoff.renewed"] * 5,
+    ]
+
+
+async def test_names_may_stand_percent_encoded_in_a_uri(agent: Agent) -> None:
+    key = await agent.session(session_key="team:a@b+c=d~e")
+
+    for uri in (f"handoff://sessions/{key}", f"handoff://sessions/{quote(key, safe='')}"):
+        assert (await agent.read(uri))["session_key"] == key
+
+
+async def test_search_finds_words_phrases_and_exclusions_best_first(agent: Agent) -> None:
+    key, other = await agent.session(), await agent.session()
+    await agent.says(key, "The migration of the ledger failed on Tuesday.")
+    await agent.says(key, "Ledger ledger ledger: three migrations.")
+    await agent.says(other, "The ledger is fine.")
+    await agent.says(await agent.session("carol"), "A ledger of carol's.", agent="carol")
+
+    async def found(query: str, **more: Any) -> list[tuple[str, int]]:
+        matches = (await agent.ok("search_context", agent="alice", query=query, **more))["matches"]
+        return [(match["session_key"], match["sequence"]) for match in matches]
+
+    assert sorted(await found("ledger")) == sorted([(key, 2), (key, 3), (other, 2)])
+    assert (await found("ledger", session_key=key))[0] == (key, 3)
+    assert await found('"ledger failed"') == [(key, 2)]
+    assert sorted(await found("ledger -migration")) == [(other, 2)]
+    assert await found("'; drop table session;--") == []
+    first = await agent.ok("search_context", agent="alice", query="ledger", limit=1)
+    assert (len(first["matches"]), first["more"]) == (1, True)
+    assert "**" in first["matches"][0]["snippet"]
+
+
+@pytest.mark.parametrize("text", ["", " ".join(f"w{number}" for number in range(150_000)), "x" * 1_000_000])
+async def test_an_entry_of_any_size_can_be_kept_whatever_search_makes_of_it(agent: Agent, text: str) -> None:
+    key = await agent.session()
+    content = text[:1_048_000] + " needle"
+
+    await agent.says(key, content)
+
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=1)
+    assert page["entries"][0]["content"] == content

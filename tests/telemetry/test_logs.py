@@ -1,0 +1,115 @@
+"""What is logged, and what never is."""
+
+import io
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from handoff.telemetry.logs import Filters, configure_logs, flush_logs
+
+SAID = "check failed\nDETAIL:  Failing row contains (1, rosebud\nand more rosebud).\nHINT: no"
+log = structlog.get_logger("test")
+
+
+def test_a_logged_stack_leaves_out_the_row_that_postgres_names() -> None:
+    stream = io.StringIO()
+    configure_logs("info", stream)
+    try:
+        try:
+            raise ValueError(SAID)
+        except ValueError as error:
+            raise RuntimeError("the append failed") from error
+    except RuntimeError:
+        log.exception("append.failed")
+
+    flush_logs()
+    logged = json.loads(stream.getvalue())
+    assert (logged["event"], logged["level"]) == ("append.failed", "error")
+    assert "check failed" in logged["exception"]
+    assert "the append failed" in logged["exception"]
+    assert "rosebud" not in logged["exception"]
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("sent Authorization: Bearer abcdef123456", "abcdef123456"),
+        ("could not reach postgresql://handoff:hunter22@postgres/handoff", "hunter22"),
+        ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl was old", "eyJzdWIiOiIxIn0"),
+        ("key sk-abcdefghijklmnop is wrong", "sk-abcdefghijklmnop"),
+        ("host=postgres password=hunter22 user=x", "hunter22"),
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out_wherever_it_stands(
+    logged: list[dict[str, Any]], text: str, secret: str
+) -> None:
+    log.info("test.said", detail=text, nested={"deep": {"er": text}})
+    logging.getLogger("some.library").warning("it said: %s", text)
+
+    assert len(logged) == 2
+    assert secret not in str(logged)
+    assert "[redacted]" in logged[0]["detail"]
+    assert logged[1]["event"] == "library.logged"
+
+
+def test_fields_that_are_named_like_secrets_or_content_are_taken_out(logged: list[dict[str, Any]]) -> None:
+    log.info("test.said", password="rosebud", nested={"authorization": "rosebud"}, content="rosebud", agent="alice")
+
+    assert "rosebud" not in str(logged)
+    assert logged[0]["agent"] == "alice"
+    assert set(logged[0]) == {"time", "level", "event", "password", "nested", "content", "agent"}
+
+
+def test_levels_are_by_event_and_follow_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "logging"
+    filters = Filters("info")
+    assert [filters.passes("x", level) for level in (10, 20, 30)] == [False, True, True]
+
+    file.write_text("# what to hear\n* warning\nx debug\ny off\n")
+    filters.follow(file)
+    assert [filters.passes(event, 10) for event in ("x", "y", "z")] == [True, False, False]
+    assert [filters.passes(event, 40) for event in ("x", "y", "z")] == [True, False, True]
+
+    file.write_text("* debug and more\nthis is no level: shout\n")
+    filters.refresh()
+    assert (filters.level, filters.events) == (20, {})  # what is wrong is left out, and the default holds
+    file.unlink()
+    filters.refresh()
+    assert filters.level == 20
+
+
+def test_libraries_are_heard_from_warnings_on_and_their_errors_once_with_the_stack(logged: list[dict[str, Any]]) -> None:
+    logging.getLogger("mcp.server").info("chatter")
+    logging.getLogger("opentelemetry.exporter").error("said by us already")
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        logging.getLogger("asyncio").exception("it broke")
+
+    assert [(line["event"], line["level"], line["message"]) for line in logged] == [("library.logged", "error", "it broke")]
+    assert logged[0]["exception"].count("ValueError: odd") == 1
+
+
+def test_a_reader_who_hangs_delays_nobody() -> None:
+    reading = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str, /) -> int:
+            reading.wait(10)
+            return super().write(text)
+
+    configure_logs("info", stream := Stuck())
+    began = time.monotonic()
+    for _ in range(1_000):
+        log.info("test.said")
+    assert time.monotonic() - began < 1
+    assert stream.getvalue() == ""
+    reading.set()
+    flush_logs()
+    assert stream.getvalue().count("\n") == 1_000

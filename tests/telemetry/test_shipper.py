@@ -1,0 +1,111 @@
+"""Records on their way out: in order, bounded, counted, never waited for."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from handoff.telemetry.shipper import Shipper, Verdict
+
+
+def until(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < give_up, "it did not come to hold in time"
+        time.sleep(0.005)
+
+
+class Receiver:
+    """Takes, refuses or is away, as told."""
+
+    def __init__(self) -> None:
+        self.verdict: Verdict = "taken"
+        self.taken: list[int] = []
+        self.changes: list[tuple[str, bool, int]] = []
+
+    def __call__(self, records: Sequence[int]) -> Verdict:
+        if self.verdict == "taken":
+            self.taken += records
+        return self.verdict
+
+    def changed(self, name: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a callback's state
+        self.changes.append((name, away, dropped))
+
+
+def shipper(receiver: Callable[[Sequence[int]], Verdict], queue_max: int = 100) -> Shipper[int]:
+    changed = receiver.changed if isinstance(receiver, Receiver) else None
+    return Shipper("logs", receiver, queue_max=queue_max, batch_max=8, every_s=0.01, on_change=changed)
+
+
+def test_everything_that_was_offered_arrives_once_and_in_order() -> None:
+    receiver = Receiver()
+    out = shipper(receiver, queue_max=1_000)
+    for number in range(500):
+        out.offer(number)
+    out.stop(2)
+
+    assert receiver.taken == list(range(500))
+    assert (out.state().sent, out.state().dropped, out.state().waiting) == (500, 0, 0)
+
+
+def test_what_a_receiver_that_is_away_cannot_take_waits_and_beyond_the_bound_the_oldest_are_dropped_and_counted() -> None:
+    receiver = Receiver()
+    receiver.verdict = "away"
+    out = shipper(receiver, queue_max=100)
+    out.offer(-1)
+    until(lambda: out.state().away_s > 0)  # a first batch is on its way, and stays
+    for number in range(250):
+        out.offer(number)
+
+    state = out.state()
+    assert (state.waiting, state.dropped, state.sent) == (101, 150, 0)
+    receiver.verdict = "taken"
+    until(lambda: out.state().sent == 101)
+    assert receiver.taken == [-1, *range(150, 250)]
+    assert receiver.changes == [("logs", True, 0), ("logs", False, 150)]
+    assert out.state().away_s == 0
+    out.stop(1)
+
+
+def test_what_is_refused_is_counted_and_does_not_stop_the_rest() -> None:
+    receiver = Receiver()
+    receiver.verdict = "refused"
+    out = shipper(receiver)
+    for number in range(16):
+        out.offer(number)
+    until(lambda: out.state().dropped == 16)
+    receiver.verdict = "taken"
+    out.offer(16)
+    out.stop(1)
+
+    assert receiver.taken == [16]
+    assert receiver.changes == []
+
+
+def test_a_receiver_that_hangs_delays_neither_who_offers_nor_the_end() -> None:
+    hang = threading.Event()
+
+    def hanging(_: Sequence[int]) -> Verdict:
+        hang.wait(10)
+        return "taken"
+
+    out = shipper(hanging)
+    out.offer(0)
+    until(lambda: out.state().waiting == 1)
+    began = time.monotonic()
+    for number in range(1_000):
+        out.offer(number)
+    assert time.monotonic() - began < 0.5
+    out.stop(0.3)
+    assert time.monotonic() - began < 1.5
+    hang.set()
+
+
+def test_what_is_left_at_the_end_counts_as_dropped() -> None:
+    receiver = Receiver()
+    receiver.verdict = "away"
+    out = shipper(receiver)
+    for number in range(20):
+        out.offer(number)
+    out.stop(0.2)
+
+    assert (out.state().dropped, out.state().sent) == (20, 0)

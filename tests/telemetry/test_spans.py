@@ -1,0 +1,201 @@
+"""One trace tells a handoff; errors and slow calls are kept; content and keys are in no span."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from mcp import Client
+from opentelemetry.trace import SpanKind
+
+from handoff.app import App, settle_overdue
+from handoff.server.protocol import build_server
+from handoff.telemetry import spans
+from handoff.telemetry.spans import Call, Tracer, begin, parse
+from tests.agents import PAST, Agent, until
+from tests.collector import Collector, attributes
+from tests.server.test_http import edge
+
+SENDER = "00-11111111111111111111111111111111-2222222222222222-01"
+RECEIVER = "00-33333333333333333333333333333333-4444444444444444-01"
+UNSAMPLED = "00-55555555555555555555555555555555-6666666666666666-00"
+
+
+@pytest.fixture
+async def http(observed: App) -> AsyncGenerator[httpx2.AsyncClient]:
+    """The edge of a service whose signals go to the collector."""
+    async with edge(observed) as client:
+        yield client
+
+
+def hexed(value: bytes) -> str:
+    return value.hex()
+
+
+async def named(collector: Collector, name: str, count: int = 1) -> list[Any]:
+    """The spans of a name, once there are so many."""
+    await until(lambda: len([span for span in collector.spans() if span.name == name]) >= count)
+    return [span for span in collector.spans() if span.name == name]
+
+
+async def call(http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None) -> Any:
+    from tests.requests import META, headers
+
+    meta = META | ({"traceparent": traceparent} if traceparent else {})
+    request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    answer = await http.post("/mcp", json={**request, "params": params}, headers=headers("tools/call", tool))
+    return answer.json()["result"]
+
+
+async def test_a_call_is_a_child_of_its_meta_and_linked_to_its_http_span(
+    http: httpx2.AsyncClient, collector: Collector
+) -> None:
+    await call(http, "register_session", {"agent": "alice"}, SENDER)
+
+    [span] = await named(collector, "tools/call register_session")
+    [outer] = await named(collector, "POST /mcp")
+    assert (hexed(span.trace_id), hexed(span.parent_span_id)) == (SENDER[3:35], SENDER[36:52])
+    assert [hexed(link.span_id) for link in span.links] == [hexed(outer.span_id)]
+    assert attributes(span) == {
+        "mcp.method.name": "tools/call",
+        "gen_ai.tool.name": "register_session",
+        "gen_ai.operation.name": "execute_tool",
+        "mcp.protocol.version": "2026-07-28",
+        "network.transport": "tcp",
+    }
+    statements = [it for it in collector.spans() if it.parent_span_id == span.span_id]
+    assert {it.name for it in statements} >= {"sessions.CREATE", "append.APPEND"}
+    assert all(span.start_time_unix_nano <= it.start_time_unix_nano for it in statements)
+    assert all(it.end_time_unix_nano <= span.end_time_unix_nano for it in statements)
+
+
+async def test_without_a_meta_the_http_span_is_the_parent_and_its_header_the_parent_of_that(
+    http: httpx2.AsyncClient, collector: Collector
+) -> None:
+    http.headers["traceparent"] = RECEIVER
+    await call(http, "register_session", {"agent": "alice"})
+
+    [span] = await named(collector, "tools/call register_session")
+    [outer] = await named(collector, "POST /mcp")
+    assert hexed(outer.trace_id) == hexed(span.trace_id) == RECEIVER[3:35]
+    assert (outer.parent_span_id, span.parent_span_id) == (bytes.fromhex(RECEIVER[36:52]), outer.span_id)
+    assert list(span.links) == []
+
+
+async def test_a_traceparent_that_is_none_is_left_aside(http: httpx2.AsyncClient, collector: Collector) -> None:
+    for bad in ("garbage", "00-" + "0" * 32 + "-2222222222222222-01", "x" * 10_000):
+        assert not (await call(http, "register_session", {"agent": "alice"}, bad))["isError"]
+
+    spans = await named(collector, "tools/call register_session", 3)
+    assert len({span.trace_id for span in spans}) == 3
+    assert bytes(16) not in {span.trace_id for span in spans}
+
+
+async def test_one_trace_tells_a_handoff(http: httpx2.AsyncClient, collector: Collector) -> None:
+    key = (await call(http, "register_session", {"agent": "alice"}))["structuredContent"]["session_key"]
+    asked = {"agent": "alice", "session_key": key, "target_agent": "bob", "instructions": "Go on."}
+    handoff_id = (await call(http, "request_handoff", asked, SENDER))["structuredContent"]["handoff_id"]
+    taken = await call(http, "accept_handoff", {"agent": "bob", "handoff_id": handoff_id}, RECEIVER)
+    done = {"agent": "bob", "handoff_id": handoff_id, "token": taken["structuredContent"]["handoff"]["token"]}
+    await call(http, "renew_handoff", done, RECEIVER)
+    await call(http, "resolve_handoff", {**done, "action": "complete"}, RECEIVER)
+
+    [offered] = await named(collector, "tools/call request_handoff")
+    [accepted] = await named(collector, "tools/call accept_handoff")
+    [renewed] = await named(collector, "tools/call renew_handoff")
+    [completed] = await named(collector, "tools/call resolve_handoff")
+    [wait] = await named(collector, "handoff wait")
+    [work] = await named(collector, "handoff work")
+    for span in (accepted, renewed, completed):
+        assert hexed(span.trace_id) == RECEIVER[3:35]
+        assert (offered.trace_id, offered.span_id) in {(link.trace_id, link.span_id) for link in span.links}
+    for stretch, ending in ((wait, accepted), (work, completed)):
+        assert (stretch.trace_id, stretch.parent_span_id) == (offered.trace_id, offered.span_id)
+        assert [(link.trace_id, link.span_id) for link in stretch.links] == [(ending.trace_id, ending.span_id)]
+    assert attributes(wait) == {"handoff.id": handoff_id, "handoff.type": "context_transfer", "handoff.action": "accept"}
+    assert wait.end_time_unix_nano == work.start_time_unix_nano
+    assert offered.start_time_unix_nano <= wait.start_time_unix_nano < work.end_time_unix_nano
+
+
+async def test_a_lease_that_lapses_ends_the_work_as_an_error(
+    observed: App, collector: Collector, db: asyncpg.Connection
+) -> None:
+    async with Client(build_server(observed)) as client:
+        agent = Agent(client)
+        await agent.accept(await agent.offer(await agent.session()))
+        await db.execute(PAST)
+        assert await settle_overdue(observed) == 1
+
+    [work] = await named(collector, "handoff work")
+    assert attributes(work)["error.type"] == "lapse"
+
+
+async def test_what_fails_or_changes_a_handoff_is_kept_and_of_the_rest_no_more_than_the_budget(
+    observed: App, collector: Collector
+) -> None:
+    tracer = Tracer(observed.signals.resource, lambda _: None, per_s_max=3) if observed.signals else None
+    assert tracer is not None
+
+    def decisions(*, noteworthy: bool, traceparent: str | None = None) -> list[str]:
+        meta = {"traceparent": traceparent} if traceparent else None
+        return [tracer.decide(begin(meta, None), noteworthy=noteworthy) for _ in range(5)]
+
+    assert decisions(noteworthy=False) == ["ordinary"] * 3 + ["no"] * 2
+    assert decisions(noteworthy=True) == ["noteworthy"] * 3 + ["no"] * 2  # a budget of its own
+    assert decisions(noteworthy=False, traceparent=SENDER) == ["asked"] * 5
+    assert decisions(noteworthy=False, traceparent=UNSAMPLED) == ["no"] * 5
+
+
+async def test_an_unsampled_parent_does_not_hide_an_error(http: httpx2.AsyncClient, collector: Collector) -> None:
+    await call(http, "register_session", {"agent": "alice"}, UNSAMPLED)
+    await call(http, "close_session", {"agent": "alice", "session_key": "nobody-knows"}, UNSAMPLED)
+
+    [failed] = await named(collector, "tools/call close_session")
+    assert attributes(failed)["error.type"] == "tool_error"
+    assert attributes(failed)["handoff.error.code"] == "session_not_found"
+    assert (failed.status.code, failed.status.message) == (2, "tool_error")
+    assert [span for span in collector.spans() if span.name == "tools/call register_session"] == []
+
+
+async def test_spans_hold_neither_content_nor_keys(http: httpx2.AsyncClient, collector: Collector) -> None:
+    marker = "rosebud"
+    key = f"s-{marker}"
+    await call(http, "register_session", {"agent": "alice", "session_key": key, "metadata": {"about": marker}}, SENDER)
+    entry = {"type": "message", "content": marker, "metadata": {"path": marker}}
+    await call(http, "update_context", {"agent": "alice", "session_key": key, "entries": [entry]}, SENDER)
+    await call(http, "search_context", {"agent": "alice", "query": marker}, SENDER)
+    await call(http, "close_session", {"agent": "alice", "session_key": f"not-{marker}"}, SENDER)
+    await named(collector, "tools/call close_session")
+
+    assert len(collector.spans()) > 8
+    assert marker.encode() not in b"".join(collector.bodies["traces"])
+
+
+async def test_appends_that_shared_a_statement_each_show_it(http: httpx2.AsyncClient, collector: Collector) -> None:
+    from tests.agents import all_of
+
+    key = (await call(http, "register_session", {"agent": "alice"}))["structuredContent"]["session_key"]
+    arguments = {"agent": "alice", "session_key": key, "entries": [{"type": "message", "content": "x"}]}
+    await all_of(*(call(http, "update_context", arguments, SENDER) for _ in range(12)))
+
+    calls = await named(collector, "tools/call update_context", 12)
+    for span in calls:
+        shown = [it for it in collector.spans() if it.parent_span_id == span.span_id]
+        assert [it.name for it in shown] == ["append.APPEND"]
+        assert shown[0].kind == SpanKind.CLIENT.value + 1  # OTLP counts from 1
+        assert attributes(shown[0])["db.operation.batch.size"] >= 1
+
+
+def test_a_call_notes_down_no_more_than_its_bound() -> None:
+    call = Call(1, 2, None, 0)
+    for _ in range(500):
+        call.did("sessions.FIND", 0, "")
+
+    assert len(call.parts) == spans.SPANS_A_CALL_MAX
+    assert parse(call.traceparent) is not None
+
+
+async def test_with_telemetry_off_nothing_is_kept(app: App) -> None:
+    assert (app.signals, spans.tracer()) == (None, None)
