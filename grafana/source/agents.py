@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from grafana.source.page import Page, found, to
-from grafana.source.panels import BAD, GOOD, WATCH, Loki, Sql, figure, lines, rows
+from grafana.source.page import Page, link_to, sql_variable
+from grafana.source.panels import BAD, GOOD, WARN, Loki, Sql, stat_panel, table_panel, time_series
 
 _BETWEEN: Final = (
     "(sender IN (${agent:sqlstring}) OR target_agent IN (${agent:sqlstring}) OR holder IN (${agent:sqlstring}))"
@@ -49,20 +49,20 @@ PAGE: Final = Page(
     "agents",
     "Agents",
     "Who hands over to whom, who answers, and who falls silent?",
-    variables=[found("agent", "Agent", "Agents that did something or were offered something.", _FOUND)],
+    variables=[sql_variable("agent", "Agent", "Agents that did something or were offered something.", _FOUND)],
     rows=[
         (
             "Is it well?",
             [
-                figure("Agents", "That did something, in the time shown.", "short", Sql(_ACTIVE), width=6),
-                figure(
+                stat_panel("Agents", "That did something, in the time shown.", "short", Sql(_ACTIVE), width=6),
+                stat_panel(
                     "Offers",
                     "Handoffs offered by or to the chosen agents, in the time shown.",
                     "short",
                     Sql(_OFFERED),
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "Completed",
                     "Share of the handoffs settled in the time shown that were completed; beside it, how many were settled.",
                     "percentunit",
@@ -70,7 +70,7 @@ PAGE: Final = Page(
                     units={"settled": "short"},
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "Fell silent",
                     "Leases that lapsed, of handoffs changed in the time shown.",
                     "short",
@@ -82,7 +82,7 @@ PAGE: Final = Page(
         (
             "Who does what",
             [
-                rows(
+                table_panel(
                     "Agents",
                     "What each did, in the time shown. The name leads to its log lines.",
                     Sql(_AGENTS),
@@ -91,12 +91,12 @@ PAGE: Final = Page(
                     units={"last heard of": "dateTimeFromNow"},
                     links={
                         "agent": {
-                            "Its log lines": to("logs", find="${__value.raw}"),
-                            "Only this agent": to("agents", agent="${__value.raw}"),
+                            "Its log lines": link_to("logs", find="${__value.raw}"),
+                            "Only this agent": link_to("agents", agent="${__value.raw}"),
                         }
                     },
                 ),
-                lines(
+                time_series(
                     "Events",
                     "Changes of sessions and handoffs, by who made them, each point a count.",
                     "short",
@@ -104,8 +104,8 @@ PAGE: Final = Page(
                     stacked=True,
                     width=8,
                 ),
-                lines("Content", "Bytes written, by author.", "bytes", Sql(_WRITES), stacked=True, width=8),
-                lines(
+                time_series("Content", "Bytes written, by author.", "bytes", Sql(_WRITES), stacked=True, width=8),
+                time_series(
                     "Mistakes",
                     "Calls a second that failed or were refused, by agent, of log lines. Empty while there is none.",
                     "reqps",
@@ -120,7 +120,7 @@ PAGE: Final = Page(
         (
             "Who hands over to whom",
             [
-                rows(
+                table_panel(
                     "Routes",
                     "Handoffs offered in the time shown, by sender and receiver.",
                     Sql(_ROUTES),
@@ -128,18 +128,18 @@ PAGE: Final = Page(
                     height=12,
                     units={"median until taken": "s"},
                     steps={
-                        "rejected": [(None, GOOD), (1, WATCH)],
-                        "expired": [(None, GOOD), (1, WATCH)],
-                        "lapses": [(None, GOOD), (1, WATCH), (10, BAD)],
+                        "rejected": [(None, GOOD), (1, WARN)],
+                        "expired": [(None, GOOD), (1, WARN)],
+                        "lapses": [(None, GOOD), (1, WARN), (10, BAD)],
                     },
                 ),
-                rows(
+                table_panel(
                     "In hand",
                     "Handoffs that an agent holds now, the longest first. Empty while nobody holds one.",
                     Sql(_HOLDS),
                     width=10,
                     height=12,
-                    empty="nobody holds one",
+                    no_value="nobody holds one",
                     units={"held for": "s", "lease until": "dateTimeAsLocal"},
                 ),
             ],

@@ -2,18 +2,28 @@
 
 from typing import Final
 
-from grafana.source.page import Page, seen
-from grafana.source.panels import BAD, GOOD, Prom, figure, heat, limit, lines, percentiles, rising, rows
-from grafana.source.promql import count, label, now, quantile, rate, series, share, where
-from grafana.source.promql import heat as buckets
+from grafana.source.page import Page, label_variable
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    Prom,
+    heatmap_panel,
+    higher_is_worse,
+    limit,
+    percentiles,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio, series
 from handoff import telemetry as t
 
 _INSTANCE: Final = ('service_instance_id=~"$instance"',)
-_THESE: Final = (where(t.STATEMENT, "$statement"), *_INSTANCE)
-_FAILED: Final = (*_THESE, where(t.ERROR, "", "!="))
+_THESE: Final = (matcher(t.STATEMENT, "$statement"), *_INSTANCE)
+_FAILED: Final = (*_THESE, matcher(t.ERROR, "", "!="))
 _STATEMENT: Final = label(t.STATEMENT)
 _RESULT: Final = label(t.CACHE_RESULT)
-_REDIS: Final = where(t.CACHE, "redis", "=")
+_REDIS: Final = matcher(t.CACHE, "redis", "=")
 
 
 def _status(component: str) -> Prom:
@@ -25,21 +35,23 @@ PAGE: Final = Page(
     "Database and cache",
     "Does Postgres keep up, does Redis help, and which statement costs what?",
     variables=[
-        seen(
+        label_variable(
             "statement",
             "Statement",
             "Statements, by their name in the code.",
             t.STATEMENT,
             series(t.STATEMENT_DURATION, "count"),
         ),
-        seen("instance", "Process", "Processes of service and worker.", "service_instance_id", series(t.BUILD_INFO)),
+        label_variable(
+            "instance", "Process", "Processes of service and worker.", "service_instance_id", series(t.BUILD_INFO)
+        ),
     ],
     rows=[
         (
             "Is it well?",
             [
-                figure("Postgres", "As the service finds it.", "short", _status("database"), statuses=True, width=3),
-                figure(
+                stat_panel("Postgres", "As the service finds it.", "short", _status("database"), statuses=True, width=3),
+                stat_panel(
                     "Redis",
                     "As the service finds it; without it, all goes on a little slower.",
                     "short",
@@ -47,42 +59,43 @@ PAGE: Final = Page(
                     statuses=True,
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Failed statements",
                     "Share of the statements in the time shown; beside it, how many there were.",
                     "percentunit",
                     Prom(
-                        share(count(t.STATEMENT_DURATION, only=_FAILED), count(t.STATEMENT_DURATION, only=_THESE)), "failed"
+                        ratio(increase(t.STATEMENT_DURATION, only=_FAILED), increase(t.STATEMENT_DURATION, only=_THESE)),
+                        "failed",
                     ),
-                    Prom(count(t.STATEMENT_DURATION, only=_THESE), "of statements", unit="short"),
-                    steps=rising(limit("statement_error_ratio") / 5, limit("statement_error_ratio")),
+                    Prom(increase(t.STATEMENT_DURATION, only=_THESE), "of statements", unit="short"),
+                    steps=higher_is_worse(limit("statement_error_ratio") / 5, limit("statement_error_ratio")),
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "p95 of a statement",
                     "What 95 of 100 stayed below, in the time shown.",
                     "s",
                     Prom(quantile(0.95, t.STATEMENT_DURATION, only=_THESE, over="$__range")),
-                    steps=rising(0.25, 1),
+                    steps=higher_is_worse(0.25, 1),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Connections",
                     "How many of those that Postgres may have are taken, by anybody.",
                     "percentunit",
                     Prom("handoff:database_connections:ratio"),
-                    steps=rising(0.6, limit("database_connections_ratio")),
+                    steps=higher_is_worse(0.6, limit("database_connections_ratio")),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Wait for the pool",
                     "Requests that wait for a connection now.",
                     "short",
-                    Prom(now(t.POOL_PENDING, how="sum", only=_INSTANCE)),
-                    steps=rising(1, 10),
+                    Prom(gauge(t.POOL_PENDING, aggregate="sum", only=_INSTANCE)),
+                    steps=higher_is_worse(1, 10),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Cache hits",
                     "Share of reads that the cache answered, within an hour. A brief is made anew when its session has changed, so a few in a hundred is usual. Empty until one was read.",
                     "percentunit",
@@ -94,10 +107,10 @@ PAGE: Final = Page(
         (
             "Statements",
             [
-                rows(
+                table_panel(
                     "Statements",
                     "Each in the time shown, by its name in the code.",
-                    Prom(count(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)),
+                    Prom(increase(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)),
                     Prom(
                         f"sum by ({_STATEMENT}) (increase({series(t.STATEMENT_DURATION, 'sum')}{{{', '.join(_THESE)}}}[$__range]))"
                     ),
@@ -106,7 +119,7 @@ PAGE: Final = Page(
                         for q in (0.5, 0.95, 0.99)
                     ),
                     Prom(
-                        f"{count(t.STATEMENT_DURATION, t.STATEMENT, only=_FAILED)} or {count(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)} * 0"
+                        f"{increase(t.STATEMENT_DURATION, t.STATEMENT, only=_FAILED)} or {increase(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)} * 0"
                     ),
                     width=24,
                     height=9,
@@ -127,39 +140,39 @@ PAGE: Final = Page(
                         }
                     },
                 ),
-                lines(
+                time_series(
                     "Statements",
                     "A second; red, those that failed.",
                     "ops",
                     Prom(rate(t.STATEMENT_DURATION, only=_THESE), "all"),
                     Prom(rate(t.STATEMENT_DURATION, only=_FAILED) + " or vector(0)", "failed"),
                 ),
-                lines(
+                time_series(
                     "Duration",
                     "What 50, 95 and 99 of 100 statements stay below.",
                     "s",
                     *percentiles(t.STATEMENT_DURATION, only=_THESE),
                 ),
-                heat(
+                heatmap_panel(
                     "Durations, all of them",
                     "How many statements took how long.",
                     "s",
-                    Prom(buckets(t.STATEMENT_DURATION, _THESE), "{{le}}"),
+                    Prom(bucket_counts(t.STATEMENT_DURATION, _THESE), "{{le}}"),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "Slow statements",
                     "Above 1 s, a second, by name. Empty while there is none.",
                     "ops",
                     Prom(rate(t.SLOW_STATEMENTS, t.STATEMENT, only=_THESE), f"{{{{{_STATEMENT}}}}}"),
                 ),
-                lines(
+                time_series(
                     "Failed statements",
                     "A second, by what Postgres said. Empty while there is none.",
                     "ops",
                     Prom(rate(t.STATEMENT_DURATION, t.ERROR, only=_FAILED), f"{{{{{label(t.ERROR)}}}}}"),
                 ),
-                lines(
+                time_series(
                     "Busiest statements",
                     "A second.",
                     "ops",
@@ -170,25 +183,28 @@ PAGE: Final = Page(
         (
             "The pool of connections",
             [
-                lines(
+                time_series(
                     "Connections of the pool",
                     "Used and idle ones, and how many there may be.",
                     "short",
-                    Prom(now(t.POOL_CONNECTIONS, t.POOL_STATE, how="sum", only=_INSTANCE), f"{{{{{label(t.POOL_STATE)}}}}}"),
-                    Prom(now(t.POOL_MAX, how="sum", only=_INSTANCE), "max"),
+                    Prom(
+                        gauge(t.POOL_CONNECTIONS, t.POOL_STATE, aggregate="sum", only=_INSTANCE),
+                        f"{{{{{label(t.POOL_STATE)}}}}}",
+                    ),
+                    Prom(gauge(t.POOL_MAX, aggregate="sum", only=_INSTANCE), "max"),
                     names=["used", "idle"],
                 ),
-                lines(
+                time_series(
                     "Wait for a connection",
                     "What 50, 95 and 99 of 100 requests wait at most.",
                     "s",
                     *percentiles(t.POOL_WAIT, only=_INSTANCE),
                 ),
-                lines(
+                time_series(
                     "Who waits, and in vain",
                     "Requests that wait now, and waits that were given up, a second.",
                     "short",
-                    Prom(now(t.POOL_PENDING, how="sum", only=_INSTANCE), "waiting"),
+                    Prom(gauge(t.POOL_PENDING, aggregate="sum", only=_INSTANCE), "waiting"),
                     Prom(rate(t.POOL_TIMEOUTS, only=_INSTANCE) + " or vector(0)", "in vain a second", unit="eps"),
                 ),
             ],
@@ -196,7 +212,7 @@ PAGE: Final = Page(
         (
             "Postgres",
             [
-                lines(
+                time_series(
                     "Sessions in Postgres",
                     "Taken by anybody, and how many it may have.",
                     "short",
@@ -204,7 +220,7 @@ PAGE: Final = Page(
                     Prom("max(postgresql_connection_max)", "max"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Transactions",
                     "Commits and rollbacks a second.",
                     "ops",
@@ -212,14 +228,14 @@ PAGE: Final = Page(
                     Prom("sum(rate(postgresql_rollbacks_total[$__rate_interval]))", "failed"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Read from disk and from memory",
                     "Blocks a second.",
                     "iops",
                     Prom("sum by (source) (rate(postgresql_blocks_read_total[$__rate_interval]))", "{{source}}"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Deadlocks and temporary files",
                     "In the time of a point; each should be 0.",
                     "short",
@@ -232,7 +248,7 @@ PAGE: Final = Page(
         (
             "Redis",
             [
-                lines(
+                time_series(
                     "Cache",
                     "Operations on Redis a second, by how they went.",
                     "ops",
@@ -240,14 +256,14 @@ PAGE: Final = Page(
                     names=["hit", "miss", "stored", "error", "skipped"],
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Duration on Redis",
                     "Of operations: what 50, 95 and 99 of 100 stay below.",
                     "s",
                     *percentiles(t.CACHE_DURATION, only=[_REDIS, *_INSTANCE]),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Memory of Redis",
                     "What it uses, and its peak.",
                     "bytes",
@@ -255,7 +271,7 @@ PAGE: Final = Page(
                     Prom("max(redis_memory_peak_bytes)", "peak"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Keys",
                     "That it holds, and those thrown out for want of room, a second.",
                     "short",

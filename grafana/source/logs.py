@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from grafana.source.page import Page, chosen, typed
-from grafana.source.panels import Loki, Prom, Traces, figure, lines, lines_of_logs, rising, rows
+from grafana.source.page import Page, choice_variable, text_variable
+from grafana.source.panels import Loki, Prom, Traces, higher_is_worse, log_panel, stat_panel, table_panel, time_series
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _LINES: Final = '{service_name=~"$service"} |= `$find` |= `$trace` | json | level=~"$level"'
@@ -14,36 +14,36 @@ PAGE: Final = Page(
     "Logs and traces",
     "What exactly happened, in which order?",
     variables=[
-        chosen("service", "Service", "Who wrote the line.", ("handoff", "handoff-worker")),
-        chosen("level", "Level", "How grave it is.", _LEVELS),
-        typed("find", "Find", "Part of a line: a tool, an agent, a session, a code."),
-        typed("trace", "Trace", "A trace's number: only what belongs to it."),
+        choice_variable("service", "Service", "Who wrote the line.", ("handoff", "handoff-worker")),
+        choice_variable("level", "Level", "How grave it is.", _LEVELS),
+        text_variable("find", "Find", "Part of a line: a tool, an agent, a session, a code."),
+        text_variable("trace", "Trace", "A trace's number: only what belongs to it."),
     ],
     rows=[
         (
             "Is it well?",
             [
-                figure(
+                stat_panel(
                     "Errors",
                     "Lines of level error or worse, in the time shown.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level=~"error|critical" [$__range])) or vector(0)'
                     ),
-                    steps=rising(1, 10),
+                    steps=higher_is_worse(1, 10),
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "Warnings",
                     "Lines of level warning, in the time shown.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level="warning" [$__range])) or vector(0)'
                     ),
-                    steps=rising(1, 100),
+                    steps=higher_is_worse(1, 100),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Lines",
                     "A second, by level, of those chosen.",
                     "recps",
@@ -58,7 +58,7 @@ PAGE: Final = Page(
         (
             "Lines",
             [
-                lines_of_logs(
+                log_panel(
                     "Lines",
                     "The newest first. A line of a call has its trace: open the line and follow it to Jaeger.",
                     Loki(_LINES),
@@ -69,16 +69,16 @@ PAGE: Final = Page(
         (
             "Traces",
             [
-                rows(
+                table_panel(
                     "Calls that failed",
                     "Their newest traces. Empty while none failed in the time shown.",
                     Traces("handoff", tags="error=true"),
                     width=12,
                     height=10,
-                    empty="none failed",
+                    no_value="none failed",
                 ),
-                rows("Calls", "The newest traces that were kept.", Traces("handoff"), width=12, height=10),
-                lines(
+                table_panel("Calls", "The newest traces that were kept.", Traces("handoff"), width=12, height=10),
+                time_series(
                     "Spans",
                     "A second, by name, of the traces that were kept: every failed or slow call, and a sample of the rest.",
                     "recps",
@@ -88,7 +88,7 @@ PAGE: Final = Page(
                     ),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "p95 of spans",
                     "Of the traces that were kept, so slower than all calls.",
                     "s",
@@ -98,7 +98,7 @@ PAGE: Final = Page(
                     ),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "Who calls whom",
                     "Requests a second of the traces that were kept.",
                     "reqps",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from grafana.source.page import Page
-from grafana.source.panels import words
+from grafana.source.panels import text_panel
 
 _TEXT: Final = (Path(__file__).parents[2] / "prometheus" / "runbook.md").read_text()
 
@@ -29,7 +29,7 @@ PAGE: Final = Page(
     rows=[
         (
             "Open an alert",
-            [words("Runbook", "prometheus/runbook.md, as it was when this page was made.", _folded(_TEXT), height=40)],
+            [text_panel("Runbook", "prometheus/runbook.md, as it was when this page was made.", _folded(_TEXT), height=40)],
         )
     ],
 )
