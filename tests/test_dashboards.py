@@ -64,7 +64,7 @@ def test_every_page_asks_a_question_and_shows_whether_it_is_well_first() -> None
         first = page["panels"][0]
         assert (first["type"], first["title"]) == (
             "row",
-            "Is it well?" if uid != "handoff-runbook" else "Open an alert",
+            "At a glance" if uid != "handoff-runbook" else "Select an alert",
         )
         assert {it["name"] for it in page["annotations"]["list"]} == {"Alerts", "Health changes", "Process starts"}
         (links,) = page["links"]
@@ -276,5 +276,5 @@ def test_the_thresholds_drawn_are_those_of_the_alerts() -> None:
         for it in group["rules"]
         if it["record"] == "handoff:threshold"
     }
-    (failed,) = [it for name, it in every_panel() if name == "Overview / Failed"]
+    (failed,) = [it for name, it in every_panel() if name == "Overview / Failed calls"]
     assert failed["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == of["error_ratio"]

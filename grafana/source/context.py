@@ -1,4 +1,4 @@
-"""How much context is written, how large is it, and what do briefs leave out?"""
+"""How much context is written, how large is it, and what is left out of briefs?"""
 
 from typing import Final, get_args
 
@@ -29,84 +29,97 @@ _WRITTEN: Final = """
     SELECT $__timeGroupAlias(created_at, $__interval), type AS metric, sum(size_bytes)::float8 AS value
       FROM reporting.context_entry WHERE $__timeFilter(created_at) AND type IN (${entry:sqlstring})
      GROUP BY 1, 2 ORDER BY 1"""
-_TABLES: Final = "postgresql_table_name"
+_TABLE_NAME: Final = "postgresql_table_name"
 
 PAGE: Final = Page(
     "context",
     "Context and storage",
-    "How much context is written, how large is it, and what do briefs leave out?",
-    variables=[choice_variable("entry", "Entry", "Types of entries.", get_args(EntryType))],
+    "How much context is written, how large is it, and what is left out of briefs?",
+    variables=[choice_variable("entry", "Entry type", "The types of entry to show.", get_args(EntryType))],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
                 stat_panel(
-                    "Entries a second", "Entries appended, after commit.", "recps", Prom(rate(t.ENTRIES, only=_TYPE))
+                    "Entries per second",
+                    "Entries appended per second, counted after commit.",
+                    "recps",
+                    Prom(rate(t.ENTRIES, only=_TYPE)),
                 ),
-                stat_panel("Bytes a second", "Content appended.", "Bps", Prom(rate(t.ENTRY_SIZE, only=_TYPE, part="sum"))),
                 stat_panel(
-                    "p95 of an entry",
-                    "What 95 of 100 entries appended in the time shown stay below.",
+                    "Bytes per second",
+                    "Content appended, in bytes per second.",
+                    "Bps",
+                    Prom(rate(t.ENTRY_SIZE, only=_TYPE, part="sum")),
+                ),
+                stat_panel(
+                    "Entry size p95",
+                    "95th percentile of the size of entries appended in the selected time range.",
                     "bytes",
                     Prom(quantile(0.95, t.ENTRY_SIZE, only=_TYPE, over="$__range")),
                     steps=[(None, GOOD), (100_000, WARN), (500_000, BAD)],
                 ),
-                stat_panel("Database", "What Postgres's files take.", "bytes", Prom("sum(postgresql_db_size_bytes)")),
                 stat_panel(
-                    "Disk",
-                    "How much of the disk under the volumes is used.",
+                    "Database size",
+                    "Size of the database on disk, as reported by Postgres.",
+                    "bytes",
+                    Prom("sum(postgresql_db_size_bytes)"),
+                ),
+                stat_panel(
+                    "Disk usage",
+                    "Used share of the disk that holds the volumes.",
                     "percentunit",
                     Prom("max(handoff:disk:ratio)"),
                     steps=[(None, GOOD), (limit("disk_ratio"), WARN), (limit("disk_critical_ratio"), BAD)],
                 ),
                 stat_panel(
-                    "p95 of a brief",
-                    "What 95 of 100 briefs given in the time shown stay below, in tokens. Empty while none was.",
+                    "Brief size p95",
+                    "95th percentile of the size of briefs returned in the selected time range, in tokens. Empty if none was returned.",
                     "short",
                     Prom(quantile(0.95, t.BRIEF_SIZE, over="$__range")),
                 ),
             ],
         ),
         (
-            "What is written",
+            "Writes",
             [
                 time_series(
                     "Entries",
-                    "A second, by type.",
+                    "Entries appended per second, by type.",
                     "recps",
                     Prom(rate(t.ENTRIES, t.ENTRY_TYPE, only=_TYPE), f"{{{{{_ENTRY}}}}}"),
                     stacked=True,
                 ),
                 time_series(
-                    "Size of entries",
-                    "What 50, 95 and 99 of 100 stay below.",
+                    "Entry size",
+                    "Size of entries appended: 50th, 95th and 99th percentile.",
                     "bytes",
                     *percentiles(t.ENTRY_SIZE, only=_TYPE),
                 ),
                 heatmap_panel(
-                    "Sizes, all of them",
-                    "How many entries had which size.",
+                    "Entry size: distribution",
+                    "Number of entries appended, by size.",
                     "bytes",
                     Prom(bucket_counts(t.ENTRY_SIZE, _TYPE), "{{le}}"),
                     width=8,
                 ),
                 time_series(
-                    "Content in the database",
-                    "Bytes written that are still there, by type and when they came.",
+                    "Content by age",
+                    "Size of the content that is still stored, by type, at the time it was written; each point covers one interval of the graph.",
                     "bytes",
                     Sql(_WRITTEN),
                     width=12,
                 ),
                 time_series(
-                    "Appends that shared a statement",
-                    "What 50, 95 and 99 of 100 appends shared theirs with at most: above 1 under load.",
+                    "Appends per statement",
+                    "Number of appends that one SQL statement wrote together: 50th, 95th and 99th percentile over all statements. Above 1 under load.",
                     "short",
                     *percentiles(t.APPEND_BATCH),
                     width=6,
                 ),
                 time_series(
-                    "Appends that wait",
-                    "For a statement to take them along.",
+                    "Appends waiting",
+                    "Number of appends waiting for a statement to write them.",
                     "short",
                     Prom(gauge(t.APPENDS_WAITING, aggregate="sum"), "waiting"),
                     width=6,
@@ -114,19 +127,19 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "What is read",
+            "Briefs",
             [
-                time_series("Briefs", "Given out, a second.", "recps", Prom(rate(t.BRIEF_SIZE), "briefs"), width=8),
+                time_series("Briefs", "Briefs returned per second.", "recps", Prom(rate(t.BRIEF_SIZE), "briefs"), width=8),
                 time_series(
-                    "Size of briefs",
-                    "In tokens: what 50, 95 and 99 of 100 stay below. Empty while none is given.",
+                    "Brief size",
+                    "Size of briefs returned, in tokens: 50th, 95th and 99th percentile. Empty while none is returned.",
                     "short",
                     *percentiles(t.BRIEF_SIZE),
                     width=8,
                 ),
                 time_series(
-                    "Left out of briefs",
-                    "Entries a second for which there was no room.",
+                    "Entries left out of briefs",
+                    "Entries per second for which a brief had no room.",
                     "recps",
                     Prom(rate(t.BRIEF_OMITTED), "entries"),
                     width=8,
@@ -134,36 +147,36 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "Where it is kept",
+            "Storage",
             [
                 time_series(
-                    "Tables",
-                    "What the largest take.",
+                    "Table size",
+                    "Size on disk of the six largest tables.",
                     "bytes",
-                    Prom(f"topk(6, max by ({_TABLES}) (postgresql_table_size_bytes))", f"{{{{{_TABLES}}}}}"),
+                    Prom(f"topk(6, max by ({_TABLE_NAME}) (postgresql_table_size_bytes))", f"{{{{{_TABLE_NAME}}}}}"),
                     width=8,
                 ),
                 time_series(
-                    "Rows",
-                    "Live rows of the largest tables.",
+                    "Table rows",
+                    "Number of live rows in the six tables with the most.",
                     "short",
-                    Prom(f'topk(6, max by ({_TABLES}) (postgresql_rows{{state="live"}}))', f"{{{{{_TABLES}}}}}"),
+                    Prom(f'topk(6, max by ({_TABLE_NAME}) (postgresql_rows{{state="live"}}))', f"{{{{{_TABLE_NAME}}}}}"),
                     width=8,
                 ),
                 time_series(
-                    "Disk, as it goes on",
-                    "Free now, and in a day if it goes on as in the last 6 hours.",
+                    "Free disk space",
+                    "Disk space that is free, and that would be free 24 hours later if the trend of the last 6 hours continued.",
                     "bytes",
                     Prom('min(system_filesystem_usage_bytes{service_name="host", state="free"})', "free"),
                     Prom(
                         'min(predict_linear(system_filesystem_usage_bytes{service_name="host", state="free"}[6h], 86400))',
-                        "in a day",
+                        "in 24 hours",
                     ),
                     width=8,
                 ),
                 table_panel(
                     "Largest sessions",
-                    "By their content.",
+                    "The 50 sessions with the most content, in bytes.",
                     Sql(_LARGEST),
                     width=16,
                     units={"bytes": "bytes", "last used": "dateTimeAsLocal"},
@@ -177,8 +190,8 @@ PAGE: Final = Page(
                     height=8,
                 ),
                 stat_panel(
-                    "Mean of an entry",
-                    "Of those appended in the time shown.",
+                    "Mean entry size",
+                    "Mean size of the entries appended in the selected time range.",
                     "bytes",
                     Prom(
                         f"sum(increase({series(t.ENTRY_SIZE, 'sum')}{{{_TYPE[0]}}}[$__range])) / {increase(t.ENTRY_SIZE, only=_TYPE)}"

@@ -1,4 +1,4 @@
-"""Is work taken over, how soon, and where does it get stuck?"""
+"""Are handoffs accepted, how soon, and where do they get stuck?"""
 
 from typing import Final, get_args
 
@@ -26,13 +26,13 @@ _ACTION: Final = label(t.ACTION)
 _STATE: Final = label(t.STATE)
 _TARGET: Final = label(t.TARGET)
 _STATUS: Final = label(t.STATUS)
-_LEASES: Final = (*_TYPE, matcher(t.ACTION, "accept", "="))
-_LAPSES: Final = (*_TYPE, matcher(t.ACTION, "lapse", "="))
-_REJECTS: Final = (*_TYPE, matcher(t.ACTION, "reject", "="))
-_ANSWERS: Final = (*_TYPE, matcher(t.ACTION, "accept|reject"))
+_ACCEPTED: Final = (*_TYPE, matcher(t.ACTION, "accept", "="))
+_LAPSED: Final = (*_TYPE, matcher(t.ACTION, "lapse", "="))
+_REJECTED: Final = (*_TYPE, matcher(t.ACTION, "reject", "="))
+_ANSWERED: Final = (*_TYPE, matcher(t.ACTION, "accept|reject"))
 _OPEN: Final = """
-    SELECT id AS handoff, request_type AS type, sender AS "from", coalesce(target_agent, 'any with ' || target_capability) AS "to",
-           state, holder, lapses, extract(epoch FROM now() - updated_at) AS "since", lease_expires_at AS "lease until", trace_id AS trace
+    SELECT id AS handoff, request_type AS type, sender AS "from", coalesce(target_agent, 'any agent with ' || target_capability) AS "to",
+           state, holder, lapses, extract(epoch FROM now() - updated_at) AS "unchanged for", lease_expires_at AS "lease expires", trace_id AS trace
       FROM reporting.handoff
      WHERE state IN ('offered', 'accepted', 'blocked') AND request_type IN (${type:sqlstring})
      ORDER BY updated_at LIMIT 100"""
@@ -44,22 +44,22 @@ _SESSIONS: Final = """
 PAGE: Final = Page(
     "handoffs",
     "Handoffs and sessions",
-    "Is work taken over, how soon, and where does it get stuck?",
-    variables=[choice_variable("type", "Type", "What is handed over.", get_args(RequestType))],
+    "Are handoffs accepted, how soon, and where do they get stuck?",
+    variables=[choice_variable("type", "Type", "The types of handoff to show.", get_args(RequestType))],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
                 stat_panel(
-                    "On offer",
-                    "Handoffs that wait for somebody to take them.",
+                    "Open offers",
+                    "Number of handoffs that are offered and not yet accepted, of all types.",
                     "short",
                     Prom(gauge(t.INBOX_DEPTH, aggregate="sum")),
                     width=3,
                 ),
                 stat_panel(
                     "Oldest offer",
-                    "How long the one has waited that has waited longest.",
+                    "Time that the oldest open offer has been waiting to be accepted, of all types; 0 while there is no open offer.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER)),
                     steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
@@ -67,42 +67,42 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Deepest inbox",
-                    "Handoffs on offer to the agent or capability with the most.",
+                    "Number of open offers to the agent or capability that has the most, of all types.",
                     "short",
                     Prom(gauge(t.DEEPEST_INBOX)),
                     width=3,
                 ),
                 stat_panel(
-                    "p95 until taken",
-                    "What 95 of 100 handoffs waited at most, of those taken in the time shown. Empty while none was.",
+                    "Time to accept p95",
+                    "95th percentile of the time from offer to acceptance, of handoffs accepted in the selected time range. Empty if none was accepted.",
                     "s",
                     Prom(quantile(0.95, t.TIME_TO_ACCEPT, only=_TYPE, over="$__range")),
                     steps=higher_is_worse(150, 300),
                     width=3,
                 ),
                 stat_panel(
-                    "Leases that lapsed",
-                    "Share of the leases taken in the time shown after which nothing was heard; beside it, how many were taken.",
+                    "Lapsed leases",
+                    "Leases that lapsed because the holder was not heard from, as a share of the handoffs accepted in the selected time range. Beside it, the number accepted.",
                     "percentunit",
-                    Prom(ratio(increase(t.TRANSITIONS, only=_LAPSES), increase(t.TRANSITIONS, only=_LEASES)), "lapsed"),
-                    Prom(increase(t.TRANSITIONS, only=_LEASES), "of leases", unit="short"),
+                    Prom(ratio(increase(t.TRANSITIONS, only=_LAPSED), increase(t.TRANSITIONS, only=_ACCEPTED)), "lapsed"),
+                    Prom(increase(t.TRANSITIONS, only=_ACCEPTED), "accepted", unit="short"),
                     steps=higher_is_worse(limit("lapse_ratio") * 0.8, limit("lapse_ratio")),
                     width=5,
                 ),
                 stat_panel(
-                    "Turned down",
-                    "Share of the offers answered in the time shown that were; beside it, how many were answered.",
+                    "Rejected",
+                    "Share of the offers answered in the selected time range that were rejected. Beside it, the number answered, that is, accepted or rejected.",
                     "percentunit",
                     Prom(
-                        ratio(increase(t.TRANSITIONS, only=_REJECTS), increase(t.TRANSITIONS, only=_ANSWERS)), "turned down"
+                        ratio(increase(t.TRANSITIONS, only=_REJECTED), increase(t.TRANSITIONS, only=_ANSWERED)), "rejected"
                     ),
-                    Prom(increase(t.TRANSITIONS, only=_ANSWERS), "of answers", unit="short"),
+                    Prom(increase(t.TRANSITIONS, only=_ANSWERED), "answered", unit="short"),
                     steps=higher_is_worse(limit("reject_ratio") / 2, limit("reject_ratio")),
                     width=5,
                 ),
                 stat_panel(
-                    "To and fro",
-                    "Sessions that went back and forth between the same two agents, within an hour.",
+                    "Bouncing sessions",
+                    "Number of sessions that the same two agents handed back and forth several times in the last hour.",
                     "short",
                     Prom(gauge(t.PING_PONG)),
                     steps=higher_is_worse(limit("ping_pong_sessions") + 0.5),
@@ -111,26 +111,26 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "What happens to handoffs",
+            "Handoff activity",
             [
                 time_series(
-                    "Changes",
-                    "Offers, acceptances and what else becomes of a handoff, a second.",
+                    "Handoff actions",
+                    "Actions on handoffs per second, by action: offer, accept, renew, reject and so on.",
                     "eps",
                     Prom(rate(t.TRANSITIONS, t.ACTION, only=_TYPE), f"{{{{{_ACTION}}}}}"),
                     names=["offer", *get_args(HandoffAction)],
                 ),
                 time_series(
                     "Open handoffs",
-                    "By state.",
+                    "Number of open handoffs, by state: offered, accepted or blocked.",
                     "short",
                     Prom(gauge(t.HANDOFFS_OPEN, t.STATE, aggregate="sum", only=_TYPE), f"{{{{{_STATE}}}}}"),
                     names=get_args(HandoffState),
                     stacked=True,
                 ),
                 time_series(
-                    "Age of the oldest offer",
-                    "To an agent by name, and to whoever has a capability.",
+                    "Oldest offer",
+                    "Time that the oldest open offer has been waiting, by target: an agent by name, or any agent with a capability. Handoffs of all types.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
                     steps=[(None, GOOD), (limit("offer_age_seconds"), BAD)],
@@ -138,23 +138,23 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "How long it takes",
+            "Durations",
             [
                 time_series(
-                    "Until taken",
-                    "From offer to acceptance: what 50, 95 and 99 of 100 stay below. Empty while none is taken.",
+                    "Time to accept",
+                    "Time from offer to acceptance: 50th, 95th and 99th percentile. Empty while none is accepted.",
                     "s",
                     *percentiles(t.TIME_TO_ACCEPT, only=_TYPE),
                 ),
                 time_series(
-                    "Until done",
-                    "From acceptance to completion: what 50, 95 and 99 of 100 stay below. Empty while none is done.",
+                    "Time to complete",
+                    "Time from acceptance to completion: 50th, 95th and 99th percentile. Empty while none is completed.",
                     "s",
                     *percentiles(t.TIME_TO_COMPLETE, only=_TYPE),
                 ),
                 heatmap_panel(
-                    "Until taken, all of them",
-                    "How many handoffs waited how long.",
+                    "Time to accept: distribution",
+                    "Number of handoffs accepted, by the time from offer to acceptance.",
                     "s",
                     Prom(bucket_counts(t.TIME_TO_ACCEPT, _TYPE), "{{le}}"),
                     width=8,
@@ -162,21 +162,25 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "Those that are open",
+            "Open handoffs",
             [
                 table_panel(
                     "Open handoffs",
-                    "The longest unchanged first; the trace is that of the call that offered it. Empty while none is open.",
+                    "Open handoffs, those longest unchanged first, at most 100. The trace is that of the call that made the offer. Empty while none is open.",
                     Sql(_OPEN),
                     width=24,
                     height=10,
-                    no_value="none is open",
-                    units={"since": "s", "lease until": "dateTimeAsLocal"},
+                    no_value="no open handoffs",
+                    units={"unchanged for": "s", "lease expires": "dateTimeAsLocal"},
                     steps={
-                        "since": [(None, GOOD), (limit("offer_age_seconds") / 2, WARN), (limit("offer_age_seconds"), BAD)],
+                        "unchanged for": [
+                            (None, GOOD),
+                            (limit("offer_age_seconds") / 2, WARN),
+                            (limit("offer_age_seconds"), BAD),
+                        ],
                         "lapses": [(None, GOOD), (1, WARN), (3, BAD)],
                     },
-                    links={"trace": {"Its log lines and trace": link_to("logs", trace="${__value.raw}")}},
+                    links={"trace": {"Log lines and trace": link_to("logs", trace="${__value.raw}")}},
                 ),
             ],
         ),
@@ -185,14 +189,14 @@ PAGE: Final = Page(
             [
                 time_series(
                     "Sessions",
-                    "By status.",
+                    "Number of sessions, by status.",
                     "short",
                     Prom(gauge(t.SESSIONS, t.STATUS, aggregate="sum"), f"{{{{{_STATUS}}}}}"),
                     names=get_args(SessionStatus),
                 ),
                 table_panel(
-                    "Sessions in use",
-                    "The newest first; their keys are known to their agents only.",
+                    "Active and dormant sessions",
+                    "Active and dormant sessions, the most recently used first, at most 100. Session keys are not shown: only the agents know them.",
                     Sql(_SESSIONS),
                     width=16,
                     units={

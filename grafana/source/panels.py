@@ -28,7 +28,7 @@ GOOD, WARN, BAD, NEUTRAL, MUTED = "green", "orange", "red", "blue", "text"
 COLOURS: Final = {
     # Outcomes
     "ok": GOOD, "refused": WARN, "failed": BAD, "error": BAD, "hit": GOOD, "miss": NEUTRAL, "stored": "light-blue",
-    "skipped": WARN, "dropped": BAD, "sent": GOOD, "info": NEUTRAL, "warning": WARN, "critical": BAD, "debug": MUTED,
+    "skipped": WARN, "dropped": BAD, "sent": GOOD, "attempted": GOOD, "info": NEUTRAL, "warning": WARN, "critical": BAD, "debug": MUTED,
     "noteworthy": WARN, "ordinary": NEUTRAL, "asked": "purple", "no": MUTED, "slow": WARN, "commits": GOOD, "rollbacks": BAD,
     # Latencies
     "p50": "light-blue", "p95": "blue", "p99": "purple", "limit": BAD,

@@ -1,4 +1,4 @@
-"""Can what we see be trusted: do metrics, traces, logs and alerts arrive, and do the jobs run?"""
+"""Can the telemetry be trusted: do metrics, traces, logs and alerts arrive, and are the worker's jobs running?"""
 
 from typing import Final
 
@@ -7,30 +7,30 @@ from grafana.source.panels import BAD, GOOD, WARN, Prom, higher_is_worse, limit,
 from grafana.source.promql import gauge, label, quantile, rate, series
 from handoff import telemetry as t
 
-_JOB: Final = label(t.JOB)
-_SINCE: Final = f"time() - max by ({_JOB}) ({series(t.JOB_LAST_SUCCESS)})"
-_QUEUES: Final = "handoff:collector_queue:ratio"
+_JOB_NAME: Final = label(t.JOB)
+_SINCE_SUCCESS: Final = f"time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)})"
+_QUEUE_RATIO: Final = "handoff:collector_queue:ratio"
 
 
-def _signals(summed: str, counter: str) -> str:
-    """What the collector counts of each signal by a counter of its own, told apart by a label."""
+def _by_signal(aggregation: str, counter: str) -> str:
+    """Rate of a collector counter that exists once per signal, with the signal added as a label."""
     return " or ".join(
-        f'label_replace({summed} (rate(otelcol_{counter}_{it}_total[$__rate_interval])), "signal", "{it}", "", "")'
-        for it in ("spans", "metric_points", "log_records")
+        f'label_replace({aggregation} (rate(otelcol_{counter}_{signal}_total[$__rate_interval])), "signal", "{signal}", "", "")'
+        for signal in ("spans", "metric_points", "log_records")
     )
 
 
 PAGE: Final = Page(
     "pipeline",
     "Telemetry pipeline",
-    "Can what we see be trusted: do metrics, traces, logs and alerts arrive, and do the jobs run?",
+    "Can the telemetry be trusted: do metrics, traces, logs and alerts arrive, and are the worker's jobs running?",
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
                 stat_panel(
-                    "Targets that are down",
-                    "Programs that Prometheus can't scrape.",
+                    "Targets down",
+                    "Number of scrape targets that Prometheus can't reach.",
                     "short",
                     Prom("count(up == 0) or vector(0)"),
                     steps=higher_is_worse(1),
@@ -38,42 +38,42 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Fullest queue",
-                    "Of the collector's, one for each back end.",
+                    "How full the fullest of the collector's export queues is.",
                     "percentunit",
-                    Prom(f"max({_QUEUES})"),
+                    Prom(f"max({_QUEUE_RATIO})"),
                     steps=higher_is_worse(limit("collector_queue_ratio") / 2, limit("collector_queue_ratio")),
                     width=4,
                 ),
                 stat_panel(
-                    "Dropped",
-                    "Records that service and worker gave up, in the time shown.",
+                    "Records dropped",
+                    "Number of telemetry records that the service and the worker dropped in the selected time range.",
                     "short",
                     Prom(f"sum(increase({series(t.SIGNAL_DROPPED)}[$__range]))"),
                     steps=higher_is_worse(1),
                     width=4,
                 ),
                 stat_panel(
-                    "Heartbeat",
-                    "How long ago the rules were evaluated of which Alertmanager told us last.",
+                    "Heartbeat age",
+                    "Time since Prometheus evaluated the Watchdog rule whose notification the service received last.",
                     "s",
                     Prom(gauge(t.WATCHDOG_AGE, aggregate="min")),
                     steps=higher_is_worse(180, 240),
                     width=4,
                 ),
                 stat_panel(
-                    "Rules that fail",
-                    "Evaluations in the time shown that failed.",
+                    "Rule failures",
+                    "Number of rule evaluations in Prometheus that failed in the selected time range.",
                     "short",
                     Prom("sum(increase(prometheus_rule_evaluation_failures_total[$__range]))"),
                     steps=higher_is_worse(1),
                     width=4,
                 ),
                 stat_panel(
-                    "Oldest job",
-                    "How long ago the job was last done that is furthest behind, of those that run all the time.",
+                    "Job furthest behind",
+                    "Time since the last success of the job whose last success is longest ago, of the jobs settle, measure and heartbeat, which run all the time.",
                     "s",
                     Prom(
-                        f'max(time() - max by ({_JOB}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB}=~"settle|measure|heartbeat"}}))'
+                        f'max(time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB_NAME}=~"settle|measure|heartbeat"}}))'
                     ),
                     steps=higher_is_worse(60, limit("jobs_age_seconds")),
                     width=4,
@@ -81,36 +81,36 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "From service and worker to the collector",
+            "From the service and the worker to the collector",
             [
                 time_series(
-                    "Sent",
-                    "Records a second, by signal.",
+                    "Records sent",
+                    "Telemetry records sent per second by the service and the worker, by signal.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_SENT)}[$__rate_interval]))", "{{signal}}"),
                 ),
                 time_series(
-                    "Waiting to be sent",
-                    "Records, by signal.",
+                    "Records waiting",
+                    "Number of telemetry records waiting to be sent, by signal.",
                     "short",
                     Prom(gauge(t.SIGNAL_QUEUE, t.SIGNAL, aggregate="sum"), "{{signal}}"),
                 ),
                 time_series(
-                    "Dropped",
-                    "Records a second, by signal: each should be 0.",
+                    "Records dropped",
+                    "Telemetry records dropped per second, by signal. Should be 0.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_DROPPED)}[$__rate_interval]))", "{{signal}}"),
                 ),
                 time_series(
-                    "Not answered for",
-                    "How long the collector has not answered, by signal.",
+                    "Time without an answer",
+                    "Time that the receiver of each signal has not answered; 0 while it answers. The receiver is the collector, except for stdout.",
                     "s",
                     Prom(gauge(t.SIGNAL_AWAY, t.SIGNAL), "{{signal}}"),
                     width=12,
                 ),
                 time_series(
-                    "Traces",
-                    "Calls a second, by whether their trace is kept: all that fail or are slow, and a sample of the rest.",
+                    "Traces kept",
+                    "Calls per second, by why their trace was kept: asked (the caller sampled it), noteworthy (the call failed, was slow or changed a handoff), ordinary (a sample of the rest) or no (not kept).",
                     "reqps",
                     Prom(rate(t.CALLS_TRACED, t.KEPT), "{{kept}}"),
                     names=["asked", "noteworthy", "ordinary", "no"],
@@ -122,33 +122,33 @@ PAGE: Final = Page(
             "From the collector to the back ends",
             [
                 time_series(
-                    "Received",
-                    "Spans, points and lines a second.",
+                    "Records received",
+                    "Spans, metric points and log records received per second by the collector.",
                     "recps",
-                    Prom(_signals("sum", "receiver_accepted"), "{{signal}}"),
+                    Prom(_by_signal("sum", "receiver_accepted"), "{{signal}}"),
                     width=6,
                 ),
                 time_series(
-                    "Sent on",
-                    "A second, by back end.",
+                    "Records exported",
+                    "Spans, metric points and log records exported per second, by back end.",
                     "recps",
-                    Prom(_signals("sum by (exporter)", "exporter_sent"), "{{exporter}}"),
+                    Prom(_by_signal("sum by (exporter)", "exporter_sent"), "{{exporter}}"),
                     width=6,
                 ),
                 time_series(
-                    "Queues",
-                    "How full each is. It is on disk, and outlives a restart.",
+                    "Export queues",
+                    "How full each export queue is, by back end and signal. The queues are on disk and survive a restart.",
                     "percentunit",
-                    Prom(_QUEUES, "{{exporter}} {{data_type}}"),
+                    Prom(_QUEUE_RATIO, "{{exporter}} {{data_type}}"),
                     steps=[(None, GOOD), (limit("collector_queue_ratio"), WARN)],
                     axis_max=1,
                     width=6,
                 ),
                 time_series(
-                    "Refused",
-                    "Records a second that the collector could not take, by signal: senders keep them and come again.",
+                    "Records refused",
+                    "Records per second that the collector refused, by signal. The senders keep them and try again.",
                     "recps",
-                    Prom(_signals("sum", "receiver_refused"), "{{signal}}"),
+                    Prom(_by_signal("sum", "receiver_refused"), "{{signal}}"),
                     width=6,
                 ),
             ],
@@ -158,7 +158,7 @@ PAGE: Final = Page(
             [
                 table_panel(
                     "Targets",
-                    "What Prometheus scrapes: 1 answers, 0 does not. The service and worker are scraped only to see whether they answer.",
+                    "Scrape targets of Prometheus: 1 is up, 0 is down. The service and the worker push their metrics; they are scraped only to see whether they answer.",
                     Prom("max by (job, instance, kind) (up)"),
                     width=8,
                     height=9,
@@ -166,8 +166,8 @@ PAGE: Final = Page(
                     steps={"up": [(None, BAD), (1, GOOD)]},
                 ),
                 time_series(
-                    "Samples",
-                    "Taken in, a second.",
+                    "Samples and series",
+                    "Samples stored per second by Prometheus. Dotted, on the right axis: number of series in memory.",
                     "recps",
                     Prom("sum(rate(prometheus_tsdb_head_samples_appended_total[$__rate_interval]))", "samples"),
                     Prom("max(prometheus_tsdb_head_series)", "series", unit="short"),
@@ -176,23 +176,23 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Notifications",
-                    "That Alertmanager sent, and those that failed, a second.",
+                    "Notifications that Alertmanager attempted per second, and those that failed.",
                     "mps",
-                    Prom("sum(rate(alertmanager_notifications_total[$__rate_interval]))", "sent"),
+                    Prom("sum(rate(alertmanager_notifications_total[$__rate_interval]))", "attempted"),
                     Prom("sum(rate(alertmanager_notifications_failed_total[$__rate_interval]))", "failed"),
                     width=8,
                     height=9,
                 ),
                 time_series(
-                    "Alerts that were stored",
-                    "From notifications, after commit, in the time of a point. Empty until one was.",
+                    "Alerts stored",
+                    "Number of alerts that the service stored from notifications, by status, counted after commit over the interval of each point. Empty until one is stored.",
                     "short",
                     Prom(f"sum by (status) (increase({series(t.ALERT_NOTIFICATIONS)}[$__rate_interval]))", "{{status}}"),
                     width=8,
                 ),
                 time_series(
-                    "Evaluation of rules",
-                    "How long each group's last took.",
+                    "Rule evaluation time",
+                    "Duration of the last evaluation of each rule group in Prometheus.",
                     "s",
                     Prom(
                         'max by (group) (label_replace(prometheus_rule_group_last_duration_seconds, "group", "$1", "rule_group", ".*;(.*)"))',
@@ -201,8 +201,8 @@ PAGE: Final = Page(
                     width=8,
                 ),
                 time_series(
-                    "Age of the heartbeat",
-                    "It comes every minute; at the limit the worker tells of the silence by another way.",
+                    "Heartbeat age",
+                    "Time since the rule behind the last heartbeat was evaluated. A heartbeat arrives every minute; at the limit, the worker itself reports that alerting is down.",
                     "s",
                     Prom(gauge(t.WATCHDOG_AGE, aggregate="min"), "age"),
                     steps=[(None, GOOD), (240, BAD)],
@@ -211,46 +211,46 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "The worker's jobs",
+            "Worker jobs",
             [
                 time_series(
-                    "Since a job was done",
-                    "How long ago each last was.",
+                    "Time since last success",
+                    "Time since each job last succeeded.",
                     "s",
-                    Prom(_SINCE, f"{{{{{_JOB}}}}}"),
+                    Prom(_SINCE_SUCCESS, f"{{{{{_JOB_NAME}}}}}"),
                     steps=[(None, GOOD), (limit("jobs_age_seconds"), BAD)],
                 ),
                 time_series(
-                    "Jobs",
-                    "A second, by how they went.",
+                    "Job runs",
+                    "Runs of jobs per second, by outcome.",
                     "ops",
                     Prom(rate(t.JOB_DURATION, t.OUTCOME), "{{outcome}}"),
                     names=["ok", "error"],
                     links={"Log lines": link_to("logs", service="handoff-worker")},
                 ),
                 time_series(
-                    "Duration of jobs",
-                    "What 95 of 100 stay below.",
+                    "Job duration p95",
+                    "95th percentile of the duration of runs, by job.",
                     "s",
-                    Prom(quantile(0.95, t.JOB_DURATION, t.JOB), f"{{{{{_JOB}}}}}"),
+                    Prom(quantile(0.95, t.JOB_DURATION, t.JOB), f"{{{{{_JOB_NAME}}}}}"),
                 ),
                 time_series(
                     "Leaders",
-                    "Processes that do the jobs: exactly 1.",
+                    "Number of processes that run the jobs. Should be exactly 1.",
                     "short",
                     Prom(gauge(t.LEADER, aggregate="sum"), "leaders"),
                     width=8,
                 ),
                 time_series(
-                    "Age of the measurements",
-                    "Of sessions, handoffs and inboxes: how long ago the database was measured.",
+                    "Age of measurements",
+                    "Time since the worker last measured the sessions, handoffs and inboxes in the database.",
                     "s",
                     Prom(f"time() - max({series(t.MEASURED_AT)})", "age"),
                     width=8,
                 ),
                 time_series(
                     "Health changes",
-                    "Of components, in the time of a point. Empty until one changed.",
+                    "Number of changes of health, by component, counted over the interval of each point. Empty until one changes.",
                     "short",
                     Prom(f"sum by (component) (increase({series(t.HEALTH_CHANGES)}[$__rate_interval]))", "{{component}}"),
                     width=8,
