@@ -39,7 +39,7 @@ _AGENTS: Final = """
 _EVENTS: Final = """
     SELECT $__timeGroupAlias(at, $__interval), agent AS metric, count(*)::float8 AS value
       FROM reporting.event WHERE $__timeFilter(at) AND agent IN (${agent:sqlstring}) GROUP BY 1, 2 ORDER BY 1"""
-_WRITES: Final = """
+_WRITTEN: Final = """
     SELECT $__timeGroupAlias(created_at, $__interval), author AS metric, sum(size_bytes)::float8 AS value
       FROM reporting.context_entry WHERE $__timeFilter(created_at) AND author IN (${agent:sqlstring}) GROUP BY 1, 2 ORDER BY 1"""
 _HELD: Final = """
@@ -94,7 +94,7 @@ PAGE: Final = Page(
             [
                 table_panel(
                     "Agents",
-                    "Number of events of each agent in the selected time range, in total and of the main kinds, the busiest 100. Click a name for its log lines.",
+                    "The 100 busiest agents in the selected time range: number of events in total and of the main kinds, and when the agent was last seen. Click a name for its log lines.",
                     Sql(_AGENTS),
                     width=24,
                     height=9,
@@ -108,7 +108,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Events",
-                    "Number of changes to sessions and handoffs, by the agent that made them; each point covers one interval of the graph.",
+                    "Number of changes to sessions and handoffs, by the agent that made them, in each interval of the graph.",
                     "short",
                     Sql(_EVENTS),
                     stacked=True,
@@ -116,9 +116,9 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Content written",
-                    "Size of the content that is still stored, by author, at the time it was written; each point covers one interval of the graph.",
+                    "Size of the content written in each interval of the graph, by author. Content that has since been deleted is not counted.",
                     "bytes",
-                    Sql(_WRITES),
+                    Sql(_WRITTEN),
                     stacked=True,
                     width=8,
                 ),

@@ -21,8 +21,8 @@ from handoff import telemetry as t
 from handoff.model import EntryType
 
 _TYPE: Final = (matcher(t.ENTRY_TYPE, "$entry"),)
-_ENTRY: Final = label(t.ENTRY_TYPE)
-_LARGEST: Final = """
+_ENTRY_TYPE: Final = label(t.ENTRY_TYPE)
+_LARGEST_SESSIONS: Final = """
     SELECT id AS session, owner, status, last_sequence AS entries, content_bytes AS bytes, last_activity_at AS "last used"
       FROM reporting.session ORDER BY content_bytes DESC LIMIT 50"""
 _WRITTEN: Final = """
@@ -87,7 +87,7 @@ PAGE: Final = Page(
                     "Entries",
                     "Entries appended per second, by type.",
                     "recps",
-                    Prom(rate(t.ENTRIES, t.ENTRY_TYPE, only=_TYPE), f"{{{{{_ENTRY}}}}}"),
+                    Prom(rate(t.ENTRIES, t.ENTRY_TYPE, only=_TYPE), f"{{{{{_ENTRY_TYPE}}}}}"),
                     stacked=True,
                 ),
                 time_series(
@@ -104,22 +104,22 @@ PAGE: Final = Page(
                     width=8,
                 ),
                 time_series(
-                    "Content by age",
-                    "Size of the content that is still stored, by type, at the time it was written; each point covers one interval of the graph.",
+                    "Content written",
+                    "Size of the content written in each interval of the graph, by type. Content that has since been deleted is not counted.",
                     "bytes",
                     Sql(_WRITTEN),
                     width=12,
                 ),
                 time_series(
                     "Appends per statement",
-                    "Number of appends that one SQL statement wrote together: 50th, 95th and 99th percentile over all statements. Above 1 under load.",
+                    "Number of appends written by one SQL statement: 50th, 95th and 99th percentile. Above 1 under load.",
                     "short",
                     *percentiles(t.APPEND_BATCH),
                     width=6,
                 ),
                 time_series(
                     "Appends waiting",
-                    "Number of appends waiting for a statement to write them.",
+                    "Number of appends waiting to be written by the next statement.",
                     "short",
                     Prom(gauge(t.APPENDS_WAITING, aggregate="sum"), "waiting"),
                     width=6,
@@ -165,7 +165,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Free disk space",
-                    "Disk space that is free, and that would be free 24 hours later if the trend of the last 6 hours continued.",
+                    "Disk space that is free, and that would be free 24 hours later if the trend of the previous 6 hours continued.",
                     "bytes",
                     Prom('min(system_filesystem_usage_bytes{service_name="host", state="free"})', "free"),
                     Prom(
@@ -177,13 +177,13 @@ PAGE: Final = Page(
                 table_panel(
                     "Largest sessions",
                     "The 50 sessions with the most content, in bytes.",
-                    Sql(_LARGEST),
+                    Sql(_LARGEST_SESSIONS),
                     width=16,
                     units={"bytes": "bytes", "last used": "dateTimeAsLocal"},
                 ),
                 stat_panel(
-                    "Entries in the time shown",
-                    "Appended, after commit.",
+                    "Entries appended",
+                    "Number of entries appended in the selected time range, counted after commit.",
                     "short",
                     Prom(increase(t.ENTRIES, only=_TYPE)),
                     width=4,

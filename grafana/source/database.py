@@ -94,7 +94,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Connections",
-                    "Share of the connections that Postgres allows that are in use, by any client.",
+                    "Connections in use, by any client, as a share of the number that Postgres allows.",
                     "percentunit",
                     Prom("handoff:database_connections:ratio"),
                     steps=higher_is_worse(0.6, limit("database_connections_ratio")),
@@ -110,7 +110,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Cache hits",
-                    "Share of cache reads in the last hour that were hits. A brief is rebuilt once its session has changed, so a few per cent is normal. Empty if nothing was read from the cache.",
+                    "Share of cache reads in the last hour that were hits. A brief is rebuilt once its session has changed, so a few per cent is normal. Empty if nothing was read in that hour.",
                     "percentunit",
                     Prom("handoff:cache_hits:ratio_rate1h"),
                     width=3,
@@ -252,7 +252,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Deadlocks and temporary files",
-                    "Number of each, counted over the interval of each point. Both should be 0.",
+                    "Number of each in the interval of each point. Both should be 0.",
                     "short",
                     Prom("sum(increase(postgresql_deadlocks_total[$__rate_interval]))", "deadlocks"),
                     Prom("sum(increase(postgresql_temp_files_total[$__rate_interval]))", "temporary files"),

@@ -52,14 +52,14 @@ PAGE: Final = Page(
             [
                 stat_panel(
                     "Open offers",
-                    "Number of handoffs that are offered and not yet accepted, of all types.",
+                    "Number of handoffs offered and not yet accepted. All types are counted.",
                     "short",
                     Prom(gauge(t.INBOX_DEPTH, aggregate="sum")),
                     width=3,
                 ),
                 stat_panel(
                     "Oldest offer",
-                    "Time that the oldest open offer has been waiting to be accepted, of all types; 0 while there is no open offer.",
+                    "Time that the oldest open offer has been waiting to be accepted; 0 while there is no open offer. All types are counted.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER)),
                     steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
@@ -67,7 +67,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Deepest inbox",
-                    "Number of open offers to the agent or capability that has the most, of all types.",
+                    "Number of open offers to the agent or capability that has the most. All types are counted.",
                     "short",
                     Prom(gauge(t.DEEPEST_INBOX)),
                     width=3,
@@ -130,7 +130,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Oldest offer",
-                    "Time that the oldest open offer has been waiting, by target: an agent by name, or any agent with a capability. Handoffs of all types.",
+                    "Time that the oldest open offer has been waiting, by target: an agent by name, or any agent with a capability. All types are counted.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
                     steps=[(None, GOOD), (limit("offer_age_seconds"), BAD)],

@@ -15,10 +15,10 @@ PAGE: Final = Page(
     "What exactly happened, and in what order?",
     variables=[
         choice_variable("service", "Service", "The services whose lines to show.", ("handoff", "handoff-worker")),
-        choice_variable("level", "Severity", "The severities to show.", _LEVELS),
+        choice_variable("level", "Level", "The severity of the lines to show.", _LEVELS),
         text_variable(
             "find",
-            "Find",
+            "Text",
             "Text that the line must contain, such as the name of a tool or an agent, a session or an error code.",
         ),
         text_variable("trace", "Trace", "A trace ID, to show only the lines of that trace."),
@@ -29,7 +29,7 @@ PAGE: Final = Page(
             [
                 stat_panel(
                     "Errors",
-                    "Number of log lines of severity error or critical in the selected time range.",
+                    "Number of log lines of level error or critical in the selected time range.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level=~"error|critical" [$__range])) or vector(0)'
@@ -39,7 +39,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Warnings",
-                    "Number of log lines of severity warning in the selected time range.",
+                    "Number of log lines of level warning in the selected time range.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level="warning" [$__range])) or vector(0)'
@@ -49,7 +49,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Log lines",
-                    "Log lines per second that match the selection above, by severity.",
+                    "Log lines per second that match the filters above, by level.",
                     "recps",
                     Loki(f"sum by (level) (rate({_MATCHING_LINES} [$__auto]))", "{{level}}"),
                     names=_LEVELS,
@@ -64,7 +64,7 @@ PAGE: Final = Page(
             [
                 log_panel(
                     "Log lines",
-                    "Log lines that match the selection above, newest first, at most 500. Open the line of a call to follow its trace to Jaeger.",
+                    "Log lines that match the filters above, newest first, at most 500. Open the line of a call to follow its trace to Jaeger.",
                     Loki(_MATCHING_LINES),
                     height=14,
                 )

@@ -22,7 +22,7 @@ from grafana.source.panels import (
 from grafana.source.promql import gauge, label, quantile, rate, series
 from handoff import telemetry as t
 
-_WORST: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
+_WORST_STATUS: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
 _FIRING: Final = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
 _SEVERITIES: Final = ("critical", "warning", "info")
 _CHANGES: Final = """
@@ -129,13 +129,13 @@ PAGE: Final = Page(
                         (
                             "accept",
                             "Time to accept",
-                            "handoffs that take longer than 5 minutes to be accepted. Empty until one is accepted.",
+                            "handoffs that take longer than 5 minutes to be accepted. Empty until a handoff is accepted.",
                         ),
                     )
                 ),
                 time_series(
                     "Burn rate",
-                    "How fast each error budget was spent over the last hour, as a multiple of the rate at which it lasts exactly 30 days.",
+                    "How fast each error budget was spent in the hour before each point. At 1 it would last exactly 30 days; at 2, half as long.",
                     "short",
                     Prom("slo:burn_rate:ratio_rate1h", "{{slo}}"),
                     steps=[(None, GOOD), (1, WARN), (limit("burn_1h"), BAD)],
@@ -230,7 +230,7 @@ PAGE: Final = Page(
                 status_timeline(
                     "Component health",
                     "Worst status of each component over all processes of the service and the worker.",
-                    Prom(_WORST, "{{component}}"),
+                    Prom(_WORST_STATUS, "{{component}}"),
                     width=16,
                     height=8,
                 ),
@@ -271,7 +271,7 @@ PAGE: Final = Page(
                     Prom(f"min({series(t.CERTIFICATE_EXPIRY)}) - time()"),
                     width=6,
                     height=8,
-                    no_value="none monitored",
+                    no_value="no certificates",
                     steps=lower_is_worse(limit("certificate_critical_seconds"), limit("certificate_seconds")),
                 ),
             ],

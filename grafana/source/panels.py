@@ -1,4 +1,4 @@
-"""The panel types. A colour means the same thing on every panel, and the limits drawn are those of the alerts."""
+"""The panel types. A colour means the same thing on every panel, and where an alert has a limit, panels use the same one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ GOOD, WARN, BAD, NEUTRAL, MUTED = "green", "orange", "red", "blue", "text"
 COLOURS: Final = {
     # Outcomes
     "ok": GOOD, "refused": WARN, "failed": BAD, "error": BAD, "hit": GOOD, "miss": NEUTRAL, "stored": "light-blue",
-    "skipped": WARN, "dropped": BAD, "sent": GOOD, "attempted": GOOD, "info": NEUTRAL, "warning": WARN, "critical": BAD, "debug": MUTED,
+    "skipped": WARN, "dropped": BAD, "attempted": GOOD, "info": NEUTRAL, "warning": WARN, "critical": BAD, "debug": MUTED,
     "noteworthy": WARN, "ordinary": NEUTRAL, "asked": "purple", "no": MUTED, "slow": WARN, "commits": GOOD, "rollbacks": BAD,
     # Latencies
     "p50": "light-blue", "p95": "blue", "p99": "purple", "limit": BAD,

@@ -70,7 +70,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Job furthest behind",
-                    "Time since the last success of the job whose last success is longest ago, of the jobs settle, measure and heartbeat, which run all the time.",
+                    "Longest time since one of the jobs that run all the time (settle, measure, heartbeat) last succeeded.",
                     "s",
                     Prom(
                         f'max(time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB_NAME}=~"settle|measure|heartbeat"}}))'
@@ -103,14 +103,14 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Time without an answer",
-                    "Time that the receiver of each signal has not answered; 0 while it answers. The receiver is the collector, except for stdout.",
+                    "How long the receiver of each signal has not been answering; 0 while it answers. The receiver is the collector, except for stdout.",
                     "s",
                     Prom(gauge(t.SIGNAL_AWAY, t.SIGNAL), "{{signal}}"),
                     width=12,
                 ),
                 time_series(
                     "Traces kept",
-                    "Calls per second, by why their trace was kept: asked (the caller sampled it), noteworthy (the call failed, was slow or changed a handoff), ordinary (a sample of the rest) or no (not kept).",
+                    "Calls per second, by the reason why their trace was kept: asked (the caller samples it), noteworthy (the call failed, was slow or changed a handoff) or ordinary (a sample of the rest); no means not kept.",
                     "reqps",
                     Prom(rate(t.CALLS_TRACED, t.KEPT), "{{kept}}"),
                     names=["asked", "noteworthy", "ordinary", "no"],
@@ -185,7 +185,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Alerts stored",
-                    "Number of alerts that the service stored from notifications, by status, counted after commit over the interval of each point. Empty until one is stored.",
+                    "Number of alerts that the service stored from notifications, by status, counted after commit in the interval of each point. Empty until one is stored.",
                     "short",
                     Prom(f"sum by (status) (increase({series(t.ALERT_NOTIFICATIONS)}[$__rate_interval]))", "{{status}}"),
                     width=8,
@@ -250,7 +250,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Health changes",
-                    "Number of changes of health, by component, counted over the interval of each point. Empty until one changes.",
+                    "Number of changes of health, by component, in the interval of each point. Empty until one changes.",
                     "short",
                     Prom(f"sum by (component) (increase({series(t.HEALTH_CHANGES)}[$__rate_interval]))", "{{component}}"),
                     width=8,

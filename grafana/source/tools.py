@@ -22,9 +22,7 @@ from handoff import telemetry as t
 
 _CALLS: Final = (TOOL_CALLS, *SELECTED)
 _TIMED: Final = (*_CALLS, EXCEPT_GET_INBOX)
-_EXCEPT_GET_INBOX: Final = (
-    "get_inbox is left out because its calls may wait by design. Empty while only get_inbox is selected."
-)
+_INBOX_NOTE: Final = "get_inbox is left out because its calls may wait by design. Empty while only get_inbox is selected."
 _ON_INSTANCE: Final = ('service_instance_id=~"$instance"',)
 _TOOL: Final = label(t.TOOL)
 _CODE: Final = label(t.CODE)
@@ -87,7 +85,7 @@ PAGE: Final = Page(
                 *(
                     stat_panel(
                         name,
-                        f"{q * 100:.0f}th percentile of the duration of calls in the selected time range. {_EXCEPT_GET_INBOX}",
+                        f"{q * 100:.0f}th percentile of the duration of calls in the selected time range. {_INBOX_NOTE}",
                         "s",
                         Prom(quantile(q, t.OPERATION_DURATION, only=_TIMED, over="$__range")),
                         steps=higher_is_worse(0.5, limit("tool_slow_seconds")),
@@ -97,7 +95,7 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Calls in progress",
-                    "Number of calls in progress now, of all tools. Calls that wait by design are left out.",
+                    "Number of calls in progress now. All tools are counted, but calls that wait by design are left out.",
                     "short",
                     Prom(gauge(t.ACTIVE_CALLS, aggregate="sum", only=_ON_INSTANCE)),
                     steps=higher_is_worse(limit("concurrent_calls"), limit("concurrent_calls_critical")),
@@ -110,7 +108,7 @@ PAGE: Final = Page(
             [
                 table_panel(
                     "Tools",
-                    "Calls, failures, refusals and percentiles of the duration of each tool's calls in the selected time range. Click a name for its log lines. get_inbox may wait by design.",
+                    "Calls, failures, refusals and percentiles of the duration of each tool's calls in the selected time range. Click a name for its log lines. Durations of get_inbox include the time that it waits by design.",
                     Prom(increase(t.OPERATION_DURATION, t.TOOL, only=_CALLS)),
                     Prom(
                         f"{increase(t.OPERATION_DURATION, t.TOOL, only=[*_CALLS, FAILED])} or {increase(t.OPERATION_DURATION, t.TOOL, only=_CALLS)} * 0"
@@ -158,13 +156,13 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Latency",
-                    f"50th, 95th and 99th percentile of the duration of calls. A diamond marks a single call and links to its trace. {_EXCEPT_GET_INBOX}",
+                    f"50th, 95th and 99th percentile of the duration of calls. A diamond marks a single call and links to its trace. {_INBOX_NOTE}",
                     "s",
                     *percentiles(t.OPERATION_DURATION, only=_TIMED),
                 ),
                 heatmap_panel(
                     "Latency distribution",
-                    f"Number of calls by duration, over time. A point marks a single call and links to its trace. {_EXCEPT_GET_INBOX}",
+                    f"Number of calls by duration, over time. A point marks a single call and links to its trace. {_INBOX_NOTE}",
                     "s",
                     Prom(bucket_counts(t.OPERATION_DURATION, _TIMED), "{{le}}"),
                     width=8,
@@ -177,7 +175,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Latency p95 by tool",
-                    "95th percentile of the duration of calls, by tool. get_inbox may wait by design.",
+                    "95th percentile of the duration of calls, by tool. Durations of get_inbox include the time that it waits by design.",
                     "s",
                     Prom(quantile(0.95, t.OPERATION_DURATION, t.TOOL, only=_CALLS), f"{{{{{_TOOL}}}}}"),
                     steps=[(None, GOOD), (limit("tool_slow_seconds"), WARN), (limit("tool_very_slow_seconds"), BAD)],
@@ -196,7 +194,7 @@ PAGE: Final = Page(
             [
                 time_series(
                     "Calls in progress and waiting",
-                    "Number of calls in progress, and of calls that wait for something to happen because the caller asked them to; both of all tools.",
+                    "Number of calls in progress, and of calls that wait for something to happen because the caller asked them to. All tools are counted.",
                     "short",
                     Prom(gauge(t.ACTIVE_CALLS, aggregate="sum", only=_ON_INSTANCE), "in progress"),
                     Prom(gauge(t.WAITING_CALLS, aggregate="sum", only=_ON_INSTANCE) + " or vector(0)", "waiting"),
@@ -212,7 +210,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "HTTP requests refused",
-                    "HTTP requests per second refused before they became a call, by reason: no valid token, a host that is not allowed, a body that is too large. Empty while there are none.",
+                    "HTTP requests per second refused before they became a call, by reason, such as a missing token, a host that is not allowed or a body that is too large. Empty while there are none.",
                     "reqps",
                     Prom(rate(t.REFUSALS, t.REFUSAL, only=_ON_INSTANCE), "{{reason}}"),
                     width=6,
