@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from grafana.source.__main__ import PAGES, written
+from grafana.source.__main__ import PAGES, page_json
 from grafana.source.page import TAG
 from handoff.telemetry.metrics import INSTRUMENTS
 from tests.stack import panels
@@ -46,7 +46,7 @@ def urls(node: Any) -> list[str]:
 def test_what_is_committed_is_what_the_source_makes() -> None:
     assert set(dashboards()) == {it.uid for it in PAGES}
     for it in PAGES:
-        assert (panels.DASHBOARDS / f"{it.uid}.json").read_text() == written(it), f"{it.uid}: make dashboards"
+        assert (panels.DASHBOARDS / f"{it.uid}.json").read_text() == page_json(it), f"{it.uid}: make dashboards"
 
 
 def test_the_readme_has_every_page_and_its_question() -> None:
@@ -64,9 +64,9 @@ def test_every_page_asks_a_question_and_shows_whether_it_is_well_first() -> None
         first = page["panels"][0]
         assert (first["type"], first["title"]) == (
             "row",
-            "Is it well?" if uid != "handoff-runbook" else "Open an alert",
+            "At a glance" if uid != "handoff-runbook" else "Select an alert",
         )
-        assert {it["name"] for it in page["annotations"]["list"]} == {"Alerts", "Health", "Deployments"}
+        assert {it["name"] for it in page["annotations"]["list"]} == {"Alerts", "Health changes", "Process starts"}
         (links,) = page["links"]
         assert (links["type"], links["tags"], links["keepTime"], links["includeVars"]) == ("dashboards", [TAG], True, True)
         assert page["tags"] == [TAG]
@@ -276,5 +276,5 @@ def test_the_thresholds_drawn_are_those_of_the_alerts() -> None:
         for it in group["rules"]
         if it["record"] == "handoff:threshold"
     }
-    (failed,) = [it for name, it in every_panel() if name == "Overview / Failed"]
+    (failed,) = [it for name, it in every_panel() if name == "Overview / Failed calls"]
     assert failed["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == of["error_ratio"]

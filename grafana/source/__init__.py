@@ -1,7 +1,7 @@
-"""The dashboards' source: a module a page, built from the names that handoff.telemetry declares. `make dashboards` writes
-them to ../dashboards, as Grafana reads them.
+"""Source of the dashboards: one module per page, built from the names declared in handoff.telemetry. `make dashboards`
+writes the JSON that Grafana loads to ../dashboards.
 
-    promql    what an instrument is called in Prometheus, and the questions that are asked of it again and again
-    panels    the few kinds of panel, and what is the same on all: colours, thresholds, empty states
+    promql    metric and label names in Prometheus, and the PromQL expressions that pages share
+    panels    the panel types, and what all panels share: colours, thresholds, texts for missing values
     page      a page: its question, variables, links and annotations
 """

@@ -1,4 +1,4 @@
-"""Write each page to ../dashboards, or elsewhere: `python -m grafana.source [FOLDER]`."""
+"""Write every page to ../dashboards, or to another folder: `python -m grafana.source [FOLDER]`."""
 
 import json
 import sys
@@ -11,18 +11,18 @@ from grafana.source import agents, context, database, handoffs, logs, overview, 
 from grafana.source.page import Page
 
 PAGES: Final[tuple[Page, ...]] = tuple(
-    it.PAGE for it in (overview, tools, handoffs, context, database, agents, pipeline, logs, runbook)
+    module.PAGE for module in (overview, tools, handoffs, context, database, agents, pipeline, logs, runbook)
 )
 DASHBOARDS: Final = Path(__file__).parents[1] / "dashboards"
 
 
-def written(page: Page) -> str:
-    """A page as its file holds it."""
+def page_json(page: Page) -> str:
+    """The content of a page's file."""
     return json.dumps(page.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DASHBOARDS
     for page in PAGES:
-        (folder / f"{page.uid}.json").write_text(written(page))
+        (folder / f"{page.uid}.json").write_text(page_json(page))
         print(f"{folder / page.uid}.json")

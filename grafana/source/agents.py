@@ -1,35 +1,37 @@
-"""Who hands over to whom, who answers, and who falls silent?"""
+"""Who hands over to whom, who responds, and who goes silent?"""
 
 from typing import Final
 
-from grafana.source.page import Page, found, to
-from grafana.source.panels import BAD, GOOD, WATCH, Loki, Sql, figure, lines, rows
+from grafana.source.page import Page, link_to, sql_variable
+from grafana.source.panels import BAD, GOOD, WARN, Loki, Sql, stat_panel, table_panel, time_series
 
-_BETWEEN: Final = (
+_OF_SELECTED_AGENTS: Final = (
     "(sender IN (${agent:sqlstring}) OR target_agent IN (${agent:sqlstring}) OR holder IN (${agent:sqlstring}))"
 )
-_FOUND: Final = """
+_AGENT_NAMES: Final = """
     SELECT agent FROM reporting.event
      UNION SELECT sender FROM reporting.handoff
      UNION SELECT target_agent FROM reporting.handoff WHERE target_agent IS NOT NULL
      ORDER BY 1 LIMIT 500"""
 _ACTIVE: Final = """
     SELECT count(DISTINCT agent) AS agents FROM reporting.event WHERE $__timeFilter(at) AND agent IN (${agent:sqlstring})"""
-_OFFERED: Final = f"SELECT count(*) AS offers FROM reporting.handoff WHERE $__timeFilter(created_at) AND {_BETWEEN}"
-_DONE: Final = f"""
-    SELECT count(*) FILTER (WHERE state = 'completed')::float8 / nullif(count(*), 0) AS done, count(*) AS settled FROM reporting.handoff
-     WHERE $__timeFilter(updated_at) AND state NOT IN ('offered', 'accepted', 'blocked') AND {_BETWEEN}"""
-_SILENT: Final = f"""
-    SELECT coalesce(sum(lapses), 0) AS lapses FROM reporting.handoff WHERE $__timeFilter(updated_at) AND {_BETWEEN}"""
+_OFFERED: Final = (
+    f"SELECT count(*) AS offers FROM reporting.handoff WHERE $__timeFilter(created_at) AND {_OF_SELECTED_AGENTS}"
+)
+_COMPLETED: Final = f"""
+    SELECT count(*) FILTER (WHERE state = 'completed')::float8 / nullif(count(*), 0) AS completed, count(*) AS settled FROM reporting.handoff
+     WHERE $__timeFilter(updated_at) AND state NOT IN ('offered', 'accepted', 'blocked') AND {_OF_SELECTED_AGENTS}"""
+_LAPSED: Final = f"""
+    SELECT coalesce(sum(lapses), 0) AS lapses FROM reporting.handoff WHERE $__timeFilter(updated_at) AND {_OF_SELECTED_AGENTS}"""
 _ROUTES: Final = f"""
-    SELECT sender AS "from", coalesce(target_agent, 'any with ' || target_capability) AS "to", count(*) AS offers,
+    SELECT sender AS "from", coalesce(target_agent, 'any agent with ' || target_capability) AS "to", count(*) AS offers,
            count(*) FILTER (WHERE state = 'completed') AS completed, count(*) FILTER (WHERE state = 'rejected') AS rejected,
            count(*) FILTER (WHERE state = 'expired') AS expired, sum(lapses) AS lapses,
-           extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY accepted_at - created_at)) AS "median until taken"
-      FROM reporting.handoff WHERE $__timeFilter(created_at) AND {_BETWEEN}
+           extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY accepted_at - created_at)) AS "median time to accept"
+      FROM reporting.handoff WHERE $__timeFilter(created_at) AND {_OF_SELECTED_AGENTS}
      GROUP BY 1, 2 ORDER BY offers DESC LIMIT 100"""
 _AGENTS: Final = """
-    SELECT agent, count(*) AS events, max(at) AS "last heard of", count(*) FILTER (WHERE kind = 'session.created') AS sessions,
+    SELECT agent, count(*) AS events, max(at) AS "last seen", count(*) FILTER (WHERE kind = 'session.created') AS "sessions created",
            count(*) FILTER (WHERE kind = 'handoff.offered') AS offered, count(*) FILTER (WHERE kind = 'handoff.accepted') AS accepted,
            count(*) FILTER (WHERE kind = 'handoff.completed') AS completed, count(*) FILTER (WHERE kind = 'handoff.rejected') AS rejected
       FROM reporting.event WHERE $__timeFilter(at) AND agent IN (${agent:sqlstring})
@@ -37,77 +39,92 @@ _AGENTS: Final = """
 _EVENTS: Final = """
     SELECT $__timeGroupAlias(at, $__interval), agent AS metric, count(*)::float8 AS value
       FROM reporting.event WHERE $__timeFilter(at) AND agent IN (${agent:sqlstring}) GROUP BY 1, 2 ORDER BY 1"""
-_WRITES: Final = """
+_WRITTEN: Final = """
     SELECT $__timeGroupAlias(created_at, $__interval), author AS metric, sum(size_bytes)::float8 AS value
       FROM reporting.context_entry WHERE $__timeFilter(created_at) AND author IN (${agent:sqlstring}) GROUP BY 1, 2 ORDER BY 1"""
-_HOLDS: Final = """
+_HELD: Final = """
     SELECT holder AS agent, id AS handoff, request_type AS type, sender AS "from", extract(epoch FROM now() - accepted_at) AS "held for",
-           lease_expires_at AS "lease until", lapses
+           lease_expires_at AS "lease expires", lapses
       FROM reporting.handoff WHERE state IN ('accepted', 'blocked') AND holder IN (${agent:sqlstring}) ORDER BY accepted_at LIMIT 100"""
 
 PAGE: Final = Page(
     "agents",
     "Agents",
-    "Who hands over to whom, who answers, and who falls silent?",
-    variables=[found("agent", "Agent", "Agents that did something or were offered something.", _FOUND)],
+    "Who hands over to whom, who responds, and who goes silent?",
+    variables=[
+        sql_variable("agent", "Agent", "The agents to show: all that did something or were offered something.", _AGENT_NAMES)
+    ],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure("Agents", "That did something, in the time shown.", "short", Sql(_ACTIVE), width=6),
-                figure(
-                    "Offers",
-                    "Handoffs offered by or to the chosen agents, in the time shown.",
+                stat_panel(
+                    "Active agents",
+                    "Number of selected agents that did something in the selected time range.",
+                    "short",
+                    Sql(_ACTIVE),
+                    width=6,
+                ),
+                stat_panel(
+                    "Handoffs offered",
+                    "Number of handoffs offered in the selected time range of which a selected agent is the sender, the recipient or the holder.",
                     "short",
                     Sql(_OFFERED),
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "Completed",
-                    "Share of the handoffs settled in the time shown that were completed; beside it, how many were settled.",
+                    "Share of the handoffs settled in the selected time range that were completed. Beside it, the number settled, that is, completed, rejected, cancelled or expired.",
                     "percentunit",
-                    Sql(_DONE),
+                    Sql(_COMPLETED),
                     units={"settled": "short"},
                     width=6,
                 ),
-                figure(
-                    "Fell silent",
-                    "Leases that lapsed, of handoffs changed in the time shown.",
+                stat_panel(
+                    "Lapsed leases",
+                    "Number of leases that lapsed because the holder was not heard from, summed over the handoffs that changed in the selected time range.",
                     "short",
-                    Sql(_SILENT),
+                    Sql(_LAPSED),
                     width=6,
                 ),
             ],
         ),
         (
-            "Who does what",
+            "Activity",
             [
-                rows(
+                table_panel(
                     "Agents",
-                    "What each did, in the time shown. The name leads to its log lines.",
+                    "The 100 busiest agents in the selected time range: number of events in total and of the main kinds, and when the agent was last seen. Click a name for its log lines.",
                     Sql(_AGENTS),
                     width=24,
                     height=9,
-                    units={"last heard of": "dateTimeFromNow"},
+                    units={"last seen": "dateTimeFromNow"},
                     links={
                         "agent": {
-                            "Its log lines": to("logs", find="${__value.raw}"),
-                            "Only this agent": to("agents", agent="${__value.raw}"),
+                            "Log lines": link_to("logs", find="${__value.raw}"),
+                            "Show only this agent": link_to("agents", agent="${__value.raw}"),
                         }
                     },
                 ),
-                lines(
+                time_series(
                     "Events",
-                    "Changes of sessions and handoffs, by who made them, each point a count.",
+                    "Number of changes to sessions and handoffs, by the agent that made them, in each interval of the graph.",
                     "short",
                     Sql(_EVENTS),
                     stacked=True,
                     width=8,
                 ),
-                lines("Content", "Bytes written, by author.", "bytes", Sql(_WRITES), stacked=True, width=8),
-                lines(
-                    "Mistakes",
-                    "Calls a second that failed or were refused, by agent, of log lines. Empty while there is none.",
+                time_series(
+                    "Content written",
+                    "Size of the content written in each interval of the graph, by author. Content that has since been deleted is not counted.",
+                    "bytes",
+                    Sql(_WRITTEN),
+                    stacked=True,
+                    width=8,
+                ),
+                time_series(
+                    "Failed and refused calls",
+                    "Calls per second that failed or were refused, by agent, counted from log lines. Empty while there are none.",
                     "reqps",
                     Loki(
                         'sum by (agent) (rate({service_name="handoff"} | json | event="tool.call" | outcome="error" [$__auto]))',
@@ -120,27 +137,27 @@ PAGE: Final = Page(
         (
             "Who hands over to whom",
             [
-                rows(
+                table_panel(
                     "Routes",
-                    "Handoffs offered in the time shown, by sender and receiver.",
+                    "Handoffs offered in the selected time range, by sender and recipient: the 100 routes with the most offers.",
                     Sql(_ROUTES),
                     width=14,
                     height=12,
-                    units={"median until taken": "s"},
+                    units={"median time to accept": "s"},
                     steps={
-                        "rejected": [(None, GOOD), (1, WATCH)],
-                        "expired": [(None, GOOD), (1, WATCH)],
-                        "lapses": [(None, GOOD), (1, WATCH), (10, BAD)],
+                        "rejected": [(None, GOOD), (1, WARN)],
+                        "expired": [(None, GOOD), (1, WARN)],
+                        "lapses": [(None, GOOD), (1, WARN), (10, BAD)],
                     },
                 ),
-                rows(
-                    "In hand",
-                    "Handoffs that an agent holds now, the longest first. Empty while nobody holds one.",
-                    Sql(_HOLDS),
+                table_panel(
+                    "Handoffs held",
+                    "Handoffs that an agent holds now (accepted or blocked), those held longest first, at most 100. Empty while no agent holds one.",
+                    Sql(_HELD),
                     width=10,
                     height=12,
-                    empty="nobody holds one",
-                    units={"held for": "s", "lease until": "dateTimeAsLocal"},
+                    no_value="no handoffs held",
+                    units={"held for": "s", "lease expires": "dateTimeAsLocal"},
                 ),
             ],
         ),

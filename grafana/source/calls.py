@@ -1,14 +1,16 @@
-"""Which calls count, in the dashboards as in the rules: tool calls; `failed` is our fault, `refused` the caller's."""
+"""Label matchers for tool calls, with the same meaning as in the alert rules: a call "failed" through a fault of the service
+and was "refused" because of the caller's mistake.
+"""
 
 from typing import Final
 
-from grafana.source.promql import where
+from grafana.source.promql import matcher
 from handoff.telemetry import metrics as t
 
-CALLS: Final = where(t.METHOD, "tools/call", "=")
-OURS: Final = "internal|unavailable|overloaded"
-FAILED: Final = where(t.CODE, OURS)
-REFUSED: Final = where(t.CODE, f"|{OURS}", "!~")
-OK: Final = where(t.CODE, "", "=")
-PROMPT: Final = where(t.TOOL, "get_inbox", "!=")  # which may wait by design
-ON_TOOLS: Final = (where(t.TOOL, "$tool"), where("service_instance_id", "$instance"))
+_SERVER_FAULTS: Final = "internal|unavailable|overloaded"
+TOOL_CALLS: Final = matcher(t.METHOD, "tools/call", "=")
+OK: Final = matcher(t.CODE, "", "=")
+FAILED: Final = matcher(t.CODE, _SERVER_FAULTS)
+REFUSED: Final = matcher(t.CODE, f"|{_SERVER_FAULTS}", "!~")
+EXCEPT_GET_INBOX: Final = matcher(t.TOOL, "get_inbox", "!=")  # its calls may wait by design, so latencies leave them out
+SELECTED: Final = (matcher(t.TOOL, "$tool"), matcher("service_instance_id", "$instance"))

@@ -1,119 +1,145 @@
-"""How much context is written, how large is it, and what do briefs leave out?"""
+"""How much context is written, how large is it, and what is left out of briefs?"""
 
 from typing import Final, get_args
 
-from grafana.source.page import Page, chosen
-from grafana.source.panels import BAD, GOOD, WATCH, Prom, Sql, figure, heat, limit, lines, percentiles, rows
-from grafana.source.promql import count, label, now, quantile, rate, series, where
-from grafana.source.promql import heat as buckets
+from grafana.source.page import Page, choice_variable
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    WARN,
+    Prom,
+    Sql,
+    heatmap_panel,
+    limit,
+    percentiles,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, series
 from handoff.model import EntryType
 from handoff.telemetry import metrics as t
 
-_TYPE: Final = (where(t.ENTRY_TYPE, "$entry"),)
-_ENTRY: Final = label(t.ENTRY_TYPE)
-_LARGEST: Final = """
+_TYPE: Final = (matcher(t.ENTRY_TYPE, "$entry"),)
+_ENTRY_TYPE: Final = label(t.ENTRY_TYPE)
+_LARGEST_SESSIONS: Final = """
     SELECT id AS session, owner, status, last_sequence AS entries, content_bytes AS bytes, last_activity_at AS "last used"
       FROM reporting.session ORDER BY content_bytes DESC LIMIT 50"""
 _WRITTEN: Final = """
     SELECT $__timeGroupAlias(created_at, $__interval), type AS metric, sum(size_bytes)::float8 AS value
       FROM reporting.context_entry WHERE $__timeFilter(created_at) AND type IN (${entry:sqlstring})
      GROUP BY 1, 2 ORDER BY 1"""
-_TABLES: Final = "postgresql_table_name"
+_TABLE_NAME: Final = "postgresql_table_name"
 
 PAGE: Final = Page(
     "context",
     "Context and storage",
-    "How much context is written, how large is it, and what do briefs leave out?",
-    variables=[chosen("entry", "Entry", "Types of entries.", get_args(EntryType))],
+    "How much context is written, how large is it, and what is left out of briefs?",
+    variables=[choice_variable("entry", "Entry type", "The types of entry to show.", get_args(EntryType))],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure("Entries a second", "Entries appended, after commit.", "recps", Prom(rate(t.ENTRIES, only=_TYPE))),
-                figure("Bytes a second", "Content appended.", "Bps", Prom(rate(t.ENTRY_SIZE, only=_TYPE, part="sum"))),
-                figure(
-                    "p95 of an entry",
-                    "What 95 of 100 entries appended in the time shown stay below.",
+                stat_panel(
+                    "Entries per second",
+                    "Entries appended per second, counted after commit.",
+                    "recps",
+                    Prom(rate(t.ENTRIES, only=_TYPE)),
+                ),
+                stat_panel(
+                    "Bytes per second",
+                    "Content appended, in bytes per second.",
+                    "Bps",
+                    Prom(rate(t.ENTRY_SIZE, only=_TYPE, part="sum")),
+                ),
+                stat_panel(
+                    "Entry size p95",
+                    "95th percentile of the size of entries appended in the selected time range.",
                     "bytes",
                     Prom(quantile(0.95, t.ENTRY_SIZE, only=_TYPE, over="$__range")),
-                    steps=[(None, GOOD), (100_000, WATCH), (500_000, BAD)],
+                    steps=[(None, GOOD), (100_000, WARN), (500_000, BAD)],
                 ),
-                figure("Database", "What Postgres's files take.", "bytes", Prom("sum(postgresql_db_size_bytes)")),
-                figure(
-                    "Disk",
-                    "How much of the disk under the volumes is used.",
+                stat_panel(
+                    "Database size",
+                    "Size of the database on disk, as reported by Postgres.",
+                    "bytes",
+                    Prom("sum(postgresql_db_size_bytes)"),
+                ),
+                stat_panel(
+                    "Disk usage",
+                    "Used share of the disk that holds the volumes.",
                     "percentunit",
                     Prom("max(handoff:disk:ratio)"),
-                    steps=[(None, GOOD), (limit("disk_ratio"), WATCH), (limit("disk_critical_ratio"), BAD)],
+                    steps=[(None, GOOD), (limit("disk_ratio"), WARN), (limit("disk_critical_ratio"), BAD)],
                 ),
-                figure(
-                    "p95 of a brief",
-                    "What 95 of 100 briefs given in the time shown stay below, in tokens. Empty while none was.",
+                stat_panel(
+                    "Brief size p95",
+                    "95th percentile of the size of briefs returned in the selected time range, in tokens. Empty if none was returned.",
                     "short",
                     Prom(quantile(0.95, t.BRIEF_SIZE, over="$__range")),
                 ),
             ],
         ),
         (
-            "What is written",
+            "Writes",
             [
-                lines(
+                time_series(
                     "Entries",
-                    "A second, by type.",
+                    "Entries appended per second, by type.",
                     "recps",
-                    Prom(rate(t.ENTRIES, t.ENTRY_TYPE, only=_TYPE), f"{{{{{_ENTRY}}}}}"),
+                    Prom(rate(t.ENTRIES, t.ENTRY_TYPE, only=_TYPE), f"{{{{{_ENTRY_TYPE}}}}}"),
                     stacked=True,
                 ),
-                lines(
-                    "Size of entries",
-                    "What 50, 95 and 99 of 100 stay below.",
+                time_series(
+                    "Entry size",
+                    "Size of entries appended: 50th, 95th and 99th percentile.",
                     "bytes",
                     *percentiles(t.ENTRY_SIZE, only=_TYPE),
                 ),
-                heat(
-                    "Sizes, all of them",
-                    "How many entries had which size.",
+                heatmap_panel(
+                    "Entry size: distribution",
+                    "Number of entries appended, by size.",
                     "bytes",
-                    Prom(buckets(t.ENTRY_SIZE, _TYPE), "{{le}}"),
+                    Prom(bucket_counts(t.ENTRY_SIZE, _TYPE), "{{le}}"),
                     width=8,
                 ),
-                lines(
-                    "Content in the database",
-                    "Bytes written that are still there, by type and when they came.",
+                time_series(
+                    "Content written",
+                    "Size of the content written in each interval of the graph, by type. Content that has since been deleted is not counted.",
                     "bytes",
                     Sql(_WRITTEN),
                     width=12,
                 ),
-                lines(
-                    "Appends that shared a statement",
-                    "What 50, 95 and 99 of 100 appends shared theirs with at most: above 1 under load.",
+                time_series(
+                    "Appends per statement",
+                    "Number of appends written by one SQL statement: 50th, 95th and 99th percentile. Above 1 under load.",
                     "short",
                     *percentiles(t.APPEND_BATCH),
                     width=6,
                 ),
-                lines(
-                    "Appends that wait",
-                    "For a statement to take them along.",
+                time_series(
+                    "Appends waiting",
+                    "Number of appends waiting to be written by the next statement.",
                     "short",
-                    Prom(now(t.APPENDS_WAITING, how="sum"), "waiting"),
+                    Prom(gauge(t.APPENDS_WAITING, aggregate="sum"), "waiting"),
                     width=6,
                 ),
             ],
         ),
         (
-            "What is read",
+            "Briefs",
             [
-                lines("Briefs", "Given out, a second.", "recps", Prom(rate(t.BRIEF_SIZE), "briefs"), width=8),
-                lines(
-                    "Size of briefs",
-                    "In tokens: what 50, 95 and 99 of 100 stay below. Empty while none is given.",
+                time_series("Briefs", "Briefs returned per second.", "recps", Prom(rate(t.BRIEF_SIZE), "briefs"), width=8),
+                time_series(
+                    "Brief size",
+                    "Size of briefs returned, in tokens: 50th, 95th and 99th percentile. Empty while none is returned.",
                     "short",
                     *percentiles(t.BRIEF_SIZE),
                     width=8,
                 ),
-                lines(
-                    "Left out of briefs",
-                    "Entries a second for which there was no room.",
+                time_series(
+                    "Entries left out of briefs",
+                    "Entries per second for which a brief had no room.",
                     "recps",
                     Prom(rate(t.BRIEF_OMITTED), "entries"),
                     width=8,
@@ -121,54 +147,54 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "Where it is kept",
+            "Storage",
             [
-                lines(
-                    "Tables",
-                    "What the largest take.",
+                time_series(
+                    "Table size",
+                    "Size on disk of the six largest tables.",
                     "bytes",
-                    Prom(f"topk(6, max by ({_TABLES}) (postgresql_table_size_bytes))", f"{{{{{_TABLES}}}}}"),
+                    Prom(f"topk(6, max by ({_TABLE_NAME}) (postgresql_table_size_bytes))", f"{{{{{_TABLE_NAME}}}}}"),
                     width=8,
                 ),
-                lines(
-                    "Rows",
-                    "Live rows of the largest tables.",
+                time_series(
+                    "Table rows",
+                    "Number of live rows in the six tables with the most.",
                     "short",
-                    Prom(f'topk(6, max by ({_TABLES}) (postgresql_rows{{state="live"}}))', f"{{{{{_TABLES}}}}}"),
+                    Prom(f'topk(6, max by ({_TABLE_NAME}) (postgresql_rows{{state="live"}}))', f"{{{{{_TABLE_NAME}}}}}"),
                     width=8,
                 ),
-                lines(
-                    "Disk, as it goes on",
-                    "Free now, and in a day if it goes on as in the last 6 hours.",
+                time_series(
+                    "Free disk space",
+                    "Disk space that is free, and that would be free 24 hours later if the trend of the previous 6 hours continued.",
                     "bytes",
                     Prom('min(system_filesystem_usage_bytes{service_name="host", state="free"})', "free"),
                     Prom(
                         'min(predict_linear(system_filesystem_usage_bytes{service_name="host", state="free"}[6h], 86400))',
-                        "in a day",
+                        "in 24 hours",
                     ),
                     width=8,
                 ),
-                rows(
+                table_panel(
                     "Largest sessions",
-                    "By their content.",
-                    Sql(_LARGEST),
+                    "The 50 sessions with the most content, in bytes.",
+                    Sql(_LARGEST_SESSIONS),
                     width=16,
                     units={"bytes": "bytes", "last used": "dateTimeAsLocal"},
                 ),
-                figure(
-                    "Entries in the time shown",
-                    "Appended, after commit.",
+                stat_panel(
+                    "Entries appended",
+                    "Number of entries appended in the selected time range, counted after commit.",
                     "short",
-                    Prom(count(t.ENTRIES, only=_TYPE)),
+                    Prom(increase(t.ENTRIES, only=_TYPE)),
                     width=4,
                     height=8,
                 ),
-                figure(
-                    "Mean of an entry",
-                    "Of those appended in the time shown.",
+                stat_panel(
+                    "Mean entry size",
+                    "Mean size of the entries appended in the selected time range.",
                     "bytes",
                     Prom(
-                        f"sum(increase({series(t.ENTRY_SIZE, 'sum')}{{{_TYPE[0]}}}[$__range])) / {count(t.ENTRY_SIZE, only=_TYPE)}"
+                        f"sum(increase({series(t.ENTRY_SIZE, 'sum')}{{{_TYPE[0]}}}[$__range])) / {increase(t.ENTRY_SIZE, only=_TYPE)}"
                     ),
                     width=4,
                     height=8,

@@ -1,19 +1,29 @@
-"""Does Postgres keep up, does Redis help, and which statement costs what?"""
+"""Is Postgres keeping up, is Redis helping, and what does each statement cost?"""
 
 from typing import Final
 
-from grafana.source.page import Page, seen
-from grafana.source.panels import BAD, GOOD, Prom, figure, heat, limit, lines, percentiles, rising, rows
-from grafana.source.promql import count, label, now, quantile, rate, series, share, where
-from grafana.source.promql import heat as buckets
+from grafana.source.page import Page, label_variable
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    Prom,
+    heatmap_panel,
+    higher_is_worse,
+    limit,
+    percentiles,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio, series
 from handoff.telemetry import metrics as t
 
 _INSTANCE: Final = ('service_instance_id=~"$instance"',)
-_THESE: Final = (where(t.STATEMENT, "$statement"), *_INSTANCE)
-_FAILED: Final = (*_THESE, where(t.ERROR, "", "!="))
-_STATEMENT: Final = label(t.STATEMENT)
+_STATEMENTS: Final = (matcher(t.STATEMENT, "$statement"), *_INSTANCE)
+_FAILED: Final = (*_STATEMENTS, matcher(t.ERROR, "", "!="))
+_STATEMENT_NAME: Final = label(t.STATEMENT)
 _RESULT: Final = label(t.CACHE_RESULT)
-_REDIS: Final = where(t.CACHE, "redis", "=")
+_REDIS: Final = matcher(t.CACHE, "redis", "=")
 
 
 def _status(component: str) -> Prom:
@@ -23,68 +33,84 @@ def _status(component: str) -> Prom:
 PAGE: Final = Page(
     "database",
     "Database and cache",
-    "Does Postgres keep up, does Redis help, and which statement costs what?",
+    "Is Postgres keeping up, is Redis helping, and what does each statement cost?",
     variables=[
-        seen(
+        label_variable(
             "statement",
             "Statement",
-            "Statements, by their name in the code.",
+            "The SQL statements to show, by their names in the code.",
             t.STATEMENT,
             series(t.STATEMENT_DURATION, "count"),
         ),
-        seen("instance", "Process", "Processes of service and worker.", "service_instance_id", series(t.BUILD_INFO)),
+        label_variable(
+            "instance",
+            "Process",
+            "The processes of the service and the worker to show.",
+            "service_instance_id",
+            series(t.BUILD_INFO),
+        ),
     ],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure("Postgres", "As the service finds it.", "short", _status("database"), statuses=True, width=3),
-                figure(
+                stat_panel(
+                    "Postgres",
+                    "Status of Postgres as seen by the service.",
+                    "short",
+                    _status("database"),
+                    statuses=True,
+                    width=3,
+                ),
+                stat_panel(
                     "Redis",
-                    "As the service finds it; without it, all goes on a little slower.",
+                    "Status of Redis as seen by the service. Without Redis everything still works, a little slower.",
                     "short",
                     _status("cache"),
                     statuses=True,
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Failed statements",
-                    "Share of the statements in the time shown; beside it, how many there were.",
+                    "Share of SQL statements in the selected time range that failed. Beside it, the number of statements.",
                     "percentunit",
                     Prom(
-                        share(count(t.STATEMENT_DURATION, only=_FAILED), count(t.STATEMENT_DURATION, only=_THESE)), "failed"
+                        ratio(
+                            increase(t.STATEMENT_DURATION, only=_FAILED), increase(t.STATEMENT_DURATION, only=_STATEMENTS)
+                        ),
+                        "failed",
                     ),
-                    Prom(count(t.STATEMENT_DURATION, only=_THESE), "of statements", unit="short"),
-                    steps=rising(limit("statement_error_ratio") / 5, limit("statement_error_ratio")),
+                    Prom(increase(t.STATEMENT_DURATION, only=_STATEMENTS), "statements", unit="short"),
+                    steps=higher_is_worse(limit("statement_error_ratio") / 5, limit("statement_error_ratio")),
                     width=6,
                 ),
-                figure(
-                    "p95 of a statement",
-                    "What 95 of 100 stayed below, in the time shown.",
+                stat_panel(
+                    "Statement p95",
+                    "95th percentile of the duration of SQL statements in the selected time range.",
                     "s",
-                    Prom(quantile(0.95, t.STATEMENT_DURATION, only=_THESE, over="$__range")),
-                    steps=rising(0.25, 1),
+                    Prom(quantile(0.95, t.STATEMENT_DURATION, only=_STATEMENTS, over="$__range")),
+                    steps=higher_is_worse(0.25, 1),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Connections",
-                    "How many of those that Postgres may have are taken, by anybody.",
+                    "Connections in use, by any client, as a share of the number that Postgres allows.",
                     "percentunit",
                     Prom("handoff:database_connections:ratio"),
-                    steps=rising(0.6, limit("database_connections_ratio")),
+                    steps=higher_is_worse(0.6, limit("database_connections_ratio")),
                     width=3,
                 ),
-                figure(
-                    "Wait for the pool",
-                    "Requests that wait for a connection now.",
+                stat_panel(
+                    "Pool waits",
+                    "Number of requests waiting now for a connection from the pool.",
                     "short",
-                    Prom(now(t.POOL_PENDING, how="sum", only=_INSTANCE)),
-                    steps=rising(1, 10),
+                    Prom(gauge(t.POOL_PENDING, aggregate="sum", only=_INSTANCE)),
+                    steps=higher_is_worse(1, 10),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Cache hits",
-                    "Share of reads that the cache answered, within an hour. A brief is made anew when its session has changed, so a few in a hundred is usual. Empty until one was read.",
+                    "Share of cache reads in the last hour that were hits. A brief is rebuilt once its session has changed, so a few per cent is normal. Empty if nothing was read in that hour.",
                     "percentunit",
                     Prom("handoff:cache_hits:ratio_rate1h"),
                     width=3,
@@ -94,134 +120,139 @@ PAGE: Final = Page(
         (
             "Statements",
             [
-                rows(
+                table_panel(
                     "Statements",
-                    "Each in the time shown, by its name in the code.",
-                    Prom(count(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)),
+                    "Number of runs, total time, percentiles of the duration and failures of each SQL statement in the selected time range, by its name in the code.",
+                    Prom(increase(t.STATEMENT_DURATION, t.STATEMENT, only=_STATEMENTS)),
                     Prom(
-                        f"sum by ({_STATEMENT}) (increase({series(t.STATEMENT_DURATION, 'sum')}{{{', '.join(_THESE)}}}[$__range]))"
+                        f"sum by ({_STATEMENT_NAME}) (increase({series(t.STATEMENT_DURATION, 'sum')}{{{', '.join(_STATEMENTS)}}}[$__range]))"
                     ),
                     *(
-                        Prom(quantile(q, t.STATEMENT_DURATION, t.STATEMENT, only=_THESE, over="$__range"))
+                        Prom(quantile(q, t.STATEMENT_DURATION, t.STATEMENT, only=_STATEMENTS, over="$__range"))
                         for q in (0.5, 0.95, 0.99)
                     ),
                     Prom(
-                        f"{count(t.STATEMENT_DURATION, t.STATEMENT, only=_FAILED)} or {count(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)} * 0"
+                        f"{increase(t.STATEMENT_DURATION, t.STATEMENT, only=_FAILED)} or {increase(t.STATEMENT_DURATION, t.STATEMENT, only=_STATEMENTS)} * 0"
                     ),
                     width=24,
                     height=9,
                     columns={
-                        _STATEMENT: "statement",
-                        "Value #A": "times",
-                        "Value #B": "in all",
+                        _STATEMENT_NAME: "statement",
+                        "Value #A": "runs",
+                        "Value #B": "total time",
                         "Value #C": "p50",
                         "Value #D": "p95",
                         "Value #E": "p99",
                         "Value #F": "failed",
                     },
-                    units={"in all": "s", "p50": "s", "p95": "s", "p99": "s"},
+                    units={"total time": "s", "p50": "s", "p95": "s", "p99": "s"},
                     steps={"failed": [(None, GOOD), (0.5, BAD)]},
                     links={
                         "statement": {
-                            "Only this one": "/d/handoff-database?${__url_time_range}&var-statement=${__value.raw}"
+                            "Show only this statement": "/d/handoff-database?${__url_time_range}&var-statement=${__value.raw}"
                         }
                     },
                 ),
-                lines(
+                time_series(
                     "Statements",
-                    "A second; red, those that failed.",
+                    "SQL statements per second: all of them and, in red, those that failed.",
                     "ops",
-                    Prom(rate(t.STATEMENT_DURATION, only=_THESE), "all"),
+                    Prom(rate(t.STATEMENT_DURATION, only=_STATEMENTS), "all"),
                     Prom(rate(t.STATEMENT_DURATION, only=_FAILED) + " or vector(0)", "failed"),
                 ),
-                lines(
-                    "Duration",
-                    "What 50, 95 and 99 of 100 statements stay below.",
+                time_series(
+                    "Statement duration",
+                    "Duration of SQL statements: 50th, 95th and 99th percentile.",
                     "s",
-                    *percentiles(t.STATEMENT_DURATION, only=_THESE),
+                    *percentiles(t.STATEMENT_DURATION, only=_STATEMENTS),
                 ),
-                heat(
-                    "Durations, all of them",
-                    "How many statements took how long.",
+                heatmap_panel(
+                    "Statement duration: distribution",
+                    "Number of SQL statements, by duration.",
                     "s",
-                    Prom(buckets(t.STATEMENT_DURATION, _THESE), "{{le}}"),
+                    Prom(bucket_counts(t.STATEMENT_DURATION, _STATEMENTS), "{{le}}"),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "Slow statements",
-                    "Above 1 s, a second, by name. Empty while there is none.",
+                    "SQL statements per second that took longer than 1 s, by name. Empty while there are none.",
                     "ops",
-                    Prom(rate(t.SLOW_STATEMENTS, t.STATEMENT, only=_THESE), f"{{{{{_STATEMENT}}}}}"),
+                    Prom(rate(t.SLOW_STATEMENTS, t.STATEMENT, only=_STATEMENTS), f"{{{{{_STATEMENT_NAME}}}}}"),
                 ),
-                lines(
+                time_series(
                     "Failed statements",
-                    "A second, by what Postgres said. Empty while there is none.",
+                    "Failed SQL statements per second, by type of error. Empty while there are none.",
                     "ops",
                     Prom(rate(t.STATEMENT_DURATION, t.ERROR, only=_FAILED), f"{{{{{label(t.ERROR)}}}}}"),
                 ),
-                lines(
-                    "Busiest statements",
-                    "A second.",
+                time_series(
+                    "Most frequent statements",
+                    "Runs per second of the six SQL statements that run most often.",
                     "ops",
-                    Prom(f"topk(6, {rate(t.STATEMENT_DURATION, t.STATEMENT, only=_THESE)})", f"{{{{{_STATEMENT}}}}}"),
+                    Prom(
+                        f"topk(6, {rate(t.STATEMENT_DURATION, t.STATEMENT, only=_STATEMENTS)})", f"{{{{{_STATEMENT_NAME}}}}}"
+                    ),
                 ),
             ],
         ),
         (
-            "The pool of connections",
+            "Connection pool",
             [
-                lines(
-                    "Connections of the pool",
-                    "Used and idle ones, and how many there may be.",
+                time_series(
+                    "Pool connections",
+                    "Number of used and of idle connections in the pool, and the maximum.",
                     "short",
-                    Prom(now(t.POOL_CONNECTIONS, t.POOL_STATE, how="sum", only=_INSTANCE), f"{{{{{label(t.POOL_STATE)}}}}}"),
-                    Prom(now(t.POOL_MAX, how="sum", only=_INSTANCE), "max"),
+                    Prom(
+                        gauge(t.POOL_CONNECTIONS, t.POOL_STATE, aggregate="sum", only=_INSTANCE),
+                        f"{{{{{label(t.POOL_STATE)}}}}}",
+                    ),
+                    Prom(gauge(t.POOL_MAX, aggregate="sum", only=_INSTANCE), "max"),
                     names=["used", "idle"],
                 ),
-                lines(
-                    "Wait for a connection",
-                    "What 50, 95 and 99 of 100 requests wait at most.",
+                time_series(
+                    "Pool wait time",
+                    "Time that requests waited for a connection from the pool: 50th, 95th and 99th percentile.",
                     "s",
                     *percentiles(t.POOL_WAIT, only=_INSTANCE),
                 ),
-                lines(
-                    "Who waits, and in vain",
-                    "Requests that wait now, and waits that were given up, a second.",
+                time_series(
+                    "Pool waits and timeouts",
+                    "Number of requests waiting for a connection. Dotted, on the right axis: requests per second that timed out waiting.",
                     "short",
-                    Prom(now(t.POOL_PENDING, how="sum", only=_INSTANCE), "waiting"),
-                    Prom(rate(t.POOL_TIMEOUTS, only=_INSTANCE) + " or vector(0)", "in vain a second", unit="eps"),
+                    Prom(gauge(t.POOL_PENDING, aggregate="sum", only=_INSTANCE), "waiting"),
+                    Prom(rate(t.POOL_TIMEOUTS, only=_INSTANCE) + " or vector(0)", "timeouts per second", unit="eps"),
                 ),
             ],
         ),
         (
             "Postgres",
             [
-                lines(
-                    "Sessions in Postgres",
-                    "Taken by anybody, and how many it may have.",
+                time_series(
+                    "Postgres connections",
+                    "Number of connections in use, by any client, and the maximum that Postgres allows.",
                     "short",
                     Prom("sum(postgresql_backends)", "used"),
                     Prom("max(postgresql_connection_max)", "max"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Transactions",
-                    "Commits and rollbacks a second.",
+                    "Commits and rollbacks per second.",
                     "ops",
-                    Prom("sum(rate(postgresql_commits_total[$__rate_interval]))", "ok"),
-                    Prom("sum(rate(postgresql_rollbacks_total[$__rate_interval]))", "failed"),
+                    Prom("sum(rate(postgresql_commits_total[$__rate_interval]))", "commits"),
+                    Prom("sum(rate(postgresql_rollbacks_total[$__rate_interval]))", "rollbacks"),
                     width=6,
                 ),
-                lines(
-                    "Read from disk and from memory",
-                    "Blocks a second.",
+                time_series(
+                    "Blocks read",
+                    "Blocks read per second, by source. Sources ending in _hit are Postgres's own memory; those ending in _read are the operating system, from its cache or from disk.",
                     "iops",
                     Prom("sum by (source) (rate(postgresql_blocks_read_total[$__rate_interval]))", "{{source}}"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Deadlocks and temporary files",
-                    "In the time of a point; each should be 0.",
+                    "Number of each in the interval of each point. Both should be 0.",
                     "short",
                     Prom("sum(increase(postgresql_deadlocks_total[$__rate_interval]))", "deadlocks"),
                     Prom("sum(increase(postgresql_temp_files_total[$__rate_interval]))", "temporary files"),
@@ -232,35 +263,35 @@ PAGE: Final = Page(
         (
             "Redis",
             [
-                lines(
-                    "Cache",
-                    "Operations on Redis a second, by how they went.",
+                time_series(
+                    "Redis operations",
+                    "Cache operations on Redis per second, by result.",
                     "ops",
                     Prom(rate(t.CACHE_DURATION, t.CACHE_RESULT, only=[_REDIS, *_INSTANCE]), f"{{{{{_RESULT}}}}}"),
                     names=["hit", "miss", "stored", "error", "skipped"],
                     width=6,
                 ),
-                lines(
-                    "Duration on Redis",
-                    "Of operations: what 50, 95 and 99 of 100 stay below.",
+                time_series(
+                    "Redis latency",
+                    "Duration of cache operations on Redis: 50th, 95th and 99th percentile.",
                     "s",
                     *percentiles(t.CACHE_DURATION, only=[_REDIS, *_INSTANCE]),
                     width=6,
                 ),
-                lines(
-                    "Memory of Redis",
-                    "What it uses, and its peak.",
+                time_series(
+                    "Redis memory",
+                    "Memory in use by Redis, and the most it has used since it started.",
                     "bytes",
                     Prom("max(redis_memory_used_bytes)", "used"),
                     Prom("max(redis_memory_peak_bytes)", "peak"),
                     width=6,
                 ),
-                lines(
-                    "Keys",
-                    "That it holds, and those thrown out for want of room, a second.",
+                time_series(
+                    "Redis keys",
+                    "Number of keys in Redis. Dotted, on the right axis: keys per second evicted for lack of memory.",
                     "short",
                     Prom("sum(redis_db_keys)", "keys"),
-                    Prom("sum(rate(redis_keys_evicted_total[$__rate_interval]))", "thrown out a second", unit="eps"),
+                    Prom("sum(rate(redis_keys_evicted_total[$__rate_interval]))", "evicted per second", unit="eps"),
                     width=6,
                 ),
             ],

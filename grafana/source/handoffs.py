@@ -1,26 +1,38 @@
-"""Is work taken over, how soon, and where does it get stuck?"""
+"""Are handoffs accepted, how soon, and where do they get stuck?"""
 
 from typing import Final, get_args
 
-from grafana.source.page import Page, chosen, to
-from grafana.source.panels import BAD, GOOD, WATCH, Prom, Sql, figure, heat, limit, lines, percentiles, rising, rows
-from grafana.source.promql import count, label, now, quantile, rate, share, where
-from grafana.source.promql import heat as buckets
+from grafana.source.page import Page, choice_variable, link_to
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    WARN,
+    Prom,
+    Sql,
+    heatmap_panel,
+    higher_is_worse,
+    limit,
+    percentiles,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio
 from handoff.model import HandoffAction, HandoffState, RequestType, SessionStatus
 from handoff.telemetry import metrics as t
 
-_TYPE: Final = (where(t.TYPE, "$type"),)
+_TYPE: Final = (matcher(t.TYPE, "$type"),)
 _ACTION: Final = label(t.ACTION)
 _STATE: Final = label(t.STATE)
 _TARGET: Final = label(t.TARGET)
 _STATUS: Final = label(t.STATUS)
-_LEASES: Final = (*_TYPE, where(t.ACTION, "accept", "="))
-_LAPSES: Final = (*_TYPE, where(t.ACTION, "lapse", "="))
-_REJECTS: Final = (*_TYPE, where(t.ACTION, "reject", "="))
-_ANSWERS: Final = (*_TYPE, where(t.ACTION, "accept|reject"))
+_ACCEPTED: Final = (*_TYPE, matcher(t.ACTION, "accept", "="))
+_LAPSED: Final = (*_TYPE, matcher(t.ACTION, "lapse", "="))
+_REJECTED: Final = (*_TYPE, matcher(t.ACTION, "reject", "="))
+_ANSWERED: Final = (*_TYPE, matcher(t.ACTION, "accept|reject"))
 _OPEN: Final = """
-    SELECT id AS handoff, request_type AS type, sender AS "from", coalesce(target_agent, 'any with ' || target_capability) AS "to",
-           state, holder, lapses, extract(epoch FROM now() - updated_at) AS "since", lease_expires_at AS "lease until", trace_id AS trace
+    SELECT id AS handoff, request_type AS type, sender AS "from", coalesce(target_agent, 'any agent with ' || target_capability) AS "to",
+           state, holder, lapses, extract(epoch FROM now() - updated_at) AS "unchanged for", lease_expires_at AS "lease expires", trace_id AS trace
       FROM reporting.handoff
      WHERE state IN ('offered', 'accepted', 'blocked') AND request_type IN (${type:sqlstring})
      ORDER BY updated_at LIMIT 100"""
@@ -32,153 +44,159 @@ _SESSIONS: Final = """
 PAGE: Final = Page(
     "handoffs",
     "Handoffs and sessions",
-    "Is work taken over, how soon, and where does it get stuck?",
-    variables=[chosen("type", "Type", "What is handed over.", get_args(RequestType))],
+    "Are handoffs accepted, how soon, and where do they get stuck?",
+    variables=[choice_variable("type", "Type", "The types of handoff to show.", get_args(RequestType))],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure(
-                    "On offer",
-                    "Handoffs that wait for somebody to take them.",
+                stat_panel(
+                    "Open offers",
+                    "Number of handoffs offered and not yet accepted. All types are counted.",
                     "short",
-                    Prom(now(t.INBOX_DEPTH, how="sum")),
+                    Prom(gauge(t.INBOX_DEPTH, aggregate="sum")),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Oldest offer",
-                    "How long the one has waited that has waited longest.",
+                    "Time that the oldest open offer has been waiting to be accepted; 0 while there is no open offer. All types are counted.",
                     "s",
-                    Prom(now(t.OLDEST_OFFER)),
-                    steps=rising(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
+                    Prom(gauge(t.OLDEST_OFFER)),
+                    steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
                     width=3,
                 ),
-                figure(
+                stat_panel(
                     "Deepest inbox",
-                    "Handoffs on offer to the agent or capability with the most.",
+                    "Number of open offers to the agent or capability that has the most. All types are counted.",
                     "short",
-                    Prom(now(t.DEEPEST_INBOX)),
+                    Prom(gauge(t.DEEPEST_INBOX)),
                     width=3,
                 ),
-                figure(
-                    "p95 until taken",
-                    "What 95 of 100 handoffs waited at most, of those taken in the time shown. Empty while none was.",
+                stat_panel(
+                    "Time to accept p95",
+                    "95th percentile of the time from offer to acceptance, of handoffs accepted in the selected time range. Empty if none was accepted.",
                     "s",
                     Prom(quantile(0.95, t.TIME_TO_ACCEPT, only=_TYPE, over="$__range")),
-                    steps=rising(150, 300),
+                    steps=higher_is_worse(150, 300),
                     width=3,
                 ),
-                figure(
-                    "Leases that lapsed",
-                    "Share of the leases taken in the time shown after which nothing was heard; beside it, how many were taken.",
+                stat_panel(
+                    "Lapsed leases",
+                    "Leases that lapsed because the holder was not heard from, as a share of the handoffs accepted in the selected time range. Beside it, the number accepted.",
                     "percentunit",
-                    Prom(share(count(t.TRANSITIONS, only=_LAPSES), count(t.TRANSITIONS, only=_LEASES)), "lapsed"),
-                    Prom(count(t.TRANSITIONS, only=_LEASES), "of leases", unit="short"),
-                    steps=rising(limit("lapse_ratio") * 0.8, limit("lapse_ratio")),
+                    Prom(ratio(increase(t.TRANSITIONS, only=_LAPSED), increase(t.TRANSITIONS, only=_ACCEPTED)), "lapsed"),
+                    Prom(increase(t.TRANSITIONS, only=_ACCEPTED), "accepted", unit="short"),
+                    steps=higher_is_worse(limit("lapse_ratio") * 0.8, limit("lapse_ratio")),
                     width=5,
                 ),
-                figure(
-                    "Turned down",
-                    "Share of the offers answered in the time shown that were; beside it, how many were answered.",
+                stat_panel(
+                    "Rejected",
+                    "Share of the offers answered in the selected time range that were rejected. Beside it, the number answered, that is, accepted or rejected.",
                     "percentunit",
-                    Prom(share(count(t.TRANSITIONS, only=_REJECTS), count(t.TRANSITIONS, only=_ANSWERS)), "turned down"),
-                    Prom(count(t.TRANSITIONS, only=_ANSWERS), "of answers", unit="short"),
-                    steps=rising(limit("reject_ratio") / 2, limit("reject_ratio")),
+                    Prom(
+                        ratio(increase(t.TRANSITIONS, only=_REJECTED), increase(t.TRANSITIONS, only=_ANSWERED)), "rejected"
+                    ),
+                    Prom(increase(t.TRANSITIONS, only=_ANSWERED), "answered", unit="short"),
+                    steps=higher_is_worse(limit("reject_ratio") / 2, limit("reject_ratio")),
                     width=5,
                 ),
-                figure(
-                    "To and fro",
-                    "Sessions that went back and forth between the same two agents, within an hour.",
+                stat_panel(
+                    "Bouncing sessions",
+                    "Number of sessions that the same two agents handed back and forth several times in the last hour.",
                     "short",
-                    Prom(now(t.PING_PONG)),
-                    steps=rising(limit("ping_pong_sessions") + 0.5),
+                    Prom(gauge(t.PING_PONG)),
+                    steps=higher_is_worse(limit("ping_pong_sessions") + 0.5),
                     width=2,
                 ),
             ],
         ),
         (
-            "What happens to handoffs",
+            "Handoff activity",
             [
-                lines(
-                    "Changes",
-                    "Offers, acceptances and what else becomes of a handoff, a second.",
+                time_series(
+                    "Handoff actions",
+                    "Actions on handoffs per second, by action: offer, accept, renew, reject and so on.",
                     "eps",
                     Prom(rate(t.TRANSITIONS, t.ACTION, only=_TYPE), f"{{{{{_ACTION}}}}}"),
                     names=["offer", *get_args(HandoffAction)],
                 ),
-                lines(
+                time_series(
                     "Open handoffs",
-                    "By state.",
+                    "Number of open handoffs, by state: offered, accepted or blocked.",
                     "short",
-                    Prom(now(t.HANDOFFS_OPEN, t.STATE, how="sum", only=_TYPE), f"{{{{{_STATE}}}}}"),
+                    Prom(gauge(t.HANDOFFS_OPEN, t.STATE, aggregate="sum", only=_TYPE), f"{{{{{_STATE}}}}}"),
                     names=get_args(HandoffState),
                     stacked=True,
                 ),
-                lines(
-                    "Age of the oldest offer",
-                    "To an agent by name, and to whoever has a capability.",
+                time_series(
+                    "Oldest offer",
+                    "Time that the oldest open offer has been waiting, by target: an agent by name, or any agent with a capability. All types are counted.",
                     "s",
-                    Prom(now(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
+                    Prom(gauge(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
                     steps=[(None, GOOD), (limit("offer_age_seconds"), BAD)],
                 ),
             ],
         ),
         (
-            "How long it takes",
+            "Durations",
             [
-                lines(
-                    "Until taken",
-                    "From offer to acceptance: what 50, 95 and 99 of 100 stay below. Empty while none is taken.",
+                time_series(
+                    "Time to accept",
+                    "Time from offer to acceptance: 50th, 95th and 99th percentile. Empty while none is accepted.",
                     "s",
                     *percentiles(t.TIME_TO_ACCEPT, only=_TYPE),
                 ),
-                lines(
-                    "Until done",
-                    "From acceptance to completion: what 50, 95 and 99 of 100 stay below. Empty while none is done.",
+                time_series(
+                    "Time to complete",
+                    "Time from acceptance to completion: 50th, 95th and 99th percentile. Empty while none is completed.",
                     "s",
                     *percentiles(t.TIME_TO_COMPLETE, only=_TYPE),
                 ),
-                heat(
-                    "Until taken, all of them",
-                    "How many handoffs waited how long.",
+                heatmap_panel(
+                    "Time to accept: distribution",
+                    "Number of handoffs accepted, by the time from offer to acceptance.",
                     "s",
-                    Prom(buckets(t.TIME_TO_ACCEPT, _TYPE), "{{le}}"),
+                    Prom(bucket_counts(t.TIME_TO_ACCEPT, _TYPE), "{{le}}"),
                     width=8,
                 ),
             ],
         ),
         (
-            "Those that are open",
+            "Open handoffs",
             [
-                rows(
+                table_panel(
                     "Open handoffs",
-                    "The longest unchanged first; the trace is that of the call that offered it. Empty while none is open.",
+                    "Open handoffs, those longest unchanged first, at most 100. The trace is that of the call that made the offer. Empty while none is open.",
                     Sql(_OPEN),
                     width=24,
                     height=10,
-                    empty="none is open",
-                    units={"since": "s", "lease until": "dateTimeAsLocal"},
+                    no_value="no open handoffs",
+                    units={"unchanged for": "s", "lease expires": "dateTimeAsLocal"},
                     steps={
-                        "since": [(None, GOOD), (limit("offer_age_seconds") / 2, WATCH), (limit("offer_age_seconds"), BAD)],
-                        "lapses": [(None, GOOD), (1, WATCH), (3, BAD)],
+                        "unchanged for": [
+                            (None, GOOD),
+                            (limit("offer_age_seconds") / 2, WARN),
+                            (limit("offer_age_seconds"), BAD),
+                        ],
+                        "lapses": [(None, GOOD), (1, WARN), (3, BAD)],
                     },
-                    links={"trace": {"Its log lines and trace": to("logs", trace="${__value.raw}")}},
+                    links={"trace": {"Log lines and trace": link_to("logs", trace="${__value.raw}")}},
                 ),
             ],
         ),
         (
             "Sessions",
             [
-                lines(
+                time_series(
                     "Sessions",
-                    "By status.",
+                    "Number of sessions, by status.",
                     "short",
-                    Prom(now(t.SESSIONS, t.STATUS, how="sum"), f"{{{{{_STATUS}}}}}"),
+                    Prom(gauge(t.SESSIONS, t.STATUS, aggregate="sum"), f"{{{{{_STATUS}}}}}"),
                     names=get_args(SessionStatus),
                 ),
-                rows(
-                    "Sessions in use",
-                    "The newest first; their keys are known to their agents only.",
+                table_panel(
+                    "Active and dormant sessions",
+                    "Active and dormant sessions, the most recently used first, at most 100. Session keys are not shown: only the agents know them.",
                     Sql(_SESSIONS),
                     width=16,
                     units={

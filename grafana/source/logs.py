@@ -1,53 +1,57 @@
-"""What exactly happened, in which order?"""
+"""What exactly happened, and in what order?"""
 
 from typing import Final
 
-from grafana.source.page import Page, chosen, typed
-from grafana.source.panels import Loki, Prom, Traces, figure, lines, lines_of_logs, rising, rows
+from grafana.source.page import Page, choice_variable, text_variable
+from grafana.source.panels import Loki, Prom, Traces, higher_is_worse, log_panel, stat_panel, table_panel, time_series
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
-_LINES: Final = '{service_name=~"$service"} |= `$find` |= `$trace` | json | level=~"$level"'
-_SPAN: Final = "span_name"
+_MATCHING_LINES: Final = '{service_name=~"$service"} |= `$find` |= `$trace` | json | level=~"$level"'
+_SPAN_NAME: Final = "span_name"
 
 PAGE: Final = Page(
     "logs",
     "Logs and traces",
-    "What exactly happened, in which order?",
+    "What exactly happened, and in what order?",
     variables=[
-        chosen("service", "Service", "Who wrote the line.", ("handoff", "handoff-worker")),
-        chosen("level", "Level", "How grave it is.", _LEVELS),
-        typed("find", "Find", "Part of a line: a tool, an agent, a session, a code."),
-        typed("trace", "Trace", "A trace's number: only what belongs to it."),
+        choice_variable("service", "Service", "The services whose lines to show.", ("handoff", "handoff-worker")),
+        choice_variable("level", "Level", "The severity of the lines to show.", _LEVELS),
+        text_variable(
+            "find",
+            "Text",
+            "Text that the line must contain, such as the name of a tool or an agent, a session or an error code.",
+        ),
+        text_variable("trace", "Trace", "A trace ID, to show only the lines of that trace."),
     ],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure(
+                stat_panel(
                     "Errors",
-                    "Lines of level error or worse, in the time shown.",
+                    "Number of log lines of level error or critical in the selected time range.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level=~"error|critical" [$__range])) or vector(0)'
                     ),
-                    steps=rising(1, 10),
+                    steps=higher_is_worse(1, 10),
                     width=6,
                 ),
-                figure(
+                stat_panel(
                     "Warnings",
-                    "Lines of level warning, in the time shown.",
+                    "Number of log lines of level warning in the selected time range.",
                     "short",
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level="warning" [$__range])) or vector(0)'
                     ),
-                    steps=rising(1, 100),
+                    steps=higher_is_worse(1, 100),
                     width=6,
                 ),
-                lines(
-                    "Lines",
-                    "A second, by level, of those chosen.",
+                time_series(
+                    "Log lines",
+                    "Log lines per second that match the filters above, by level.",
                     "recps",
-                    Loki(f"sum by (level) (rate({_LINES} [$__auto]))", "{{level}}"),
+                    Loki(f"sum by (level) (rate({_MATCHING_LINES} [$__auto]))", "{{level}}"),
                     names=_LEVELS,
                     stacked=True,
                     width=12,
@@ -56,12 +60,12 @@ PAGE: Final = Page(
             ],
         ),
         (
-            "Lines",
+            "Log lines",
             [
-                lines_of_logs(
-                    "Lines",
-                    "The newest first. A line of a call has its trace: open the line and follow it to Jaeger.",
-                    Loki(_LINES),
+                log_panel(
+                    "Log lines",
+                    "Log lines that match the filters above, newest first, at most 500. Open the line of a call to follow its trace to Jaeger.",
+                    Loki(_MATCHING_LINES),
                     height=14,
                 )
             ],
@@ -69,38 +73,40 @@ PAGE: Final = Page(
         (
             "Traces",
             [
-                rows(
-                    "Calls that failed",
-                    "Their newest traces. Empty while none failed in the time shown.",
+                table_panel(
+                    "Failed calls",
+                    "The 50 newest traces with an error. Empty if there are none in the selected time range.",
                     Traces("handoff", tags="error=true"),
                     width=12,
                     height=10,
-                    empty="none failed",
+                    no_value="no failed calls",
                 ),
-                rows("Calls", "The newest traces that were kept.", Traces("handoff"), width=12, height=10),
-                lines(
+                table_panel(
+                    "Calls", "The 50 newest traces kept in the selected time range.", Traces("handoff"), width=12, height=10
+                ),
+                time_series(
                     "Spans",
-                    "A second, by name, of the traces that were kept: every failed or slow call, and a sample of the rest.",
+                    "Spans per second of the eight most frequent names. Counts only traces that were kept: calls that failed, were slow or changed a handoff, and a sample of the rest.",
                     "recps",
                     Prom(
-                        f"topk(8, sum by ({_SPAN}) (rate(traces_span_metrics_calls_total[$__rate_interval])))",
-                        f"{{{{{_SPAN}}}}}",
+                        f"topk(8, sum by ({_SPAN_NAME}) (rate(traces_span_metrics_calls_total[$__rate_interval])))",
+                        f"{{{{{_SPAN_NAME}}}}}",
                     ),
                     width=8,
                 ),
-                lines(
-                    "p95 of spans",
-                    "Of the traces that were kept, so slower than all calls.",
+                time_series(
+                    "Span duration p95",
+                    "95th percentile of the duration of spans, for the eight slowest names. Counts only traces that were kept, so it is higher than over all calls.",
                     "s",
                     Prom(
-                        f"topk(8, histogram_quantile(0.95, sum by ({_SPAN}, le) (rate(traces_span_metrics_duration_seconds_bucket[$__rate_interval]))))",
-                        f"{{{{{_SPAN}}}}}",
+                        f"topk(8, histogram_quantile(0.95, sum by ({_SPAN_NAME}, le) (rate(traces_span_metrics_duration_seconds_bucket[$__rate_interval]))))",
+                        f"{{{{{_SPAN_NAME}}}}}",
                     ),
                     width=8,
                 ),
-                lines(
-                    "Who calls whom",
-                    "Requests a second of the traces that were kept.",
+                time_series(
+                    "Requests between services",
+                    "Requests per second from one service to another. Counts only traces that were kept.",
                     "reqps",
                     Prom(
                         "sum by (client, server) (rate(traces_service_graph_request_total[$__rate_interval]))",

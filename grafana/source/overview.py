@@ -1,144 +1,144 @@
-"""Is it well, and if not, where?"""
+"""Is everything healthy and, if not, where is the problem?"""
 
 from typing import Final
 
-from grafana.source.calls import CALLS, FAILED, OK, PROMPT, REFUSED
-from grafana.source.page import Page, to
+from grafana.source.calls import EXCEPT_GET_INBOX, FAILED, OK, REFUSED, TOOL_CALLS
+from grafana.source.page import Page, link_to
 from grafana.source.panels import (
     BAD,
     GOOD,
-    WATCH,
+    WARN,
     Prom,
     Sql,
-    falling,
-    figure,
+    higher_is_worse,
     limit,
-    lines,
+    lower_is_worse,
     percentiles,
-    rising,
-    rows,
-    states,
+    stat_panel,
+    status_timeline,
+    table_panel,
+    time_series,
 )
-from grafana.source.promql import label, now, quantile, rate, series
+from grafana.source.promql import gauge, label, quantile, rate, series
 from handoff.telemetry import metrics as t
 
-_WORST: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
+_WORST_STATUS: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
 _FIRING: Final = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
 _SEVERITIES: Final = ("critical", "warning", "info")
 _CHANGES: Final = """
-    SELECT at, what, detail FROM (
-        SELECT starts_at AS at, 'alert' AS what, alertname || ' (' || severity || '): ' || summary AS detail
+    SELECT at AS "when", what AS "change", detail FROM (
+        SELECT starts_at AS at, 'alert firing' AS what, alertname || ' (' || severity || '): ' || summary AS detail
           FROM reporting.alert WHERE $__timeFilter(starts_at)
         UNION ALL
-        SELECT ends_at, 'alert over', alertname || ': ' || summary FROM reporting.alert WHERE $__timeFilter(ends_at)
+        SELECT ends_at, 'alert resolved', alertname || ': ' || summary FROM reporting.alert WHERE $__timeFilter(ends_at)
         UNION ALL
-        SELECT at, 'health', component || ': ' || was || ' to ' || status || ' ' || detail
+        SELECT at, 'health changed', component || ' changed from ' || was || ' to ' || status || ' ' || detail
           FROM reporting.health_event WHERE $__timeFilter(at)
         UNION ALL
-        SELECT started_at, 'start', kind || ' ' || version FROM reporting.instance WHERE $__timeFilter(started_at)
+        SELECT started_at, 'process started', kind || ' ' || version FROM reporting.instance WHERE $__timeFilter(started_at)
     ) AS change ORDER BY at DESC LIMIT 50"""
 
 PAGE: Final = Page(
     "overview",
     "Overview",
-    "Is it well, and if not, where?",
+    "Is everything healthy and, if not, where is the problem?",
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure(
+                stat_panel(
                     "Health",
-                    "The worst component of the service and the worker, as they judge themselves.",
+                    "Worst status of any component, as reported by the service and the worker.",
                     "short",
                     Prom(f"max({series(t.COMPONENT_STATUS)})"),
                     statuses=True,
                     width=3,
-                    links={"Components": to("overview")},
+                    links={"Component health, below": link_to("overview")},
                 ),
-                figure(
-                    "Firing",
-                    "Alerts that fire now, the heartbeat left out; what they are stands below.",
+                stat_panel(
+                    "Alerts firing",
+                    "Number of alerts firing now, not counting the Watchdog heartbeat. They are listed below.",
                     "short",
                     Prom(f"count({_FIRING}) or vector(0)"),
-                    steps=rising(1),
+                    steps=higher_is_worse(1),
                     width=3,
                 ),
-                figure(
-                    "Calls a second",
-                    "Tool calls that were answered, one way or the other.",
+                stat_panel(
+                    "Calls per second",
+                    "Tool calls answered per second, whatever their outcome.",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, only=[CALLS])),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS])),
                     width=3,
-                    links={"Tools": to("tools")},
+                    links={"Tools": link_to("tools")},
                 ),
-                figure(
-                    "Failed",
-                    "Share of tool calls that failed by our fault within 5 minutes; beside it, how many calls that is of.",
+                stat_panel(
+                    "Failed calls",
+                    "Share of tool calls in the last 5 minutes that failed through a fault of the service (error code internal, unavailable or overloaded). Beside it, the number of calls in those 5 minutes.",
                     "percentunit",
                     Prom("handoff:tool_calls_failed:ratio_rate5m", "failed"),
-                    Prom("sum(handoff:tool_calls:increase5m)", "of calls", unit="short"),
-                    steps=rising(limit("error_ratio") / 5, limit("error_ratio")),
+                    Prom("sum(handoff:tool_calls:increase5m)", "calls", unit="short"),
+                    steps=higher_is_worse(limit("error_ratio") / 5, limit("error_ratio")),
                     width=6,
-                    links={"Tools": to("tools")},
+                    links={"Tools": link_to("tools")},
                 ),
-                figure(
-                    "p95",
-                    "What 95 of 100 tool calls stay below, calls of get_inbox left out: they may wait by design.",
+                stat_panel(
+                    "Latency p95",
+                    "95th percentile of the duration of tool calls in the last 5 minutes. get_inbox is left out because its calls may wait by design.",
                     "s",
-                    Prom(quantile(0.95, t.OPERATION_DURATION, only=[CALLS, PROMPT], over="5m")),
-                    steps=rising(0.5, limit("tool_slow_seconds")),
+                    Prom(quantile(0.95, t.OPERATION_DURATION, only=[TOOL_CALLS, EXCEPT_GET_INBOX], over="5m")),
+                    steps=higher_is_worse(0.5, limit("tool_slow_seconds")),
                     width=3,
-                    links={"Tools": to("tools")},
+                    links={"Tools": link_to("tools")},
                 ),
-                figure(
+                stat_panel(
                     "Oldest offer",
-                    "How long the handoff has waited that has waited longest for somebody to take it.",
+                    "Time that the oldest open offer has been waiting to be accepted; 0 while there is no open offer.",
                     "s",
-                    Prom(now(t.OLDEST_OFFER)),
-                    steps=rising(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
+                    Prom(gauge(t.OLDEST_OFFER)),
+                    steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
                     width=3,
-                    links={"Handoffs": to("handoffs")},
+                    links={"Handoffs and sessions": link_to("handoffs")},
                 ),
-                figure(
-                    "Heartbeat",
-                    "How long ago Prometheus evaluated the rules of which Alertmanager told us last: alerting works end to end.",
+                stat_panel(
+                    "Heartbeat age",
+                    "Time since Prometheus evaluated the Watchdog rule whose notification the service received last. A low value shows that alerting works end to end.",
                     "s",
-                    Prom(now(t.WATCHDOG_AGE, how="min")),
-                    steps=rising(180, 240),
+                    Prom(gauge(t.WATCHDOG_AGE, aggregate="min")),
+                    steps=higher_is_worse(180, 240),
                     width=3,
-                    links={"Pipeline": to("pipeline")},
+                    links={"Telemetry pipeline": link_to("pipeline")},
                 ),
             ],
         ),
         (
-            "What is left of the error budgets, of 30 days",
+            "Error budgets remaining, over 30 days",
             [
                 *(
-                    figure(
+                    stat_panel(
                         title,
-                        f"{said} 100 %: all of it is left; below 0 it is overspent.",
+                        f"Share of the 30-day error budget that remains. The budget is spent by {spent_by} 100 % means that nothing is spent; below 0 the objective is missed.",
                         "percentunit",
                         Prom(f'slo:budget_remaining:ratio{{slo="{slo}"}}'),
-                        steps=falling(0, 0.25),
+                        steps=lower_is_worse(0, 0.25),
                         width=4,
                         height=6,
                     )
-                    for slo, title, said in (
-                        ("availability", "Availability", "Tool calls that did not fail by our fault."),
-                        ("latency", "Latency", "Tool calls that took less than 0.5 s."),
+                    for slo, title, spent_by in (
+                        ("availability", "Availability", "tool calls that fail through a fault of the service."),
+                        ("latency", "Latency", "tool calls that take longer than 0.5 s, not counting get_inbox."),
                         (
                             "accept",
                             "Time to accept",
-                            "Handoffs that were taken within 5 minutes. Empty until one was taken.",
+                            "handoffs that take longer than 5 minutes to be accepted. Empty until a handoff is accepted.",
                         ),
                     )
                 ),
-                lines(
+                time_series(
                     "Burn rate",
-                    "How many times faster than planned each budget is spent, over an hour. At 1 it lasts exactly 30 days.",
+                    "How fast each error budget was spent in the hour before each point. At 1 it would last exactly 30 days; at 2, half as long.",
                     "short",
                     Prom("slo:burn_rate:ratio_rate1h", "{{slo}}"),
-                    steps=[(None, GOOD), (1, WATCH), (limit("burn_1h"), BAD)],
+                    steps=[(None, GOOD), (1, WARN), (limit("burn_1h"), BAD)],
                     width=12,
                     height=6,
                 ),
@@ -147,59 +147,59 @@ PAGE: Final = Page(
         (
             "Golden signals",
             [
-                lines(
+                time_series(
                     "Traffic",
-                    "Tool calls a second, by how they went.",
+                    "Tool calls per second, by outcome: ok, refused (mistake by the caller) or failed (fault of the service).",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, only=[CALLS, OK]), "ok"),
-                    Prom(rate(t.OPERATION_DURATION, only=[CALLS, REFUSED]), "refused"),
-                    Prom(rate(t.OPERATION_DURATION, only=[CALLS, FAILED]) + " or vector(0)", "failed"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, OK]), "ok"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, REFUSED]), "refused"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, FAILED]) + " or vector(0)", "failed"),
                     stacked=True,
                     width=6,
-                    links={"Tools": to("tools")},
+                    links={"Tools": link_to("tools")},
                 ),
-                lines(
+                time_series(
                     "Errors",
-                    "Shares of tool calls that failed by our fault and that were the caller's mistake; dotted, calls a second.",
+                    "Share of tool calls that failed (fault of the service) and that were refused (mistake by the caller), over 5 minutes. Dotted, on the right axis: calls per second.",
                     "percentunit",
                     Prom("handoff:tool_calls_failed:ratio_rate5m", "failed"),
                     Prom("handoff:tool_calls_refused:ratio_rate5m", "refused"),
-                    Prom(rate(t.OPERATION_DURATION, only=[CALLS]), "calls a second", unit="reqps"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS]), "calls per second", unit="reqps"),
                     steps=[(None, GOOD), (limit("error_ratio"), BAD)],
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Latency",
-                    "What 50, 95 and 99 of 100 tool calls stay below, calls of get_inbox left out.",
+                    "50th, 95th and 99th percentile of the duration of tool calls. get_inbox is left out because its calls may wait by design.",
                     "s",
-                    *percentiles(t.OPERATION_DURATION, only=[CALLS, PROMPT]),
+                    *percentiles(t.OPERATION_DURATION, only=[TOOL_CALLS, EXCEPT_GET_INBOX]),
                     width=6,
-                    links={"Tools": to("tools")},
+                    links={"Tools": link_to("tools")},
                 ),
-                lines(
+                time_series(
                     "Saturation",
-                    "How much of what there is is used: of memory, of Postgres's connections, of the disk, of the collector's queue.",
+                    "Share in use of the processes' memory limits, Postgres's connections, the disk and the collector's queues. Each line is the fullest of its kind.",
                     "percentunit",
                     Prom("max(handoff:memory:ratio)", "memory"),
                     Prom("handoff:database_connections:ratio", "connections"),
                     Prom("max(handoff:disk:ratio)", "disk"),
-                    Prom("max(handoff:collector_queue:ratio)", "collector's queue"),
-                    top=1,
+                    Prom("max(handoff:collector_queue:ratio)", "collector queue"),
+                    axis_max=1,
                     width=6,
-                    links={"Database and cache": to("database")},
+                    links={"Database and cache": link_to("database")},
                 ),
             ],
         ),
         (
-            "What is firing, and what changed",
+            "Alerts and changes",
             [
-                rows(
-                    "Firing now",
-                    "Alerts that fire, as Prometheus has them. Empty while all is well.",
+                table_panel(
+                    "Alerts firing",
+                    "Alerts that are firing now, according to Prometheus. Empty while none is firing.",
                     Prom(f"{_FIRING} == 1"),
                     width=10,
                     height=9,
-                    empty="nothing fires",
+                    no_value="no alerts firing",
                     columns={
                         "severity": "severity",
                         "alertname": "alert",
@@ -207,68 +207,72 @@ PAGE: Final = Page(
                         "service_name": "service",
                         "exporter": "exporter",
                     },
-                    links={"alert": {"What it means": "/d/handoff-runbook?${__url_time_range}"}},
+                    links={"alert": {"Runbook": "/d/handoff-runbook?${__url_time_range}"}},
                 ),
-                rows(
-                    "What changed",
-                    "Alerts that came and went, components that changed, processes that started, in the time shown.",
+                table_panel(
+                    "Recent changes",
+                    "Alerts that started or ended, components whose health changed and processes that started in the selected time range: the newest 50, newest first.",
                     Sql(_CHANGES),
                     width=14,
                     height=9,
-                    empty="nothing changed",
-                    units={"at": "dateTimeAsLocal"},
+                    no_value="no changes",
+                    units={"when": "dateTimeAsLocal"},
                 ),
-                lines(
-                    "Alerts",
-                    "How many fire, by severity. Empty while none does.",
+                time_series(
+                    "Alerts firing",
+                    "Number of alerts firing, by severity. Empty while none is firing.",
                     "short",
                     Prom(f"count by (severity) ({_FIRING})", "{{severity}}"),
                     names=_SEVERITIES,
                     width=8,
                     stacked=True,
                 ),
-                states(
-                    "Components", "The worst that a process says of each.", Prom(_WORST, "{{component}}"), width=16, height=8
+                status_timeline(
+                    "Component health",
+                    "Worst status of each component over all processes of the service and the worker.",
+                    Prom(_WORST_STATUS, "{{component}}"),
+                    width=16,
+                    height=8,
                 ),
             ],
         ),
         (
-            "The machine",
+            "Host",
             [
-                lines(
-                    "Disk",
-                    "How much of the disk under the volumes is used.",
+                time_series(
+                    "Disk usage",
+                    "Used share of the disk that holds the volumes.",
                     "percentunit",
                     Prom("handoff:disk:ratio", "{{mountpoint}}"),
-                    steps=[(None, GOOD), (limit("disk_ratio"), WATCH), (limit("disk_critical_ratio"), BAD)],
-                    top=1,
+                    steps=[(None, GOOD), (limit("disk_ratio"), WARN), (limit("disk_critical_ratio"), BAD)],
+                    axis_max=1,
                     width=6,
                 ),
-                lines(
-                    "Processors",
-                    "How busy they are, all of them together.",
+                time_series(
+                    "CPU usage",
+                    "Share of the time that the host's CPUs are busy, averaged over all of them.",
                     "percentunit",
                     Prom('1 - avg(sum by (cpu) (system_cpu_utilization_ratio{state="idle"}))', "used"),
-                    top=1,
+                    axis_max=1,
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Memory",
-                    "What the machine has, and what is left of it.",
+                    "Total memory of the host, and how much of it is available.",
                     "bytes",
                     Prom("max(system_linux_memory_available_bytes)", "available"),
-                    Prom("sum(system_memory_usage_bytes)", "of"),
+                    Prom("sum(system_memory_usage_bytes)", "total"),
                     width=6,
                 ),
-                figure(
-                    "First certificate expires in",
-                    "Of the addresses in CERTIFICATES. Empty while none is named there.",
+                stat_panel(
+                    "Next certificate expiry",
+                    "Time until the first certificate expires, of the addresses listed in CERTIFICATES. Empty while none is listed or none can be read.",
                     "s",
                     Prom(f"min({series(t.CERTIFICATE_EXPIRY)}) - time()"),
                     width=6,
                     height=8,
-                    empty="none is looked at",
-                    steps=falling(limit("certificate_critical_seconds"), limit("certificate_seconds")),
+                    no_value="no certificates",
+                    steps=lower_is_worse(limit("certificate_critical_seconds"), limit("certificate_seconds")),
                 ),
             ],
         ),

@@ -1,4 +1,4 @@
-"""A page: one question, its variables, and what all pages share: links to the others, and what happened meanwhile."""
+"""A page: the question it answers, its rows and variables, and what all pages share (links to the others, annotations)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard as models
 
-from grafana.source.panels import BAD, CALM, WATCH, Panel, Sql, source
+from grafana.source.panels import BAD, NEUTRAL, WARN, Panel, Sql, source
 from grafana.source.promql import label
 from handoff.telemetry.instruments import Attribute
 
@@ -17,83 +17,89 @@ ALL: Final = models.VariableOption(selected=True, text=["All"], value=["$__all"]
 
 @dataclass(frozen=True)
 class Page:
-    """A dashboard. Rows are titles with their panels; the first has to answer whether all is well."""
+    """A dashboard. Each row is a title with its panels; the first row shows whether all is well."""
 
     name: str
     title: str
     question: str
     rows: Sequence[tuple[str, Sequence[Panel]]]
     variables: Sequence[Any] = ()
-    since: str = "now-1h"
+    time_from: str = "now-1h"
 
     @property
     def uid(self) -> str:
-        """What links name it by; never changed."""
+        """The uid that links use; it never changes."""
         return f"handoff-{self.name}"
 
     def build(self) -> models.Dashboard:
-        """As Grafana reads it. Panels are numbered in their order."""
-        it = builders.Dashboard(self.title).uid(self.uid).description(self.question).tags([TAG]).timezone("browser")
-        it = it.time(self.since, "now").refresh("30s").tooltip(models.DashboardCursorSync.CROSSHAIR).readonly()
-        others = builders.DashboardLink("Handoff").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
-        it = it.link(others.keep_time(True).include_vars(True))
+        """Return the dashboard as Grafana loads it. Panels are numbered in their order."""
+        dashboard = builders.Dashboard(self.title).uid(self.uid).description(self.question).tags([TAG]).timezone("browser")
+        dashboard = dashboard.time(self.time_from, "now").refresh("30s")
+        dashboard = dashboard.tooltip(models.DashboardCursorSync.CROSSHAIR).readonly()
+        other_pages = builders.DashboardLink("Handoff").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
+        dashboard = dashboard.link(other_pages.keep_time(True).include_vars(True))
         for variable in self.variables:
-            it = it.with_variable(variable)
+            dashboard = dashboard.with_variable(variable)
         for annotation in ANNOTATIONS:
-            it = it.annotation(annotation)
+            dashboard = dashboard.annotation(annotation)
         for title, panels in self.rows:
-            it = it.with_row(builders.Row(title))
+            dashboard = dashboard.with_row(builders.Row(title))
             for panel in panels:
-                it = it.with_panel(panel)
-        built = it.build()
+                dashboard = dashboard.with_panel(panel)
+        built = dashboard.build()
         for number, panel in enumerate(built.panels or [], 1):
             panel.id_val = number
         return built
 
 
-def to(page: str, **variables: str) -> str:
-    """A link to another page that keeps the time range; `tool="${__data.fields.tool}"` sets its variable."""
+def link_to(page: str, **variables: str) -> str:
+    """A link to another page that keeps the time range; `tool="${__data.fields.tool}"` sets that page's variable `tool`."""
     return "&".join(
         [f"/d/handoff-{page}?${{__url_time_range}}", *(f"var-{name}={value}" for name, value in variables.items())]
     )
 
 
-def chosen(name: str, title: str, said: str, values: Sequence[str]) -> builders.CustomVariable:
-    """A variable with a closed set of values; all of them, until some are chosen."""
-    options = [models.VariableOption(selected=False, text=it, value=it) for it in values]
-    it = builders.CustomVariable(name).label(title).description(said).values(",".join(values)).options([ALL, *options])
-    return it.multi(True).include_all(True).current(ALL)
+def choice_variable(name: str, title: str, description: str, values: Sequence[str]) -> builders.CustomVariable:
+    """A variable with a fixed set of values; by default all of them are selected."""
+    options = [models.VariableOption(selected=False, text=value, value=value) for value in values]
+    variable = builders.CustomVariable(name).label(title).description(description)
+    variable = variable.values(",".join(values)).options([ALL, *options])
+    return variable.multi(True).include_all(True).current(ALL)
 
 
-def seen(name: str, title: str, said: str, attribute: Attribute | str, metric: str) -> builders.QueryVariable:
-    """A variable with the values of a label that Prometheus has seen; everything, until some are chosen."""
-    ask: dict[str, object] = {"query": f"label_values({metric}, {label(attribute)})", "refId": "Variable"}
-    it = builders.QueryVariable(name).label(title).description(said).query(ask).datasource(source("prometheus"))
-    it = it.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    return it.multi(True).include_all(True).all_value(".*").current(ALL)
+def label_variable(
+    name: str, title: str, description: str, attribute: Attribute | str, metric: str
+) -> builders.QueryVariable:
+    """A variable with the values that a metric's label has in Prometheus; by default it matches everything."""
+    query: dict[str, object] = {"query": f"label_values({metric}, {label(attribute)})", "refId": "Variable"}
+    variable = builders.QueryVariable(name).label(title).description(description).query(query)
+    variable = variable.datasource(source("prometheus"))
+    variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
+    return variable.multi(True).include_all(True).all_value(".*").current(ALL)
 
 
-def found(name: str, title: str, said: str, statement: str) -> builders.QueryVariable:
-    """A variable with what SQL finds; all of them, until some are chosen."""
-    it = builders.QueryVariable(name).label(title).description(said).query(statement).datasource(source("postgres"))
-    it = it.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
-    return it.multi(True).include_all(True).current(ALL)
+def sql_variable(name: str, title: str, description: str, statement: str) -> builders.QueryVariable:
+    """A variable with the values that an SQL statement returns; by default all of them are selected."""
+    variable = builders.QueryVariable(name).label(title).description(description).query(statement)
+    variable = variable.datasource(source("postgres"))
+    variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
+    return variable.multi(True).include_all(True).current(ALL)
 
 
-def typed(name: str, title: str, said: str) -> builders.TextBoxVariable:
-    """A variable that is typed; nothing, until it is."""
-    return builders.TextBoxVariable(name).label(title).description(said).default_value("")
+def text_variable(name: str, title: str, description: str) -> builders.TextBoxVariable:
+    """A variable that the reader types; empty by default."""
+    return builders.TextBoxVariable(name).label(title).description(description).default_value("")
 
 
 def _annotation(name: str, colour: str, statement: str) -> builders.AnnotationQuery:
-    it = builders.AnnotationQuery().name(name).enable(True).icon_color(colour).datasource(source("postgres"))
-    built = it.build()
-    built.target = cast("Any", _Target(Sql(statement).content("Anno")))  # the SDK knows only Grafana's own annotations
-    return it
+    annotation = builders.AnnotationQuery().name(name).enable(True).icon_color(colour).datasource(source("postgres"))
+    # The SDK only has a type for the targets of Grafana's own annotations.
+    annotation.build().target = cast("Any", _SqlTarget(Sql(statement).content("Anno")))
+    return annotation
 
 
 @dataclass(frozen=True)
-class _Target:
+class _SqlTarget:
     content: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -107,10 +113,10 @@ ANNOTATIONS: Final = (
           FROM reporting.alert
          WHERE starts_at <= $__timeTo() AND coalesce(ends_at, now()) >= $__timeFrom()
          ORDER BY starts_at DESC LIMIT 200"""),
-    _annotation("Health", WATCH, """
-        SELECT at AS time, component || ': ' || was || ' to ' || status AS text, component AS tags
+    _annotation("Health changes", WARN, """
+        SELECT at AS time, component || ' changed from ' || was || ' to ' || status AS text, component AS tags
           FROM reporting.health_event WHERE $__timeFilter(at) ORDER BY at DESC LIMIT 200"""),
-    _annotation("Deployments", CALM, """
+    _annotation("Process starts", NEUTRAL, """
         SELECT started_at AS time, kind || ' ' || version || ' started' AS text, kind AS tags
           FROM reporting.instance WHERE $__timeFilter(started_at) ORDER BY started_at DESC LIMIT 200"""),
 )  # fmt: skip

@@ -1,116 +1,116 @@
-"""Can what we see be trusted: do metrics, traces, logs and alerts arrive, and do the jobs run?"""
+"""Can the telemetry be trusted: do metrics, traces, logs and alerts arrive, and are the worker's jobs running?"""
 
 from typing import Final
 
-from grafana.source.page import Page, to
-from grafana.source.panels import BAD, GOOD, WATCH, Prom, figure, limit, lines, rising, rows
-from grafana.source.promql import label, now, quantile, rate, series
+from grafana.source.page import Page, link_to
+from grafana.source.panels import BAD, GOOD, WARN, Prom, higher_is_worse, limit, stat_panel, table_panel, time_series
+from grafana.source.promql import gauge, label, quantile, rate, series
 from handoff.telemetry import metrics as t
 
-_JOB: Final = label(t.JOB)
-_SINCE: Final = f"time() - max by ({_JOB}) ({series(t.JOB_LAST_SUCCESS)})"
-_QUEUES: Final = "handoff:collector_queue:ratio"
+_JOB_NAME: Final = label(t.JOB)
+_SINCE_SUCCESS: Final = f"time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)})"
+_QUEUE_RATIO: Final = "handoff:collector_queue:ratio"
 
 
-def _signals(summed: str, counter: str) -> str:
-    """What the collector counts of each signal by a counter of its own, told apart by a label."""
+def _by_signal(aggregation: str, counter: str) -> str:
+    """Rate of a collector counter that exists once per signal, with the signal added as a label."""
     return " or ".join(
-        f'label_replace({summed} (rate(otelcol_{counter}_{it}_total[$__rate_interval])), "signal", "{it}", "", "")'
-        for it in ("spans", "metric_points", "log_records")
+        f'label_replace({aggregation} (rate(otelcol_{counter}_{signal}_total[$__rate_interval])), "signal", "{signal}", "", "")'
+        for signal in ("spans", "metric_points", "log_records")
     )
 
 
 PAGE: Final = Page(
     "pipeline",
     "Telemetry pipeline",
-    "Can what we see be trusted: do metrics, traces, logs and alerts arrive, and do the jobs run?",
+    "Can the telemetry be trusted: do metrics, traces, logs and alerts arrive, and are the worker's jobs running?",
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure(
-                    "Targets that are down",
-                    "Programs that Prometheus can't scrape.",
+                stat_panel(
+                    "Targets down",
+                    "Number of scrape targets that Prometheus can't reach.",
                     "short",
                     Prom("count(up == 0) or vector(0)"),
-                    steps=rising(1),
+                    steps=higher_is_worse(1),
                     width=4,
                 ),
-                figure(
+                stat_panel(
                     "Fullest queue",
-                    "Of the collector's, one for each back end.",
+                    "How full the fullest of the collector's export queues is.",
                     "percentunit",
-                    Prom(f"max({_QUEUES})"),
-                    steps=rising(limit("collector_queue_ratio") / 2, limit("collector_queue_ratio")),
+                    Prom(f"max({_QUEUE_RATIO})"),
+                    steps=higher_is_worse(limit("collector_queue_ratio") / 2, limit("collector_queue_ratio")),
                     width=4,
                 ),
-                figure(
-                    "Dropped",
-                    "Records that service and worker gave up, in the time shown.",
+                stat_panel(
+                    "Records dropped",
+                    "Number of telemetry records that the service and the worker dropped in the selected time range.",
                     "short",
                     Prom(f"sum(increase({series(t.SIGNAL_DROPPED)}[$__range]))"),
-                    steps=rising(1),
+                    steps=higher_is_worse(1),
                     width=4,
                 ),
-                figure(
-                    "Heartbeat",
-                    "How long ago the rules were evaluated of which Alertmanager told us last.",
+                stat_panel(
+                    "Heartbeat age",
+                    "Time since Prometheus evaluated the Watchdog rule whose notification the service received last.",
                     "s",
-                    Prom(now(t.WATCHDOG_AGE, how="min")),
-                    steps=rising(180, 240),
+                    Prom(gauge(t.WATCHDOG_AGE, aggregate="min")),
+                    steps=higher_is_worse(180, 240),
                     width=4,
                 ),
-                figure(
-                    "Rules that fail",
-                    "Evaluations in the time shown that failed.",
+                stat_panel(
+                    "Rule failures",
+                    "Number of rule evaluations in Prometheus that failed in the selected time range.",
                     "short",
                     Prom("sum(increase(prometheus_rule_evaluation_failures_total[$__range]))"),
-                    steps=rising(1),
+                    steps=higher_is_worse(1),
                     width=4,
                 ),
-                figure(
-                    "Oldest job",
-                    "How long ago the job was last done that is furthest behind, of those that run all the time.",
+                stat_panel(
+                    "Job furthest behind",
+                    "Longest time since one of the jobs that run all the time (settle, measure, heartbeat) last succeeded.",
                     "s",
                     Prom(
-                        f'max(time() - max by ({_JOB}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB}=~"settle|measure|heartbeat"}}))'
+                        f'max(time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB_NAME}=~"settle|measure|heartbeat"}}))'
                     ),
-                    steps=rising(60, limit("jobs_age_seconds")),
+                    steps=higher_is_worse(60, limit("jobs_age_seconds")),
                     width=4,
                 ),
             ],
         ),
         (
-            "From service and worker to the collector",
+            "From the service and the worker to the collector",
             [
-                lines(
-                    "Sent",
-                    "Records a second, by signal.",
+                time_series(
+                    "Records sent",
+                    "Telemetry records sent per second by the service and the worker, by signal.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_SENT)}[$__rate_interval]))", "{{signal}}"),
                 ),
-                lines(
-                    "Waiting to be sent",
-                    "Records, by signal.",
+                time_series(
+                    "Records waiting",
+                    "Number of telemetry records waiting to be sent, by signal.",
                     "short",
-                    Prom(now(t.SIGNAL_QUEUE, t.SIGNAL, how="sum"), "{{signal}}"),
+                    Prom(gauge(t.SIGNAL_QUEUE, t.SIGNAL, aggregate="sum"), "{{signal}}"),
                 ),
-                lines(
-                    "Dropped",
-                    "Records a second, by signal: each should be 0.",
+                time_series(
+                    "Records dropped",
+                    "Telemetry records dropped per second, by signal. Should be 0.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_DROPPED)}[$__rate_interval]))", "{{signal}}"),
                 ),
-                lines(
-                    "Not answered for",
-                    "How long the collector has not answered, by signal.",
+                time_series(
+                    "Time without an answer",
+                    "How long the receiver of each signal has not been answering; 0 while it answers. The receiver is the collector, except for stdout.",
                     "s",
-                    Prom(now(t.SIGNAL_AWAY, t.SIGNAL), "{{signal}}"),
+                    Prom(gauge(t.SIGNAL_AWAY, t.SIGNAL), "{{signal}}"),
                     width=12,
                 ),
-                lines(
-                    "Traces",
-                    "Calls a second, by whether their trace is kept: all that fail or are slow, and a sample of the rest.",
+                time_series(
+                    "Traces kept",
+                    "Calls per second, by the reason why their trace was kept: asked (the caller samples it), noteworthy (the call failed, was slow or changed a handoff) or ordinary (a sample of the rest); no means not kept.",
                     "reqps",
                     Prom(rate(t.CALLS_TRACED, t.KEPT), "{{kept}}"),
                     names=["asked", "noteworthy", "ordinary", "no"],
@@ -121,34 +121,34 @@ PAGE: Final = Page(
         (
             "From the collector to the back ends",
             [
-                lines(
-                    "Received",
-                    "Spans, points and lines a second.",
+                time_series(
+                    "Records received",
+                    "Spans, metric points and log records received per second by the collector.",
                     "recps",
-                    Prom(_signals("sum", "receiver_accepted"), "{{signal}}"),
+                    Prom(_by_signal("sum", "receiver_accepted"), "{{signal}}"),
                     width=6,
                 ),
-                lines(
-                    "Sent on",
-                    "A second, by back end.",
+                time_series(
+                    "Records exported",
+                    "Spans, metric points and log records exported per second, by back end.",
                     "recps",
-                    Prom(_signals("sum by (exporter)", "exporter_sent"), "{{exporter}}"),
+                    Prom(_by_signal("sum by (exporter)", "exporter_sent"), "{{exporter}}"),
                     width=6,
                 ),
-                lines(
-                    "Queues",
-                    "How full each is. It is on disk, and outlives a restart.",
+                time_series(
+                    "Export queues",
+                    "How full each export queue is, by back end and signal. The queues are on disk and survive a restart.",
                     "percentunit",
-                    Prom(_QUEUES, "{{exporter}} {{data_type}}"),
-                    steps=[(None, GOOD), (limit("collector_queue_ratio"), WATCH)],
-                    top=1,
+                    Prom(_QUEUE_RATIO, "{{exporter}} {{data_type}}"),
+                    steps=[(None, GOOD), (limit("collector_queue_ratio"), WARN)],
+                    axis_max=1,
                     width=6,
                 ),
-                lines(
-                    "Refused",
-                    "Records a second that the collector could not take, by signal: senders keep them and come again.",
+                time_series(
+                    "Records refused",
+                    "Records per second that the collector refused, by signal. The senders keep them and try again.",
                     "recps",
-                    Prom(_signals("sum", "receiver_refused"), "{{signal}}"),
+                    Prom(_by_signal("sum", "receiver_refused"), "{{signal}}"),
                     width=6,
                 ),
             ],
@@ -156,43 +156,43 @@ PAGE: Final = Page(
         (
             "Prometheus and Alertmanager",
             [
-                rows(
+                table_panel(
                     "Targets",
-                    "What Prometheus scrapes: 1 answers, 0 does not. The service and worker are scraped only to see whether they answer.",
+                    "Scrape targets of Prometheus: 1 is up, 0 is down. The service and the worker push their metrics; they are scraped only to see whether they answer.",
                     Prom("max by (job, instance, kind) (up)"),
                     width=8,
                     height=9,
                     columns={"job": "job", "kind": "kind", "instance": "instance", "Value": "up"},
                     steps={"up": [(None, BAD), (1, GOOD)]},
                 ),
-                lines(
-                    "Samples",
-                    "Taken in, a second.",
+                time_series(
+                    "Samples and series",
+                    "Samples stored per second by Prometheus. Dotted, on the right axis: number of series in memory.",
                     "recps",
                     Prom("sum(rate(prometheus_tsdb_head_samples_appended_total[$__rate_interval]))", "samples"),
                     Prom("max(prometheus_tsdb_head_series)", "series", unit="short"),
                     width=8,
                     height=9,
                 ),
-                lines(
+                time_series(
                     "Notifications",
-                    "That Alertmanager sent, and those that failed, a second.",
+                    "Notifications that Alertmanager attempted per second, and those that failed.",
                     "mps",
-                    Prom("sum(rate(alertmanager_notifications_total[$__rate_interval]))", "sent"),
+                    Prom("sum(rate(alertmanager_notifications_total[$__rate_interval]))", "attempted"),
                     Prom("sum(rate(alertmanager_notifications_failed_total[$__rate_interval]))", "failed"),
                     width=8,
                     height=9,
                 ),
-                lines(
-                    "Alerts that were stored",
-                    "From notifications, after commit, in the time of a point. Empty until one was.",
+                time_series(
+                    "Alerts stored",
+                    "Number of alerts that the service stored from notifications, by status, counted after commit in the interval of each point. Empty until one is stored.",
                     "short",
                     Prom(f"sum by (status) (increase({series(t.ALERT_NOTIFICATIONS)}[$__rate_interval]))", "{{status}}"),
                     width=8,
                 ),
-                lines(
-                    "Evaluation of rules",
-                    "How long each group's last took.",
+                time_series(
+                    "Rule evaluation time",
+                    "Duration of the last evaluation of each rule group in Prometheus.",
                     "s",
                     Prom(
                         'max by (group) (label_replace(prometheus_rule_group_last_duration_seconds, "group", "$1", "rule_group", ".*;(.*)"))',
@@ -200,57 +200,57 @@ PAGE: Final = Page(
                     ),
                     width=8,
                 ),
-                lines(
-                    "Age of the heartbeat",
-                    "It comes every minute; at the limit the worker tells of the silence by another way.",
+                time_series(
+                    "Heartbeat age",
+                    "Time since the rule behind the last heartbeat was evaluated. A heartbeat arrives every minute; at the limit, the worker itself reports that alerting is down.",
                     "s",
-                    Prom(now(t.WATCHDOG_AGE, how="min"), "age"),
+                    Prom(gauge(t.WATCHDOG_AGE, aggregate="min"), "age"),
                     steps=[(None, GOOD), (240, BAD)],
                     width=8,
                 ),
             ],
         ),
         (
-            "The worker's jobs",
+            "Worker jobs",
             [
-                lines(
-                    "Since a job was done",
-                    "How long ago each last was.",
+                time_series(
+                    "Time since last success",
+                    "Time since each job last succeeded.",
                     "s",
-                    Prom(_SINCE, f"{{{{{_JOB}}}}}"),
+                    Prom(_SINCE_SUCCESS, f"{{{{{_JOB_NAME}}}}}"),
                     steps=[(None, GOOD), (limit("jobs_age_seconds"), BAD)],
                 ),
-                lines(
-                    "Jobs",
-                    "A second, by how they went.",
+                time_series(
+                    "Job runs",
+                    "Runs of jobs per second, by outcome.",
                     "ops",
                     Prom(rate(t.JOB_DURATION, t.OUTCOME), "{{outcome}}"),
                     names=["ok", "error"],
-                    links={"Log lines": to("logs", service="handoff-worker")},
+                    links={"Log lines": link_to("logs", service="handoff-worker")},
                 ),
-                lines(
-                    "Duration of jobs",
-                    "What 95 of 100 stay below.",
+                time_series(
+                    "Job duration p95",
+                    "95th percentile of the duration of runs, by job.",
                     "s",
-                    Prom(quantile(0.95, t.JOB_DURATION, t.JOB), f"{{{{{_JOB}}}}}"),
+                    Prom(quantile(0.95, t.JOB_DURATION, t.JOB), f"{{{{{_JOB_NAME}}}}}"),
                 ),
-                lines(
+                time_series(
                     "Leaders",
-                    "Processes that do the jobs: exactly 1.",
+                    "Number of processes that run the jobs. Should be exactly 1.",
                     "short",
-                    Prom(now(t.LEADER, how="sum"), "leaders"),
+                    Prom(gauge(t.LEADER, aggregate="sum"), "leaders"),
                     width=8,
                 ),
-                lines(
-                    "Age of the measurements",
-                    "Of sessions, handoffs and inboxes: how long ago the database was measured.",
+                time_series(
+                    "Age of measurements",
+                    "Time since the worker last measured the sessions, handoffs and inboxes in the database.",
                     "s",
                     Prom(f"time() - max({series(t.MEASURED_AT)})", "age"),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "Health changes",
-                    "Of components, in the time of a point. Empty until one changed.",
+                    "Number of changes of health, by component, in the interval of each point. Empty until one changes.",
                     "short",
                     Prom(f"sum by (component) (increase({series(t.HEALTH_CHANGES)}[$__rate_interval]))", "{{component}}"),
                     width=8,

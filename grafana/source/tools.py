@@ -1,17 +1,28 @@
-"""Which tool is slow or fails, since when, and for what reason?"""
+"""Which tool is slow or failing, since when, and why?"""
 
 from typing import Final
 
-from grafana.source.calls import CALLS, FAILED, OK, ON_TOOLS, PROMPT, REFUSED
-from grafana.source.page import Page, seen, to
-from grafana.source.panels import BAD, GOOD, WATCH, Prom, figure, heat, limit, lines, percentiles, rising, rows
-from grafana.source.promql import count, label, now, quantile, rate, series, share
-from grafana.source.promql import heat as buckets
+from grafana.source.calls import EXCEPT_GET_INBOX, FAILED, OK, REFUSED, SELECTED, TOOL_CALLS
+from grafana.source.page import Page, label_variable, link_to
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    WARN,
+    Prom,
+    heatmap_panel,
+    higher_is_worse,
+    limit,
+    percentiles,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import bucket_counts, gauge, increase, label, quantile, rate, ratio, series
 from handoff.telemetry import metrics as t
 
-_THESE: Final = (CALLS, *ON_TOOLS)
-_TIMED: Final = (*_THESE, PROMPT)
-_LEFT_OUT: Final = "get_inbox, which may wait by design, is left out. Empty while only that is chosen."
+_CALLS: Final = (TOOL_CALLS, *SELECTED)
+_TIMED: Final = (*_CALLS, EXCEPT_GET_INBOX)
+_INBOX_NOTE: Final = "get_inbox is left out because its calls may wait by design. Empty while only get_inbox is selected."
 _ON_INSTANCE: Final = ('service_instance_id=~"$instance"',)
 _TOOL: Final = label(t.TOOL)
 _CODE: Final = label(t.CODE)
@@ -19,90 +30,94 @@ _CODE: Final = label(t.CODE)
 PAGE: Final = Page(
     "tools",
     "Tools",
-    "Which tool is slow or fails, since when, and for what reason?",
+    "Which tool is slow or failing, since when, and why?",
     variables=[
-        seen("tool", "Tool", "Tools of the service.", t.TOOL, series(t.OPERATION_DURATION, "count")),
-        seen(
+        label_variable("tool", "Tool", "The tools to show.", t.TOOL, series(t.OPERATION_DURATION, "count")),
+        label_variable(
             "instance",
             "Process",
-            "Processes of the service.",
+            "The processes of the service to show.",
             "service_instance_id",
             f'{series(t.BUILD_INFO)}{{service_name="handoff"}}',
         ),
     ],
     rows=[
         (
-            "Is it well?",
+            "At a glance",
             [
-                figure(
-                    "Calls a second",
-                    "Calls of the chosen tools.",
+                stat_panel(
+                    "Calls per second",
+                    "Calls of the selected tools answered per second, whatever their outcome.",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, only=_THESE)),
+                    Prom(rate(t.OPERATION_DURATION, only=_CALLS)),
                     width=4,
                 ),
-                figure(
-                    "Failed",
-                    "Share of calls that failed by our fault, in the time shown; beside it, how many calls that is of.",
+                stat_panel(
+                    "Failed calls",
+                    "Share of calls in the selected time range that failed through a fault of the service (error code internal, unavailable or overloaded). Beside it, the number of calls.",
                     "percentunit",
                     Prom(
-                        share(count(t.OPERATION_DURATION, only=[*_THESE, FAILED]), count(t.OPERATION_DURATION, only=_THESE)),
+                        ratio(
+                            increase(t.OPERATION_DURATION, only=[*_CALLS, FAILED]),
+                            increase(t.OPERATION_DURATION, only=_CALLS),
+                        ),
                         "failed",
                     ),
-                    Prom(count(t.OPERATION_DURATION, only=_THESE), "of calls", unit="short"),
-                    steps=rising(limit("error_ratio") / 5, limit("error_ratio")),
+                    Prom(increase(t.OPERATION_DURATION, only=_CALLS), "calls", unit="short"),
+                    steps=higher_is_worse(limit("error_ratio") / 5, limit("error_ratio")),
                     width=5,
                 ),
-                figure(
-                    "Refused",
-                    "Share of calls that were the caller's mistake, in the time shown; beside it, how many calls that is of.",
+                stat_panel(
+                    "Refused calls",
+                    "Share of calls in the selected time range that were refused because of a mistake by the caller (any other error code). Beside it, the number of calls.",
                     "percentunit",
                     Prom(
-                        share(
-                            count(t.OPERATION_DURATION, only=[*_THESE, REFUSED]), count(t.OPERATION_DURATION, only=_THESE)
+                        ratio(
+                            increase(t.OPERATION_DURATION, only=[*_CALLS, REFUSED]),
+                            increase(t.OPERATION_DURATION, only=_CALLS),
                         ),
                         "refused",
                     ),
-                    Prom(count(t.OPERATION_DURATION, only=_THESE), "of calls", unit="short"),
-                    steps=rising(limit("refusal_ratio") / 2, limit("refusal_ratio")),
+                    Prom(increase(t.OPERATION_DURATION, only=_CALLS), "calls", unit="short"),
+                    steps=higher_is_worse(limit("refusal_ratio") / 2, limit("refusal_ratio")),
                     width=5,
                 ),
                 *(
-                    figure(
+                    stat_panel(
                         name,
-                        f"What {q * 100:.0f} of 100 calls stayed below, in the time shown. {_LEFT_OUT}",
+                        f"{q * 100:.0f}th percentile of the duration of calls in the selected time range. {_INBOX_NOTE}",
                         "s",
                         Prom(quantile(q, t.OPERATION_DURATION, only=_TIMED, over="$__range")),
-                        steps=rising(0.5, limit("tool_slow_seconds")),
+                        steps=higher_is_worse(0.5, limit("tool_slow_seconds")),
                         width=2,
                     )
                     for q, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
                 ),
-                figure(
-                    "Under way",
-                    "Calls that are being worked on; those that wait by design are left out.",
+                stat_panel(
+                    "Calls in progress",
+                    "Number of calls in progress now. All tools are counted, but calls that wait by design are left out.",
                     "short",
-                    Prom(now(t.ACTIVE_CALLS, how="sum", only=_ON_INSTANCE)),
-                    steps=rising(limit("concurrent_calls"), limit("concurrent_calls_critical")),
+                    Prom(gauge(t.ACTIVE_CALLS, aggregate="sum", only=_ON_INSTANCE)),
+                    steps=higher_is_worse(limit("concurrent_calls"), limit("concurrent_calls_critical")),
                     width=4,
                 ),
             ],
         ),
         (
-            "Each tool",
+            "By tool",
             [
-                rows(
+                table_panel(
                     "Tools",
-                    "Each tool in the time shown. Its name leads to its log lines.",
-                    Prom(count(t.OPERATION_DURATION, t.TOOL, only=_THESE)),
+                    "Calls, failures, refusals and percentiles of the duration of each tool's calls in the selected time range. Click a name for its log lines. Durations of get_inbox include the time that it waits by design.",
+                    Prom(increase(t.OPERATION_DURATION, t.TOOL, only=_CALLS)),
                     Prom(
-                        f"{count(t.OPERATION_DURATION, t.TOOL, only=[*_THESE, FAILED])} or {count(t.OPERATION_DURATION, t.TOOL, only=_THESE)} * 0"
+                        f"{increase(t.OPERATION_DURATION, t.TOOL, only=[*_CALLS, FAILED])} or {increase(t.OPERATION_DURATION, t.TOOL, only=_CALLS)} * 0"
                     ),
                     Prom(
-                        f"{count(t.OPERATION_DURATION, t.TOOL, only=[*_THESE, REFUSED])} or {count(t.OPERATION_DURATION, t.TOOL, only=_THESE)} * 0"
+                        f"{increase(t.OPERATION_DURATION, t.TOOL, only=[*_CALLS, REFUSED])} or {increase(t.OPERATION_DURATION, t.TOOL, only=_CALLS)} * 0"
                     ),
                     *(
-                        Prom(quantile(q, t.OPERATION_DURATION, t.TOOL, only=_THESE, over="$__range"))
+                        Prom(quantile(q, t.OPERATION_DURATION, t.TOOL, only=_CALLS, over="$__range"))
                         for q in (0.5, 0.95, 0.99)
                     ),
                     width=24,
@@ -117,11 +132,11 @@ PAGE: Final = Page(
                         "Value #F": "p99",
                     },
                     units={"calls": "short", "p50": "s", "p95": "s", "p99": "s"},
-                    steps={"failed": [(None, GOOD), (0.5, BAD)], "refused": [(None, GOOD), (0.5, WATCH)]},
+                    steps={"failed": [(None, GOOD), (0.5, BAD)], "refused": [(None, GOOD), (0.5, WARN)]},
                     links={
                         "tool": {
-                            "Its log lines": to("logs", find="${__value.raw}"),
-                            "Only this tool": to("tools", tool="${__value.raw}"),
+                            "Log lines": link_to("logs", find="${__value.raw}"),
+                            "Show only this tool": link_to("tools", tool="${__value.raw}"),
                         }
                     },
                 ),
@@ -130,94 +145,94 @@ PAGE: Final = Page(
         (
             "Over time",
             [
-                lines(
+                time_series(
                     "Traffic",
-                    "Calls a second, by how they went.",
+                    "Calls per second, by outcome: ok, refused (mistake by the caller) or failed (fault of the service).",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, only=[*_THESE, OK]), "ok"),
-                    Prom(rate(t.OPERATION_DURATION, only=[*_THESE, REFUSED]) + " or vector(0)", "refused"),
-                    Prom(rate(t.OPERATION_DURATION, only=[*_THESE, FAILED]) + " or vector(0)", "failed"),
+                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, OK]), "ok"),
+                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, REFUSED]) + " or vector(0)", "refused"),
+                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, FAILED]) + " or vector(0)", "failed"),
                     stacked=True,
                 ),
-                lines(
+                time_series(
                     "Latency",
-                    f"What 50, 95 and 99 of 100 calls stay below. {_LEFT_OUT}",
+                    f"50th, 95th and 99th percentile of the duration of calls. A diamond marks a single call and links to its trace. {_INBOX_NOTE}",
                     "s",
                     *percentiles(t.OPERATION_DURATION, only=_TIMED),
                 ),
-                heat(
-                    "Durations",
-                    f"How many calls took how long. Points lead to the trace of a call. {_LEFT_OUT}",
+                heatmap_panel(
+                    "Latency distribution",
+                    f"Number of calls by duration, over time. A point marks a single call and links to its trace. {_INBOX_NOTE}",
                     "s",
-                    Prom(buckets(t.OPERATION_DURATION, _TIMED), "{{le}}"),
+                    Prom(bucket_counts(t.OPERATION_DURATION, _TIMED), "{{le}}"),
                     width=8,
                 ),
-                lines(
+                time_series(
                     "Traffic by tool",
-                    "Calls a second.",
+                    "Calls per second, by tool.",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, t.TOOL, only=_THESE), f"{{{{{_TOOL}}}}}"),
+                    Prom(rate(t.OPERATION_DURATION, t.TOOL, only=_CALLS), f"{{{{{_TOOL}}}}}"),
                 ),
-                lines(
-                    "p95 by tool",
-                    "What 95 of 100 calls stay below. get_inbox may wait by design.",
+                time_series(
+                    "Latency p95 by tool",
+                    "95th percentile of the duration of calls, by tool. Durations of get_inbox include the time that it waits by design.",
                     "s",
-                    Prom(quantile(0.95, t.OPERATION_DURATION, t.TOOL, only=_THESE), f"{{{{{_TOOL}}}}}"),
-                    steps=[(None, GOOD), (limit("tool_slow_seconds"), WATCH), (limit("tool_very_slow_seconds"), BAD)],
+                    Prom(quantile(0.95, t.OPERATION_DURATION, t.TOOL, only=_CALLS), f"{{{{{_TOOL}}}}}"),
+                    steps=[(None, GOOD), (limit("tool_slow_seconds"), WARN), (limit("tool_very_slow_seconds"), BAD)],
                 ),
-                lines(
-                    "Why calls are refused or fail",
-                    "By the code that the caller was told, a second. Empty while no call is.",
+                time_series(
+                    "Errors by code",
+                    "Failed and refused calls per second, by the error code returned to the caller. Empty while there are none.",
                     "reqps",
-                    Prom(rate(t.OPERATION_DURATION, t.CODE, only=[*_THESE, f'{_CODE}!=""']), f"{{{{{_CODE}}}}}"),
-                    links={"Log lines": to("logs", find="${__field.labels." + _CODE + "}")},
+                    Prom(rate(t.OPERATION_DURATION, t.CODE, only=[*_CALLS, f'{_CODE}!=""']), f"{{{{{_CODE}}}}}"),
+                    links={"Log lines": link_to("logs", find="${__field.labels." + _CODE + "}")},
                 ),
             ],
         ),
         (
-            "Around the calls",
+            "Requests and process",
             [
-                lines(
-                    "Under way and waiting",
-                    "Calls that are worked on, and those that wait for something to happen, as they were asked to.",
+                time_series(
+                    "Calls in progress and waiting",
+                    "Number of calls in progress, and of calls that wait for something to happen because the caller asked them to. All tools are counted.",
                     "short",
-                    Prom(now(t.ACTIVE_CALLS, how="sum", only=_ON_INSTANCE), "under way"),
-                    Prom(now(t.WAITING_CALLS, how="sum", only=_ON_INSTANCE) + " or vector(0)", "waiting"),
-                    steps=[(None, GOOD), (limit("concurrent_calls"), WATCH), (limit("concurrent_calls_critical"), BAD)],
+                    Prom(gauge(t.ACTIVE_CALLS, aggregate="sum", only=_ON_INSTANCE), "in progress"),
+                    Prom(gauge(t.WAITING_CALLS, aggregate="sum", only=_ON_INSTANCE) + " or vector(0)", "waiting"),
+                    steps=[(None, GOOD), (limit("concurrent_calls"), WARN), (limit("concurrent_calls_critical"), BAD)],
                     width=6,
                 ),
-                lines(
-                    "Replays",
-                    "Calls a second that were answered with their first result, since they came twice with one key. Empty while none did.",
+                time_series(
+                    "Replayed calls",
+                    "Calls per second that repeated an idempotency key and were answered with the first result. Empty while there are none.",
                     "reqps",
-                    Prom(rate(t.REPLAYS, t.TOOL, only=ON_TOOLS), f"{{{{{_TOOL}}}}}"),
+                    Prom(rate(t.REPLAYS, t.TOOL, only=SELECTED), f"{{{{{_TOOL}}}}}"),
                     width=6,
                 ),
-                lines(
-                    "Refused before they were a call",
-                    "HTTP requests a second without a token, with a wrong host, too large. Empty while there is none.",
+                time_series(
+                    "HTTP requests refused",
+                    "HTTP requests per second refused before they became a call, by reason, such as a missing token, a host that is not allowed or a body that is too large. Empty while there are none.",
                     "reqps",
                     Prom(rate(t.REFUSALS, t.REFUSAL, only=_ON_INSTANCE), "{{reason}}"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "HTTP responses",
-                    "A second, by status.",
+                    "HTTP responses per second, by status code.",
                     "reqps",
                     Prom(rate(t.HTTP_DURATION, t.HTTP_STATUS, only=_ON_INSTANCE), f"{{{{{label(t.HTTP_STATUS)}}}}}"),
                     width=6,
                 ),
-                lines(
+                time_series(
                     "Event loop lag",
-                    "How late timers ran: what 99 of 100 stay below. Above its limit every call is late by as much.",
+                    "How late timers ran: 99th percentile, by service. Above the limit, every call is delayed by about as much.",
                     "s",
                     Prom(quantile(0.99, t.EVENT_LOOP_LAG, "service_name", only=_ON_INSTANCE), "{{service_name}}"),
-                    steps=[(None, GOOD), (limit("event_loop_lag_seconds"), WATCH)],
+                    steps=[(None, GOOD), (limit("event_loop_lag_seconds"), WARN)],
                     width=8,
                 ),
-                lines(
-                    "Memory of the process",
-                    "What it uses, and what it may use.",
+                time_series(
+                    "Process memory",
+                    "Memory in use by the service, and its limit. With several processes selected, the largest of each.",
                     "bytes",
                     Prom(
                         'max(process_memory_usage_bytes{service_name="handoff", service_instance_id=~"$instance"})', "used"
@@ -227,9 +242,9 @@ PAGE: Final = Page(
                     ),
                     width=8,
                 ),
-                lines(
-                    "Processor of the process",
-                    "Processors that it keeps busy.",
+                time_series(
+                    "Process CPU",
+                    "Number of CPU cores in use, summed over the selected processes, by service.",
                     "short",
                     Prom(
                         'sum by (service_name) (rate(process_cpu_time_seconds_total{service_instance_id=~"$instance"}[$__rate_interval]))',
