@@ -13,8 +13,9 @@ import pytest
 from mcp import Client
 from pydantic import SecretStr
 
-from handoff.app import App, open_app
+from handoff.app import open_app, open_telemetry
 from handoff.cli.embedded import postgres
+from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
@@ -128,7 +129,8 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Generator[Collector]:
 @pytest.fixture
 async def observed(settings: Settings, collector: Collector) -> AsyncGenerator[App]:
     """An open App whose signals go to the collector."""
-    async with open_app(settings.model_copy(update={"telemetry": True})) as opened:
+    watched = settings.model_copy(update={"telemetry": True})
+    async with open_telemetry(watched) as signals, open_app(watched, signals=signals) as opened:
         yield opened
 
 

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from handoff.encoding import to_json
 from handoff.settings import Settings
-from handoff.telemetry import metrics, spans
+from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
 
@@ -165,12 +165,13 @@ def _begin() -> tuple[float, int]:
 
 
 def _done(cache: str, operation: str, began: tuple[float, int], result: str) -> None:
-    """Record an operation, and note down in the call under way what went to another process."""
+    """Record an operation; one that went to another process is noted down in the current call too."""
     metrics.CACHE_DURATION.record(perf_counter() - began[0], cache, operation, result)
-    call = spans.current()
-    if call is not None and cache == RedisCache.name and result != "skipped":
+    record = calls.current()
+    if record is not None and cache == RedisCache.name and result != "skipped":
         error = "cache_error" if result == "error" else ""
-        call.did(f"cache {operation}", began[1], error, **{"db.system.name": "redis", "handoff.cache.result": result})
+        attributes: dict[str, calls.AttributeValue] = {"db.system.name": "redis", "handoff.cache.result": result}
+        record.add(calls.finished(f"cache {operation}", began[1], error, **attributes))
 
 
 def open_cache(settings: Settings) -> Cache:

@@ -5,7 +5,7 @@ from typing import Any
 from asyncpg import Record
 
 from handoff import brief, cache
-from handoff.app import App
+from handoff.context import App
 from handoff.encoding import to_cursor
 from handoff.store import entries, handoffs, sessions
 from handoff.store.connect import Connection, connection, snapshot
@@ -32,7 +32,7 @@ async def brief_of(app: App, session_key: str, viewer: str | None, token_budget:
         if known is None:
             known = await _compose(conn, session, token_budget)
             await app.cache.put(key, known, cache.BRIEF_TTL_S)
-    metrics.brief_given(known)
+    metrics.brief_returned(known)
     return session, known
 
 

@@ -80,7 +80,7 @@ def test_run_says_where_it_is_and_a_second_one_says_that_it_runs(data_dir: Path)
             assert words in run.printed
         beside = handoff("run", "--data-dir", str(data_dir), "--port", str(free_port()))
         assert beside.returncode == 0
-        assert "runs already" in beside.stdout
+        assert "already running" in beside.stdout
         assert f"http://127.0.0.1:{port}/mcp" in beside.stdout
         assert postgres_of(data_dir)
     finally:
@@ -88,7 +88,7 @@ def test_run_says_where_it_is_and_a_second_one_says_that_it_runs(data_dir: Path)
 
     assert status == 0
     assert "Traceback" not in run.printed
-    assert run.printed.rstrip().endswith("The data stay where they are.")
+    assert "Stopped. The data stays in" in run.printed.rstrip().splitlines()[-1]
     assert postgres_of(data_dir) == []
 
 

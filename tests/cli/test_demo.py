@@ -17,7 +17,8 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from handoff.cli import demo
-from handoff.cli import parser as command_line
+from handoff.cli.run import _print_banner
+from handoff.cli.start import mcp_address
 from handoff.settings import Settings
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, GetContext
@@ -166,7 +167,7 @@ async def test_claude_desktop_as_shown_works_beside_the_service_and_on_its_data(
 
 
 def test_claude_code_is_connected_as_make_run_says(capsys: pytest.CaptureFixture[str]) -> None:
-    command_line._banner(Settings(), command_line._address("127.0.0.1", 8642))
+    _print_banner(Settings(), mcp_address("127.0.0.1", 8642))
 
     line = re.findall(r"claude mcp add .*", capsys.readouterr().out)[0]
     assert f"\n    {line}\n" in README

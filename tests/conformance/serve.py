@@ -11,10 +11,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from handoff.model import Caller
+from handoff.server.calls import Reply, UnknownTool
 from handoff.server.http import Edge
-from handoff.server.protocol import Reply, UnknownTool
 from handoff.settings import Settings
-from handoff.telemetry.spans import Arrival
+from handoff.telemetry.calls import Arrival
 from tests.conformance.fixtures import fixture_server
 
 # The edge answers the 2026-07-28 tool calls of the service without the SDK. With these the suite judges that path too;
@@ -25,13 +25,13 @@ REPLIES: Final = {
 }
 
 
-async def _call_tool(_: Caller, name: str, __: dict[str, Any], ___: Arrival) -> Reply:
+async def _call_tool(_: Caller, name: str, __: dict[str, Any], ___: Arrival, ____: object) -> Reply:
     if name not in REPLIES:
         raise UnknownTool(name)
     return REPLIES[name]
 
 
-async def _unready() -> None:
+async def _ready() -> None:
     return None
 
 
@@ -44,7 +44,7 @@ def app() -> ASGIApp:
     return Edge(
         fixture_server(),
         Settings(),
-        unready=_unready,
+        readiness=_ready,
         call_tool=_call_tool,
         stateless=False,
         json_response=False,

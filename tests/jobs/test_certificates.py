@@ -56,11 +56,11 @@ async def test_the_first_to_expire_is_the_figure_and_who_shows_it_is_named(
 ) -> None:
     soon, later, over = NOW + timedelta(days=2), NOW + timedelta(days=60), NOW - timedelta(days=1)
     async with showing(tmp_path, soon) as first, showing(tmp_path, later) as second, showing(tmp_path, over) as third:
-        await certificates.look((first, second))
+        await certificates.check((first, second))
         assert metrics.CERTIFICATE_EXPIRY.value() == soon.timestamp()
         assert metrics.CERTIFICATES_UNREADABLE.value() == 0
         assert [it["address"] for it in logged if it["event"] == "certificate.expires"] == [first]
-        await certificates.look((second, third))
+        await certificates.check((second, third))
         assert metrics.CERTIFICATE_EXPIRY.value() == over.timestamp(), "one that is over is read too"
 
 
@@ -70,11 +70,11 @@ async def test_one_that_can_not_be_read_is_counted_and_named_and_hides_no_other(
     until = NOW + timedelta(days=60)
     nobody = f"127.0.0.1:{free_port()}"
     async with showing(tmp_path, until) as address:
-        await certificates.look((nobody, address))
+        await certificates.check((nobody, address))
     assert metrics.CERTIFICATES_UNREADABLE.value() == 1
     assert metrics.CERTIFICATE_EXPIRY.value() == until.timestamp()
     assert [it["address"] for it in logged if it["event"] == "certificate.unreadable"] == [nobody]
-    await certificates.look((nobody,))
+    await certificates.check((nobody,))
     assert metrics.CERTIFICATE_EXPIRY.metric() is None, "a figure that nobody can read is not shown"
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import anyio
 import asyncpg
 
-from handoff.app import App, open_app
-from handoff.jobs.runner import Job, do_jobs, measure
+from handoff.app import open_app
+from handoff.context import App
+from handoff.jobs import measure
+from handoff.jobs.runner import run_jobs
+from handoff.jobs.table import Job
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from tests.agents import PAST, Agent, until
@@ -31,7 +34,7 @@ async def test_of_several_processes_one_does_the_jobs_and_another_takes_over(set
 
         async def run(name: str, app: App) -> None:
             with scopes[name]:
-                await do_jobs(app, jobs(name))
+                await run_jobs(app, jobs(name))
 
         group.start_soon(run, "one", one)
         await until(lambda: len(ran) > 5)
@@ -52,7 +55,7 @@ async def test_a_job_that_fails_is_logged_counted_and_tried_again(settings: Sett
 
     async with open_app(settings.model_copy(update={"settle_interval_s": 0.02})) as app, anyio.create_task_group() as group:
         before = metrics.JOB_DURATION.count("settle", "error")
-        group.start_soon(do_jobs, app, [Job("settle", lambda _: 0.01, fail)])
+        group.start_soon(run_jobs, app, [Job("settle", lambda _: 0.01, fail)])
         await until(lambda: len(tries) >= 3)
         group.cancel_scope.cancel()
         assert metrics.JOB_DURATION.count("settle", "error") >= before + 3
@@ -70,7 +73,7 @@ async def test_the_gauges_are_what_the_database_holds(app: App, agent: Agent, db
     await agent.offer(keys[3], target_agent=None, target_capability="python")
     await db.execute("UPDATE handoff SET updated_at = now() - interval '100 seconds' WHERE target_agent = 'carol'")
 
-    await measure(app)
+    await measure.run(app)
 
     assert (metrics.SESSIONS.value("active"), metrics.SESSIONS.value("completed")) == (3, 1)
     assert metrics.HANDOFFS_OPEN.value("offered", "collaboration") == 2
@@ -122,7 +125,7 @@ async def test_a_session_handed_to_and_fro_is_counted_and_one_handed_on_is_not(a
         await agent.ok("resolve_handoff", agent=taker, handoff_id=handoff, token=token, action="complete")
 
     async def counted() -> float:
-        await measure(app)
+        await measure.run(app)
         return metrics.PING_PONG.value()
 
     on, to_and_fro = await agent.session(), await agent.session()

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from aiohttp import web
 from mcp import Client
 from pydantic import SecretStr
 
-from handoff.app import App, open_app
-from handoff.jobs.watchdog import Watch
-from handoff.operations.alerts import ALERTS_MAX, Listening
+from handoff.app import open_app
+from handoff.context import App
+from handoff.jobs import stale_alerts, watchdog
+from handoff.operations.alerts import ALERTS_MAX
+from handoff.operations.heartbeat import Heartbeat
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -211,17 +214,16 @@ async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
 ) -> None:
     catcher, settings = ear
     async with open_app(settings) as app, Client(build_server(app)) as client:
-        watch = Watch()
-        await watch(app)
+        await watchdog.run(app)
         assert catcher.heard == [], "it has not yet listened for as long as it may be silent"
         await asyncio.sleep(0.5)
         catcher.status = 500
-        await watch(app)
+        await watchdog.run(app)
         assert metrics.WATCHDOG_AGE.value() > 0.4
         assert await kept(db) == [("WatchdogSilent", "firing", 1)]
         catcher.status = 200
-        for again in (watch, watch, Watch()):  # the last as in a process that takes over
-            await again(app)
+        for again in (app, app, replace(app, heartbeat=Heartbeat(settings))):  # the last as in a process that takes over
+            await watchdog.run(again)
         assert [(it["status"], it["alertname"]) for it in catcher.heard] == [("firing", "WatchdogSilent")]
         assert "Alerting is down" in catcher.heard[0]["text"]
         page = await Agent(client).read("handoff://alerts")
@@ -231,8 +233,8 @@ async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
         async with edge(app) as http:
             await http.post("/watchdog", json=heartbeat())
         await db.execute("UPDATE watchdog SET evaluated_at = now()")
-        for again in (watch, watch):
-            await again(app)
+        for _ in range(2):
+            await watchdog.run(app)
     assert [it["status"] for it in catcher.heard] == ["firing", "resolved"]
     assert await kept(db) == [("WatchdogSilent", "resolved", 2)]
     said = [it["event"] for it in logged if it["event"].startswith("watchdog.")]
@@ -248,7 +250,7 @@ async def test_an_alert_that_nobody_tells_of_for_two_hours_is_over_and_the_newes
         assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], "the oldest went, none that fires"
         for minutes, status in ((119, "firing"), (121, "resolved")):
             await db.execute(f"UPDATE alert SET updated_at = now() - interval '{minutes} minutes'")
-            await Watch()(app)
+            await stale_alerts.run(app)
             assert await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4'") == status
         await http.post("/alerts", json=notification(alert(number=4)))  # it was only silenced
         assert (
@@ -268,17 +270,22 @@ async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_th
             await until(lambda status=status, alerting=alerting: alerting() == status)
 
 
-def test_time_in_which_nothing_could_be_heard_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_time_in_which_nothing_could_be_heard_is_no_silence(
+    settings: Settings, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1_000.0
-    monkeypatch.setattr("handoff.operations.alerts.monotonic", lambda: now)
-    listening = Listening(every_s=10)
-    age = 0.0
+    monkeypatch.setattr("handoff.operations.heartbeat.monotonic", lambda: now)
+    heartbeat = Heartbeat(settings.model_copy(update={"heartbeat_interval_s": 10.0}))
     for _ in range(10):
         now += 10
-        age = listening.age_s(None)
-    assert age == 100
-    assert listening.age_s(7.0) == 7
+        await heartbeat.read(db)
+    assert (await heartbeat.read(db)).age_s == 100
+
+    received = "UPDATE watchdog SET evaluated_at = now() - make_interval(secs => $1)"
+    await db.execute(received, 7)
+    assert 7 <= (await heartbeat.read(db)).age_s < 12
     now += 500  # the database was away
-    assert listening.age_s(600.0) == 0
+    await db.execute(received, 600)
+    assert (await heartbeat.read(db)).age_s == 0
     now += 10
-    assert listening.age_s(610.0) == 10
+    assert (await heartbeat.read(db)).age_s == 10

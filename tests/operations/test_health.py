@@ -12,8 +12,10 @@ import httpx2
 import pytest
 from mcp import Client
 
-from handoff.app import App, open_app
-from handoff.operations.health import Health, memory_limit
+from handoff.app import open_app
+from handoff.context import App
+from handoff.operations.checks import CHECKS, memory_limit
+from handoff.operations.health import Health
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -25,10 +27,10 @@ from tests.test_faults import own_postgres, pids, signal_to
 
 async def checked(health: Health) -> dict[str, Any]:
     """A report of now; a look that is under way already is waited for first."""
-    await until(lambda: health._checked and (health._checking is None or health._checking.done()))
-    health._checked = 0.0
+    await until(lambda: health._checked_at and (health._checking is None or health._checking.done()))
+    health._checked_at = 0.0
     await health.check()
-    await until(lambda: health._checked)
+    await until(lambda: health._checked_at)
     return health.report()
 
 
@@ -37,7 +39,7 @@ async def test_all_is_well_says_so_with_figures_beside_their_thresholds(app: App
     report = await agent.read("handoff://health")
 
     assert report["status"] == "healthy"
-    assert set(report["components"]) == set(metrics.COMPONENTS)
+    assert set(report["components"]) == set(CHECKS)
     database, memory = report["components"]["database"], report["components"]["memory"]
     assert 0 < database["figure"] < database["degraded_from"] == 1_000
     assert 0 < memory["figure"] < memory["degraded_from"] == 80 < memory["unhealthy_from"] == 95
@@ -50,11 +52,11 @@ async def test_a_change_leaves_an_event_row_a_log_line_and_a_metric_and_can_be_r
 ) -> None:
     before = metrics.HEALTH_CHANGES.value("telemetry")
     state = Shipment(waiting=5, sent=1, dropped=0, away_s=100.0)
-    app.health._shipments = lambda: {"logs": state}
+    app.health._watched.shipments = lambda: {"logs": state}
     report = await checked(app.health)
     assert (report["status"], report["components"]["telemetry"]["status"]) == ("degraded", "degraded")
     assert report["components"]["telemetry"]["todo"]
-    app.health._shipments = lambda: {"logs": Shipment(0, 6, 0, 0.0)}
+    app.health._watched.shipments = lambda: {"logs": Shipment(0, 6, 0, 0.0)}
     assert (await checked(app.health))["status"] == "healthy"
 
     rows = await db.fetch("SELECT component, was, status, figure, threshold FROM health_event ORDER BY id")
@@ -72,7 +74,7 @@ async def test_a_change_leaves_an_event_row_a_log_line_and_a_metric_and_can_be_r
 
 
 async def test_records_dropped_degrade_telemetry_once(app: App) -> None:
-    app.health._shipments = lambda: {"logs": Shipment(0, 0, 7, 0.0)}
+    app.health._watched.shipments = lambda: {"logs": Shipment(0, 0, 7, 0.0)}
 
     assert "7 records dropped" in (await checked(app.health))["components"]["telemetry"]["detail"]
     assert (await checked(app.health))["components"]["telemetry"]["status"] == "healthy"
@@ -143,7 +145,7 @@ async def test_a_worker_that_is_missing_is_unhealthy_and_one_that_stops_degrades
         report = await checked(app.health)
         assert report["components"]["worker"]["status"] == "unhealthy"
         assert "handoff work" in report["components"]["worker"]["todo"]
-        await until(lambda: app.health.alive)
+        await until(lambda: app.health.presence.alive)
         for age_s, status in ((5, "healthy"), (60, "degraded"), (300, "unhealthy")):
             await db.execute("UPDATE instance SET jobs_at = now() - make_interval(secs => $1)", age_s)
             assert (await checked(app.health))["components"]["worker"]["status"] == status
@@ -170,7 +172,7 @@ async def test_memory_and_disk_follow_their_thresholds(
         def memory_info(self) -> Any:
             return type("Info", (), {"rss": figure / 100 * limit})
 
-    app.health._process = Process()  # pyright: ignore[reportAttributeAccessIssue] - the machine's memory, as it might be
+    app.health._watched.process = Process()  # pyright: ignore[reportAttributeAccessIssue] - the machine's memory, as it might be
     assert (await checked(app.health))["components"]["memory"]["status"] == status
 
 
@@ -178,8 +180,8 @@ async def test_processes_that_live_are_found_and_those_that_ended_are_not(settin
     fast = settings.model_copy(update={"heartbeat_interval_s": 0.2})
     async with open_app(fast, operations="one:9464") as one:
         async with open_app(fast, "worker", operations="two:9464"):
-            await until(lambda: {it["operations"] for it in one.health.alive} == {"one:9464", "two:9464"})
-        await until(lambda: {it["operations"] for it in one.health.alive} == {"one:9464"})
+            await until(lambda: {it["operations"] for it in one.health.presence.alive} == {"one:9464", "two:9464"})
+        await until(lambda: {it["operations"] for it in one.health.presence.alive} == {"one:9464"})
 
 
 async def test_the_metrics_resource_is_the_admins(observed: App) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from handoff.app import App, open_app
+from handoff.app import open_app
+from handoff.context import App
 from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Settings
 from tests.agents import until

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import httpx2
 
-from handoff.app import App
+from handoff.context import App
 from tests.agents import Agent
 from tests.requests import META, PROTOCOL, body, call, headers
 from tests.server.test_http import edge

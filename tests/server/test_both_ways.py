@@ -9,7 +9,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from handoff.app import App
+from handoff.context import App
 from tests.requests import META, body, call, headers
 from tests.server.test_http import edge
 

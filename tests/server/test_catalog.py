@@ -11,7 +11,8 @@ import pytest
 from mcp import Client
 from pydantic import ValidationError
 
-from handoff.app import App, open_app
+from handoff.app import open_app
+from handoff.context import App
 from handoff.server.catalog import ADMIN_TOOLS, TOOLS, list_tools
 from handoff.server.protocol import build_server
 from handoff.settings import Settings

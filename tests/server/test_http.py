@@ -11,9 +11,11 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from handoff.app import App
+from handoff.context import App
+from handoff.operations import readiness
+from handoff.server.calls import call_tool
 from handoff.server.http import Edge
-from handoff.server.protocol import build_server, call_tool
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent
 from tests.requests import body, call, headers
@@ -28,7 +30,7 @@ async def edge(app: App, *, short_way: bool = True, settings: Settings | None = 
     asgi = Edge(
         server,
         settings or app.settings,
-        unready=app.unready,
+        readiness=partial(readiness.problem, app.pool),
         tokens=app.tokens,
         call_tool=partial(call_tool, app) if short_way else None,
         alerts=app.alerts,

@@ -7,7 +7,8 @@ import anyio
 import asyncpg
 from mcp import Client
 
-from handoff.app import App, open_app
+from handoff.app import open_app
+from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent, all_of, kinds

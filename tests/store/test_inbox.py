@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 from mcp import Client
 
-from handoff.app import App, open_app
+from handoff.app import open_app
+from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store import handoffs

@@ -5,7 +5,9 @@ from typing import Any
 import asyncpg
 from mcp import Client
 
-from handoff.app import App, open_app, settle_overdue
+from handoff.app import open_app
+from handoff.context import App
+from handoff.jobs.settle import settle_overdue
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import PAST, Agent, kinds

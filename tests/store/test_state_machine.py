@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from mcp import Client
 
-from handoff.app import App, open_app, settle_overdue
+from handoff.app import open_app
+from handoff.context import App
+from handoff.jobs.settle import settle_overdue
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, HandoffState
 from handoff.server.protocol import build_server
 from handoff.settings import Settings

@@ -52,7 +52,7 @@ def test_labels_that_are_not_allowed_are_other_and_make_no_cells() -> None:
 
 
 def test_names_that_are_met_one_by_one_are_bounded_too() -> None:
-    counter = Counter("c", "", "", Attribute("code", at_most=5))
+    counter = Counter("c", "", "", Attribute("code", learned_max=5))
     for number in range(100):
         counter.add(1, f"code-{number}")
 

@@ -9,10 +9,10 @@ import httpx2
 from mcp import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from handoff.app import App
-from handoff.jobs.runner import JOBS
+from handoff.context import App
+from handoff.jobs.table import JOBS
 from handoff.model import EVENT_OF_ACTION
-from handoff.operations.health import THRESHOLDS
+from handoff.operations.checks import CHECKS, REMEDIES, THRESHOLDS
 from handoff.server.catalog import ADMIN_TOOLS, TOOLS
 from handoff.server.protocol import build_server
 from handoff.store.statements import names
@@ -24,10 +24,11 @@ from tests.processes import serving
 from tests.requests import body, headers
 
 
-def test_the_names_in_telemetry_are_those_of_the_code() -> None:
-    assert {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} == set(metrics.TOOL_NAMES)
-    assert {job.name for job in JOBS} == set(metrics.JOBS)
-    assert set(THRESHOLDS) == set(metrics.COMPONENTS)
+def test_labels_take_the_names_that_the_code_defines() -> None:
+    assert {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} <= metrics.TOOL.values
+    assert {job.name for job in JOBS} == metrics.JOB.values
+    assert set(THRESHOLDS) == set(REMEDIES) == set(CHECKS) == metrics.COMPONENT.values
+    assert {"tools/call", "resources/read"} <= metrics.METHOD.values
     assert len(set(names().values())) + 8 < metrics.STATEMENT.values_max
 
 

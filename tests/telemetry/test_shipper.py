@@ -40,7 +40,7 @@ def test_everything_that_was_offered_arrives_once_and_in_order() -> None:
     receiver = Receiver()
     out = shipper(receiver, queue_max=1_000)
     for number in range(500):
-        out.offer(number)
+        out.put(number)
     out.stop(2)
 
     assert receiver.taken == list(range(500))
@@ -51,10 +51,10 @@ def test_what_a_receiver_that_is_away_cannot_take_waits_and_beyond_the_bound_the
     receiver = Receiver()
     receiver.verdict = "away"
     out = shipper(receiver, queue_max=100)
-    out.offer(-1)
+    out.put(-1)
     until(lambda: out.state().away_s > 0)  # a first batch is on its way, and stays
     for number in range(250):
-        out.offer(number)
+        out.put(number)
 
     state = out.state()
     assert (state.waiting, state.dropped, state.sent) == (101, 150, 0)
@@ -71,10 +71,10 @@ def test_what_is_refused_is_counted_and_does_not_stop_the_rest() -> None:
     receiver.verdict = "refused"
     out = shipper(receiver)
     for number in range(16):
-        out.offer(number)
+        out.put(number)
     until(lambda: out.state().dropped == 16)
     receiver.verdict = "taken"
-    out.offer(16)
+    out.put(16)
     out.stop(1)
 
     assert receiver.taken == [16]
@@ -89,11 +89,11 @@ def test_a_receiver_that_hangs_delays_neither_who_offers_nor_the_end() -> None:
         return "taken"
 
     out = shipper(hanging)
-    out.offer(0)
+    out.put(0)
     until(lambda: out.state().waiting == 1)
     began = time.monotonic()
     for number in range(1_000):
-        out.offer(number)
+        out.put(number)
     assert time.monotonic() - began < 0.5
     out.stop(0.3)
     assert time.monotonic() - began < 1.5
@@ -105,7 +105,7 @@ def test_what_is_left_at_the_end_counts_as_dropped() -> None:
     receiver.verdict = "away"
     out = shipper(receiver)
     for number in range(20):
-        out.offer(number)
+        out.put(number)
     out.stop(0.2)
 
     assert (out.state().dropped, out.state().sent) == (20, 0)

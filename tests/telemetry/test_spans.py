@@ -9,10 +9,12 @@ import pytest
 from mcp import Client
 from opentelemetry.trace import SpanKind
 
-from handoff.app import App, settle_overdue
+from handoff.context import App
+from handoff.jobs.settle import settle_overdue
 from handoff.server.protocol import build_server
 from handoff.telemetry import spans
-from handoff.telemetry.spans import Call, Tracer, begin, parse
+from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, CallRecord, begin, finished, parse_traceparent
+from handoff.telemetry.spans import Tracer
 from tests.agents import PAST, Agent, until
 from tests.collector import Collector, attributes
 from tests.server.test_http import edge
@@ -189,12 +191,12 @@ async def test_appends_that_shared_a_statement_each_show_it(http: httpx2.AsyncCl
 
 
 def test_a_call_notes_down_no_more_than_its_bound() -> None:
-    call = Call(1, 2, None, 0)
+    record = CallRecord(1, 2, None, 0)
     for _ in range(500):
-        call.did("sessions.FIND", 0, "")
+        record.add(finished("sessions.FIND", 0, ""))
 
-    assert len(call.parts) == spans.SPANS_A_CALL_MAX
-    assert parse(call.traceparent) is not None
+    assert len(record.operations) == OPERATIONS_PER_CALL_MAX
+    assert parse_traceparent(record.traceparent) is not None
 
 
 async def test_with_telemetry_off_nothing_is_kept(app: App) -> None:

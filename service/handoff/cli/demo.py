@@ -3,6 +3,7 @@ hands over to grace, who finishes from the brief. Both speak to the service as a
 compared with one counted directly.
 """
 
+import argparse
 import ast
 import asyncio
 import hashlib
@@ -18,6 +19,8 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
 
+from handoff.cli.start import fail, mcp_address, read_settings
+
 PACKAGE: Final = "handoff.store"  # real input that every installation has
 ADAS_CONTEXT_BYTES: Final = 36_000  # how much source ada can read before she must stop
 INSTRUCTIONS: Final = f"Finish the inventory of {PACKAGE}: the modules that have no file entry yet. Then sum up."
@@ -27,6 +30,31 @@ COLUMNS: Final = 100
 UNAUTHORIZED: Final = 401
 
 Count = tuple[int, int]  # lines, functions
+
+
+def demo_command(arguments: argparse.Namespace) -> int:
+    """Play the story of two agents, or with --work let simulated agents work."""
+    settings = read_settings(arguments)
+    url: str = arguments.url or mcp_address(settings.host, settings.port)
+    tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
+    if not arguments.work:
+        return asyncio.run(play(url, tokens))
+    from handoff.simulation.work import JobImpossible, job_of, script_of, work
+
+    try:
+        asked = job_of(
+            url,
+            agents=arguments.agents,
+            seed=arguments.seed,
+            pace=arguments.pace,
+            faults=arguments.fault,
+            for_s=arguments.for_s,
+            tokens=tokens,
+            tokens_file=arguments.tokens_file,
+        )
+    except JobImpossible as error:
+        return fail(str(error))
+    return asyncio.run(work(asked, script_of(asked)))
 
 
 class DemoFailed(Exception):

@@ -1,5 +1,6 @@
-"""`handoff doctor`: what is wrong here, and what to do about each thing."""
+"""`handoff doctor`: checks the installation, and says how to mend what is wrong."""
 
+import argparse
 import asyncio
 import os
 import socket
@@ -32,6 +33,25 @@ class Finding:
     check: str
     found: str
     todo: str | None = None
+
+
+def doctor_command(_: argparse.Namespace) -> int:
+    """Print every finding; the exit status is 1 if something is wrong."""
+    try:
+        settings: Settings | ValidationError = Settings()
+    except ValidationError as error:
+        settings = error
+
+    async def report() -> int:
+        wrong = 0
+        async for finding in examine(settings):
+            print(f"{'ok  ' if finding.todo is None else 'FAIL'} {finding.check}: {finding.found}")
+            if finding.todo is not None:
+                wrong += 1
+                print(f"     → {finding.todo}")
+        return wrong
+
+    return 1 if asyncio.run(report()) else 0
 
 
 async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding]:

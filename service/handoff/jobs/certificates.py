@@ -1,4 +1,4 @@
-"""When the certificates expire that others show: of each address in the settings, looked at over TLS."""
+"""Finds out when certificates expire, by connecting over TLS to each address in the settings."""
 
 import asyncio
 import ssl
@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 from cryptography import x509
 
+from handoff.context import App
 from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -16,39 +17,45 @@ TIMEOUT_S: Final = 5.0
 SOON_S: Final = 14 * 86_400
 
 
-async def expiry(address: str) -> float:
-    """Unix time at which the certificate expires that host:port shows, whoever signed it.
-
-    Raises OSError (TimeoutError and ssl.SSLError are) or ValueError when there is none to be read.
-    """
-    host, _, port = address.rpartition(":")
-    anyone = ssl.create_default_context()
-    anyone.check_hostname = False
-    anyone.verify_mode = ssl.CERT_NONE  # an expired one is to be read too; nothing is sent
-    async with asyncio.timeout(TIMEOUT_S):
-        _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=anyone, server_hostname=host.strip("[]"))
-    try:
-        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        return x509.load_der_x509_certificate(shown).not_valid_after_utc.timestamp()
-    finally:
-        writer.transport.abort()
+async def run(app: App) -> None:
+    """Check the certificates that the settings name, if any."""
+    if app.settings.certificates:
+        await check(app.settings.certificates)
 
 
-async def look(addresses: tuple[str, ...]) -> None:
-    """Set the gauges, and log what expires soon or can't be read."""
-    found = await asyncio.gather(*(expiry(it) for it in addresses), return_exceptions=True)
+async def check(addresses: tuple[str, ...]) -> None:
+    """Set the gauges, and log which certificates expire soon or can't be read. Each address is host:port."""
+    found = await asyncio.gather(*(expiry(address) for address in addresses), return_exceptions=True)
     unreadable = 0
-    for address, it in zip(addresses, found, strict=True):
-        if isinstance(it, OSError | ValueError):
+    for address, expires_at in zip(addresses, found, strict=True):
+        if isinstance(expires_at, OSError | ValueError):
             unreadable += 1
-            log.warning("certificate.unreadable", address=address, error=type(it).__name__)
-        elif isinstance(it, BaseException):
-            raise it
-        elif it - time() < SOON_S:
-            log.warning("certificate.expires", address=address, days=round((it - time()) / 86_400, 1))
+            log.warning("certificate.unreadable", address=address, error=type(expires_at).__name__)
+        elif isinstance(expires_at, BaseException):
+            raise expires_at
+        elif expires_at - time() < SOON_S:
+            log.warning("certificate.expires", address=address, days=round((expires_at - time()) / 86_400, 1))
     metrics.CERTIFICATES_UNREADABLE.set(unreadable)
-    readable = [it for it in found if isinstance(it, float)]
+    readable = [expires_at for expires_at in found if isinstance(expires_at, float)]
     if readable:
         metrics.CERTIFICATE_EXPIRY.set(min(readable))
     else:
         metrics.CERTIFICATE_EXPIRY.reset()
+
+
+async def expiry(address: str) -> float:
+    """The Unix time at which the certificate of host:port expires, whoever signed it.
+
+    Raises OSError (which TimeoutError and ssl.SSLError are) or ValueError when it can't be read.
+    """
+    host, _, port = address.rpartition(":")
+    anyone = ssl.create_default_context()
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE  # an expired certificate must be readable too, and nothing is sent
+    async with asyncio.timeout(TIMEOUT_S):
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=anyone, server_hostname=host.strip("[]"))
+    try:
+        certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
+    finally:
+        writer.transport.abort()

@@ -1,5 +1,7 @@
-"""The dead man's switch: when the Watchdog's heartbeat stops, nobody is told of anything any more, so the worker says that,
-by log, metric, the history of alerts, and a webhook that is neither Prometheus's nor Alertmanager's.
+"""The dead man's switch: when the Watchdog's heartbeat stops, nobody is notified of anything any more.
+
+So the worker reports that itself: by a log line, a metric, the alert history, and a webhook that depends on neither
+Prometheus nor Alertmanager.
 """
 
 from datetime import UTC, datetime
@@ -8,8 +10,7 @@ from typing import Any, Final
 import aiohttp
 import structlog
 
-from handoff.app import App
-from handoff.operations.alerts import Listening
+from handoff.context import App
 from handoff.store import alerts as store
 from handoff.store.connect import Connection, connection, transact
 from handoff.telemetry import metrics
@@ -18,44 +19,34 @@ log = structlog.get_logger(__name__)
 
 ALERTNAME: Final = "WatchdogSilent"
 FINGERPRINT: Final = "dead"
-TELL_TIMEOUT_S: Final = 5.0
+WEBHOOK_TIMEOUT_S: Final = 5.0
 _SUMMARY: Final = "Alerting is down: Prometheus's heartbeat does not arrive"
 _LABELS: Final = {"alertname": ALERTNAME, "severity": "critical", "component": "pipeline"}
 
 
-class Watch:
-    """Looks at the heartbeat each time it is called, as long as this process leads."""
-
-    def __init__(self) -> None:
-        self._listening: Listening | None = None
-
-    async def __call__(self, app: App) -> None:
-        """Notice that it stopped, or that it is heard again; tell what was not yet told."""
-        timeout_s = app.settings.watchdog_timeout_s
-        if not timeout_s:
-            return
-        if self._listening is None:
-            self._listening = Listening(app.settings.heartbeat_interval_s)
-        async with connection(app.pool) as conn:
-            await store.forget(conn, FINGERPRINT)
-            row = await store.watchdog(conn)
-        age_s = self._listening.age_s(row["age_s"])
-        metrics.WATCHDOG_AGE.set(age_s)
-        since: datetime | None = row["silent_since"]
-        heard = row["age_s"] is not None and row["age_s"] <= timeout_s
-        if since is None and age_s > timeout_s:
-            since = await _fell_silent(app, age_s)
-        elif since is not None and heard:
-            await _is_back(app, since)
-            since = None
-        status = "resolved" if since is None else "firing"
-        if status != row["told"]:
-            await _tell(app, status, since)
+async def run(app: App) -> None:
+    """Notice that the heartbeat stopped, or that it is back, and report what was not reported yet."""
+    heartbeat = app.heartbeat
+    if not heartbeat.is_expected:
+        return
+    async with connection(app.pool) as conn:
+        state = await heartbeat.read(conn)
+    metrics.WATCHDOG_AGE.set(state.age_s)
+    since = state.silent_since
+    is_back = state.received_s is not None and state.received_s <= heartbeat.timeout_s
+    if since is None and state.age_s > heartbeat.timeout_s:
+        since = await _note_silence(app, state.age_s)
+    elif since is not None and is_back:
+        await _note_return(app, since)
+        since = None
+    status = "resolved" if since is None else "firing"
+    if status != state.reported:
+        await _report(app, status, since)
 
 
-async def _fell_silent(app: App, age_s: float) -> datetime | None:
-    timeout_s = app.settings.watchdog_timeout_s
-    description = f"No heartbeat of the Watchdog for {age_s:.0f} s; {timeout_s:.0f} s are allowed."
+async def _note_silence(app: App, age_s: float) -> datetime | None:
+    timeout_s = app.heartbeat.timeout_s
+    description = f"The Watchdog's heartbeat has been missing for {age_s:.0f} s; {timeout_s:.0f} s are allowed."
 
     async def work(conn: Connection) -> datetime | None:
         since = await store.silent(conn)
@@ -69,7 +60,7 @@ async def _fell_silent(app: App, age_s: float) -> datetime | None:
     return since
 
 
-async def _is_back(app: App, since: datetime) -> None:
+async def _note_return(app: App, since: datetime) -> None:
     async def work(conn: Connection) -> datetime | None:
         at = await store.back(conn, since)
         if at is not None:
@@ -92,22 +83,22 @@ def _alert(since: datetime, until: datetime | None, description: str) -> dict[st
     }
 
 
-async def _tell(app: App, status: str, since: datetime | None) -> None:
-    """POST it; what is not taken is told again at the next look. The address is a secret, and never shown."""
+async def _report(app: App, status: str, since: datetime | None) -> None:
+    """POST the status to the webhook. Until that succeeds, every run tries again. The address is secret and never shown."""
     url = app.settings.watchdog_webhook()
     if url is None:
         return
     text = f"{_SUMMARY}. See {ALERTNAME} in the runbook." if status == "firing" else "Alerting works again."
-    said = {"text": f"[{status}] {text}", "status": status, "alertname": ALERTNAME}
-    said["since"] = (since or datetime.now(UTC)).isoformat()
+    message = {"text": f"[{status.upper()}] {text}", "status": status, "alertname": ALERTNAME}
+    message["since"] = (since or datetime.now(UTC)).isoformat()
     try:
-        timeout = aiohttp.ClientTimeout(total=TELL_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.post(url, json=said) as answer:
-            taken = answer.ok
+        timeout = aiohttp.ClientTimeout(total=WEBHOOK_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as http, http.post(url, json=message) as answer:
+            accepted = answer.ok
             problem = str(answer.status)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        taken, problem = False, type(error).__name__
-    if not taken:
+        accepted, problem = False, type(error).__name__
+    if not accepted:
         log.warning("watchdog.not_told", status=status, error=problem)
         return
     async with connection(app.pool) as conn:

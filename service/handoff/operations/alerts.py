@@ -1,13 +1,12 @@
-"""What Alertmanager tells: its notifications are stored, and the Watchdog's heartbeat is listened for.
+"""What Alertmanager sends: notifications are stored, and the Watchdog's heartbeat is recorded.
 
-A notification is acknowledged once it is stored. While the database is away it is refused, so that it comes again, and kept
-here besides: one about the database itself may be over before it could be told again.
+A notification is acknowledged once it is stored. While the database is away it is refused, so that Alertmanager sends it
+again, and also kept in memory: an alert about the database itself may be over before it is sent again.
 """
 
 import asyncio
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from time import monotonic
 from typing import Annotated, Any, Final, Literal
 
 import structlog
@@ -15,13 +14,13 @@ from asyncpg import Record
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from handoff.errors import Invalid, Unavailable
-from handoff.store import alerts as store
+from handoff.store import alerts
 from handoff.store.connect import Connection, Pool, connection, transact
 from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-ALERTS_MAX: Final = 1_000  # in a notification, and kept while the database is away
+ALERTS_MAX: Final = 1_000  # per notification, and kept while the database is away
 BODY_BYTES_MAX: Final = 4 << 20
 _AGAIN_S: Final = 1.0
 _AHEAD: Final = timedelta(minutes=1)  # how far another clock may be ahead
@@ -65,27 +64,27 @@ class Alerts:
         self._pool = pool
         self._waiting: deque[dict[str, Any]] = deque()
 
-    async def take(self, body: bytes) -> int:
-        """Store a notification; how many alerts it had. Raises Invalid, and Unavailable while the database is away."""
-        rows = [_row(it) for it in _read(body).alerts]
+    async def store(self, body: bytes) -> int:
+        """Store a notification; return how many alerts it had. Raises Invalid, or Unavailable while the database is away."""
+        rows = [_row(alert) for alert in _read(body).alerts]
         try:
             return await self._store(rows)
         except Unavailable:
             self._keep(rows)
             raise
 
-    async def heartbeat(self, body: bytes) -> int:
-        """Note the Watchdog's heartbeat; how many alerts the notification had. Raises as `take` does."""
-        alerts = _read(body).alerts
-        for it in alerts:
-            if it.status == "firing":
-                evaluated_at = _evaluated_at(it)
+    async def store_heartbeat(self, body: bytes) -> int:
+        """Record the Watchdog's heartbeat; return how many alerts the notification had. Raises as `store` does."""
+        notified = _read(body).alerts
+        for alert in notified:
+            if alert.status == "firing":
+                evaluated_at = _evaluated_at(alert)
                 async with connection(self._pool) as conn:
-                    await store.heard(conn, evaluated_at)
-        return len(alerts)
+                    await alerts.heard(conn, evaluated_at)
+        return len(notified)
 
     async def run(self) -> None:
-        """Store what came while the database was away, until cancelled."""
+        """Store what arrived while the database was away, until cancelled."""
         while True:
             await asyncio.sleep(_AGAIN_S)
             rows, self._waiting = list(self._waiting), deque()
@@ -93,12 +92,12 @@ class Alerts:
                 await self._store(rows)
             except Unavailable:
                 self._keep(rows)
-            except Exception:  # what can't be stored must not keep back what is to come
+            except Exception:  # what can't be stored must not hold up what comes next
                 log.exception("alert.not_stored", alerts=len(rows))
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
-        kept = {(it["fingerprint"], it["starts_at"], it["status"]) for it in self._waiting}
-        self._waiting += [it for it in rows if (it["fingerprint"], it["starts_at"], it["status"]) not in kept]
+        kept = {_identity(row) for row in self._waiting}
+        self._waiting += [row for row in rows if _identity(row) not in kept]
         dropped = len(self._waiting) - ALERTS_MAX
         if dropped > 0:
             for _ in range(dropped):
@@ -106,39 +105,23 @@ class Alerts:
             log.warning("alert.dropped", alerts=dropped)
 
     async def _store(self, rows: list[dict[str, Any]]) -> int:
-        each: dict[tuple[str, datetime], dict[str, Any]] = {}
-        for it in sorted(rows, key=lambda it: it["status"]):  # firing before resolved
-            each[it["fingerprint"], it["starts_at"]] = it
+        newest: dict[tuple[str, datetime], dict[str, Any]] = {}
+        for row in sorted(rows, key=lambda row: row["status"]):  # firing before resolved
+            newest[row["fingerprint"], row["starts_at"]] = row
 
         async def work(conn: Connection) -> list[Record]:
-            return await store.record(conn, list(each.values()))
+            return await alerts.record(conn, list(newest.values()))
 
-        for row in await transact(self._pool, work) if each else ():
+        for row in await transact(self._pool, work) if newest else ():
             metrics.ALERT_NOTIFICATIONS.add(1, row["status"])
             if row["was"] != row["status"]:
-                said = {name: row["labels"].get(name, "") for name in ("alertname", "severity", "component")}
-                log.info("alert.received", **said, status=row["status"])
-        return len(each)
+                labels = {name: row["labels"].get(name, "") for name in ("alertname", "severity", "component")}
+                log.info("alert.received", **labels, status=row["status"])
+        return len(newest)
 
 
-class Listening:
-    """How long a heartbeat has been missing: not for longer than it could have been heard.
-
-    `every_s` is how often `age_s` is asked; a longer gap is time in which nothing could be known.
-    """
-
-    def __init__(self, every_s: float) -> None:
-        self._gap_s = 3 * every_s
-        self._since = self._asked = monotonic()
-
-    def age_s(self, heard_s: float | None) -> float:
-        """Seconds that count: `heard_s` are those since the newest heartbeat, None if there never was one."""
-        now = monotonic()
-        if now - self._asked > self._gap_s:
-            self._since = now
-        self._asked = now
-        listened = now - self._since
-        return listened if heard_s is None else min(max(heard_s, 0.0), listened)
+def _identity(row: dict[str, Any]) -> tuple[str, datetime, str]:
+    return row["fingerprint"], row["starts_at"], row["status"]
 
 
 def _read(body: bytes) -> Notification:
@@ -148,7 +131,9 @@ def _read(body: bytes) -> Notification:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "body"
         raise Invalid(
-            "invalid_notification", f"{where}: {first['msg']}.", "Send what Alertmanager's webhook sends, version 4."
+            "invalid_notification",
+            f"{where}: {first['msg']}.",
+            "Send notifications in the format of Alertmanager's webhook, version 4.",
         ) from None
 
 
@@ -158,7 +143,11 @@ def _row(alert: Alert) -> dict[str, Any]:
     if alert.status == "resolved":
         ends_at = (alert.endsAt or now).astimezone(UTC)
     if not _EARLIEST <= starts_at <= now + _AHEAD or (ends_at is not None and ends_at > now + _AHEAD):
-        raise Invalid("invalid_notification", "An alert begins or ends in the future, or long ago.", "Set the clocks.")
+        raise Invalid(
+            "invalid_notification",
+            "An alert starts or ends in the future, or before 2000.",
+            "Set the clocks of both machines.",
+        )
     return {
         "fingerprint": alert.fingerprint,
         "starts_at": starts_at,
@@ -177,7 +166,7 @@ def _evaluated_at(alert: Alert) -> datetime:
     if at is None or not _EARLIEST <= at <= datetime.now(UTC) + _AHEAD:
         raise Invalid(
             "invalid_notification",
-            "The annotation evaluated_at is no Unix time, or lies in the future.",
-            "The rule Watchdog writes it at each evaluation; see that the clocks agree.",
+            "The annotation evaluated_at is not a Unix time, or lies in the future.",
+            "The rule Watchdog writes it at each evaluation; check that the clocks of both machines agree.",
         )
     return at

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from handoff.app import App
+from handoff.context import App
 from handoff.encoding import to_json
 from handoff.operations.health import CHECK_TIMEOUT_S
 from handoff.settings import LOOPBACK_HOSTS, Settings
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 _REQUEST_TIMEOUT_S = 5
 
 
-class Operations:
+class OperationsPort:
     """A bound operations port; it answers once an App is given to it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -112,9 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _targets(self, app: App) -> None:
         """Prometheus's HTTP discovery: every process that was seen lately and has an operations port."""
         groups = [
-            {"targets": [it["operations"]], "labels": {"kind": it["kind"]}}
-            for it in app.health.alive
-            if it["operations"] is not None
+            {"targets": [process["operations"]], "labels": {"kind": process["kind"]}}
+            for process in app.health.presence.alive
+            if process["operations"] is not None
         ]
         self._json(200, groups)
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.encoding import from_cursor, to_cursor
 from handoff.resources.contract import CursorArg, LimitArg, Query, Resource
 from handoff.store import alerts

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.encoding import from_cursor, to_cursor
 from handoff.model import SEQUENCE_MAX, EntryType
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.errors import Invalid
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX, Scope
 
@@ -40,7 +40,7 @@ class Resource(Generic[Q]):
     description: str
     query: type[Q]
     read: Callable[[Call, dict[str, str], Q], Awaitable[dict[str, Any] | str]]
-    rings: bool = False  # when it changes, so that it can be subscribed to
+    is_subscribable: bool = False  # subscribers are notified when it changes
     scope: Scope = "read"
     mime_type: str = "application/json"
 

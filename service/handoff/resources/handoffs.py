@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.encoding import from_cursor
 from handoff.errors import Forbidden, handoff_not_found
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
@@ -48,8 +48,8 @@ INBOX = Resource(
     "Handoffs offered to an agent or held by it, urgent first. Can be subscribed to.",
     InboxQuery,
     read_inbox,
-    rings=True,
+    is_subscribable=True,
 )
 HANDOFF = Resource(
-    "handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff, rings=True
+    "handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff, is_subscribable=True
 )

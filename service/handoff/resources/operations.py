@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.errors import Conflict
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import NoQuery, Query, Resource

@@ -29,7 +29,6 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     sessions.CLOSE_SESSION,
 )
 ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (handoffs.LAPSE_HANDOFF,)
-WAITING_TOOLS: Final = frozenset(tool.name for tool in (*TOOLS, *ADMIN_TOOLS) if tool.waits)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -71,6 +70,28 @@ def list_tools(settings: Settings) -> list[types.Tool]:
             ),
         )
         for tool in tools_of(admin=settings.admin).values()
+    ]
+
+
+def list_resources() -> list[types.Resource]:
+    """The resources whose URI is fixed."""
+    return [
+        types.Resource(uri=resource.path, name=resource.name, description=resource.description, mime_type=resource.mime_type)
+        for resource in RESOURCES
+        if resource.is_fixed
+    ]
+
+
+def list_resource_templates() -> list[types.ResourceTemplate]:
+    """All resources, as RFC 6570 templates."""
+    return [
+        types.ResourceTemplate(
+            uri_template=resource.uri_template,
+            name=resource.name,
+            description=resource.description,
+            mime_type=resource.mime_type,
+        )
+        for resource in RESOURCES
     ]
 
 

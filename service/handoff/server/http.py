@@ -1,17 +1,17 @@
 """The HTTP edge: one ASGI application around the SDK's.
 
-Every request is checked here, once: Host, Origin, size, token. A well-formed 2026-07-28 `tools/call`, which is nearly all
-there is, is classified by the SDK's own function and answered here; whatever is unusual about a request (another method,
-the older protocol, any fault) sends it on to the SDK, which answers it as it answers everybody. So there is one place
-that knows the protocol's errors, and the common call costs a quarter of what it would.
+Every request is checked here, once: Host, Origin, size, token. A well-formed 2026-07-28 `tools/call`, which nearly every
+request is, is classified by the SDK's own function and answered here. Anything unusual about a request (another method,
+the older protocol, any fault) sends it on to the SDK, which answers it as it answers every other client. So the protocol's
+errors are known in one place, and the common call costs a quarter of what it otherwise would.
 """
 
 import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -28,66 +28,74 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handoff.app import open_app
+from handoff.context import App
 from handoff.encoding import to_json
 from handoff.errors import HandoffError, Unavailable
-from handoff.jobs.runner import jobs_beside
 from handoff.model import Caller
+from handoff.operations import readiness
 from handoff.operations.alerts import BODY_BYTES_MAX, Alerts
-from handoff.operations.port import Operations
+from handoff.server.asgi import (
+    ALLOW_POST,
+    CHALLENGE,
+    CLOSE,
+    RETRY_LATER,
+    Allowed,
+    RequestCutOff,
+    accepts_json,
+    disconnected,
+    has_duplicates,
+    host_names,
+    read_body,
+    refuse,
+    replay,
+    respond,
+)
 from handoff.server.auth import Tokens
-from handoff.server.catalog import WAITING_TOOLS
-from handoff.server.protocol import Reply, UnknownTool, build_server, call_tool, unless
+from handoff.server.calls import ClientGone, Reply, UnknownTool, call_tool
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.telemetry.spans import Arrival
+from handoff.telemetry.calls import Arrival
 
 log = structlog.get_logger(__name__)
 
 MCP_PATH: Final = "/mcp"
-_GRACE_S: Final = 5  # what a stop waits for calls that are under way
-CallTool = Callable[[Caller, str, dict[str, Any], Arrival], Awaitable[Reply]]
-Unready = Callable[[], Awaitable[str | None]]
+metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
+_GRACE_S: Final = 5  # how long a stop waits for calls in progress
+CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
+Readiness = Callable[[], Awaitable[str | None]]
 
-_JSON: Final = (b"content-type", b"application/json")
-_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # what is checked must be all that there is
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _TWENTY_DIGITS: Final = b"0" * 20  # an integer of fewer has 64 bits
 _ANYONE: Final = Caller()
 
 
-async def serve(
-    settings: Settings,
-    listener: socket.socket,
-    ready: Callable[[], None] | None = None,
-    operations: Operations | None = None,
-) -> None:
-    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called when the first request can be answered."""
-    async with AsyncExitStack() as stack:
-        app = await stack.enter_async_context(open_app(settings, operations=operations.address if operations else None))
-        await stack.enter_async_context(jobs_beside(app))
-        if operations is not None:
-            stack.enter_context(operations.serving(app))
-        server = build_server(app)
-        edge = Edge(
-            server, settings, unready=app.unready, tokens=app.tokens, call_tool=partial(call_tool, app), alerts=app.alerts
-        )
-        config = uvicorn.Config(
-            edge,
-            http="httptools",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # nothing here looks at the client's address
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        await _Server(config, ready, app.wakeups.release).serve(sockets=[listener])
+async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called once requests are answered."""
+    edge = Edge(
+        build_server(app),
+        app.settings,
+        readiness=partial(readiness.problem, app.pool),
+        tokens=app.tokens,
+        call_tool=partial(call_tool, app),
+        alerts=app.alerts,
+    )
+    config = uvicorn.Config(
+        edge,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here uses the client's address
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    await _Server(config, ready, app.wakeups.release).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that lets go of those who wait before it waits for them, and that ends a signal where it arrives."""
+    """uvicorn, which here releases waiting calls before it waits for them, and handles signals on the event loop."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, release: Callable[[], None]) -> None:
         super().__init__(config)
@@ -114,7 +122,7 @@ class _Server(uvicorn.Server):
 
 
 def _settle_memory() -> None:
-    """What a start has made stays until the end: the collector need not look at it again and again (a tenth of a call)."""
+    """Objects made at the start live until the end: the garbage collector need not visit them (saves a tenth of a call)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -128,7 +136,7 @@ class Edge:
         server: Server[Any],
         settings: Settings,
         *,
-        unready: Unready,
+        readiness: Readiness,
         tokens: Tokens | None = None,
         call_tool: CallTool | None = None,
         alerts: Alerts | None = None,
@@ -137,12 +145,12 @@ class Edge:
     ) -> None:
         self._settings = settings
         self._tokens = tokens
-        self._unready = unready
+        self._readiness = readiness
         self._call_tool = call_tool
-        self._notified = {} if alerts is None else {"/alerts": alerts.take, "/watchdog": alerts.heartbeat}
-        self._hosts = _Allowed(_host_names(settings), settings.allowed_hosts)
-        self._origins = _Allowed(
-            [f"{scheme}://{name}" for scheme in ("http", "https") for name in _host_names(settings)],
+        self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
+        self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
+        self._origins = Allowed(
+            [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
             settings.allowed_origins,
         )
         # Host and Origin were checked before the SDK sees a request, and bodies were bounded.
@@ -171,101 +179,133 @@ class Edge:
             metrics.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> int:
-        """Answer a request; the status that was sent, or 0 if none was."""
-        # httptools leaves the padding around header values; the protocol compares them without it.
+        """Answer a request; return the status that was sent, or 0 if none was."""
+        # httptools leaves white space around header values, and the protocol compares them without it.
         scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        if len(headers) != len(raw) and _stands_twice(raw):
-            return await _refuse(send, 400, "header_twice", "Host, Origin and Authorization may each stand once.")
+        if len(headers) != len(raw) and has_duplicates(raw):
+            return await refuse(
+                send, 400, "header_twice", "A request may have only one Host, one Origin and one Authorization header."
+            )
         if not self._hosts.holds(headers.get("host", "")):
-            return await _refuse(
-                send, 421, "host_not_allowed", "This Host is not served here; HANDOFF_ALLOWED_HOSTS adds one."
+            return await refuse(
+                send,
+                421,
+                "host_not_allowed",
+                "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
             )
         if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await _refuse(
-                send, 403, "origin_not_allowed", "This Origin may not call; HANDOFF_ALLOWED_ORIGINS adds one."
+            return await refuse(
+                send,
+                403,
+                "origin_not_allowed",
+                "This Origin may not call the service. The operator can allow it with HANDOFF_ALLOWED_ORIGINS.",
             )
         if scope["path"] == "/healthz":
-            return await _respond(send, 200, to_json({"status": "alive"}))
+            return await respond(send, 200, to_json({"status": "alive"}))
         if scope["path"] == "/readyz":
-            problem = await self._unready()
-            status = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
-            return await _respond(send, 200 if problem is None else 503, to_json(status))
+            problem = await self._readiness()
+            state = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
+            return await respond(send, 200 if problem is None else 503, to_json(state))
         if scope["path"] in self._notified:
             return await self._notification(scope, receive, send, headers)
         if scope["path"] != MCP_PATH:
-            return await _refuse(
-                send, 404, "not_found", f"The MCP endpoint is {MCP_PATH}; /healthz and /readyz tell the state."
+            return await refuse(
+                send,
+                404,
+                "not_found",
+                f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
             )
         caller = self._caller(headers)
         if caller is None:
-            return await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
+            return await refuse(
+                send,
+                401,
+                "unauthorized",
+                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
+                CHALLENGE,
+            )
         scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
         return await self._mcp(scope, receive, send, headers, caller, received)
 
     async def _notification(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
-        """Alertmanager tells something; it is answered once that is stored."""
+        """Answer a notification from Alertmanager, once it is stored."""
         if scope["method"] != "POST":
-            return await _refuse(send, 405, "method_not_allowed", "Alertmanager POSTs here.", _POST)
+            return await refuse(
+                send, 405, "method_not_allowed", "This path accepts only POST, from Alertmanager.", ALLOW_POST
+            )
         caller = self._caller(headers)
         if caller is None:
-            return await _refuse(send, 401, "unauthorized", "A bearer token that this service knows is needed.", _CHALLENGE)
+            return await refuse(
+                send,
+                401,
+                "unauthorized",
+                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
+                CHALLENGE,
+            )
         if "alerts" not in caller.scopes:
-            return await _refuse(send, 403, "scope_missing", "This token lacks the scope alerts.")
+            return await refuse(
+                send, 403, "scope_missing", "This token lacks the scope alerts. The operator sets scopes in the tokens file."
+            )
         try:
-            body = await _read(receive, headers, BODY_BYTES_MAX)
-        except _Gone:
+            body = await read_body(receive, headers, BODY_BYTES_MAX)
+        except RequestCutOff:
             return 0
         if body is None:
-            return await _refuse(send, 413, "body_too_large", f"A notification may have {BODY_BYTES_MAX} bytes.", _CLOSE)
+            return await refuse(
+                send, 413, "body_too_large", f"The notification is larger than {BODY_BYTES_MAX} bytes.", CLOSE
+            )
         try:
             stored = await self._notified[scope["path"]](body)
         except Unavailable as error:
-            return await _respond(send, 503, to_json({"error": error.as_dict()}), _LATER)
+            return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
         except HandoffError as error:
-            return await _refuse(send, 400, error.code, f"{error.message} {error.hint}")
+            return await refuse(send, 400, error.code, f"{error.message} {error.hint}")
         except Exception:
             log.exception("alert.failed", path=scope["path"])
-            return await _respond(send, 500, to_json({"error": {"code": "internal", "message": "It was not stored."}}))
-        return await _respond(send, 200, to_json({"stored": stored}))
+            return await respond(
+                send,
+                500,
+                to_json({"error": {"code": "internal", "message": "The notification was not stored; the log says why."}}),
+            )
+        return await respond(send, 200, to_json({"stored": stored}))
 
     async def _mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
     ) -> int:
         try:
-            body = await _read(receive, headers, self._settings.body_bytes_max)
-        except _Gone:  # what was left unfinished is not to be done
+            body = await read_body(receive, headers, self._settings.body_bytes_max)
+        except RequestCutOff:  # an unfinished request must not take effect
             return 0
         if body is None:
-            return await _refuse(
-                send, 413, "body_too_large", f"A request may have {self._settings.body_bytes_max} bytes.", _CLOSE
+            return await refuse(
+                send, 413, "body_too_large", f"The request is larger than {self._settings.body_bytes_max} bytes.", CLOSE
             )
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
             arrival = Arrival(received, params["_meta"], headers, len(body))
-            call = self._call_tool(caller, params["name"], params.get("arguments") or {}, arrival)
             try:
-                # A call that waits must end when its client goes away; one that writes must not be torn apart.
-                if params["name"] in WAITING_TOOLS:
-                    reply = await unless(_disconnected(receive), call)
-                else:
-                    reply = await call
+                reply = await self._call_tool(
+                    caller, params["name"], params.get("arguments") or {}, arrival, partial(disconnected, receive)
+                )
+            except ClientGone:
+                return 0
             except UnknownTool:
                 pass
             else:
-                return await _respond(send, 200, self._envelope(request["id"], reply))
+                return await respond(send, 200, self._envelope(request["id"], reply))
         scope["handoff.size"] = len(body)
-        scope["handoff.gone"] = partial(_disconnected, receive)
+        scope["handoff.gone"] = partial(disconnected, receive)
         status = 0
 
-        async def noting(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
-        await self._sdk(scope, _replay(body, receive), noting)
+        await self._sdk(scope, replay(body, receive), send_noting_status)
         return status
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
@@ -275,24 +315,24 @@ class Edge:
         return self._tokens.caller(token.strip().encode("latin-1")) if kind.lower() == "bearer" else None
 
     def _common_call(self, scope: Scope, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
-        """The request, if it is a well-formed tool call of the current protocol, and None if the SDK is to look at it."""
+        """The request if it is a well-formed tool call of the current protocol; None if the SDK should answer it."""
         if (
             headers.get("mcp-method") != "tools/call"
             or scope["method"] != "POST"
             or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
             or not headers.get("content-type", "").startswith("application/json")
-            or not _accepts_json(headers.get("accept", ""))
+            or not accepts_json(headers.get("accept", ""))
         ):
             return None
         if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
-            return None  # perhaps an integer above 64 bits: orjson would round it, the SDK's parser does not
+            return None  # perhaps an integer above 64 bits, which orjson would round and the SDK's parser does not
         try:
             request = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
         if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or request.get("method") != "tools/call":
             return None
-        if type(request.get("id")) not in (str, int) or len(headers) != len(scope["headers"]):  # a header stands twice
+        if type(request.get("id")) not in (str, int) or len(headers) != len(scope["headers"]):  # a duplicate header
             return None
         if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
             return None
@@ -304,7 +344,7 @@ class Edge:
         return request
 
     def _envelope(self, request_id: str | int, reply: Reply) -> bytes:
-        """The JSON-RPC response around a reply whose JSON is there already."""
+        """The JSON-RPC response around a reply, which is JSON already."""
         text = orjson.dumps(reply.body.decode())
         structured = b"" if reply.is_error else b',"structuredContent":' + reply.body
         return b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":%s}]%s%s' % (
@@ -313,95 +353,3 @@ class Edge:
             structured,
             self._end[reply.is_error],
         )
-
-
-class _Allowed:
-    """Names that may be called by, with any port or none, and further ones exactly as given."""
-
-    def __init__(self, names: Iterable[str], exact: Iterable[str]) -> None:
-        self._names = frozenset(names)
-        self._exact = frozenset(exact)
-
-    def holds(self, value: str) -> bool:
-        if value in self._names or value in self._exact:
-            return True
-        name, _, port = value.rpartition(":")
-        return name in self._names and port.isascii() and port.isdigit()
-
-
-def _host_names(settings: Settings) -> list[str]:
-    names = ["127.0.0.1", "localhost", "[::1]"]
-    return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
-
-
-def _stands_twice(headers: list[tuple[bytes, bytes]]) -> bool:
-    names = [name for name, _ in headers if name in _ONCE]
-    return len(names) != len(set(names))
-
-
-def _accepts_json(accept: str) -> bool:
-    return "application/json" in accept or "*/*" in accept
-
-
-class _Gone(Exception):
-    """The client went away in the middle of its request."""
-
-
-async def _read(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
-    """The request's body; None when it is too large, without reading more of it than `bytes_max`. Raises _Gone."""
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > bytes_max:
-        return None
-    message = await _part(receive)
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        chunks = bytearray(body)
-        while message.get("more_body", False) and len(chunks) <= bytes_max:
-            message = await _part(receive)
-            chunks += message.get("body", b"")
-        body = bytes(chunks)
-    return body if len(body) <= bytes_max else None
-
-
-async def _part(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise _Gone
-    return message
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more, and then what comes."""
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
-    headers = [_JSON, (b"content-length", b"%d" % len(body)), *further]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-    return status
-
-
-_CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
-_POST: Final = ((b"allow", b"POST"),)
-_LATER: Final = ((b"retry-after", b"5"),)
-_CLOSE: Final = ((b"connection", b"close"),)
-
-
-async def _refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
-    metrics.REFUSALS.add(1, code)
-    return await _respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

@@ -26,7 +26,7 @@ from handoff.model import OPEN_STATUSES, EntryType
 from handoff.settings import Settings
 from handoff.store.connect import Connection, Pool, after_commit, connection
 from handoff.store.idempotency import reused
-from handoff.telemetry import metrics, spans
+from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
 # append can lose a deadlock first and the key afterwards, to those who were served meanwhile.
 _RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
 _RACES_LOST_MAX = 3
-_SPAN: Final[dict[str, spans.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
+_SPAN: Final[dict[str, calls.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Append:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     size_bytes: int = 0
-    call: spans.Call | None = field(default_factory=spans.current)
+    record: calls.CallRecord | None = field(default_factory=calls.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -251,10 +251,11 @@ class AppendLane:
             error = type(raised).__name__
             raise
         finally:
-            note = spans.noted("append.APPEND", start_ns, error, **_SPAN, **{"db.operation.batch.size": len(batch)})
+            attributes = {**_SPAN, "db.operation.batch.size": len(batch)}
+            operation = calls.finished("append.APPEND", start_ns, error, **attributes)
             for item in batch:
-                if item.call is not None:
-                    item.call.note(note)
+                if item.record is not None:
+                    item.record.add(operation)
         metrics.APPEND_BATCH.record(len(batch))
         crowded: list[Append] = []
         for row in rows:

@@ -1,5 +1,6 @@
 """The pool, and the one place where a database that is away becomes an error that a caller can act on."""
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from handoff.encoding import to_json
 from handoff.errors import database_unavailable
 from handoff.settings import Settings
 from handoff.store.statements import name_of
-from handoff.telemetry import metrics, spans
+from handoff.telemetry import calls, metrics
 
 T = TypeVar("T")
 Connection = asyncpg.Connection | PoolConnectionProxy
@@ -36,6 +37,9 @@ AWAY: tuple[type[BaseException], ...] = (
 )
 
 
+# Whatever can go wrong with a connection of one's own, on which there is nothing to do but to try again later.
+LOST: Final = (*AWAY, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
 ACQUIRE_TIMEOUT_S = 5.0  # in the queue for a connection, connecting included
 UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # measured, but no spans: they would crowd out what was done
 
@@ -45,22 +49,22 @@ class MeasuredConnection(asyncpg.Connection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """As asyncpg's."""
-        return await _measured(query, super().execute(query, *args, timeout=timeout))
+        return await _timed(query, super().execute(query, *args, timeout=timeout))
 
     async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
         """As asyncpg's."""
-        return await _measured(query, super().fetch(query, *args, timeout=timeout, record_class=record_class))
+        return await _timed(query, super().fetch(query, *args, timeout=timeout, record_class=record_class))
 
     async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
         """As asyncpg's."""
-        return await _measured(query, super().fetchrow(query, *args, timeout=timeout, record_class=record_class))
+        return await _timed(query, super().fetchrow(query, *args, timeout=timeout, record_class=record_class))
 
     async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
         """As asyncpg's."""
-        return await _measured(query, super().fetchval(query, *args, column=column, timeout=timeout))
+        return await _timed(query, super().fetchval(query, *args, column=column, timeout=timeout))
 
 
-async def _measured(query: str, running: Awaitable[T]) -> T:
+async def _timed(query: str, running: Awaitable[T]) -> T:
     name = name_of(query)
     start_ns, began = time_ns(), perf_counter()
     error = ""
@@ -70,10 +74,11 @@ async def _measured(query: str, running: Awaitable[T]) -> T:
         error = type(raised).__name__
         raise
     finally:
-        metrics.statement_ran(name, perf_counter() - began, error)
-        call = spans.current()
-        if call is not None and name not in UNTRACED:
-            call.did(name, start_ns, error, **{"db.system.name": "postgresql", "db.query.summary": name})
+        metrics.statement_ended(name, perf_counter() - began, error)
+        record = calls.current()
+        if record is not None and name not in UNTRACED:
+            attributes: dict[str, calls.AttributeValue] = {"db.system.name": "postgresql", "db.query.summary": name}
+            record.add(calls.finished(name, start_ns, error, **attributes))
 
 
 async def open_pool(settings: Settings) -> Pool:
@@ -90,7 +95,7 @@ async def open_pool(settings: Settings) -> Pool:
         timeout=settings.connect_timeout_s,
         command_timeout=settings.statement_timeout_s,
         init=prepare_connection,
-        reset=_keep,
+        reset=_no_reset,
         server_settings=server_settings(settings),
     )
 
@@ -105,6 +110,37 @@ async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection
         timeout=settings.connect_timeout_s,
         server_settings={**server_settings(settings), **server},
     )
+
+
+class StandbyConnection:
+    """A connection outside the pool, opened when it is needed and used by one task at a time.
+
+    Whatever goes wrong while it is used, a time limit included, the next use begins with a new connection.
+    """
+
+    def __init__(self, settings: Settings, **server: str) -> None:
+        self._settings = settings
+        self._server = server
+        self._conn: asyncpg.Connection | None = None
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[Connection]:
+        """The connection, for this task alone until the end of the block. Raises one of LOST."""
+        async with self._lock:
+            try:
+                if self._conn is None:
+                    self._conn = await connect_alone(self._settings, **self._server)
+                yield self._conn
+            except BaseException:
+                self.terminate()
+                raise
+
+    def terminate(self) -> None:
+        """Close it without a goodbye."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.terminate()
 
 
 def server_settings(settings: Settings) -> dict[str, str]:
@@ -128,7 +164,7 @@ def _encode_jsonb(value: Any) -> str:
     return to_json(value).decode()
 
 
-async def _keep(_: Connection) -> None:
+async def _no_reset(_: Connection) -> None:
     """We set no session state, so there is nothing to reset: a round trip saved at each release."""
 
 

@@ -11,7 +11,7 @@ from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
 from handoff.store import events, sessions
 from handoff.store.connect import Connection, after_commit
-from handoff.telemetry import metrics, spans
+from handoff.telemetry import calls, metrics, spans
 
 _COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
@@ -125,7 +125,7 @@ class Offer:
 
 async def offer(conn: Connection, new: Offer) -> Record:
     """Record an offer, its event and its notification. The caller has locked the session."""
-    call = spans.current()
+    record = calls.current()
     row = await conn.fetchrow(
         OFFER,
         new.session_id,
@@ -136,7 +136,7 @@ async def offer(conn: Connection, new: Offer) -> Record:
         new.instructions,
         new.priority,
         new.deadline_minutes,
-        call.traceparent if call is not None else None,
+        record.traceparent if record is not None else None,
     )
     if row is None:
         raise LookupError("an offer must answer")
@@ -150,7 +150,7 @@ async def offer(conn: Connection, new: Offer) -> Record:
         data={"to": new.target_agent or new.target_capability, "request_type": new.request_type},
     )
     await _notify(conn, row)
-    after_commit(partial(_tell, "offer", row, row))
+    after_commit(partial(_observe, "offer", row, row))
     return row
 
 
@@ -239,7 +239,7 @@ async def transition(
         data=data,
     )
     await _notify(conn, changed)
-    after_commit(partial(_tell, action, row, changed))
+    after_commit(partial(_observe, action, row, changed))
     return changed
 
 
@@ -326,7 +326,7 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
         await events.record(conn, "session.owner_changed", session_id=row["session_id"], agent=agent, data=moved)
 
 
-def _tell(action: str, before: Record, after: Record) -> None:
+def _observe(action: str, before: Record, after: Record) -> None:
     """Count a change that has been committed, and go on with the handoff's story in the trace of its offer."""
     metrics.handoff_changed(action, before, after)
     if action != "offer":

@@ -6,7 +6,7 @@ from handoff.store.connect import Connection
 
 SESSIONS_MAX = 100_000  # counted of each status
 HANDOFFS_MAX = 10_000  # read on offer, as many held, and as many taken
-PING_PONG_MIN = 4  # times that a session goes to and fro between two agents
+PING_PONG_MIN = 4  # handoffs of a session back and forth between the same two agents
 
 MEASURE = """
     WITH offered AS MATERIALIZED (
@@ -41,6 +41,6 @@ MEASURE = """
 """
 
 
-async def measure(conn: Connection, statuses: tuple[str, ...]) -> list[Record]:
+async def totals(conn: Connection, statuses: tuple[str, ...]) -> list[Record]:
     """Rows of (figure, a, b, value): sessions by status, open handoffs by state and type, inboxes by target, ping-pong."""
     return await conn.fetch(MEASURE, SESSIONS_MAX, HANDOFFS_MAX, list(statuses), PING_PONG_MIN)

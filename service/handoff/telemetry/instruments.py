@@ -25,22 +25,37 @@ Cell = TypeVar("Cell")
 
 
 class Attribute:
-    """A label: its name, and the values that it may take. Anything else is recorded as `other`; "" leaves the label out.
+    """A label: its name, and the values that it may take. Any other value is recorded as `other`; "" leaves the label out.
 
-    The values are given, or, where they are names of things in the code (statements, error codes), met one by one: then
-    the first `at_most` are kept.
+    Values that are words of the domain are given here. Names of things in the code (tools, jobs, health components) are
+    admitted by the module that defines them. Names that are met only as the code runs (statements, error codes) are
+    learned: the first `learned_max` are kept.
     """
 
-    def __init__(self, name: str, values: Iterable[str] | None = None, *, at_most: int = 0) -> None:
+    def __init__(self, name: str, values: Iterable[str] = (), *, learned_max: int = 0) -> None:
         self.name = name
-        self._values = {*(values or ()), OTHER, ""}
-        self.values_max = max(len(self._values), at_most)
+        self._values = {*values, OTHER, ""}
+        self._learned_max = learned_max
+
+    @property
+    def values_max(self) -> int:
+        """How many values it can take."""
+        return max(len(self._values), self._learned_max)
+
+    @property
+    def values(self) -> frozenset[str]:
+        """The values that it takes now, without `other` and ""."""
+        return frozenset(self._values - {OTHER, ""})
+
+    def admit(self, *values: str) -> None:
+        """Allow further values: names that the calling module defines, never anything that a caller of the service chose."""
+        self._values.update(values)
 
     def allowed(self, value: str) -> str:
-        """The value, or `other`."""
+        """The value if it may be recorded, otherwise `other`."""
         if value in self._values:
             return value
-        if len(self._values) < self.values_max:
+        if len(self._values) < self._learned_max:
             self._values.add(value)
             return value
         return OTHER

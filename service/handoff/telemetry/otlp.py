@@ -1,8 +1,9 @@
-"""The signals' way out: traces, metrics and logs by OTLP, and the registry behind `/metrics`. All of it runs in threads of
-its own; a collector that is down, slow or refusing costs no answer, and what had to be dropped is counted.
+"""OTLP: how traces, metrics and logs leave the process, and the registry behind `/metrics`. Configure an exporter here.
 
-The standard OTEL_* variables say where to and as whom. The providers are set up here, not by opentelemetry-instrument:
-metrics go to two readers, spans and logs wait in queues that we count, and shutdown has a bound.
+Everything runs in threads of its own. A collector that is down, slow or refusing delays no answer, and dropped records are
+counted. The standard OTEL_* variables say where to send and as which service. The providers are set up here rather than by
+opentelemetry-instrument, because metrics go to two readers, spans and logs wait in queues that we count, and the shutdown
+has a time limit.
 """
 
 import os
@@ -44,40 +45,40 @@ from prometheus_client import CollectorRegistry, generate_latest
 from handoff import __version__
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.telemetry.logs import Line, flush_logs, forward_logs, log_shipper
+from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
 from handoff.telemetry.shipper import Shipment, Shipper, Verdict
 from handoff.telemetry.spans import SCOPE, Tracer
 
 log = structlog.get_logger(__name__)
 
 STOP_S: Final = 2.0
-# The same on what is pushed and on what is scraped, so that one query does for both (prometheus.yml promotes these).
+# The same labels on pushed and on scraped series, so that one query serves both (prometheus.yml promotes these).
 LABELS: Final = frozenset({"service.name", "service.instance.id", "service.version", "deployment.environment.name"})
-_DEFAULTS: Final = {  # of the OTEL_* variables, where they are not set
+_DEFAULTS: Final = {  # for OTEL_* variables that are not set
     OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
     OTEL_EXPORTER_OTLP_TIMEOUT: "2",
     OTEL_METRIC_EXPORT_INTERVAL: "10000",
     OTEL_BSP_MAX_QUEUE_SIZE: "20000",  # spans, about 2 KB each
     OTEL_BLRP_MAX_QUEUE_SIZE: "50000",  # log lines, about 0.5 KB each
-    # The machine is the collector's to measure; of the process, what the conventions have.
+    # The collector measures the machine; of the process we report what the conventions define.
     OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
 }
 # A batch costs a request, about 1 ms; but while a thread encodes one, the event loop waits for the interpreter's lock.
 _SPANS_BATCH, _LINES_BATCH = 128, 2_048
 _EVERY_S = 1.0
-_SWITCH_S = 0.001  # after which the interpreter's lock changes hands; 5 ms is the default, and more than a call takes
+_SWITCH_S = 0.001  # of the interpreter's lock between threads; the default of 5 ms is longer than a call takes
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The process's way out for signals."""
+    """The process's exporters, and the tracer that feeds them."""
 
     resource: Resource
     tracer: Tracer
     shippers: tuple[Shipper[Any], ...]
-    metrics: "_Pusher"
+    push: "_PushedMetrics"
     meters: MeterProvider
     registry: CollectorRegistry
 
@@ -87,29 +88,29 @@ class Signals:
 
     def shipments(self) -> dict[str, Shipment]:
         """What has been sent and dropped, by signal."""
-        sending = {it.name: it.state() for it in self.shippers}
+        sending = {shipper.name: shipper.state() for shipper in self.shippers}
         writer = log_shipper()
-        return {**sending, "metrics": self.metrics.state(), **({"stdout": writer.state()} if writer is not None else {})}
+        return {**sending, "metrics": self.push.state(), **({"stdout": writer.state()} if writer is not None else {})}
 
     def stop(self) -> None:
         """Send what is left, within STOP_S in all."""
         forward_logs(None)
         flush_logs(0.2)
-        endings = [threading.Thread(target=it.stop, args=(STOP_S - 0.3,), daemon=True) for it in self.shippers]
+        endings = [threading.Thread(target=shipper.stop, args=(STOP_S - 0.3,), daemon=True) for shipper in self.shippers]
         endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
         give_up = monotonic() + STOP_S
-        for it in endings:
-            it.start()
-        for it in endings:
-            it.join(max(0.0, give_up - monotonic()))
+        for ending in endings:
+            ending.start()
+        for ending in endings:
+            ending.join(max(0.0, give_up - monotonic()))
         for instrumentor in entry_points(group="opentelemetry_instrumentor"):
             instrumentor.load()().uninstrument()
-        for it in (metrics.SIGNAL_QUEUE, metrics.SIGNAL_SENT, metrics.SIGNAL_DROPPED, metrics.SIGNAL_AWAY):
-            it.source = None
+        for gauge in (metrics.SIGNAL_QUEUE, metrics.SIGNAL_SENT, metrics.SIGNAL_DROPPED, metrics.SIGNAL_AWAY):
+            gauge.source = None
 
 
 def start_signals(settings: Settings, service_name: str) -> Signals:
-    """Set up what takes the signals out. Nothing here waits for a collector."""
+    """Set up the exporters and start them. Nothing here waits for a collector."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(_SWITCH_S)
@@ -131,44 +132,46 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
         queue_max=int(os.environ[OTEL_BSP_MAX_QUEUE_SIZE]),
         batch_max=_SPANS_BATCH,
         every_s=_EVERY_S,
-        on_change=_say,
+        on_change=_log_change,
     )
-    lines: Shipper[Line] = Shipper(
+    lines: Shipper[LogLine] = Shipper(
         "logs",
         partial(_send_lines, OTLPLogExporter(), resource),
         queue_max=int(os.environ[OTEL_BLRP_MAX_QUEUE_SIZE]),
         batch_max=_LINES_BATCH,
         every_s=_EVERY_S,
-        on_change=_say,
+        on_change=_log_change,
     )
     registry = CollectorRegistry()
-    pusher = _Pusher(OTLPMetricExporter())
-    scraped = _Scraped(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
-    meters = MeterProvider([pusher, scraped], resource, shutdown_on_exit=False)
+    push = _PushedMetrics()
+    scraped = _ScrapedMetrics(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
+    meters = MeterProvider([sdk.PeriodicExportingMetricReader(push), scraped], resource, shutdown_on_exit=False)
     spans_of_others = TracerProvider(resource=resource, shutdown_on_exit=False)
-    spans_of_others.add_span_processor(_Handed(spans.offer))
-    for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # what is installed, as the distro has it
+    spans_of_others.add_span_processor(_Forwarded(spans.put))
+    for instrumentor in entry_points(
+        group="opentelemetry_instrumentor"
+    ):  # those that are installed, as the distro loads them
         distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
-    tracer = Tracer(resource, spans.offer, per_s_max=settings.traces_per_s_max)
-    signals = Signals(resource, tracer, (spans, lines), pusher, meters, registry)
-    _measure(signals)
-    forward_logs(lines.offer)
+    tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max)
+    signals = Signals(resource, tracer, (spans, lines), push, meters, registry)
+    _observe(signals)
+    forward_logs(lines.put)
     return signals
 
 
-def _measure(signals: Signals) -> None:
-    """Let the instruments about telemetry ask the shippers."""
+def _observe(signals: Signals) -> None:
+    """Let the metrics about telemetry read the shippers when they are collected."""
 
-    def asked(figure: str) -> Iterable[tuple[float, tuple[str, ...]]]:
-        return [(getattr(it, figure), (name,)) for name, it in signals.shipments().items()]
+    def values(field: str) -> Iterable[tuple[float, tuple[str, ...]]]:
+        return [(getattr(shipment, field), (signal,)) for signal, shipment in signals.shipments().items()]
 
-    metrics.SIGNAL_QUEUE.source = partial(asked, "waiting")
-    metrics.SIGNAL_SENT.source = partial(asked, "sent")
-    metrics.SIGNAL_DROPPED.source = partial(asked, "dropped")
-    metrics.SIGNAL_AWAY.source = partial(asked, "away_s")
+    metrics.SIGNAL_QUEUE.source = partial(values, "waiting")
+    metrics.SIGNAL_SENT.source = partial(values, "sent")
+    metrics.SIGNAL_DROPPED.source = partial(values, "dropped")
+    metrics.SIGNAL_AWAY.source = partial(values, "away_s")
 
 
-def _say(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a callback's state
+def _log_change(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a callback's state
     if away:
         log.warning("telemetry.away", signal=signal, dropped=dropped)
     else:
@@ -177,29 +180,31 @@ def _say(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 - a cal
 
 def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
     """The SDK's metrics, and those of metrics.py under the same resource."""
-    ours = [metric for it in metrics.INSTRUMENTS if (metric := it.metric()) is not None]
+    ours = [metric for instrument in metrics.INSTRUMENTS if (metric := instrument.metric()) is not None]
     first = data.resource_metrics[0]
     scope = sdk.ScopeMetrics(SCOPE, ours, "")
     return sdk.MetricsData([sdk.ResourceMetrics(first.resource, [*first.scope_metrics, scope], first.schema_url)])
 
 
-class _Pusher(sdk.PeriodicExportingMetricReader):
-    """Pushes all metrics by OTLP. They are sums since the start, so a push that fails loses nothing but its moment."""
+class _PushedMetrics(OTLPMetricExporter):
+    """Pushes all metrics by OTLP. They are sums since the start, so a failed push loses nothing but its point in time."""
 
-    def __init__(self, exporter: OTLPMetricExporter) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self._pushes = 0
         self._away_since: float | None = None
-        self._sink = exporter
-        super().__init__(exporter)
 
     def state(self) -> Shipment:
-        """Pushes so far; what fails is not dropped, since the next holds it too."""
+        """The pushes so far. A failed one is not dropped, since the next one has its values too."""
         away = self._away_since
         return Shipment(0, self._pushes, 0, 0.0 if away is None else monotonic() - away)
 
-    def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
-        with self._export_lock:
-            taken = self._sink.export(_with_ours(metrics_data), timeout_millis) is sdk.MetricExportResult.SUCCESS
+    def export(
+        self, metrics_data: sdk.MetricsData, timeout_millis: float | None = 10_000, **_: Any
+    ) -> sdk.MetricExportResult:
+        """Push the SDK's metrics together with ours."""
+        result = super().export(_with_ours(metrics_data), timeout_millis)
+        taken = result is sdk.MetricExportResult.SUCCESS
         was_away = self._away_since is not None
         if taken:
             self._pushes += 1
@@ -207,23 +212,28 @@ class _Pusher(sdk.PeriodicExportingMetricReader):
         elif not was_away:
             self._away_since = monotonic()
         if was_away == taken:
-            _say("metrics", not taken, 0)
+            _log_change("metrics", not taken, 0)
+        return result
 
 
-class _Handed(SpanProcessor):
-    """Spans of installed instrumentors go the way of ours."""
+class _Forwarded(SpanProcessor):
+    """Exports the spans of installed instrumentors as ours are."""
 
-    def __init__(self, offer: Callable[[ReadableSpan], None]) -> None:
-        self._offer = offer
+    def __init__(self, export: Callable[[ReadableSpan], None]) -> None:
+        self._export = export
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
         if context is not None and context.trace_flags.sampled:
-            self._offer(span)
+            self._export(span)
 
 
-class _Scraped(PrometheusMetricReader):
-    """Shows all metrics in a registry."""
+class _ScrapedMetrics(PrometheusMetricReader):
+    """Shows all metrics in a registry.
+
+    The reader has no public way to add data that is not the SDK's, so this overrides a private method. pyproject.toml caps
+    the exporter's version at the one that this is tested with.
+    """
 
     def _receive_metrics(self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **_: Any) -> None:
         super()._receive_metrics(_with_ours(metrics_data), timeout_millis)
@@ -233,13 +243,13 @@ def _send_spans(exporter: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> Ve
     return _post(exporter, encode_spans(spans).SerializeToString())
 
 
-def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[Line]) -> Verdict:
-    """A line is its own body, so it is encoded once: the SDK's log records cost ten times as much."""
+def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[LogLine]) -> Verdict:
+    """Send each line as the body of a record. It is JSON already; the SDK's log records would cost ten times as much."""
     request = ExportLogsServiceRequest()
     group = request.resource_logs.add()
     for name, value in resource.attributes.items():
-        of = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
-        group.resource.attributes.append(KeyValue(key=name, value=of))
+        any_value = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
+        group.resource.attributes.append(KeyValue(key=name, value=any_value))
     scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__))
     add = scope.log_records.add
     for at_ns, level, event, text, trace_id, span_id in lines:
@@ -256,7 +266,11 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
 
 
 def _post(exporter: OTLPSpanExporter | OTLPLogExporter, body: bytes) -> Verdict:
-    """Send by the exporter's own client, which knows the OTEL_* variables: its public way hides why it failed."""
+    """Send by the exporter's own client, which honours the OTEL_* variables.
+
+    The public `export` hides whether a failure may pass, so this uses a private attribute. pyproject.toml caps the
+    exporter's version at the one that this is tested with.
+    """
     result = exporter._client.export(body)  # noqa: SLF001 - see above
     if result.success:
         return "taken"

@@ -1,4 +1,4 @@
-"""Records on their way out, each signal with a thread of its own: bounded in memory, counted, never waited for."""
+"""Sends records on: one thread per signal, bounded memory, everything counted, and nobody waits for it."""
 
 import threading
 from collections import deque
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, Literal, TypeVar
 
-Verdict = Literal["taken", "refused", "away"]  # refused: never to be taken; away: perhaps later
+Verdict = Literal["taken", "refused", "away"]  # refused: will never be taken; away: may be taken later
 Record = TypeVar("Record")
 
 _PAUSE_S, _PAUSE_S_MAX = 0.5, 15.0
@@ -15,7 +15,7 @@ _PAUSE_S, _PAUSE_S_MAX = 0.5, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What a shipper has done so far, in records; `away_s` is how long its receiver has not answered."""
+    """What a shipper has done so far, in records. `away_s` is for how long its receiver has not answered."""
 
     waiting: int
     sent: int
@@ -24,8 +24,10 @@ class Shipment:
 
 
 class Shipper(Generic[Record]):
-    """Sends records in batches, in order. What a receiver that is away can't take waits, `queue_max` records at most; beyond
-    that the oldest are dropped, and counted. Offering costs a microsecond and never blocks.
+    """Sends records in batches, in order.
+
+    Records that the receiver can't take yet wait in a queue of `queue_max`; beyond that the oldest are dropped and counted.
+    `put` costs a microsecond and never blocks.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Shipper(Generic[Record]):
         self._batch_max = batch_max
         self._every_s = every_s
         self._on_change = on_change
-        self._batch: list[Record] = []  # the thread's; it stays here until it is taken or refused
+        self._batch: list[Record] = []  # belongs to the thread, and stays here until it is taken or refused
         self._sent = 0
         self._refused = 0
         self._overflowed = 0
@@ -56,8 +58,8 @@ class Shipper(Generic[Record]):
         self._thread = threading.Thread(target=self._run, name=f"ship-{name}", daemon=True)
         self._thread.start()
 
-    def offer(self, record: Record) -> None:
-        """Take a record in."""
+    def put(self, record: Record) -> None:
+        """Queue a record."""
         if len(self._queue) >= self._queue_max:
             with self._lock:
                 if len(self._queue) >= self._queue_max:
@@ -78,14 +80,14 @@ class Shipper(Generic[Record]):
         )
 
     def flush(self, within_s: float) -> None:
-        """Wait until what was offered before has been sent, or the time is over."""
+        """Wait until everything queued so far has been sent, at most `within_s` seconds."""
         give_up = monotonic() + within_s
         while (self._queue or self._batch) and monotonic() < give_up and self._thread.is_alive():
             self._wake.set()
             threading.Event().wait(0.005)
 
     def stop(self, within_s: float) -> None:
-        """Send what is left for at most `within_s`; the rest counts as dropped."""
+        """Send what is left for at most `within_s` seconds. The rest counts as dropped."""
         self._stop_at = monotonic() + within_s
         self._wake.set()
         self._thread.join(within_s + 0.2)
@@ -103,7 +105,7 @@ class Shipper(Generic[Record]):
         self._batch, self._queue = [], deque()
 
     def _ship_all(self, pause_s: float) -> float:
-        """Send while there is something, and return how long to rest."""
+        """Send until the queue is empty or the receiver is away; return how long to pause, in seconds."""
         while self._batch or self._queue:
             if self._ship() == "away":
                 return max(self._every_s, min(_PAUSE_S_MAX, max(_PAUSE_S, pause_s * 2)))
@@ -119,7 +121,7 @@ class Shipper(Generic[Record]):
         if verdict == "away":
             if self._away_since is None:
                 self._away_since = monotonic()
-                self._tell(away=True)
+                self._report(away=True)
             return verdict
         if verdict == "taken":
             self._sent += len(self._batch)
@@ -128,9 +130,9 @@ class Shipper(Generic[Record]):
         self._batch = []
         if self._away_since is not None:
             self._away_since = None
-            self._tell(away=False)
+            self._report(away=False)
         return verdict
 
-    def _tell(self, *, away: bool) -> None:
+    def _report(self, *, away: bool) -> None:
         if self._on_change is not None:
             self._on_change(self.name, away, self._refused + self._overflowed)

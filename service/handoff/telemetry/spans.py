@@ -1,149 +1,35 @@
-"""Spans: one for each call, one for the HTTP request around it, one for each statement and cache operation, and the story
-of a handoff. They are noted down cheaply as the call runs, and become spans only at its end, when it is known whether the
-call failed or was slow; what is not kept costs about a microsecond.
+"""Spans: one per call, one for the HTTP request around it, one per statement and cache operation, and a handoff's story.
+
+Spans are made from the record of a call (see `calls`) once it has ended, when it is known whether it failed or was slow.
 """
 
-import random
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic, time_ns
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, Protocol
 
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, get_current_span
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from handoff import __version__
-from handoff.telemetry import metrics
+from handoff.telemetry import calls
+from handoff.telemetry.calls import SAMPLED, AttributeValue, CallRecord
 
 SCOPE: Final = InstrumentationScope("handoff", __version__)
-SPANS_A_CALL_MAX: Final = 64
-_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
-_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_PROPAGATOR: Final = TraceContextTextMapPropagator()
-_bits = random.Random().getrandbits  # noqa: S311 - identifiers, not secrets
 
 Kept = Literal["asked", "noteworthy", "ordinary", "no"]
-AttributeValue = str | int | float
 
 
-@dataclass(slots=True)
-class Part:
-    """Something that a call did: its span, if the call is kept."""
+class Row(Protocol):
+    """A row by column name, as the database's driver returns it."""
 
-    name: str
-    start_ns: int
-    end_ns: int
-    attributes: Mapping[str, AttributeValue]
-    error: str
+    def __getitem__(self, column: str, /) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """How a request came: when (monotonic seconds), its `_meta`, its HTTP headers (None: over stdio), its size in bytes."""
-
-    received: float
-    meta: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] | None = None
-    size_bytes: int = 0
-
-    @property
-    def transport(self) -> str:
-        """As OpenTelemetry calls it."""
-        return "pipe" if self.headers is None else "tcp"
-
-
-@dataclass(slots=True)
-class Call:
-    """One call under way, and what it did so far."""
-
-    trace_id: int
-    span_id: int
-    parent: SpanContext | None
-    start_ns: int
-    http_span_id: int = 0
-    http_parent: SpanContext | None = None
-    parts: list[Part] = field(default_factory=list[Part])
-    links: list[Link] = field(default_factory=list[Link])
-
-    def did(self, name: str, start_ns: int, error: str, **attributes: AttributeValue) -> None:
-        """Note down what was done from `start_ns` until now; `error` is empty if it went well."""
-        self.note(noted(name, start_ns, error, **attributes))
-
-    def note(self, part: Part) -> None:
-        """Note down something that was done, perhaps for other calls too."""
-        if len(self.parts) < SPANS_A_CALL_MAX:
-            self.parts.append(part)
-
-    @property
-    def context(self) -> SpanContext:
-        """What others link to."""
-        return SpanContext(self.trace_id, self.span_id, is_remote=False, trace_flags=_SAMPLED)
-
-    @property
-    def traceparent(self) -> str:
-        """Its context as W3C text."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-01"
-
-
-def noted(name: str, start_ns: int, error: str, **attributes: AttributeValue) -> Part:
-    """What was done from `start_ns` until now."""
-    return Part(name, start_ns, time_ns(), attributes, error)
-
-
-class End(NamedTuple):
-    """How a call ended: `error` is the convention's error.type, `code` what the caller was told; empty if all went well."""
-
-    method: str
-    tool: str = ""
-    error: str = ""
-    code: str = ""
-
-
-_current: ContextVar[Call | None] = ContextVar("call", default=None)
-
-
-def current() -> Call | None:
-    """The call under way here."""
-    return _current.get()
-
-
-def begin(meta: Mapping[str, Any] | None, headers: Mapping[str, str] | None) -> Call:
-    """Begin a call. Its parent is what `_meta` names; else the HTTP request, whose own parent the headers name."""
-    now = time_ns()
-    parent = _parent(meta) if meta is not None and "traceparent" in meta else None
-    outer = _parent(headers) if headers is not None and "traceparent" in headers else None
-    http_span_id = (_bits(64) or 1) if headers is not None else 0
-    trace = parent or outer
-    trace_id = trace.trace_id if trace is not None else (_bits(128) or 1)
-    call = Call(trace_id, _bits(64) or 1, parent, now, http_span_id, outer)
-    _current.set(call)
-    return call
-
-
-def leave() -> None:
-    """What follows here is no longer a part of the call."""
-    _current.set(None)
-
-
-def parse(traceparent: str | None) -> SpanContext | None:
-    """A W3C traceparent, or None if it is none."""
-    return _parent({"traceparent": traceparent}) if traceparent else None
-
-
-def _parent(carrier: Mapping[str, Any]) -> SpanContext | None:
-    named = {name: value for name in ("traceparent", "tracestate") if isinstance(value := carrier.get(name), str)}
-    found = get_current_span(_PROPAGATOR.extract(named, Context())).get_span_context()
-    return found if found.is_valid else None
-
-
-class _Bucket:
-    """At most `per_s` a second, and as many at once after a second of rest."""
+class _TokenBucket:
+    """Allows `per_s` takes per second, and as many at once after a second of rest."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -161,37 +47,37 @@ class _Bucket:
 
 
 class Tracer:
-    """Decides what is kept, and hands it on as finished spans.
+    """Decides which calls are kept, and exports their spans.
 
-    A call whose parent was sampled is kept. Calls that failed, were slow or changed a handoff have a budget of
-    `per_s_max` a second, all others another.
+    A call whose parent was sampled is kept. Calls that failed, were slow or changed a handoff share a budget of
+    `per_s_max` per second, and all other calls share another.
     """
 
-    def __init__(self, resource: Resource, offer: Callable[[ReadableSpan], None], *, per_s_max: float) -> None:
+    def __init__(self, resource: Resource, export: Callable[[ReadableSpan], None], *, per_s_max: float) -> None:
         self._resource = resource
-        self._offer = offer
-        self._noteworthy = _Bucket(per_s_max)
-        self._ordinary = _Bucket(per_s_max)
+        self._export = export
+        self._noteworthy = _TokenBucket(per_s_max)
+        self._ordinary = _TokenBucket(per_s_max)
 
-    def decide(self, call: Call, *, noteworthy: bool) -> Kept:
+    def decide(self, record: CallRecord, *, noteworthy: bool) -> Kept:
         """Whether the call's trace is kept, and why."""
-        above = call.parent or call.http_parent
+        above = record.parent or record.http_parent
         if above is not None and above.trace_flags.sampled:
             return "asked"
         if noteworthy and self._noteworthy.take():
             return "noteworthy"
-        # A caller that samples and left this call out wants it left out; who does not sample leaves it to us.
+        # A caller that samples and did not sample this call wants it left out. One that does not sample leaves it to us.
         return "ordinary" if above is None and self._ordinary.take() else "no"
 
-    def keep(self, call: Call, name: str, attributes: dict[str, AttributeValue], error: str) -> None:
-        """Make the call's spans, and hand them on."""
+    def export_call(self, record: CallRecord, name: str, attributes: dict[str, AttributeValue], error: str) -> None:
+        """Make the spans of a call that has just ended, and export them."""
         end_ns = time_ns()
-        links = list(call.links)
-        parent = call.parent
-        if call.http_span_id:
-            http_trace_id = call.http_parent.trace_id if call.http_parent is not None else call.trace_id
-            http = SpanContext(http_trace_id, call.http_span_id, is_remote=False, trace_flags=_SAMPLED)
-            http_parent = call.http_parent or parent
+        links = list(record.links)
+        parent = record.parent
+        if record.http_span_id:
+            http_trace_id = record.http_parent.trace_id if record.http_parent is not None else record.trace_id
+            http = SpanContext(http_trace_id, record.http_span_id, is_remote=False, trace_flags=SAMPLED)
+            http_parent = record.http_parent or parent
             if parent is None:
                 parent = http
             else:
@@ -201,14 +87,14 @@ class Tracer:
                 "http.route": "/mcp",
                 "http.response.status_code": 200,  # a call that fails is answered in its result
             }
-            self._span("POST /mcp", http, http_parent, SpanKind.SERVER, call.start_ns, end_ns, described, "")
-        self._span(name, call.context, parent, SpanKind.SERVER, call.start_ns, end_ns, attributes, error, links)
-        for part in call.parts:
-            own = SpanContext(call.trace_id, _bits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
-            kind = SpanKind.CLIENT
-            self._span(part.name, own, call.context, kind, part.start_ns, part.end_ns, dict(part.attributes), part.error)
+            self._span("POST /mcp", http, http_parent, SpanKind.SERVER, record.start_ns, end_ns, described, "")
+        self._span(name, record.context, parent, SpanKind.SERVER, record.start_ns, end_ns, attributes, error, links)
+        for done in record.operations:
+            own = SpanContext(record.trace_id, calls.new_span_id(), is_remote=False, trace_flags=SAMPLED)
+            times = (done.start_ns, done.end_ns)
+            self._span(done.name, own, record.context, SpanKind.CLIENT, *times, dict(done.attributes), done.error)
 
-    def stretch(
+    def export_stage(
         self,
         name: str,
         offer: SpanContext,
@@ -216,12 +102,12 @@ class Tracer:
         ended: datetime,
         attributes: dict[str, AttributeValue],
         error: str,
-        by: Call | None,
+        ended_by: CallRecord | None,
     ) -> None:
-        """A stretch of a handoff's life, in the trace of its offer, with a link to the call that ended it."""
-        own = SpanContext(offer.trace_id, _bits(64) or 1, is_remote=False, trace_flags=_SAMPLED)
-        links = [Link(by.context)] if by is not None else []
-        times = (_ns(began), _ns(ended))
+        """Export a stage of a handoff's life, in the trace of its offer, with a link to the call that ended it."""
+        own = SpanContext(offer.trace_id, calls.new_span_id(), is_remote=False, trace_flags=SAMPLED)
+        links = [Link(ended_by.context)] if ended_by is not None else []
+        times = (_unix_ns(began), _unix_ns(ended))
         self._span(name, own, offer, SpanKind.INTERNAL, *times, attributes, error, links)
 
     def _span(
@@ -232,13 +118,13 @@ class Tracer:
         kind: SpanKind,
         start_ns: int,
         end_ns: int,
-        attributes: dict[str, AttributeValue],
+        attributes: Mapping[str, AttributeValue],
         error: str,
         links: list[Link] | None = None,
     ) -> None:
         if error:
             attributes = {**attributes, "error.type": error}
-        self._offer(
+        self._export(
             ReadableSpan(
                 name,
                 context=context,
@@ -259,60 +145,32 @@ _tracer: Tracer | None = None
 
 
 def use(tracer: Tracer | None) -> None:
-    """The process's tracer from now on; None: nothing is kept."""
+    """Make `tracer` the process's tracer. With None, no trace is kept."""
     global _tracer  # noqa: PLW0603 - a process has one tracer
     _tracer = tracer
 
 
 def tracer() -> Tracer | None:
-    """The process's tracer."""
+    """The process's tracer, or None where telemetry is off."""
     return _tracer
 
 
-def end(call: Call, arrival: Arrival, how: End, noteworthy_s: float) -> float:
-    """Record a call that has ended, and keep its trace if it is to be kept; returns its duration in seconds.
-
-    From `noteworthy_s` seconds on it is noteworthy: 0 for one that failed, infinity for one that was waiting.
-    """
-    duration_s = monotonic() - arrival.received
-    transport = arrival.transport
-    metrics.OPERATION_DURATION.record(duration_s, how.method, how.tool, how.error, how.code, transport)
-    if _tracer is None:
-        return duration_s
-    kept = _tracer.decide(call, noteworthy=duration_s >= noteworthy_s)
-    metrics.CALLS_TRACED.add(1, kept)
-    if kept == "no":
-        return duration_s
-    attributes: dict[str, AttributeValue] = {"mcp.method.name": how.method, "network.transport": transport}
-    if how.tool:
-        attributes |= {"gen_ai.tool.name": how.tool, "gen_ai.operation.name": "execute_tool"}
-    if how.code:
-        attributes["handoff.error.code"] = how.code
-    if arrival.meta is not None and isinstance(version := arrival.meta.get(_VERSION_KEY), str):
-        attributes["mcp.protocol.version"] = version[:20]
-    name = f"{how.method} {how.tool}".rstrip()
-    _tracer.keep(call, name, attributes, how.error)
-    metrics.OPERATION_DURATION.exemplify(
-        duration_s, call.trace_id, call.span_id, how.method, how.tool, how.error, how.code, transport
-    )
-    return duration_s
-
-
-# What ends which stretch of a handoff's life: waiting on offer, or being worked on by its holder.
+# Which actions end which stage of a handoff's life: waiting as an offer, or being worked on by its holder.
 _ENDS_WAIT: Final = frozenset({"accept", "reject", "cancel", "expire"})
 _ENDS_WORK: Final = frozenset({"complete", "lapse"})
 
 
-def continue_story(action: str, before: metrics.Row, after: metrics.Row) -> None:
-    """A handoff was changed by the call under way, or by the clock: link the call to the offer, and put the stretch that has
-    ended into the offer's trace. `before` and `after` are its rows.
+def continue_story(action: str, before: Row, after: Row) -> None:
+    """Continue a handoff's story: link the current call to the offer, and add the stage that has ended to its trace.
+
+    The current call, or the clock if there is none, has changed the handoff; `before` and `after` are its rows.
     """
-    offer = parse(before["traceparent"])
+    offer = calls.parse_traceparent(before["traceparent"])
     if offer is None:
         return
-    call = current()
-    if call is not None:
-        call.links.append(Link(offer, {"handoff.action": action}))
+    record = calls.current()
+    if record is not None:
+        record.links.append(Link(offer, {"handoff.action": action}))
     if _tracer is None:
         return
     attributes: dict[str, AttributeValue] = {
@@ -320,14 +178,15 @@ def continue_story(action: str, before: metrics.Row, after: metrics.Row) -> None
         "handoff.type": before["request_type"],
         "handoff.action": action,
     }
-    times = (before["updated_at"], after["updated_at"])
     if action in _ENDS_WAIT and before["state"] == "offered":
         error = action if action == "expire" else ""
-        _tracer.stretch("handoff wait", offer, *times, attributes, error, call)
+        times = (before["updated_at"], after["updated_at"])
+        _tracer.export_stage("handoff wait", offer, *times, attributes, error, record)
     elif action in _ENDS_WORK and before["accepted_at"] is not None:
         error = action if action == "lapse" else ""
-        _tracer.stretch("handoff work", offer, before["accepted_at"], after["updated_at"], attributes, error, call)
+        times = (before["accepted_at"], after["updated_at"])
+        _tracer.export_stage("handoff work", offer, *times, attributes, error, record)
 
 
-def _ns(at: datetime) -> int:
+def _unix_ns(at: datetime) -> int:
     return round(at.timestamp() * 1e6) * 1_000

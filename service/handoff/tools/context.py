@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.encoding import to_json
 from handoff.errors import Invalid
 from handoff.model import SEQUENCE_MAX, EntryType

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.errors import Forbidden, Invalid
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX, Caller, Scope
+from handoff.telemetry import metrics
 
 METADATA_BYTES_MAX: Final = 16_384
 METADATA_DEPTH_MAX: Final = 16
@@ -41,6 +42,11 @@ class Tool(Generic[A]):
     idempotent: bool = False
     destructive: bool = False
     waits: bool = False  # for something to happen: such a call ends when its client goes away
+    changes_handoff: bool = False  # so that its trace is always kept: together they tell the handoff's story
+
+    def __post_init__(self) -> None:
+        """Make the name a value of the metrics' label."""
+        metrics.TOOL.admit(self.name)
 
 
 def no_nul(value: str) -> str:

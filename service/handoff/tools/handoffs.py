@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from asyncpg import Record
 from pydantic import AfterValidator, Field
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.encoding import from_cursor
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, HELD_STATES, NAME_PATTERN, OPEN_STATUSES, HandoffAction, RequestType
@@ -308,10 +308,14 @@ def _may_settle(row: Record, agent: str, action: str, owner: str) -> None:
         )
 
 
-REQUEST_HANDOFF = Tool("request_handoff", RequestHandoff, request_handoff, HANDOFF_RESULT, "write")
-ACCEPT_HANDOFF = Tool("accept_handoff", AcceptHandoff, accept_handoff, ACCEPTED_RESULT, "write")
-RENEW_HANDOFF = Tool("renew_handoff", RenewHandoff, renew_handoff, HANDOFF_RESULT, "write", idempotent=True)
-RESOLVE_HANDOFF = Tool("resolve_handoff", ResolveHandoff, resolve_handoff, HANDOFF_RESULT, "write", destructive=True)
+REQUEST_HANDOFF = Tool("request_handoff", RequestHandoff, request_handoff, HANDOFF_RESULT, "write", changes_handoff=True)
+ACCEPT_HANDOFF = Tool("accept_handoff", AcceptHandoff, accept_handoff, ACCEPTED_RESULT, "write", changes_handoff=True)
+RENEW_HANDOFF = Tool(
+    "renew_handoff", RenewHandoff, renew_handoff, HANDOFF_RESULT, "write", idempotent=True, changes_handoff=True
+)
+RESOLVE_HANDOFF = Tool(
+    "resolve_handoff", ResolveHandoff, resolve_handoff, HANDOFF_RESULT, "write", destructive=True, changes_handoff=True
+)
 GET_INBOX = Tool(
     "get_inbox",
     GetInbox,
@@ -321,4 +325,6 @@ GET_INBOX = Tool(
     idempotent=True,
     waits=True,
 )
-LAPSE_HANDOFF = Tool("lapse_handoff", LapseHandoff, lapse_handoff, HANDOFF_RESULT, "admin", destructive=True)
+LAPSE_HANDOFF = Tool(
+    "lapse_handoff", LapseHandoff, lapse_handoff, HANDOFF_RESULT, "admin", destructive=True, changes_handoff=True
+)

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from typing import Any, Literal
 
-from handoff.app import Call
+from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions

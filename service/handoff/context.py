@@ -1,0 +1,40 @@
+"""What a call works with: the App, which lives as long as the process, and the Call, which is one request."""
+
+from dataclasses import dataclass
+
+from handoff.cache import Cache
+from handoff.model import Caller
+from handoff.operations.alerts import Alerts
+from handoff.operations.health import Health
+from handoff.operations.heartbeat import Heartbeat
+from handoff.server.auth import Tokens
+from handoff.settings import Settings
+from handoff.store.append import AppendLane
+from handoff.store.connect import Pool
+from handoff.telemetry.otlp import Signals
+from handoff.wakeups import Wakeups
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Everything that lives as long as the process. `tokens` is None without a tokens file, `signals` without telemetry."""
+
+    settings: Settings
+    pool: Pool
+    lane: AppendLane
+    cache: Cache
+    wakeups: Wakeups
+    tokens: Tokens | None
+    alerts: Alerts
+    heartbeat: Heartbeat
+    health: Health
+    signals: Signals | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: what it works with, who makes it, and when it arrived (monotonic seconds)."""
+
+    app: App
+    caller: Caller
+    received: float

@@ -1,0 +1,28 @@
+"""Measures what the database holds: sessions, open handoffs and inboxes, as gauges."""
+
+from time import time
+from typing import get_args
+
+from handoff.context import App
+from handoff.model import HandoffState, RequestType, SessionStatus
+from handoff.store import state
+from handoff.store.connect import connection
+from handoff.telemetry import metrics
+
+
+async def run(app: App) -> None:
+    """Set the gauges."""
+    async with connection(app.pool) as conn:
+        rows = await state.totals(conn, get_args(SessionStatus))
+    found = {(row["figure"], row["a"], row["b"]): row["value"] for row in rows}
+    for status in get_args(SessionStatus):
+        metrics.SESSIONS.set(found.get(("sessions", status, ""), 0), status)
+    for held in (name for name in get_args(HandoffState) if name in ("offered", "accepted", "blocked")):
+        for kind in get_args(RequestType):
+            metrics.HANDOFFS_OPEN.set(found.get(("open", held, kind), 0), held, kind)
+    for target in ("agent", "capability"):
+        metrics.INBOX_DEPTH.set(found.get(("depth", target, ""), 0), target)
+        metrics.OLDEST_OFFER.set(found.get(("oldest", target, ""), 0), target)
+        metrics.DEEPEST_INBOX.set(found.get(("deepest", target, ""), 0), target)
+    metrics.PING_PONG.set(found.get(("ping_pong", "", ""), 0))
+    metrics.MEASURED_AT.set(time())

@@ -1,0 +1,46 @@
+"""Settles handoffs whose time is over: leases lapse, and offers expire."""
+
+from typing import Final
+
+import structlog
+
+from handoff.context import App
+from handoff.errors import Unavailable
+from handoff.store import handoffs
+from handoff.store.connect import Connection, connection, transact
+
+log = structlog.get_logger(__name__)
+
+_BATCH_MAX: Final = 100
+
+
+async def run(app: App) -> None:
+    """Settle what is overdue."""
+    count = await settle_overdue(app)
+    if count:
+        log.info("settle.done", handoffs=count)
+
+
+async def settle_overdue(app: App) -> int:
+    """Settle overdue handoffs, each in its own transaction; return how many.
+
+    Processes may do this side by side: each locks the handoff that it settles, and looks at it again.
+    """
+    async with connection(app.pool) as conn:
+        overdue = await handoffs.overdue(conn, _BATCH_MAX)
+    settled = 0
+    for handoff_id in overdue:
+
+        async def work(conn: Connection, handoff_id: int = handoff_id) -> None:
+            row = await handoffs.lock(conn, handoff_id)
+            if row is not None:
+                await handoffs.settle(conn, row, app.settings.lapses_max)
+
+        try:
+            await transact(app.pool, work)
+            settled += 1
+        except Unavailable:
+            raise
+        except Exception:  # one that can't be settled must not keep the others waiting
+            log.exception("settle.failed", handoff_id=handoff_id)
+    return settled

@@ -1,0 +1,30 @@
+"""The table of jobs: what is run regularly, by one process at a time. Add a job here."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from handoff.context import App
+from handoff.jobs import alive, certificates, measure, settle, stale_alerts, watchdog
+from handoff.settings import Settings
+from handoff.telemetry import metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job. `every_s` is its interval in seconds, read from the settings."""
+
+    name: str
+    every_s: Callable[[Settings], float]
+    run: Callable[[App], Awaitable[None]]
+
+
+JOBS: Final = (
+    Job("settle", lambda settings: settings.settle_interval_s, settle.run),
+    Job("measure", lambda settings: settings.measure_interval_s, measure.run),
+    Job("heartbeat", lambda settings: settings.heartbeat_interval_s, alive.run),
+    Job("watchdog", lambda settings: settings.heartbeat_interval_s, watchdog.run),
+    Job("stale_alerts", lambda settings: settings.heartbeat_interval_s, stale_alerts.run),
+    Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
+)
+metrics.JOB.admit(*(job.name for job in JOBS))

@@ -1,0 +1,112 @@
+"""Small ASGI pieces of the HTTP edge: bodies in, JSON and refusals out, and which names may be called."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import Message, Receive, Send
+
+from handoff.encoding import to_json
+from handoff.settings import Settings
+from handoff.telemetry import metrics
+
+_JSON: Final = (b"content-type", b"application/json")
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # the one that is checked must be the only one
+
+
+class Allowed:
+    """Allowed names, with any port or none, and further values exactly as given."""
+
+    def __init__(self, names: Iterable[str], exact: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._exact = frozenset(exact)
+
+    def holds(self, value: str) -> bool:
+        """Whether the value is allowed."""
+        if value in self._names or value in self._exact:
+            return True
+        name, _, port = value.rpartition(":")
+        return name in self._names and port.isascii() and port.isdigit()
+
+
+def host_names(settings: Settings) -> list[str]:
+    """The names by which this service may be called, without ports."""
+    names = ["127.0.0.1", "localhost", "[::1]"]
+    return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
+
+
+def has_duplicates(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether one of the headers that are checked appears more than once."""
+    names = [name for name, _ in headers if name in _ONCE]
+    return len(names) != len(set(names))
+
+
+def accepts_json(accept: str) -> bool:
+    """Whether an Accept header allows JSON."""
+    return "application/json" in accept or "*/*" in accept
+
+
+class RequestCutOff(Exception):
+    """The client went away in the middle of its request."""
+
+
+async def read_body(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
+    """The request's body, or None if it is larger than `bytes_max`; no more than that is read then. Raises RequestCutOff."""
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > bytes_max:
+        return None
+    message = await _part(receive)
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        chunks = bytearray(body)
+        while message.get("more_body", False) and len(chunks) <= bytes_max:
+            message = await _part(receive)
+            chunks += message.get("body", b"")
+        body = bytes(chunks)
+    return body if len(body) <= bytes_max else None
+
+
+async def _part(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise RequestCutOff
+    return message
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body again, and then whatever comes."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
+    """Send a JSON response with further headers; return its status."""
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), *further]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+    return status
+
+
+CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="handoff"'),)
+ALLOW_POST: Final = ((b"allow", b"POST"),)
+RETRY_LATER: Final = ((b"retry-after", b"5"),)
+CLOSE: Final = ((b"connection", b"close"),)
+
+
+async def refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
+    """Refuse a request before it became a call: count it, and answer with an error. Returns the status."""
+    metrics.REFUSALS.add(1, code)
+    return await respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

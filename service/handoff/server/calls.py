@@ -1,0 +1,253 @@
+"""What happens around each call, once, for tools, resources and every other method.
+
+`perform` opens the record of a call, runs it, translates whatever it raises, and records its metric, span and log line.
+Transports (http.py, stdio.py) and the SDK's binding (protocol.py) hand calls in and carry replies out.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from handoff.context import App, Call
+from handoff.encoding import to_json
+from handoff.errors import Forbidden, HandoffError, Invalid
+from handoff.model import Caller, Scope
+from handoff.resources.contract import match, parsed_query
+from handoff.server.catalog import RESOURCES, tools_of
+from handoff.telemetry import calls, metrics, spans
+from handoff.telemetry.calls import Arrival, AttributeValue
+
+A = TypeVar("A", bound=BaseModel)
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+TOOLS_CALL: Final = "tools/call"
+RESOURCES_READ: Final = "resources/read"
+metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ)
+
+_PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
+_ERRORS_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a tool answers: its structured content or its error, as JSON."""
+
+    body: bytes
+    is_error: bool
+
+
+class UnknownTool(Exception):
+    """This server has no tool of this name."""
+
+
+class ClientGone(Exception):
+    """The client went away while its call was waiting, so nobody is left to answer."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """What a call is about, for its metric, span and log line. Never content."""
+
+    method: str
+    tool: str = ""
+    resource: str | None = None
+    agent: str | None = None
+    session: str | None = None
+    handoff: int | str | None = None
+    is_waiting: bool = False  # for something to happen, so that its duration says nothing
+    changes_handoff: bool = False  # so that its trace is always worth keeping
+    request_bytes: int = 0
+    response_bytes: int | None = None
+
+
+async def call_tool(
+    app: App, caller: Caller, name: str, arguments: dict[str, Any], arrival: Arrival, gone: Callable[[], Awaitable[object]]
+) -> Reply:
+    """Run one tool call to its reply. `gone` completes when the client goes away, which ends a call that waits.
+
+    Raises UnknownTool, and ClientGone. Every other error is in the reply: a deliberate one with what to try, a crash without
+    its cause, which is logged.
+    """
+    tool = tools_of(admin=app.settings.admin).get(name)
+    if tool is None:
+        raise UnknownTool(name)
+    subject = Subject(
+        TOOLS_CALL,
+        name,
+        agent=caller.agent,
+        is_waiting=tool.waits and bool(arguments.get("wait_seconds")),
+        changes_handoff=tool.changes_handoff,
+        request_bytes=arrival.size_bytes,
+    )
+
+    async def run() -> bytes:
+        require_scope(caller, tool.scope)
+        args = validated(tool.arguments, arguments)
+        known = args.__dict__
+        subject.agent = known.get("agent") or caller.agent
+        subject.session = known.get("session_key")
+        subject.handoff = known.get("handoff_id")
+        return to_json(await tool.run(Call(app, caller, arrival.received), args))
+
+    performed = perform(app, subject, arrival, run)
+    result = await (_unless_gone(gone, performed) if subject.is_waiting else performed)
+    return Reply(result.body, is_error=True) if isinstance(result, Failure) else Reply(result, is_error=False)
+
+
+async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> "tuple[bytes, str] | Failure":
+    """Read a resource as one call: its text and its MIME type, or what went wrong."""
+    subject = Subject(RESOURCES_READ, agent=caller.agent)
+    return await perform(app, subject, arrival, lambda: read(app, caller, uri, arrival.received, subject))
+
+
+async def read(app: App, caller: Caller, uri: str, received: float, subject: Subject | None = None) -> tuple[bytes, str]:
+    """A resource's text and its MIME type. Raises HandoffError."""
+    found = match(RESOURCES, uri)
+    if found is None:
+        raise Invalid("resource_not_found", "No resource has this URI.", "resources/templates/list names them all.")
+    resource, path, query = found
+    if subject is not None:
+        subject.resource, subject.session, subject.handoff = resource.name, path.get("key"), path.get("id")
+        subject.agent = path.get("agent") or caller.agent
+    require_scope(caller, resource.scope)
+    args = validated(resource.query, parsed_query(query))
+    value = await resource.read(Call(app, caller, received), path, args)
+    return value.encode() if isinstance(value, str) else to_json(value), resource.mime_type
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that failed: the error, and the JSON by which the caller is told."""
+
+    error: HandoffError
+    body: bytes
+
+
+async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[], Awaitable[T]]) -> T | Failure:
+    """Run a call and record it; whatever it raises becomes a Failure. Only cancellation is raised."""
+    record = calls.begin(arrival.meta, arrival.headers)
+    in_progress = metrics.WAITING_CALLS if subject.is_waiting else metrics.ACTIVE_CALLS
+    if subject.tool:
+        in_progress.add(1)
+    code = "cancelled"
+    result: T | Failure
+    try:
+        result = await run()
+        code = ""
+        if isinstance(result, bytes):
+            subject.response_bytes = len(result)
+    except Exception as raised:  # noqa: BLE001 - `_crashed` logs it
+        error = raised if isinstance(raised, HandoffError) else _crashed(subject, raised)
+        code = error.code
+        result = Failure(error, to_json({"error": error.as_dict()}))
+        subject.response_bytes = len(result.body)
+    finally:
+        if subject.tool:
+            in_progress.add(-1)
+        _record(app, record, subject, arrival, code)
+        calls.leave()
+    return result
+
+
+def _record(app: App, record: calls.CallRecord, subject: Subject, arrival: Arrival, code: str) -> None:
+    """Record a call that has ended. `code` is the error code that the caller receives, empty if it succeeded."""
+    duration_s = monotonic() - arrival.received
+    error = "" if not code else "tool_error" if subject.tool else code
+    trace: tuple[int, int] | None = None
+    tracer = spans.tracer()
+    if tracer is not None:
+        slow = not subject.is_waiting and duration_s >= app.settings.slow_call_s
+        kept = tracer.decide(record, noteworthy=bool(code) or subject.changes_handoff or slow)
+        metrics.CALLS_TRACED.add(1, kept)
+        if kept != "no":
+            trace = (record.trace_id, record.span_id)
+            tracer.export_call(
+                record, f"{subject.method} {subject.tool}".rstrip(), _attributes(subject, arrival, code), error
+            )
+    metrics.call_ended(duration_s, subject.method, subject.tool, error, code, arrival.transport, trace)
+    if subject.tool:
+        log.info(
+            "tool.call",
+            tool=subject.tool,
+            outcome=code or "ok",
+            duration_ms=round(duration_s * 1e3, 3),
+            request_bytes=subject.request_bytes,
+            response_bytes=subject.response_bytes or 0,
+            agent=subject.agent,
+            session=subject.session,
+            handoff=subject.handoff,
+        )
+
+
+def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {
+        "mcp.method.name": subject.method,
+        "network.transport": arrival.transport,
+    }
+    if subject.tool:
+        attributes |= {"gen_ai.tool.name": subject.tool, "gen_ai.operation.name": "execute_tool"}
+    if code:
+        attributes["handoff.error.code"] = code
+    if arrival.meta is not None and isinstance(version := arrival.meta.get(_PROTOCOL_VERSION_KEY), str):
+        attributes["mcp.protocol.version"] = version[:20]
+    return attributes
+
+
+async def _unless_gone(gone: Callable[[], Awaitable[object]], call: Awaitable[T]) -> T:
+    """The call's result. If its client goes away first, the call is cancelled, and ClientGone raised."""
+    task, watch = asyncio.ensure_future(call), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for pending in (task, watch):
+            pending.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Raise Forbidden if the caller's token lacks a scope. `admin` includes them all."""
+    if scope not in caller.scopes and "admin" not in caller.scopes:
+        raise Forbidden(
+            "scope_missing",
+            f"This token lacks the scope {scope}.",
+            "Use a token that has it; the operator sets scopes in the tokens file.",
+        )
+
+
+def validated(model: type[A], arguments: dict[str, Any]) -> A:
+    """The arguments as an instance of `model`. Raises Invalid, which names what is wrong but repeats no value."""
+    try:
+        return model.__pydantic_validator__.validate_python(arguments)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+    shown = [
+        f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in problems[:_ERRORS_SHOWN]
+    ]
+    more = f" (and {len(problems) - _ERRORS_SHOWN} more)" if len(problems) > _ERRORS_SHOWN else ""
+    raise Invalid(
+        "invalid_arguments",
+        "; ".join(part[:300] for part in shown) + more + ".",
+        "Correct what is named here; the schema says what is allowed. Nothing was changed.",
+    )
+
+
+def _crashed(subject: Subject, raised: Exception) -> HandoffError:
+    """Log a crash with its stack; the caller learns only that there was one."""
+    event = "tool.failed" if subject.tool else "resource.failed" if subject.method == RESOURCES_READ else "method.failed"
+    log.error(event, tool=subject.tool or None, resource=subject.resource, exc_info=raised)
+    return HandoffError(
+        "internal",
+        "The service failed on this call. That is a bug in the service, and it has been logged.",
+        "Repeat the call once with the same idempotency_key. If it fails again, continue without it and tell the operator.",
+    )
