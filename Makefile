@@ -15,8 +15,9 @@ demo: .venv/.ready           ## two agents hand work over, against a running ser
 doctor: .venv/.ready         ## what is wrong here, and what to do about it
 	@.venv/bin/handoff doctor
 
+# COVERAGE=1 also lists the lines that no test reaches.
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
-	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack
+	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 
 # Four stacks beside one another, for most of their time is waiting. What each prints comes when it has ended.
 LANES := bundle pages outages work
