@@ -31,13 +31,16 @@ test-stack: .venv/.ready     ## the whole stack, started, broken and started aga
 test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* $($*_tests)
 
-check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
+check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 	.venv/bin/deptry service
 	.venv/bin/hadolint service/Dockerfile
+	.venv/bin/jactionlint --no-hints
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yaml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 dashboards: .venv/.ready     ## write grafana/dashboards from grafana/source
 	.venv/bin/python -m grafana.source
