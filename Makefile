@@ -15,7 +15,7 @@ demo: .venv/.ready           ## two agents hand work over, against a running ser
 doctor: .venv/.ready         ## what is wrong here, and what to do about it
 	@.venv/bin/handoff doctor
 
-# COVERAGE=1 also lists the lines that no test reaches.
+# COVERAGE=1 also lists the lines that no test reaches in its own process.
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
 	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 

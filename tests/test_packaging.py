@@ -93,16 +93,16 @@ def test_the_version_is_the_same_everywhere(built: Path, metadata: Message) -> N
     assert f"\n## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
     (path,) = built.glob("*.whl")
-    shown = "import sys, handoff.__main__ as it; print(it.__file__); sys.argv[1:] = ['--version']; it.main()"
+    shown = "import handoff, runpy; print(handoff.__file__, flush=True); runpy.run_module('handoff', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-c", shown],
+        [sys.executable, "-c", shown, "--version"],
         env={**os.environ, "PYTHONPATH": str(path)},  # Python imports from a wheel as it is
         capture_output=True,
         text=True,
         timeout=30,
         check=True,
     )
-    assert done.stdout.splitlines() == [str(path / "handoff" / "__main__.py"), __version__]
+    assert done.stdout.splitlines() == [str(path / "handoff" / "__init__.py"), __version__]
 
 
 def test_the_metadata_say_what_it_is_under_which_license_and_where_it_lives(metadata: Message) -> None:
