@@ -15,8 +15,9 @@ demo: .venv/.ready           ## two agents hand work over, against a running ser
 doctor: .venv/.ready         ## what is wrong here, and what to do about it
 	@.venv/bin/handoff doctor
 
+# COVERAGE=1 also lists the lines that no test reaches in its own process.
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
-	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack
+	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 
 # Four stacks beside one another, for most of their time is waiting. What each prints comes when it has ended.
 LANES := bundle pages outages work
@@ -30,13 +31,16 @@ test-stack: .venv/.ready     ## the whole stack, started, broken and started aga
 test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* $($*_tests)
 
-check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint
+check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 	.venv/bin/deptry service
 	.venv/bin/hadolint service/Dockerfile
+	.venv/bin/jactionlint --no-hints
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yaml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 dashboards: .venv/.ready     ## write grafana/dashboards from grafana/source
 	.venv/bin/python -m grafana.source

@@ -1,5 +1,3 @@
 """Handoff: one agent leaves its session and context to another, durably and exactly, with a receipt."""
 
-from importlib.metadata import version
-
-__version__ = version("handoff-observatory")
+__version__ = "0.1.0"  # hatchling reads it from here
