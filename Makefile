@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards bench doctor open clean
+.PHONY: run demo test test-stack check dashboards docs bench doctor open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -44,6 +44,9 @@ check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; 
 
 dashboards: .venv/.ready     ## write grafana/dashboards from grafana/source
 	.venv/bin/python -m grafana.source
+
+docs: .venv/.ready           ## fill the generated parts of the pages in docs/ from the code
+	.venv/bin/python -m docs.source
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 	.venv/bin/python -m tests.bench $(BENCH)

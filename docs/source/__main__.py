@@ -1,0 +1,58 @@
+"""Fill the generated parts of the pages: `python -m docs.source [--check] [FOLDER]`.
+
+With --check, write nothing, name the pages that are not current, and exit with 1 if there are any.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from docs.source import calls, errors, operations, settings, signals
+
+PAGES: Final = Path(__file__).parents[1]
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "tools": calls.tools,
+    "resources": calls.resources,
+    "limits": calls.limits,
+    "errors": errors.error_codes,
+    "refusals": errors.http_refusals,
+    "settings": settings.settings,
+    "metrics": signals.metrics_table,
+    "labels": signals.labels,
+    "alerts": operations.alerts,
+    "jobs": operations.jobs,
+}
+_PART: Final = re.compile(r"(?<=<!-- generated: )([\w-]+) -->\n.*?\n?(?=<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
+    """The page with its generated parts as they are now. Raises KeyError for a part that nothing generates."""
+    return _PART.sub(lambda found: f"{found[1]} -->\n\n{parts[found[1]]().strip()}\n\n", page)
+
+
+def main() -> int:
+    """Fill the pages of a folder, or check them."""
+    parser = argparse.ArgumentParser(prog="docs.source", description="Fill the generated parts of the pages in docs/.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not current")
+    parser.add_argument("folder", nargs="?", type=Path, default=PAGES)
+    arguments = parser.parse_args()
+    outdated = 0
+    for path in sorted(arguments.folder.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after == before:
+            continue
+        outdated += 1
+        if arguments.check:
+            print(f"{path} is not what the code says now. Run `make docs` and commit the page.")
+        else:
+            path.write_text(after, encoding="utf-8")
+            print(path)
+    return 1 if arguments.check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

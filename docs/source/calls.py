@@ -1,0 +1,127 @@
+"""What callers use: the tables of tools, resources and limits."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from docs.source.markdown import code, escaped, table
+from handoff.operations import alerts as notifications
+from handoff.operations.health import HISTORY_MAX
+from handoff.resources.contract import Resource
+from handoff.resources.sessions import SessionsQuery
+from handoff.server import auth, protocol
+from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
+from handoff.settings import CERTIFICATES_MAX
+from handoff.store import entries, handoffs
+from handoff.store import migrate as migrations
+from handoff.tools import contract
+from handoff.tools.context import ENTRIES_PER_CALL_MAX, Entry, GetContext, SearchContext
+from handoff.tools.contract import Tool
+from handoff.tools.handoffs import AcceptHandoff, GetInbox, RequestHandoff
+
+_ADMIN: Final = "; only with `--admin`"
+
+
+def tools() -> str:
+    """Every tool: what its docstring tells models, its arguments, the scope it needs."""
+    rows = [_tool(tool, "") for tool in TOOLS] + [_tool(tool, _ADMIN) for tool in ADMIN_TOOLS]
+    return table(("Tool", "What it does", "Arguments", "Scope"), rows)
+
+
+def resources() -> str:
+    """Every resource: its URI, what its query takes, the scope it needs."""
+    return table(("URI", "What it shows", "Query", "Scope"), [_resource(resource) for resource in RESOURCES])
+
+
+def limits() -> str:
+    """Every limit that is no setting."""
+    tokens = f"{_lower(GetContext, 'token_budget')} to {_upper(GetContext, 'token_budget')} tokens"
+    indexed = f"the first {_indexed_chars()} characters of an entry"
+    ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
+    rows = (
+        ("entries per call", _n(ENTRIES_PER_CALL_MAX)),
+        ("entries that one entry supersedes", _upper(Entry, "supersedes")),
+        ("metadata", f"{_n(contract.METADATA_BYTES_MAX)} bytes of JSON, {contract.METADATA_DEPTH_MAX} levels deep"),
+        ("instructions, or a note", f"{_upper(RequestHandoff, 'instructions')} characters"),
+        ("a session key", f"{_upper(GetContext, 'session_key')} characters"),
+        ("an agent's or a capability's name", f"{_upper(GetContext, 'agent')} characters"),
+        ("an idempotency key", f"{_upper(RequestHandoff, 'idempotency_key')} characters"),
+        ("capabilities per agent", _upper(GetInbox, "capabilities")),
+        ("writers per session", _found(r"len\(writers\) > ([0-9]+)", inspect.getsource(handoffs))),
+        ("a brief", f"{tokens}; {_n(GetContext.model_fields['token_budget'].default)} by default"),
+        ("a lease", f"{_lower(AcceptHandoff, 'lease_seconds')} to {_upper(AcceptHandoff, 'lease_seconds')} seconds"),
+        ("a deadline", f"{_upper(RequestHandoff, 'deadline_minutes')} minutes"),
+        ("a wait for the inbox", f"{_upper(GetInbox, 'wait_seconds')} seconds"),
+        ("items per page of a resource", _upper(SessionsQuery, "limit")),
+        ("a search query", f"{_upper(SearchContext, 'query')} characters"),
+        ("matches per search", _upper(SearchContext, "limit")),
+        ("text that search sees", f"{indexed}; {ranked}"),
+        (
+            "subscriptions",
+            f"{_n(protocol._SUBSCRIPTIONS_MAX)} per process, each of {_n(protocol._SUBSCRIBED_URIS_MAX)} URIs",
+        ),
+        ("health changes shown", _n(HISTORY_MAX)),
+        ("tokens in the tokens file", _n(auth._TOKENS_MAX)),
+        (
+            "a notification from Alertmanager",
+            f"{_n(notifications.ALERTS_MAX)} alerts, {_n(notifications.BODY_BYTES_MAX)} bytes",
+        ),
+        ("certificates to watch", _n(CERTIFICATES_MAX)),
+    )
+    return table(("What", "At most"), rows)
+
+
+def _tool(tool: Tool[Any], note: str) -> tuple[str, str, str, str]:
+    fields = tool.arguments.model_fields
+    order = sorted(fields, key=lambda name: not fields[name].is_required())
+    arguments = [code(name) if fields[name].is_required() else f"{code(name)}?" for name in order]
+    return code(tool.name), escaped(tool.arguments.__doc__ or ""), ", ".join(arguments), f"{tool.scope}{note}"
+
+
+def _resource(resource: Resource[Any]) -> tuple[str, str, str, str]:
+    return (
+        code(resource.path),
+        escaped(resource.description),
+        _listed(resource.query.model_fields),
+        resource.scope,
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(code, names))
+
+
+def _schema(arguments: type[BaseModel], name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = arguments.model_json_schema()["properties"][name]
+    return next((it for it in schema.get("anyOf", ()) if it["type"] != "null"), schema)
+
+
+def _upper(arguments: type[BaseModel], name: str) -> str:
+    schema = _schema(arguments, name)
+    (bound,) = [schema[key] for key in ("maximum", "maxLength", "maxItems") if key in schema]
+    return _n(bound)
+
+
+def _lower(arguments: type[BaseModel], name: str) -> str:
+    return _n(_schema(arguments, name)["minimum"])
+
+
+def _found(pattern: str, text: str) -> str:
+    """A number that has no name in the code. Raises ValueError if it is not where it was."""
+    found = set(re.findall(pattern, text))
+    if len(found) != 1:
+        raise ValueError(f"{pattern} matches {len(found)} numbers: update docs/source/calls.py")
+    return _n(int(found.pop()))
+
+
+def _indexed_chars() -> str:
+    """How much of an entry is indexed, as the last migration that says so has it."""
+    found = [number for it in migrations.migrations() for number in re.findall(r"left\(content, (\d+)\)", it.sql)]
+    return _n(int(found[-1]))
+
+
+def _n(number: int) -> str:
+    return f"{number:,}"
