@@ -1,29 +1,31 @@
-"""What the README shows is what happens."""
+"""What the README and the pages in docs/ show is what happens, and their links lead somewhere."""
 
 import hashlib
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+
+from markdown_it import MarkdownIt
 
 from handoff.model import TRANSITIONS
-from handoff.operations.health import THRESHOLDS
+from handoff.operations.checks import THRESHOLDS
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
 from tests.processes import HANDOFF, environment, free_port, serving
+from tests.test_packaging import targets_in
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
+PAGES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS.glob("*.md"))
 
 
-def block(before: str) -> str:
-    """The first code block behind some words."""
-    return README.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
-
-
-def block_of(heading: str) -> str:
-    """A section, up to the next heading."""
-    return re.split(r"^#", README.split(heading, 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+def block(before: str, page: str = README) -> str:
+    """The first code block behind some words of a page."""
+    return page.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
 
 
 def normalised(text: str) -> str:
@@ -82,22 +84,28 @@ def test_the_python_client_works_as_shown(database_url: str) -> None:
     assert "'state': 'offered'" in done.stdout
 
 
-def test_the_tables_and_the_diagram_are_those_of_the_code() -> None:
-    settings = re.findall(r"^\| `HANDOFF_(\w+)` \| (.*?) \|", README, re.MULTILINE)
-    assert [name.lower() for name, _ in settings] == list(Settings.model_fields)
-    for name, default in settings:
-        real = Settings.model_fields[name.lower()].default
-        assert default == ("" if real in (None, ()) else str(real).lower() if isinstance(real, bool) else str(real)), name
-    assert re.findall(r"^\| `([a-z_]+)` \| [a-z]", block_of("### The tools"), re.MULTILINE) == [tool.name for tool in TOOLS]
-    assert all(f"`{tool.name}`" in README for tool in ADMIN_TOOLS)
-    assert all(f"`{resource.path}`" in README for resource in RESOURCES)
-    drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", README, re.MULTILINE))
+def test_the_diagram_and_the_tables_are_those_of_the_code() -> None:
+    tools, settings = (DOCS / "tools.md").read_text(), (DOCS / "settings.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", tools, re.MULTILINE))
     assert drawn == {(origin, target, action) for (origin, action), target in TRANSITIONS.items()}
+    assert re.findall(r"^\| `([a-z_]+)` \| [A-Z]", tools, re.MULTILINE) == [it.name for it in (*TOOLS, *ADMIN_TOOLS)]
+    assert re.findall(r"^\| `(handoff:\S+)` \|", tools, re.MULTILINE) == [it.path for it in RESOURCES]
+    rows = re.findall(r"^\| `HANDOFF_(\w+)` \| (.*?) ?\|", settings, re.MULTILINE)
+    assert [name.lower() for name, _ in rows] == list(Settings.model_fields)
+    for name, default in rows:
+        real = Settings.model_fields[name.lower()].default
+        if isinstance(real, float):
+            assert float(default.strip("`")) == real, name
+        else:
+            shown = "" if real in (None, ()) else f"`{str(real).lower() if isinstance(real, bool) else real}`"
+            assert default == shown, name
 
 
 def test_the_thresholds_of_health_are_those_of_the_code() -> None:
+    page = (DOCS / "health.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(THRESHOLDS)
     for name, (degraded, unhealthy) in THRESHOLDS.items():
-        row = re.findall(rf"^\| `{name}` \| [^|]* \| ([^|]*) \| ([^|]*)\|$", README, re.MULTILINE)
+        row = re.findall(rf"^\| `{name}` \| [^|]* \| ([^|]*) \| ([^|]*)\|$", page, re.MULTILINE)
         assert row, name
         shown = [re.match(r"[\d,]+", cell.strip()) for cell in row[0]]
         assert shown[0] is not None
@@ -105,9 +113,71 @@ def test_the_thresholds_of_health_are_those_of_the_code() -> None:
         assert (float(shown[1][0].replace(",", "")) if shown[1] else None) == unhealthy, name
 
 
-def test_what_the_map_names_is_there() -> None:
-    names = re.findall(r"\b[a-z_]+\.py\b|\b[a-z_-]+/", block("## Map"))
-    package = ROOT / "service" / "handoff"
-    homes = (package, package / "store", package.parent, ROOT, ROOT / "tests", ROOT / "tests" / "stack")
-    assert [name for name in names if not any((home / name).exists() for home in homes)] == []
-    assert {path.name for path in package.glob("*.py")} - set(names) <= {"__init__.py", "logs.py", "wire.py"}
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {
+        (ROOT / target.partition("#")[0]).resolve() for target in targets_in(README) if not re.match(r"[a-z]+:", target)
+    }
+    assert set(DOCS.glob("*.md")) - linked == set()
+
+
+def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading() -> None:
+    dead: list[str] = []
+    for page in PAGES:
+        for target in targets_in(page.read_text()):
+            path, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            to = (page.parent / path).resolve() if path else page
+            if not to.exists() or (anchor and anchor not in anchors(to.read_text())):
+                dead.append(f"{page.relative_to(ROOT)}: {target}")
+    assert dead == []
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    found: set[str] = set()
+    tokens = MarkdownIt().parse(markdown)
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open":
+            text = "".join(it.content for it in inline.children or () if it.type in ("text", "code_inline"))
+            found.add(re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-"))
+    return found
+
+
+def mapped(heading: str) -> set[Path]:
+    """What a map in docs/architecture.md names, as paths."""
+    page = (DOCS / "architecture.md").read_text()
+    text = page.split(f"<!-- map: {heading} -->\n```text\n", 1)[1].split("```", 1)[0]
+    found: set[Path] = set()
+    above = ROOT / heading
+    for line in text.splitlines():
+        if not line:
+            continue
+        names = re.split(r", ", re.split(r"\s{2,}", line.strip())[0])
+        if not line.startswith(" "):
+            above = ROOT / heading / names[0] if len(names) == 1 and names[0].endswith("/") else ROOT / heading
+        found |= {(above if line.startswith(" ") else ROOT / heading) / name for name in names}
+    return found
+
+
+def test_what_the_map_names_is_there_and_what_is_there_is_named() -> None:
+    repository, package = mapped("."), mapped("service/handoff")
+    assert [path for path in repository | package if not path.exists()] == []
+
+    committed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    folders = {ROOT / path.partition("/")[0] for path in committed if "/" in path and not path.startswith(".")}
+    assert folders - repository == set()
+    home = ROOT / "service" / "handoff"
+    there = {path for path in home.iterdir() if (path.is_dir() and path.name != "__pycache__") or path.suffix == ".py"}
+    assert there - package == {home / "__init__.py"}
+
+
+def test_modules_are_short() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "service" / "handoff").rglob("*.py")}
+    assert median(count for path, count in lines.items() if path.name != "__init__.py") <= 150
+    long = {path.relative_to(ROOT / "service" / "handoff").as_posix(): count for path, count in lines.items() if count > 400}
+    assert long.keys() - {"simulation/scenarios.py"} == set(), long

@@ -25,7 +25,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "alerts": operations.alerts,
     "jobs": operations.jobs,
 }
-_PART: Final = re.compile(r"(?<=<!-- generated: )([\w-]+) -->\n.*?\n?(?=<!-- end -->)", re.DOTALL)
+_PART: Final = re.compile(r"(?<=^<!-- generated: )([\w-]+) -->\n.*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 
 
 def filled(page: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:

@@ -1,13 +1,15 @@
 """What callers use: the tables of tools, resources and limits."""
 
-import inspect
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from docs.source.markdown import code, escaped, table
+from handoff import store
 from handoff.operations import alerts as notifications
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
@@ -15,12 +17,11 @@ from handoff.resources.sessions import SessionsQuery
 from handoff.server import auth, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
-from handoff.store import entries, handoffs
+from handoff.store import entries
 from handoff.store import migrate as migrations
 from handoff.tools import contract
-from handoff.tools.context import ENTRIES_PER_CALL_MAX, Entry, GetContext, SearchContext
+from handoff.tools.context import ENTRIES_PER_CALL_MAX, Entry
 from handoff.tools.contract import Tool
-from handoff.tools.handoffs import AcceptHandoff, GetInbox, RequestHandoff
 
 _ADMIN: Final = "; only with `--admin`"
 
@@ -38,26 +39,30 @@ def resources() -> str:
 
 def limits() -> str:
     """Every limit that is no setting."""
-    tokens = f"{_lower(GetContext, 'token_budget')} to {_upper(GetContext, 'token_budget')} tokens"
+    of = {tool.name: tool.arguments for tool in TOOLS}
+    tokens = f"{_lower(of['get_context'], 'token_budget')} to {_upper(of['get_context'], 'token_budget')} tokens"
     indexed = f"the first {_indexed_chars()} characters of an entry"
     ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
     rows = (
         ("entries per call", _n(ENTRIES_PER_CALL_MAX)),
         ("entries that one entry supersedes", _upper(Entry, "supersedes")),
         ("metadata", f"{_n(contract.METADATA_BYTES_MAX)} bytes of JSON, {contract.METADATA_DEPTH_MAX} levels deep"),
-        ("instructions, or a note", f"{_upper(RequestHandoff, 'instructions')} characters"),
-        ("a session key", f"{_upper(GetContext, 'session_key')} characters"),
-        ("an agent's or a capability's name", f"{_upper(GetContext, 'agent')} characters"),
-        ("an idempotency key", f"{_upper(RequestHandoff, 'idempotency_key')} characters"),
-        ("capabilities per agent", _upper(GetInbox, "capabilities")),
-        ("writers per session", _found(r"len\(writers\) > ([0-9]+)", inspect.getsource(handoffs))),
-        ("a brief", f"{tokens}; {_n(GetContext.model_fields['token_budget'].default)} by default"),
-        ("a lease", f"{_lower(AcceptHandoff, 'lease_seconds')} to {_upper(AcceptHandoff, 'lease_seconds')} seconds"),
-        ("a deadline", f"{_upper(RequestHandoff, 'deadline_minutes')} minutes"),
-        ("a wait for the inbox", f"{_upper(GetInbox, 'wait_seconds')} seconds"),
+        ("instructions, or a note", f"{_upper(of['request_handoff'], 'instructions')} characters"),
+        ("a session key", f"{_upper(of['get_context'], 'session_key')} characters"),
+        ("an agent's or a capability's name", f"{_upper(of['get_context'], 'agent')} characters"),
+        ("an idempotency key", f"{_upper(of['request_handoff'], 'idempotency_key')} characters"),
+        ("capabilities per agent", _upper(of["get_inbox"], "capabilities")),
+        ("writers per session", _found(r"len\(writers\) > ([0-9]+)", _source_of(store))),
+        ("a brief", f"{tokens}; {_n(of['get_context'].model_fields['token_budget'].default)} by default"),
+        (
+            "a lease",
+            f"{_lower(of['accept_handoff'], 'lease_seconds')} to {_upper(of['accept_handoff'], 'lease_seconds')} seconds",
+        ),
+        ("a deadline", f"{_upper(of['request_handoff'], 'deadline_minutes')} minutes"),
+        ("a wait for the inbox", f"{_upper(of['get_inbox'], 'wait_seconds')} seconds"),
         ("items per page of a resource", _upper(SessionsQuery, "limit")),
-        ("a search query", f"{_upper(SearchContext, 'query')} characters"),
-        ("matches per search", _upper(SearchContext, "limit")),
+        ("a search query", f"{_upper(of['search_context'], 'query')} characters"),
+        ("matches per search", _upper(of["search_context"], "limit")),
         ("text that search sees", f"{indexed}; {ranked}"),
         (
             "subscriptions",
@@ -115,6 +120,10 @@ def _found(pattern: str, text: str) -> str:
     if len(found) != 1:
         raise ValueError(f"{pattern} matches {len(found)} numbers: update docs/source/calls.py")
     return _n(int(found.pop()))
+
+
+def _source_of(package: ModuleType) -> str:
+    return "".join(path.read_text(encoding="utf-8") for folder in package.__path__ for path in Path(folder).glob("*.py"))
 
 
 def _indexed_chars() -> str:

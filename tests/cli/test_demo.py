@@ -28,6 +28,8 @@ from tests.processes import HANDOFF, Service, environment, serving
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
+ERRORS = (ROOT / "docs" / "errors.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 MODULES = sorted((ROOT / "service" / "handoff" / "store").glob("*.py"))
 
 
@@ -145,13 +147,13 @@ async def test_a_wrong_result_is_a_failure(
     assert "it is the same" not in said
 
 
-def shown(before: str) -> str:
-    """The first code block of the README behind some words."""
-    return README.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
+def shown(page: str, before: str) -> str:
+    """The first code block of a page behind some words."""
+    return page.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
 
 
 async def test_claude_desktop_as_shown_works_beside_the_service_and_on_its_data(database_url: str) -> None:
-    server = json.loads(shown("**Claude Desktop**"))["mcpServers"]["handoff"]
+    server = json.loads(shown(README, "**Claude Desktop**"))["mcpServers"]["handoff"]
     name, folder = re.findall(r"/(\w+)\?host=(.+)$", database_url)[0]
     url = server["env"]["HANDOFF_DATABASE_URL"].replace("/path/to/handoff/.data/postgres", folder)
     environ = environment(database_url=url.replace("/handoff?", f"/{name}?"))
@@ -175,10 +177,10 @@ def test_claude_code_is_connected_as_make_run_says(capsys: pytest.CaptureFixture
 
 def test_a_python_client_with_a_token_works_as_shown(database_url: str, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
-    line = re.findall(r"^    (printf .* >> )tokens$", README, re.MULTILINE)[0]
+    line = re.findall(r"^    (printf .* >> )tokens$", SETTINGS, re.MULTILINE)[0]
     subprocess.run(["sh", "-c", f"{line}{tokens}"], env=environment() | {"TOKEN": "secret"}, check=True)
     with serving(database_url=database_url, tokens_file=tokens) as service:
-        code = shown("Where the service needs a token").replace("http://127.0.0.1:8642/mcp", service.url)
+        code = shown(SETTINGS, "Where the service needs a token").replace("http://127.0.0.1:8642/mcp", service.url)
         code = code.replace('"wait_seconds": 5', '"wait_seconds": 0')
         done = run(code, service, TOKEN="secret")
 
@@ -201,11 +203,11 @@ def run(code: str, service: Service, **variables: str) -> subprocess.CompletedPr
 async def test_an_error_looks_as_shown(agent: Agent) -> None:
     error = await agent.refused("get_context", agent="alice", session_key="s-1")
 
-    assert {"error": error} == json.loads(shown("### Errors and retries"))
+    assert {"error": error} == json.loads(shown(ERRORS, "# Errors and retries"))
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    table = dict(re.findall(r"^\| ([^`|]+) \| (.+) \|$", README.split("### Limits")[1].split("###")[0], re.MULTILINE))
+    table = dict(re.findall(r"^\| ([^`|]+) \| (.+) \|$", SETTINGS.split("## Limits")[1], re.MULTILINE))
     numbers = {name: [int(it.replace(",", "")) for it in re.findall(r"[\d,]*\d", text)] for name, text in table.items()}
 
     def bounds(arguments: type[contract.Arguments], name: str) -> list[int]:
@@ -214,12 +216,12 @@ def test_the_limits_are_those_of_the_code() -> None:
         keys = ("minimum", "maximum", "maxLength", "maxItems")
         return [schema[key] for key in keys if schema.get(key)]  # a minimum of 0 is none
 
-    assert numbers["entries a call"] == [ENTRIES_PER_CALL_MAX]
+    assert numbers["entries per call"] == [ENTRIES_PER_CALL_MAX]
     assert numbers["metadata"] == [contract.METADATA_BYTES_MAX, contract.METADATA_DEPTH_MAX]
     assert numbers["instructions, or a note"] == bounds(RequestHandoff, "instructions")
     assert numbers["a session key"] == bounds(GetContext, "session_key")
-    assert numbers["an agent's name, or a capability's"] == bounds(GetContext, "agent")
-    assert numbers["capabilities an agent"] == bounds(GetInbox, "capabilities")
+    assert numbers["an agent's or a capability's name"] == bounds(GetContext, "agent")
+    assert numbers["capabilities per agent"] == bounds(GetInbox, "capabilities")
     budget = GetContext.model_fields["token_budget"]
     assert numbers["a brief"] == [*bounds(GetContext, "token_budget"), budget.default]
     assert numbers["a deadline"] == bounds(RequestHandoff, "deadline_minutes")[1:]

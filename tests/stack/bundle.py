@@ -178,7 +178,7 @@ class Stack:
         return run("docker", "run", "--rm", "--network=none", "-v", mount, "busybox:1.37", *command)
 
     def secret(self, name: str) -> str:
-        """A secret, read as the README says."""
+        """A secret, read as docs/stack.md says."""
         return self.compose("run", "--rm", "--no-deps", "-T", "secrets", "show", name).strip()
 
     def psql(self, role: str, password: str, *statements: str) -> str:

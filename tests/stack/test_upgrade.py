@@ -16,7 +16,7 @@ from tests.stack.bundle import ROOT, Failed, Stack, run
 from tests.stack.conftest import ADA_TOKEN
 
 BEFORE = "0c3814f"  # the last version without a stack of its own
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "backup.md").read_text()
 
 # What an agent did on the version before: in its container, on its loopback, where no token is needed.
 WORK_BEFORE = """
@@ -37,8 +37,8 @@ asyncio.run(main())
 
 
 def block(name: str) -> list[str]:
-    """The commands of a block of the README."""
-    return README.split(f"<!-- {name} -->\n```sh\n", 1)[1].split("```", 1)[0].strip().splitlines()
+    """The commands of a block of the page."""
+    return PAGE.split(f"<!-- {name} -->\n```sh\n", 1)[1].split("```", 1)[0].strip().splitlines()
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ async def test_the_new_version_goes_on_where_the_one_before_stopped(second: Stac
         assert taken["handoff"]["context_digest"] == left["offer"]["context_digest"]
 
 
-async def test_a_backup_is_restored_into_a_new_volume_as_the_readme_says(second: Stack, tmp_path: Path) -> None:
+async def test_a_backup_is_restored_into_a_new_volume_as_the_page_says(second: Stack, tmp_path: Path) -> None:
     second.up("service", "worker")
     async with second.agent(ADA_TOKEN) as ada:
         key = await ada.session("ada")
@@ -107,7 +107,7 @@ async def test_a_backup_is_restored_into_a_new_volume_as_the_readme_says(second:
         written = await ada.ok("get_context", session_key=key, view="entries")
         compose = " ".join(f"'{word}'" for word in second._compose.docker_compose_command())
 
-        def by_the_readme(name: str) -> None:
+        def by_the_page(name: str) -> None:
             for line in block(name):
                 here = line.replace("docker compose", compose).replace("handoff.dump", str(tmp_path / "handoff.dump"))
                 here = here.replace("handoff_postgres", f"{second.project}_postgres").replace("--wait\n", "--wait")
@@ -115,9 +115,9 @@ async def test_a_backup_is_restored_into_a_new_volume_as_the_readme_says(second:
                     here += " service worker"  # the rest is not what is proven here
                 run("bash", "-euo", "pipefail", "-c", here)
 
-        by_the_readme("backup")
+        by_the_page("backup")
         later = await ada.session("ada")
-        by_the_readme("restore")
+        by_the_page("restore")
 
     async with second.agent(ADA_TOKEN) as ada:
         assert await ada.ok("get_context", session_key=key, view="entries") == written
