@@ -319,8 +319,8 @@ def test_what_is_given_for_a_channel_is_handed_to_alertmanager_alone(alone: Stac
 
 
 def test_the_two_commands_of_the_page_turn_a_channel_on_and_off(alone: Stack) -> None:
-    page = (ROOT / "docs" / "alerting.md").read_text()
-    assert "docker compose up -d --wait && docker compose kill -s HUP alertmanager" in page
+    text = (ROOT / "docs" / "alerting.md").read_text()
+    assert "docker compose up -d --wait && docker compose kill -s HUP alertmanager" in text
     for it in alone.given.iterdir():
         it.unlink()
     file = alone.given / "slack-url"
