@@ -31,7 +31,7 @@ def test_every_page_is_current() -> None:
 
 
 def test_a_page_that_is_not_current_is_named_with_what_to_do(tmp_path: Path) -> None:
-    current = (DOCS / "settings.md").read_text()
+    current = filled((DOCS / "settings.md").read_text())
     (tmp_path / "current.md").write_text(current)
     (tmp_path / "old.md").write_text(current.replace("`HANDOFF_PORT` | `8642`", "`HANDOFF_PORT` | `8000`"))
 
