@@ -22,6 +22,7 @@ from handoff.operations.alerts import ALERTS_MAX
 from handoff.operations.heartbeat import Heartbeat
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
+from handoff.store.migrate import migrate
 from handoff.telemetry import metrics
 from tests.agents import Agent, until
 from tests.server.test_auth import bearer, line
@@ -145,7 +146,9 @@ async def test_only_a_token_of_the_scope_alerts_may_tell(settings: Settings, tmp
 async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_back(settings: Settings) -> None:
     with own_postgres() as (url, folder):
         update = {"database_url": SecretStr(url), "statement_timeout_s": 0.5, "connect_timeout_s": 0.5}
-        async with open_app(settings.model_copy(update=update)) as app, edge(app) as http:
+        own = settings.model_copy(update=update)
+        await migrate(own)
+        async with open_app(own) as app, edge(app) as http:
             assert (await http.post("/alerts", json=notification(alert(number=2)))).status_code == 200
             stopped = pids(folder)
             for pid in stopped:

@@ -111,6 +111,9 @@ class Health:
 
     async def close(self) -> None:
         """Remove this process from the registry, and close the connection."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         await self.presence.leave(self._database)
         self._database.terminate()
 
