@@ -239,7 +239,10 @@ def _demo(arguments: argparse.Namespace) -> int:
         from handoff.cli.demo import play
 
         return asyncio.run(play(url, tokens))
-    from handoff.simulation.work import JobImpossible, job_of, script_of, work
+    from handoff.cli.demo_work import InvalidOptions as JobImpossible
+    from handoff.cli.demo_work import run_simulation as work
+    from handoff.cli.demo_work import schedule_for as script_of
+    from handoff.cli.demo_work import simulation_options as job_of
 
     try:
         asked = job_of(
