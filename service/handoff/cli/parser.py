@@ -236,7 +236,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     url: str = arguments.url or _address(settings.host, settings.port)
     tokens = dict(pair.partition("=")[::2] for pair in arguments.token)
     if not arguments.work:
-        from handoff.cli.demo import play
+        from handoff.cli.demo import run_demo as play
 
         return asyncio.run(play(url, tokens))
     from handoff.cli.demo_work import InvalidOptions as JobImpossible
