@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from handoff.model import TRANSITIONS
-from handoff.operations.health import THRESHOLDS
+from handoff.operations.checks import THRESHOLDS
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
 from tests.processes import HANDOFF, environment, free_port, serving

@@ -156,7 +156,7 @@ def server_settings(settings: Settings) -> dict[str, str]:
 
 
 async def prepare_connection(conn: Connection) -> None:
-    """jsonb in and out as Python values, through orjson."""
+    """Jsonb in and out as Python values, through orjson."""
     await conn.set_type_codec("jsonb", schema="pg_catalog", encoder=_encode_jsonb, decoder=orjson.loads, format="text")
 
 

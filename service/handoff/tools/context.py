@@ -41,7 +41,8 @@ class Entry(Arguments):
 
 class UpdateContext(Arguments):
     """Append entries, durably. metadata {"question":true} marks an open question, {"path":…} a file; supersedes names
-    entries replaced or answered."""
+    entries replaced or answered.
+    """
 
     agent: AgentArg = None
     session_key: SessionKeyArg

@@ -40,7 +40,8 @@ Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTE
 
 class RequestHandoff(Arguments):
     """Offer a session to target_agent, or to whoever has target_capability. full_handoff moves ownership too;
-    collaboration lets both write."""
+    collaboration lets both write.
+    """
 
     agent: AgentArg = None
     session_key: SessionKeyArg
