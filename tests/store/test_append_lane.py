@@ -17,15 +17,6 @@ from tests.agents import Agent, all_of
 from tests.store.appends import item, sequences
 
 
-async def test_the_time_that_an_append_has_waited_is_kept(agent: Agent, app: App, db: asyncpg.Connection) -> None:
-    late = item(await agent.session())
-    late.received -= 2
-
-    await app.lane.append(late)
-
-    assert 2_000 <= await db.fetchval("SELECT processing_ms FROM context_entry WHERE sequence = 2") < 4_000
-
-
 def waiting(app: App, *items: Append) -> list[list[Append]]:
     """The batches that a lane would make of these."""
     lane = AppendLane(app.pool, app.settings)

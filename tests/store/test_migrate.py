@@ -8,8 +8,11 @@ from pydantic import SecretStr
 from handoff.settings import Settings
 from handoff.store import migrate as module
 from handoff.store.migrate import Migration, MigrationError, migrate, migrations, pending
+from tests.agents import Agent
 
 LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version"
+COLUMNS = "session_id, sequence, type, content, size_bytes, content_hash, author, created_at, processing_ms"
+PREVIOUS_RELEASE = "session_id, 3, type, content, size_bytes, content_hash, author, now(), 1.5"
 ONE_MORE = Migration(9_999, "9999_one_more.sql", "CREATE TABLE one_more (n int)", "0" * 64)
 
 
@@ -74,6 +77,18 @@ async def test_a_new_migration_is_applied_alone_and_a_failing_one_leaves_nothing
     monkeypatch.setattr(module, "migrations", lambda: (*known, ONE_MORE))
     assert await migrate(settings) == [ONE_MORE.name]
     await conn.close()
+
+
+async def test_a_process_of_the_previous_release_can_still_write_processing_ms(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session()
+    await agent.says(key, "written by this release")
+
+    await db.execute(
+        f"INSERT INTO context_entry ({COLUMNS}) SELECT {PREVIOUS_RELEASE} FROM context_entry WHERE sequence = 2"
+    )
+
+    written = await db.fetch("SELECT processing_ms FROM context_entry WHERE sequence > 1 ORDER BY sequence")
+    assert [row["processing_ms"] for row in written] == [None, 1.5]
 
 
 async def test_a_database_newer_than_this_program_is_left_alone(settings: Settings) -> None:

@@ -50,17 +50,17 @@ FILL = """
     UNION ALL
     SELECT id, 'session.reactivated', owner, now() FROM session, generate_series(1, 500) WHERE id <= 20;
     INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
-                               created_at, processing_ms)
+                               created_at)
     SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
            'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
-           20, sha256('x'), owner, now(), 1
+           20, sha256('x'), owner, now()
       FROM session, generate_series(1, 10) q WHERE id BETWEEN 21 AND 500
     UNION ALL
     SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
            'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
-           20, sha256('x'), owner, now(), 1
+           20, sha256('x'), owner, now()
       FROM session, generate_series(1, 1500) q WHERE id <= 20;
     INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
     SELECT owner, key, 'update_context', sha256('x'), 1, now() FROM session;
@@ -269,7 +269,6 @@ def columns(numbers: list[int]) -> list[Any]:
         *([value] * count for value in (1, "message", "x", None, "", 1, bytes(32))),
         ["active", "dormant"],
         10_000,
-        [0.5] * count,
     ]
 
 

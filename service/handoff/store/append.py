@@ -77,13 +77,12 @@ WITH item AS MATERIALIZED (
      ORDER BY id, i
 ), written AS (
     INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
-                               created_at, processing_ms)
+                               created_at)
     SELECT f.id, f.base + e.ordinal, e.type, e.content, e.metadata::jsonb,
            CASE WHEN e.supersedes <> '' THEN string_to_array(e.supersedes, ',')::bigint[] END,
-           e.size_bytes, e.content_hash, f.agent, now(), e.processing_ms
-      FROM unnest($10::int[], $11::int[], $12::text[], $13::text[], $14::text[], $15::text[], $16::int[], $17::bytea[],
-                  $20::real[])
-           AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash, processing_ms)
+           e.size_bytes, e.content_hash, f.agent, now()
+      FROM unnest($10::int[], $11::int[], $12::text[], $13::text[], $14::text[], $15::text[], $16::int[], $17::bytea[])
+           AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash)
       JOIN fresh f USING (i)
 ), remembered AS (
     INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
@@ -293,8 +292,7 @@ def _count(item: Append, done: Appended) -> None:
 
 
 def _columns(batch: list[Append], entries_max: int) -> list[Any]:
-    now = monotonic()
-    entries = [(i, n, entry, item) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
+    entries = [(i, n, entry) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
     return [
         list(range(len(batch))),
         [item.session_key for item in batch],
@@ -305,17 +303,16 @@ def _columns(batch: list[Append], entries_max: int) -> list[Any]:
         [item.idempotency_key for item in batch],
         [item.fingerprint for item in batch],
         [item.size_bytes for item in batch],
-        [i for i, _, _, _ in entries],
-        [n for _, n, _, _ in entries],
-        [entry.type for _, _, entry, _ in entries],
-        [entry.content for _, _, entry, _ in entries],
-        [entry.metadata for _, _, entry, _ in entries],
-        [entry.supersedes for _, _, entry, _ in entries],
-        [entry.size_bytes for _, _, entry, _ in entries],
-        [entry.content_hash for _, _, entry, _ in entries],
+        [i for i, _, _ in entries],
+        [n for _, n, _ in entries],
+        [entry.type for _, _, entry in entries],
+        [entry.content for _, _, entry in entries],
+        [entry.metadata for _, _, entry in entries],
+        [entry.supersedes for _, _, entry in entries],
+        [entry.size_bytes for _, _, entry in entries],
+        [entry.content_hash for _, _, entry in entries],
         list(OPEN_STATUSES),
         entries_max,
-        [(now - item.received) * 1_000 for _, _, _, item in entries],
     ]
 
 

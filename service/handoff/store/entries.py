@@ -9,7 +9,7 @@ from handoff.store.connect import Connection
 
 # The page ends at $4 bytes of content, but never before its first entry.
 PAGE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
                      WHERE session_id = $1 AND sequence > $2
@@ -18,7 +18,7 @@ PAGE = """
      ORDER BY sequence
 """
 PAGE_BY_TYPE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
                      WHERE session_id = $1 AND type = $5 AND sequence > $2
