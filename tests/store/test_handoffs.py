@@ -111,11 +111,11 @@ async def test_a_held_handoff_is_neither_cancelled_nor_rejected_nor_accepted_aga
         ("accept_handoff", {"agent": "bob"}),
     ]
 
-    for state, possible in (("accepted", "renew, block, complete"), ("blocked", "renew")):
+    for state, allowed in (("accepted", "renew, block, complete"), ("blocked", "renew")):
         for tool, arguments in attempts:
             error = await agent.refused(tool, handoff_id=handoff_id, **arguments)
             assert (error["code"], error["state"], error["holder"]) == ("wrong_state", state, "bob")
-            assert error["try"] == f"From {state} it can go by: {possible}."
+            assert error["try"] == f"Allowed now: {allowed}."
         if state == "accepted":
             await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
     early = await agent.refused("resolve_handoff", action="complete", **hold)
