@@ -1,4 +1,4 @@
-"""Migrations: forward, once, by whoever comes first."""
+"""Migrations are applied in order and once, by whichever process comes first."""
 
 import anyio
 import asyncpg
@@ -26,7 +26,7 @@ async def connect(settings: Settings) -> asyncpg.Connection:
     return await asyncpg.connect(settings.database_url.get_secret_value())
 
 
-async def test_an_empty_database_is_brought_up_and_then_left_alone(empty: Settings) -> None:
+async def test_an_empty_database_is_migrated_once(empty: Settings) -> None:
     conn = await connect(empty)
     names = [migration.name for migration in migrations()]
 
@@ -60,7 +60,7 @@ async def test_a_migration_that_was_changed_after_it_was_applied_is_refused(sett
         await migrate(settings)
 
 
-async def test_a_new_migration_is_applied_alone_and_a_failing_one_leaves_nothing(
+async def test_only_a_new_migration_is_applied_and_a_failing_one_is_rolled_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conn = await connect(settings)
@@ -91,7 +91,7 @@ async def test_a_process_of_the_previous_release_can_still_write_processing_ms(a
     assert [row["processing_ms"] for row in written] == [None, 1.5]
 
 
-async def test_a_database_newer_than_this_program_is_left_alone(settings: Settings) -> None:
+async def test_a_database_newer_than_this_release_is_left_unchanged(settings: Settings) -> None:
     conn = await connect(settings)
     await conn.execute("INSERT INTO schema_migration (version, name, sha256) VALUES (9999, '9999_later.sql', 'x')")
 
