@@ -1,4 +1,4 @@
-"""Every setting, with its unit, default and bounds. The only reader of our environment variables (`HANDOFF_*`)."""
+"""All settings, with their defaults, bounds and units. Nothing else reads the environment variables HANDOFF_*."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,72 +12,207 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Settings(BaseSettings):
-    """The configuration of one process. Built once, in `__main__`, and passed down."""
+    """The configuration of one process, built once at startup and passed down."""
 
     model_config = SettingsConfigDict(env_prefix="HANDOFF_", frozen=True, extra="ignore")
 
-    # Where the truth and the cache are. Both addresses may hold a password, so they are never shown.
-    database_url: SecretStr | None = None
-    database_password_file: Path | None = None  # instead of a password in the address
-    redis_url: SecretStr | None = None
-    redis_password_file: Path | None = None
-    data_dir: Path = Path(".data")
+    # Storage. Both addresses may contain a password, so they are never shown.
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the Postgres 18 database, as postgresql://user:password@host/database. "
+        "`handoff run` starts its own Postgres if this is not set.",
+    )
+    database_password_file: Path | None = Field(
+        default=None,
+        description="File that contains the database password, as an alternative to a password in HANDOFF_DATABASE_URL.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the Redis cache, beginning with redis://, rediss:// or unix://. "
+        "If not set, each process caches in its own memory.",
+    )
+    redis_password_file: Path | None = Field(
+        default=None,
+        description="File that contains the Redis password, as an alternative to a password in HANDOFF_REDIS_URL.",
+    )
+    data_dir: Path = Field(default=Path(".data"), description="Folder in which `handoff run` stores its data.")
 
     # HTTP
-    host: str = "127.0.0.1"
-    port: int = Field(default=8642, ge=0, le=65_535)
-    tokens_file: Path | None = None
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # further Host header values, comma-separated, no scheme
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # further Origin header values, comma-separated
-    body_bytes_max: int = Field(default=8 << 20, ge=1 << 16, le=64 << 20)
-    admin: bool = False
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    logging_file: Path | None = None  # levels by event; read again when it changes
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to bind. Any address other than loopback requires HANDOFF_TOKENS_FILE.",
+    )
+    port: int = Field(default=8642, ge=0, le=65_535, description="HTTP port; 0 picks a free one.")
+    tokens_file: Path | None = Field(
+        default=None,
+        description="File that lists the tokens of callers. If not set, anyone who can reach the port may call.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Additional values accepted in the Host header, comma-separated, without a scheme."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Additional values accepted in the Origin header, comma-separated."
+    )
+    body_bytes_max: int = Field(
+        default=8 << 20, ge=1 << 16, le=64 << 20, description="Maximum size of a request body, in bytes."
+    )
+    admin: bool = Field(default=False, description="Whether to serve the admin tools as well.")
+    log_level: str = Field(
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="Lowest level of log events that are written: debug, info, warning or error.",
+    )
+    logging_file: Path | None = Field(
+        default=None, description="File with log levels per event, read again whenever it changes."
+    )
 
-    # Bounds of the model
-    content_bytes_max: int = Field(default=1 << 20, ge=1 << 10, le=16 << 20)
-    session_entries_max: int = Field(default=100_000, ge=100, le=10_000_000)
-    page_bytes_max: int = Field(default=256 << 10, ge=1 << 14, le=16 << 20)
-    lease_s_default: int = Field(default=900, ge=5, le=86_400)
-    blocked_lease_s: int = Field(default=86_400, ge=60, le=604_800)
-    lapses_max: int = Field(default=3, ge=0, le=100)
+    # Limits and leases
+    content_bytes_max: int = Field(
+        default=1 << 20, ge=1 << 10, le=16 << 20, description="Maximum size of the content of one entry, in bytes."
+    )
+    session_entries_max: int = Field(
+        default=100_000, ge=100, le=10_000_000, description="Maximum number of entries per session."
+    )
+    page_bytes_max: int = Field(
+        default=256 << 10,
+        ge=1 << 14,
+        le=16 << 20,
+        description="Maximum size of the content on one page of entries, in bytes; a page always holds at least one entry.",
+    )
+    lease_s_default: int = Field(
+        default=900, ge=5, le=86_400, description="Length of a lease, in seconds, if the call does not ask for another."
+    )
+    blocked_lease_s: int = Field(
+        default=86_400, ge=60, le=604_800, description="Length of the lease of a blocked handoff, in seconds."
+    )
+    lapses_max: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Number of lapsed leases after which a handoff is still offered again; the next lapse expires it.",
+    )
 
     # Postgres
-    pool_size: int = Field(default=8, ge=2, le=100)
-    connect_timeout_s: float = Field(default=3.0, gt=0, le=60)
-    statement_timeout_s: float = Field(default=5.0, gt=0, le=60)
-    startup_timeout_s: float = Field(default=30.0, gt=0, le=600)
-    append_batch_max: int = Field(default=64, ge=1, le=256)
-    append_batch_bytes_max: int = Field(default=4 << 20, ge=1 << 20, le=64 << 20)
-    append_queue_max: int = Field(default=4_096, ge=1, le=1_000_000)
-    append_wait_s_max: float = Field(default=5.0, gt=0, le=60)
+    pool_size: int = Field(
+        default=8,
+        ge=2,
+        le=100,
+        description="Maximum number of pooled connections to Postgres per process. A few dedicated connections come on top.",
+    )
+    connect_timeout_s: float = Field(
+        default=3.0, gt=0, le=60, description="Timeout for opening a connection to Postgres, in seconds."
+    )
+    statement_timeout_s: float = Field(default=5.0, gt=0, le=60, description="Timeout for one SQL statement, in seconds.")
+    startup_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="How long to wait for Postgres at startup, in seconds."
+    )
+    append_batch_max: int = Field(
+        default=64, ge=1, le=256, description="Maximum number of appends that are committed with one statement."
+    )
+    append_batch_bytes_max: int = Field(
+        default=4 << 20,
+        ge=1 << 20,
+        le=64 << 20,
+        description="Maximum size of the content that is committed with one statement, in bytes.",
+    )
+    append_queue_max: int = Field(
+        default=4_096,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of appends that wait to be written; further ones are refused.",
+    )
+    append_wait_s_max: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="How long an append may wait to be written, in seconds, before it is refused.",
+    )
 
-    # Waiting and sweeping
-    waiters_max: int = Field(default=1_000, ge=1, le=100_000)
-    settle_interval_s: float = Field(default=5.0, gt=0, le=3_600)
+    # Waiting calls and jobs
+    waiters_max: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of calls that wait for a handoff at the same time; further ones are refused.",
+    )
+    settle_interval_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3_600,
+        description="Interval between checks for lapsed leases and passed deadlines, in seconds.",
+    )
+    jobs: bool = Field(
+        default=True,
+        description="Whether this process runs the background jobs when no other process does.",
+    )
 
-    jobs: bool = True  # do the worker's jobs in this process too, unless another does them
+    # Telemetry. Exporters also read the standard OTEL_* variables.
+    telemetry: bool = Field(
+        default=False,
+        description="Whether to export traces, metrics and logs over OTLP and to open the operations port.",
+    )
+    ops_host: str = Field(
+        default="127.0.0.1",
+        description="Address to which the operations port is bound. The port does not check tokens.",
+    )
+    ops_port: int = Field(default=9464, ge=0, le=65_535, description="Operations port; 0 picks a free one.")
+    traces_per_s_max: float = Field(
+        default=50.0,
+        ge=0,
+        le=10_000,
+        description="Maximum number of traces kept per second of ordinary calls, and as many again of noteworthy calls: "
+        "calls that fail, are slow or change a handoff.",
+    )
+    slow_call_s: float = Field(
+        default=0.5, gt=0, le=60, description="Duration from which a call counts as slow and so as noteworthy, in seconds."
+    )
+    health_interval_s: float = Field(
+        default=30.0, ge=0.1, le=3_600, description="Interval between health checks, in seconds."
+    )
+    measure_interval_s: float = Field(
+        default=15.0,
+        ge=0.1,
+        le=3_600,
+        description="Interval between measurements of what the database holds, in seconds.",
+    )
+    heartbeat_interval_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=600,
+        description="Interval at which each process records that it is alive, in seconds.",
+    )
 
-    # Signals: OTLP as the OTEL_* variables say, and the operations port
-    telemetry: bool = False
-    ops_host: str = "127.0.0.1"
-    ops_port: int = Field(default=9464, ge=0, le=65_535)
-    traces_per_s_max: float = Field(default=50.0, ge=0, le=10_000)  # ordinary calls traced, and as many noteworthy ones
-    slow_call_s: float = Field(default=0.5, gt=0, le=60)
-    health_interval_s: float = Field(default=30.0, ge=0.1, le=3_600)
-    measure_interval_s: float = Field(default=15.0, ge=0.1, le=3_600)
-    heartbeat_interval_s: float = Field(default=10.0, ge=0.1, le=600)
-
-    # Alerts: the Watchdog's heartbeat, whom to tell of its silence, and certificates to look at
-    watchdog_timeout_s: float = Field(default=0.0, ge=0, le=86_400)  # 0: none is expected
-    watchdog_webhook_file: Path | None = None  # holds an address; a file that is not there is as none
-    certificates: Annotated[tuple[str, ...], NoDecode] = ()  # host:port, comma-separated
-    certificates_interval_s: float = Field(default=3_600.0, ge=1, le=86_400)
+    # Alerts
+    watchdog_timeout_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="How long the heartbeat of Prometheus's Watchdog alert may be missing, in seconds, before the worker "
+        "raises an alert itself; 0 if no heartbeat is expected.",
+    )
+    watchdog_webhook_file: Path | None = Field(
+        default=None,
+        description="File that contains the address to which the worker posts when the Watchdog's heartbeat goes missing or "
+        "returns. If the file does not exist, nothing is posted.",
+    )
+    certificates: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses whose TLS certificates are checked for expiry, as host:port, comma-separated.",
+    )
+    certificates_interval_s: float = Field(
+        default=3_600.0, ge=1, le=86_400, description="Interval between checks of the certificates, in seconds."
+    )
 
     # Cache
-    cache_timeout_s: float = Field(default=0.25, gt=0, le=10)
-    cache_retry_s: float = Field(default=2.0, gt=0, le=300)
-    cache_local_entries_max: int = Field(default=512, ge=1, le=1_000_000)
+    cache_timeout_s: float = Field(
+        default=0.25, gt=0, le=10, description="Timeout for one operation of the Redis cache, in seconds."
+    )
+    cache_retry_s: float = Field(
+        default=2.0, gt=0, le=300, description="How long Redis is skipped after it has failed, in seconds."
+    )
+    cache_local_entries_max: int = Field(
+        default=512, ge=1, le=1_000_000, description="Maximum number of entries in the in-memory cache of a process."
+    )
 
     @field_validator("allowed_hosts", "allowed_origins", "certificates", mode="before")
     @classmethod
@@ -89,25 +224,25 @@ class Settings(BaseSettings):
     @field_validator("certificates")
     @classmethod
     def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for it in value:
-            host, _, port = it.rpartition(":")
+        for address in value:
+            host, _, port = address.rpartition(":")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-                raise ValueError("each must be host:port")
+                raise ValueError("each address must be host:port, with a port from 1 to 65535")
         if len(value) > CERTIFICATES_MAX:
-            raise ValueError(f"no more than {CERTIFICATES_MAX}")
+            raise ValueError(f"at most {CERTIFICATES_MAX} addresses are allowed")
         return value
 
     @field_validator("database_url", "redis_url")
     @classmethod
     def _readable(cls, value: SecretStr | None) -> SecretStr | None:
-        # Refused here, because what the drivers and urlsplit itself say of it would show a part of the password.
+        # Checked here, because the errors of urlsplit and of the drivers would show a part of the password.
         try:
             hosts = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2].split(",") if value is not None else []
         except ValueError:
-            raise ValueError("is no URL") from None
+            raise ValueError("this is not a valid URL") from None
         ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
         if not all(port.isascii() and port.isdigit() for port in ports if port):
-            raise ValueError("the port is no number; in a name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
+            raise ValueError("the port is not a number; in a name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
         return value
 
     @field_validator("redis_url")
@@ -118,21 +253,21 @@ class Settings(BaseSettings):
         return value
 
     def database_password(self) -> str | None:
-        """The password in `database_password_file`; None where the address holds it, or none is needed."""
+        """Return the password in `database_password_file`, or None if that is not set."""
         return _read_secret(self.database_password_file)
 
     def redis_password(self) -> str | None:
-        """The password in `redis_password_file`, or None."""
+        """Return the password in `redis_password_file`, or None if that is not set."""
         return _read_secret(self.redis_password_file)
 
     def watchdog_webhook(self) -> str | None:
-        """Whom to tell of the Watchdog's silence: the address in `watchdog_webhook_file`, or None."""
+        """Return the address in `watchdog_webhook_file`, or None if that is not set, does not exist or is empty."""
         file = self.watchdog_webhook_file
         return _read_secret(file) or None if file is not None and file.exists() else None
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the service binds an address that only this machine reaches."""
+        """Whether the service binds an address that only this machine can reach."""
         return self.host in LOOPBACK_HOSTS
 
 

@@ -190,7 +190,7 @@ def test_migrate_applies_once_and_says_what(empty_database_url: str) -> None:
     first = handoff("migrate", database_url=empty_database_url)
     second = handoff("migrate", database_url=empty_database_url)
 
-    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql")
+    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql", "0004_processing_ms_nullable.sql")
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
 
