@@ -99,7 +99,7 @@ def test_every_alert_has_its_heading_in_the_runbook_and_every_heading_its_alert(
     headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert sorted(headings) == sorted([*alerts(), "WatchdogSilent"])
     for section in RUNBOOK.split("\n## ")[1:]:
-        for part in ("**Look at**", "**Do**", "**Over when**"):
+        for part in ("**Likely causes**", "**Check**", "**Fix**", "**Resolved when**"):
             assert part in section, section.split("\n")[0]
 
 
@@ -158,7 +158,7 @@ def test_what_pages_stays_a_while_so_that_what_comes_and_goes_is_one_page() -> N
     pages.pop("HandoffCertificateExpiresSoon")  # which time alone does not mend
     for name, it in pages.items():
         assert seconds(it.get("keep_firing_for", "")) >= 180, name
-        stays = f"stays for {seconds(it['keep_firing_for']) // 60} minutes more"
+        stays = f"keeps firing for another {seconds(it['keep_firing_for']) // 60} minutes"
         assert stays in RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0], f"{name}: the runbook says how long"
 
 

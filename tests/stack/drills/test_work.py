@@ -122,7 +122,7 @@ def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
 @contextmanager
 def found_by_runbook(stack: Stack) -> Generator[None]:
     """Who keeps a table to himself is named by the question that the runbook asks."""
-    (question,) = set(re.findall(r"Who blocks whom: `([^`]+)`", RUNBOOK.read_text()))
+    (question,) = set(re.findall(r"Blocked sessions and who blocks them: `([^`]+)`", RUNBOOK.read_text()))
     holder = stack.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'by-hand'")
     eventually(lambda: holder in re.findall(r"[{,](\d+)\b", stack.sql(question)), show=lambda: stack.sql(question))
     yield
