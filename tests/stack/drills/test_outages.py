@@ -119,7 +119,7 @@ def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
                 muted=("HandoffDiskFilling", "HandoffDiskHigh"),
             ),
             Fault(
-                "certificate of 10 days",
+                "certificate with 10 days left",
                 lambda it: certificate_of(it.stack, 10),
                 ("HandoffCertificateExpiring",),
                 muted=("HandoffCertificateExpiring",),
@@ -130,15 +130,15 @@ def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
                 ("HandoffDatabaseConnectionsHigh",),
             ),
             Fault(
-                "worker's memory at 85 %",
+                "worker's memory at 85%",
                 lambda it: memory_short(it.stack, "worker", 0.85),
                 ("HandoffMemoryHigh",),
                 muted=("HandoffMemoryHigh",),
             ),
         ],
         [
-            Fault("certificate of 2 days", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)),
-            Fault("worker's memory at 97 %", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
+            Fault("certificate with 2 days left", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)),
+            Fault("worker's memory at 97%", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
         ],
     )
 
@@ -147,7 +147,7 @@ def test_a_worker_that_is_stuck_is_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "heartbeat can't be written",
+                "worker's heartbeat can't be written",
                 lambda it: failing_heartbeat(it.stack),
                 ("HandoffWorkerJobFailing", "HandoffWorkerStalled"),
                 muted=("HandoffWorkerJobFailing",),
@@ -160,7 +160,7 @@ def test_logs_that_can_not_be_sent_are_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "Loki can't be reached, its queue full",
+                "Loki unreachable, its queue full",
                 lambda it: both(cut_off(it.stack, "loki"), again_and_again(speaks(it.ada), threads=4, every_s=0.01)),
                 ("HandoffCollectorQueueFilling", "HandoffTelemetryDropped", "HandoffTelemetryRefused"),
             )

@@ -38,15 +38,15 @@ def test_what_agents_leave_or_do_over_and_over_is_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "an offer that nobody takes for two hours", lambda it: offer_left_lying(it.stack, 2), ("HandoffOfferTooOld",)
+                "an offer that nobody accepts for 2 hours", lambda it: offer_left_lying(it.stack, 2), ("HandoffOfferTooOld",)
             ),
             Fault(
-                "sessions handed to and fro",
+                "sessions handed back and forth",
                 lambda it: handed_to_and_fro(it.stack, it.ada, it.operator),
                 ("HandoffPingPong",),
             ),
             Fault(
-                "calls that name no session",
+                "calls with an unknown session",
                 lambda it: again_and_again(lambda: lambda: mistakes(it.ada), threads=2, every_s=0.02),
                 ("HandoffRefusalRatioHigh",),
             ),
@@ -58,7 +58,7 @@ def test_offers_that_are_turned_down_are_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "offers turned down",
+                "offers rejected",
                 lambda it: again_and_again(lambda: lambda: rejects(it.ada, it.operator)),
                 ("HandoffRejectRatioHigh",),
             )
@@ -70,7 +70,7 @@ def test_handoffs_that_are_taken_late_and_forgotten_are_told_of(drill: Drill) ->
     drill.do(
         [
             Fault(
-                "handoffs taken late and forgotten",
+                "handoffs accepted late and left to lapse",
                 lambda it: again_and_again(lambda: lambda: takes_late_and_forgets(it.stack, it.ada, it.operator), threads=2),
                 ("HandoffLeasesLapsing", "HandoffAcceptBudgetBurn"),
             )
@@ -95,7 +95,7 @@ def test_slow_statements_are_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registering takes 1.6 s",
+                "registrations take 1.6 s",
                 lambda it: both(slow(it.stack, "session", 1.6), again_and_again(registers(it.operator), threads=5)),
                 ("HandoffToolSlow", "HandoffDatabaseSlowStatements", "HandoffLatencyBudgetBurn"),
             )
@@ -107,7 +107,7 @@ def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "context_entry locked, 14 write",
+                "context_entry locked, 14 writers",
                 lambda it: both(
                     locked(it.stack, "context_entry"),
                     again_and_again(speaks(it.ada), threads=14),
@@ -132,7 +132,7 @@ def test_a_tool_that_is_very_slow_is_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registering takes 3.6 s",
+                "registrations take 3.6 s",
                 lambda it: both(slow(it.stack, "session", 3.6), again_and_again(registers(it.operator), threads=2)),
                 ("HandoffToolVerySlow",),
             )
@@ -144,7 +144,7 @@ def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "17 write at once",
+                "17 writers at once",
                 lambda it: both(
                     slow(it.stack, "context_entry", 0.2), again_and_again(speaks(it.ada), threads=17, every_s=0.01)
                 ),
@@ -154,7 +154,7 @@ def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
         ],
         [
             Fault(
-                "14 more write",
+                "14 more writers",
                 lambda it: again_and_again(speaks(it.ada), threads=14, every_s=0.01),
                 ("HandoffConcurrentCallsCritical",),
             )
@@ -166,7 +166,7 @@ def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Dr
     drill.do(
         [
             Fault(
-                "one agent's registering fails",
+                "one agent's registrations fail",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=5), every_s=0.05),
@@ -191,7 +191,7 @@ def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: D
     drill.do(
         [
             Fault(
-                "one call in 25 fails",
+                "1 call in 25 fails",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=24), threads=2, every_s=0.1),
@@ -206,7 +206,7 @@ def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill
     drill.do(
         [
             Fault(
-                "few calls fail, few take 0.7 s, and one offer in five is taken late",
+                "a few calls fail, a few take 0.7 s, and 1 offer in 5 is accepted late",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     slow(it.stack, "handoff", 0.7),
