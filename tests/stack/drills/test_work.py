@@ -1,4 +1,4 @@
-"""What agents leave or do over and over, and how their calls fare: alerts by their faults."""
+"""Drills for misbehaving agents, and for calls that are slow or fail."""
 
 import re
 from collections.abc import Generator
@@ -34,7 +34,7 @@ RUNBOOK: Final = ROOT / "prometheus" / "runbook.md"
 OPERATORS: Final = "ROW WHEN (new.owner = 'operator')"
 
 
-def test_what_agents_leave_or_do_over_and_over_is_told_of(drill: Drill) -> None:
+def test_old_offers_ping_pong_and_bad_calls_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -54,7 +54,7 @@ def test_what_agents_leave_or_do_over_and_over_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_offers_that_are_turned_down_are_told_of(drill: Drill) -> None:
+def test_rejected_offers_raise_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -66,7 +66,7 @@ def test_offers_that_are_turned_down_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_handoffs_that_are_taken_late_and_forgotten_are_told_of(drill: Drill) -> None:
+def test_handoffs_accepted_late_and_left_to_lapse_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -78,7 +78,7 @@ def test_handoffs_that_are_taken_late_and_forgotten_are_told_of(drill: Drill) ->
     )
 
 
-def test_a_cache_that_refuses_or_forgets_is_told_of(drill: Drill) -> None:
+def test_a_cache_that_refuses_or_evicts_too_early_raises_alerts(drill: Drill) -> None:
     drill.do([Fault("Redis refuses", lambda it: no_cache_access(it.stack), ("HandoffCacheErrorRatioHigh",))])
     drill.do(
         [
@@ -91,7 +91,7 @@ def test_a_cache_that_refuses_or_forgets_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_slow_statements_are_told_of(drill: Drill) -> None:
+def test_slow_statements_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -103,7 +103,7 @@ def test_slow_statements_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
+def test_a_locked_table_pages_once(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -121,14 +121,14 @@ def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
 
 @contextmanager
 def found_by_runbook(stack: Stack) -> Generator[None]:
-    """Who keeps a table to himself is named by the question that the runbook asks."""
+    """Check that the query in the runbook finds the session that holds the lock."""
     (question,) = set(re.findall(r"Blocked sessions and who blocks them: `([^`]+)`", RUNBOOK.read_text()))
     holder = stack.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'by-hand'")
     eventually(lambda: holder in re.findall(r"[{,](\d+)\b", stack.sql(question)), show=lambda: stack.sql(question))
     yield
 
 
-def test_a_tool_that_is_very_slow_is_told_of(drill: Drill) -> None:
+def test_a_very_slow_tool_raises_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -140,7 +140,7 @@ def test_a_tool_that_is_very_slow_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
+def test_calls_that_pile_up_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -162,7 +162,7 @@ def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Drill) -> None:
+def test_failing_calls_and_then_failing_statements_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -187,7 +187,7 @@ def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Dr
     )
 
 
-def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: Drill) -> None:
+def test_a_few_failing_calls_raise_a_budget_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -202,7 +202,7 @@ def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: D
     )
 
 
-def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill) -> None:
+def test_slowly_burning_budgets_raise_warnings(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -218,5 +218,5 @@ def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill
     )
 
 
-def test_a_service_that_gets_no_processor_is_told_of(drill: Drill) -> None:
+def test_a_service_without_cpu_raises_an_alert(drill: Drill) -> None:
     drill.do([Fault("service stutters", lambda it: stuttering(it.stack, "service"), ("HandoffEventLoopLag",))])
