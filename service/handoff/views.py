@@ -17,9 +17,11 @@ _HANDOFFS_IN_BRIEF = 3
 INBOX_START = (10, 0)  # before priority 9
 
 NEXT = {
-    "offered": "Wait for it to be accepted: the brief of the session (get_context) shows how it goes.",
-    "accepted": "Work; renew_handoff before lease_expires_at; then resolve_handoff action=complete with your token.",
-    "blocked": "renew_handoff with your token when you can go on.",
+    "offered": "If it is offered to you, call accept_handoff. If you sent it, wait; get_context shows its state.",
+    "accepted": "If you hold it: work, call renew_handoff before lease_expires_at, and finish with resolve_handoff "
+    "action=complete, both with your token. Otherwise wait.",
+    "blocked": "If you hold it: call renew_handoff with your token when you can continue, before lease_expires_at. "
+    "Otherwise wait.",
 }
 
 
