@@ -1,9 +1,8 @@
 """The HTTP edge: one ASGI application around the SDK's.
 
-Every request is checked here, once: Host, Origin, size, token. A well-formed 2026-07-28 `tools/call`, which nearly every
-request is, is classified by the SDK's own function and answered here. Anything unusual about a request (another method,
-the older protocol, any fault) sends it on to the SDK, which answers it as it answers every other client. So the protocol's
-errors are known in one place, and the common call costs a quarter of what it otherwise would.
+Every request is checked here, once: Host, Origin, size, token. Nearly every request is a well-formed `tools/call` of the
+protocol 2026-07-28. It is classified by the SDK's own function and answered here, at a quarter of the cost. Every other
+request (another method, the older protocol, any fault) is passed on to the SDK. So only the SDK writes protocol errors.
 """
 
 import asyncio
@@ -61,17 +60,17 @@ log = structlog.get_logger(__name__)
 
 MCP_PATH: Final = "/mcp"
 metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
-_GRACE_S: Final = 5  # how long a stop waits for calls in progress
+_GRACE_S: Final = 5  # for which a stop waits for calls in progress
 CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
 Readiness = Callable[[], Awaitable[str | None]]
 
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
-_TWENTY_DIGITS: Final = b"0" * 20  # an integer of fewer has 64 bits
+_TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
 
 
 async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
-    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called once requests are answered."""
+    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP. Calls `ready` once requests are answered."""
     edge = Edge(
         build_server(app),
         app.settings,
@@ -87,7 +86,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here uses the client's address
+        proxy_headers=False,  # the client's address is not used
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_GRACE_S,
     )
@@ -95,7 +94,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which here releases waiting calls before it waits for them, and handles signals on the event loop."""
+    """uvicorn, but it ends waiting calls before it waits for open ones, and handles signals on the event loop."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, release: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,13 +115,13 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+            if signal.getsignal(name) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 loop.add_signal_handler(name, self.handle_exit, name, None)
         yield
 
 
 def _settle_memory() -> None:
-    """Objects made at the start live until the end: the garbage collector need not visit them (saves a tenth of a call)."""
+    """Exempt the objects made so far from garbage collection, because they live until the end. Saves a tenth of a call."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -153,7 +152,7 @@ class Edge:
             [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
             settings.allowed_origins,
         )
-        # Host and Origin were checked before the SDK sees a request, and bodies were bounded.
+        # The edge has checked Host, Origin and size before the SDK sees a request.
         self._sdk: ASGIApp = server.streamable_http_app(
             streamable_http_path=MCP_PATH,
             json_response=json_response,
@@ -168,6 +167,7 @@ class Edge:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and record how long that took."""
         if scope["type"] != "http":
             await self._sdk(scope, receive, send)
             return
@@ -185,7 +185,10 @@ class Edge:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
         if len(headers) != len(raw) and has_duplicates(raw):
             return await refuse(
-                send, 400, "header_twice", "A request may have only one Host, one Origin and one Authorization header."
+                send,
+                400,
+                "header_twice",
+                "A request can have only one Host, one Origin and one Authorization header. Send each once.",
             )
         if not self._hosts.holds(headers.get("host", "")):
             return await refuse(
@@ -218,13 +221,7 @@ class Edge:
             )
         caller = self._caller(headers)
         if caller is None:
-            return await refuse(
-                send,
-                401,
-                "unauthorized",
-                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
-                CHALLENGE,
-            )
+            return await _refuse_unauthorized(send)
         scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
         return await self._mcp(scope, receive, send, headers, caller, received)
 
@@ -232,20 +229,14 @@ class Edge:
         """Answer a notification from Alertmanager, once it is stored."""
         if scope["method"] != "POST":
             return await refuse(
-                send, 405, "method_not_allowed", "This path accepts only POST, from Alertmanager.", ALLOW_POST
+                send, 405, "method_not_allowed", "This path accepts only POST requests, from Alertmanager.", ALLOW_POST
             )
         caller = self._caller(headers)
         if caller is None:
-            return await refuse(
-                send,
-                401,
-                "unauthorized",
-                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
-                CHALLENGE,
-            )
+            return await _refuse_unauthorized(send)
         if "alerts" not in caller.scopes:
             return await refuse(
-                send, 403, "scope_missing", "This token lacks the scope alerts. The operator sets scopes in the tokens file."
+                send, 403, "scope_missing", "This token lacks the scope alerts. Add it to the token in the tokens file."
             )
         try:
             body = await read_body(receive, headers, BODY_BYTES_MAX)
@@ -253,7 +244,11 @@ class Edge:
             return 0
         if body is None:
             return await refuse(
-                send, 413, "body_too_large", f"The notification is larger than {BODY_BYTES_MAX} bytes.", CLOSE
+                send,
+                413,
+                "body_too_large",
+                f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
+                CLOSE,
             )
         try:
             stored = await self._notified[scope["path"]](body)
@@ -266,7 +261,14 @@ class Edge:
             return await respond(
                 send,
                 500,
-                to_json({"error": {"code": "internal", "message": "The notification was not stored; the log says why."}}),
+                to_json(
+                    {
+                        "error": {
+                            "code": "internal",
+                            "message": "The notification was not stored because of a bug. See alert.failed in the log.",
+                        }
+                    }
+                ),
             )
         return await respond(send, 200, to_json({"stored": stored}))
 
@@ -279,7 +281,11 @@ class Edge:
             return 0
         if body is None:
             return await refuse(
-                send, 413, "body_too_large", f"The request is larger than {self._settings.body_bytes_max} bytes.", CLOSE
+                send,
+                413,
+                "body_too_large",
+                f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
+                CLOSE,
             )
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
@@ -315,7 +321,7 @@ class Edge:
         return self._tokens.caller(token.strip().encode("latin-1")) if kind.lower() == "bearer" else None
 
     def _common_call(self, scope: Scope, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
-        """The request if it is a well-formed tool call of the current protocol; None if the SDK should answer it."""
+        """The request, if it is a well-formed tool call of the current protocol; None if the SDK must answer it."""
         if (
             headers.get("mcp-method") != "tools/call"
             or scope["method"] != "POST"
@@ -325,7 +331,7 @@ class Edge:
         ):
             return None
         if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
-            return None  # perhaps an integer above 64 bits, which orjson would round and the SDK's parser does not
+            return None  # it may hold an integer above 64 bits, which orjson would round but the SDK's parser does not
         try:
             request = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -344,7 +350,7 @@ class Edge:
         return request
 
     def _envelope(self, request_id: str | int, reply: Reply) -> bytes:
-        """The JSON-RPC response around a reply, which is JSON already."""
+        """The JSON-RPC response that contains a reply, which is JSON already."""
         text = orjson.dumps(reply.body.decode())
         structured = b"" if reply.is_error else b',"structuredContent":' + reply.body
         return b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":%s}]%s%s' % (
@@ -353,3 +359,13 @@ class Edge:
             structured,
             self._end[reply.is_error],
         )
+
+
+async def _refuse_unauthorized(send: Send) -> int:
+    return await refuse(
+        send,
+        401,
+        "unauthorized",
+        "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
+        CHALLENGE,
+    )
