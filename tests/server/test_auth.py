@@ -1,4 +1,4 @@
-"""Tokens: who may call, as whom, and what they see."""
+"""Tokens: who may call, as which agent, and what they can read."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ async def http(guarded: App) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 async def said(http: httpx2.AsyncClient, who: str, tool: str, **arguments: Any) -> dict[str, Any]:
-    """The JSON that a tool answered to somebody."""
+    """The JSON that a tool returned to `who`."""
     answer = await call(http, tool, arguments, **bearer(who))
     return json.loads(answer.json()["result"]["content"][0]["text"])
 
@@ -120,7 +120,7 @@ async def test_a_session_can_be_read_by_its_participants_the_target_of_an_offer_
     asked = {"session_key": "s", "target_agent": "bob", "instructions": "Go on."}
     handoff = await said(http, "alice", "request_handoff", **asked)
     offered = await sees("bob")
-    assert offered[0] is True  # what is on offer can be read before it is taken
+    assert offered[0] is True  # a session on offer can be read before the offer is accepted
     assert (await said(http, "bob", "accept_handoff", handoff_id=handoff["handoff_id"]))["handoff"]["holder"] == "bob"
     assert await sees("bob") == [True] * 7
     assert await sees("reader") == [False] * 7
@@ -157,7 +157,9 @@ async def test_knowing_the_name_of_another_agents_session_does_not_give_access_t
     assert await code(http, "bob", "close_session", session_key="s") in ("not_owner", "session_not_found")
     for tool, more in (("accept_handoff", {}), ("renew_handoff", {"token": 1}), ("resolve_handoff", {"action": "cancel"})):
         assert await code(http, "bob", tool, handoff_id=number, **more) == "handoff_not_found"
-    assert await code(http, "root", "register_session", agent="alice") == "agent_mismatch"  # an admin is somebody too
+    assert (
+        await code(http, "root", "register_session", agent="alice") == "agent_mismatch"
+    )  # a token acts as its own agent, also with the scope admin
 
 
 async def test_tokens_work_with_the_older_protocol_too(http: httpx2.AsyncClient) -> None:
