@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from handoff.context import App
 from handoff.operations import readiness
 from handoff.server.calls import call_tool
-from handoff.server.http import Edge
+from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent

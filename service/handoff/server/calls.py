@@ -1,7 +1,7 @@
 """What happens around each call, once, for tools, resources and every other method.
 
 `perform` opens the record of a call, runs it, translates whatever it raises, and records its metric, span and log line.
-Transports (http.py, stdio.py) and the SDK's binding (protocol.py) hand calls in and carry replies out.
+Transports (edge.py, stdio.py) and the SDK's binding (protocol.py) hand calls in and carry replies out.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ HTTP_METHOD: Final = Attribute("http.request.method", ("GET", "POST", "DELETE", 
 HTTP_STATUS: Final = Attribute(
     "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 413, 421, 500, 503))
 )
-HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/http.py
+HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=16)  # the error code of a request that was refused before it became a call
 STATEMENT: Final = Attribute("db.query.summary", learned_max=80)  # the constant that holds the SQL: `handoffs.CHANGE`
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
