@@ -17,10 +17,11 @@ _HANDOFFS_IN_BRIEF = 3
 INBOX_START = (10, 0)  # the position before the highest priority, 9
 
 NEXT = {
-    "offered": "Wait for it to be accepted. get_context shows its state in the brief of the session.",
-    "accepted": "Do the work. Call renew_handoff before lease_expires_at. When the work is done, call resolve_handoff with "
-    "action=complete and your token.",
-    "blocked": "Call renew_handoff with your token when you can continue.",
+    "offered": "If it is offered to you, call accept_handoff. If you sent it, wait; get_context shows its state.",
+    "accepted": "If you hold it: work, call renew_handoff before lease_expires_at, and finish with resolve_handoff "
+    "action=complete, both with your token. Otherwise wait.",
+    "blocked": "If you hold it: call renew_handoff with your token when you can continue, before lease_expires_at. "
+    "Otherwise wait.",
 }
 
 

@@ -22,7 +22,7 @@ from handoff.cli.start import mcp_address
 from handoff.settings import Settings
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, GetContext
-from handoff.tools.handoffs import GetInbox, RequestHandoff
+from handoff.tools.offers import GetInbox, RequestHandoff
 from tests.agents import Agent
 from tests.processes import HANDOFF, Service, environment, serving
 
