@@ -1,5 +1,5 @@
--- Who may do what. Run at every start, so that old volumes and changed passwords are right again.
-SET log_min_error_statement = panic; -- a statement that fails would show its password in the log
+-- Roles and their privileges. Runs at every start, so that existing volumes and changed passwords are brought up to date.
+SET log_min_error_statement = panic; -- otherwise a failing statement would be logged with its password
 SET log_statement = none;
 
 \set handoff_password `cat /run/secrets/database-handoff`
@@ -17,15 +17,15 @@ ALTER ROLE otel PASSWORD :'otel_password' CONNECTION LIMIT 10;
 REVOKE ALL ON DATABASE handoff, postgres, template1 FROM PUBLIC;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
--- handoff owns the database, and through that the schema public: its migrations make everything else.
+-- handoff owns the database, and therefore the schema public. Its migrations create everything else.
 ALTER DATABASE handoff OWNER TO handoff;
 
--- otel reads the statistics, which hold statements but no values.
+-- otel reads statistics, which contain statements but no values.
 GRANT CONNECT ON DATABASE handoff, postgres TO otel;
 GRANT pg_monitor TO otel;
 ALTER ROLE otel SET default_transaction_read_only = on;
 
--- grafana reads the views in `reporting`, which show no content, and nothing else.
+-- grafana can only read the views in `reporting`, which contain no session content.
 GRANT CONNECT ON DATABASE handoff TO grafana;
 ALTER ROLE grafana SET default_transaction_read_only = on;
 ALTER ROLE grafana SET statement_timeout = '10s';

@@ -1,15 +1,15 @@
-# Makes the secrets that were not given, and hands each reader its own, in a volume that no other reader mounts.
+# Generates the secrets that were not given, and puts each reader's secrets into a volume that no other reader mounts.
 #
-#   make.sh             at every start: a second one changes nothing
-#   make.sh demo        the demo's agents may call too, until the next start without the profile `demo`
-#   make.sh show NAME   print one
+#   make.sh             runs at every start; running it again changes nothing
+#   make.sh demo        also lets the demo's agents call, until the next start without the profile `demo`
+#   make.sh show NAME   prints one secret
 #
-# A secret is the file of its name in /given, else the one made at the first start, which stays in /made. A few are never made:
-# what they are for is off while they are not given.
+# A secret is read from the file of that name in /given. If there is none, it is generated at the first start and kept in /made.
+# Some secrets are never generated: the feature that needs them is off until they are given.
 set -euo pipefail
 umask 077
 
-HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 ALERTMANAGER_UID=65534 REDIS_UID=999 # and POSTGRES_UID, which depends on the image
+HANDOFF_UID=10001 COLLECTOR_UID=10001 GRAFANA_UID=472 ALERTMANAGER_UID=65534 REDIS_UID=999 # POSTGRES_UID depends on the image and comes from the environment
 DEMO_AGENTS="ada grace linus margaret alan barbara edsger frances"
 
 fail() {
@@ -29,24 +29,24 @@ secret() { # NAME
   cat "/made/$1"
 }
 
-put() { # READER FILE OWNER; the content comes on standard input
+put() { # READER FILE OWNER; reads the content from standard input
   file="/readers/$1/$2"
   cat >"$file.new"
   chmod 0400 "$file.new"
   chown "$3" "$file.new"
   if cmp -s "$file.new" "$file"; then
     rm "$file.new"
-    chown "$3" "$file" # whom it belongs to may have changed, with the image
+    chown "$3" "$file" # a different image may use a different user
   else
-    mv "$file.new" "$file" # in one step: readers see all or nothing
+    mv "$file.new" "$file" # atomic: readers never see a partial file
   fi
 }
 
-token_line() { # SECRET AGENT SCOPES: a line of the tokens file, which holds digests only
+token_line() { # SECRET AGENT SCOPES: a line of the tokens file, which only holds digests
   echo "$(secret "$1" | sha256sum | cut -d ' ' -f 1) $2 $3"
 }
 
-tokens() { # what the operator wrote, the operator's own, and Alertmanager's
+tokens() { # the lines that the operator wrote, then the operator token and Alertmanager's token
   if [ -s /given/tokens ]; then cat /given/tokens && echo; fi
   token_line operator-token operator admin
   token_line alertmanager-token alertmanager alerts
@@ -56,48 +56,48 @@ demo_tokens() {
   for agent in $DEMO_AGENTS; do token_line "demo-$agent" "$agent" read,write; done
 }
 
-given() { # READER NAME OWNER: never made; without the file the reader has none
+given() { # READER NAME OWNER: a secret that is never generated; without the file the reader has none
   if [ -s "/given/$2" ]; then secret "$2" | put "$1" "$2" "$3"; else rm -f "/readers/$1/$2"; fi
 }
 
 EMAIL_KEYS="to from smarthost username password require_tls"
 
-email() { # KEY: what the given file `email` says, if anything
+email() { # KEY: the value of KEY in the given file `email`, if any
   if [ -s /given/email ]; then tr -d '\r' </given/email | sed -n "s/^$1=//p"; fi
 }
 
-refuse_bad_channels() { # before anything is written
+refuse_bad_channels() { # runs before anything is written
   for name in slack-url webhook-url; do
     if [ -s "/given/$name" ]; then
-      case "$(secret "$name")" in http://?* | https://?*) ;; *) fail "$name: not an address (http:// or https://)" ;; esac
+      case "$(secret "$name")" in http://?* | https://?*) ;; *) fail "$name: must be an address that starts with http:// or https://" ;; esac
     fi
   done
   if [ ! -s /given/email ]; then return; fi
   unknown=$(tr -d '\r' </given/email | grep -nvE "^(#.*|($(echo "$EMAIL_KEYS" | tr ' ' '|'))=.*)?$" | cut -d : -f 1 | head -n 1) || true
-  [ -z "$unknown" ] || fail "email: line $unknown is none of $(echo "$EMAIL_KEYS" | sed 's/ /=, /g')="
+  [ -z "$unknown" ] || fail "email: line $unknown must start with one of $(echo "$EMAIL_KEYS" | sed 's/ /=, /g')= or #"
   for key in $EMAIL_KEYS; do
-    [ "$(email "$key" | grep -c '')" -le 1 ] || fail "email: $key= stands there twice"
+    [ "$(email "$key" | grep -c '')" -le 1 ] || fail "email: $key= is set more than once"
   done
   for key in to from smarthost; do
     [ -n "$(email "$key")" ] || fail "email: $key= is missing"
   done
-  email smarthost | grep -qE '^[^ ]+:[0-9]+$' || fail "email: smarthost= is not HOST:PORT"
+  email smarthost | grep -qE '^[^ ]+:[0-9]+$' || fail "email: smarthost= must be HOST:PORT"
   if [ -n "$(email username)" ] && [ -z "$(email password)" ]; then fail "email: password= is missing"; fi
   if [ -n "$(email password)" ] && [ -z "$(email username)" ]; then fail "email: username= is missing"; fi
-  case "$(email require_tls)" in '' | true | false) ;; *) fail "email: require_tls= is neither true nor false" ;; esac
+  case "$(email require_tls)" in '' | true | false) ;; *) fail "email: require_tls= must be true or false" ;; esac
 }
 
-marked() { # NAME [VALUE]: a line of sed that turns on the lines of alertmanager.yml that are marked with the name
+marked() { # NAME [VALUE]: a sed command that enables the lines of alertmanager.yml marked #NAME, and appends VALUE
   value=$(printf %s "${2:-}" | sed 's/[\\&|]/\\&/g')
   printf '%s\n' "s|^\( *\)#$(echo "$1" | sed 's/\./\\./') \(.*\)$|\1\2$value|"
 }
 
-alertmanager_yml() { # what ships, with the channels that are given
+alertmanager_yml() { # the shipped configuration with the given channels enabled
   marks=$(
     for name in slack-url pagerduty-key email webhook-url; do
       if [ -s "/given/$name" ]; then marked "$name"; fi
     done
-    for key in to from smarthost username; do # text, quoted as YAML quotes it
+    for key in to from smarthost username; do # quoted as YAML strings
       if [ -n "$(email "$key")" ]; then marked "email.$key" " '$(email "$key" | sed "s/'/''/g")'"; fi
     done
     if [ -n "$(email password)" ]; then marked email.password; fi
@@ -143,9 +143,9 @@ case "${1:-make}" in
   show)
     case "${2:-}" in
       database-superuser | database-handoff | database-grafana | database-otel | redis | grafana-admin | operator-token | alertmanager-token) ;;
-      *) fail "show database-superuser, database-handoff, database-grafana, database-otel, redis, grafana-admin, operator-token or alertmanager-token" ;;
+      *) fail "usage: show NAME, where NAME is database-superuser, database-handoff, database-grafana, database-otel, redis, grafana-admin, operator-token or alertmanager-token" ;;
     esac
     secret "$2" && echo
     ;;
-  *) fail "what is '$1'?" ;;
+  *) fail "unknown command '$1'; use make, demo or show NAME" ;;
 esac

@@ -1,4 +1,4 @@
-"""An agent's hands: tool calls and resource reads through the public MCP client, as plain JSON."""
+"""Test agents: tool calls and resource reads through the public MCP client, as plain JSON."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,13 @@ PAST = "UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE 
 
 
 class Agent:
-    """Calls tools; says clearly when an answer is not the kind that a test expects."""
+    """Calls tools as any agent, and fails with a clear message if an answer is not of the kind that a test expects."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
     async def ok(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """The structured content of a call that must succeed."""
+        """Make a call that must succeed; return its structured content."""
         result = await self.client.call_tool(tool, arguments)
         text = getattr(result.content[0], "text", "")
         assert not result.is_error, f"{tool} was refused: {text}"
@@ -26,47 +26,47 @@ class Agent:
         return json.loads(text)
 
     async def refused(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """The error of a call that must be refused: code, message, try, retryable and details."""
+        """Make a call that must be refused; return its error: code, message, try, retryable and details."""
         result = await self.client.call_tool(tool, arguments)
         text = getattr(result.content[0], "text", "")
         assert result.is_error, f"{tool} was not refused: {text}"
         return json.loads(text)["error"]
 
     async def read(self, uri: str) -> dict[str, Any]:
-        """A resource's JSON."""
+        """Read a resource; return its JSON."""
         result = await self.client.read_resource(uri)
         return json.loads(getattr(result.contents[0], "text", ""))
 
     async def session(self, agent: str = "alice", **arguments: Any) -> str:
-        """Register a session; its key."""
+        """Register a session; return its key."""
         return (await self.ok("register_session", agent=agent, **arguments))["session_key"]
 
     async def says(self, session_key: str, content: str, agent: str = "alice", **arguments: Any) -> dict[str, Any]:
-        """Append one message."""
+        """Append one message; return the answer."""
         entry = {"type": "message", "content": content}
         return await self.ok("update_context", agent=agent, session_key=session_key, entries=[entry], **arguments)
 
     async def offer(self, session_key: str, to: str = "bob", agent: str = "alice", **arguments: Any) -> int:
-        """Offer a session; the handoff's id."""
+        """Offer a session; return the id of the handoff."""
         asked = {"instructions": "Go on.", "target_agent": to, **arguments}
         return (await self.ok("request_handoff", agent=agent, session_key=session_key, **asked))["handoff_id"]
 
     async def accept(self, handoff_id: int, agent: str = "bob", **arguments: Any) -> int:
-        """Accept a handoff; the token."""
+        """Accept a handoff; return its token."""
         taken = await self.ok("accept_handoff", agent=agent, handoff_id=handoff_id, **arguments)
         return taken["handoff"]["token"]
 
 
 async def until(holds: Callable[[], object], within_s: float = 10) -> None:
-    """Wait until something holds; fail when it does not in time."""
+    """Wait until `holds()` is true; fail if it is not within `within_s` seconds."""
     give_up = monotonic() + within_s
     while not holds():
-        assert monotonic() < give_up, "it did not come to hold in time"
+        assert monotonic() < give_up, "the condition was not met in time"
         await anyio.sleep(0.01)
 
 
 async def all_of(*calls: Any) -> list[Any]:
-    """Make all calls at once; their results in order."""
+    """Await all coroutines at once; return their results in order."""
     results: list[Any] = [None] * len(calls)
 
     async def one(place: int, call: Any) -> None:
@@ -79,13 +79,13 @@ async def all_of(*calls: Any) -> list[Any]:
 
 
 async def kinds(agent: Agent, key: str) -> list[str]:
-    """What happened to a session after it was created, in order."""
+    """Return the kinds of events of a session after its creation, in order."""
     events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
     return [event["kind"].removeprefix("handoff.") for event in events][1:]
 
 
 async def may_write(agent: Agent, key: str, *names: str) -> list[bool]:
-    """Whether each of the named agents may append to a session, by trying."""
+    """Return, for each named agent, whether it may append to the session, by trying."""
     entry = {"type": "message", "content": "may I?"}
     answers: list[bool] = []
     for name in names:

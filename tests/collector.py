@@ -1,6 +1,4 @@
-"""Who takes signals in these tests: an OTLP receiver over HTTP that can be away, slow or refusing. The real collector is in
-tests/stack; here it stands for the outside world.
-"""
+"""A fake collector: an OTLP receiver over HTTP that can be made slow or failing. The real one is tested in tests/stack."""
 
 import threading
 import time
@@ -16,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """What was taken, and how it answers: `status` and `delay_s`."""
+    """What was received, and how to answer: with HTTP `status`, after `delay_s` seconds."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -29,11 +27,11 @@ class Collector:
 
     @property
     def url(self) -> str:
-        """For OTEL_EXPORTER_OTLP_ENDPOINT."""
+        """The value for OTEL_EXPORTER_OTLP_ENDPOINT."""
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def spans(self) -> list[Any]:
-        """All spans, as protobuf messages."""
+        """Return all received spans, as protobuf messages."""
         return [
             span
             for body in list(self.bodies["traces"])
@@ -43,7 +41,7 @@ class Collector:
         ]
 
     def lines(self) -> list[dict[str, Any]]:
-        """All log lines, from their bodies."""
+        """Return all received log lines, parsed from the bodies of the log records."""
         return [
             orjson.loads(record.body.string_value)
             for body in list(self.bodies["logs"])
@@ -53,7 +51,7 @@ class Collector:
         ]
 
     def metrics(self) -> dict[str, Any]:
-        """The newest push: metrics by name."""
+        """Return the metrics of the newest export, by name."""
         newest = ExportMetricsServiceRequest.FromString(self.bodies["metrics"][-1])
         return {
             metric.name: metric
@@ -68,7 +66,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - what made this handler
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - always our own server
 
     def do_POST(self) -> None:
         collector = self.server.collector
@@ -83,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def collecting() -> Generator[Collector]:
-    """A collector that runs until the end of the block."""
+    """Run a collector until the end of the block."""
     collector = Collector()
     thread = threading.Thread(target=collector.server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -95,5 +93,5 @@ def collecting() -> Generator[Collector]:
 
 
 def attributes(of: Any) -> dict[str, Any]:
-    """The attributes of a span or a link."""
-    return {it.key: getattr(it.value, it.value.WhichOneof("value")) for it in of.attributes}
+    """Return the attributes of a span, a link or a data point."""
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in of.attributes}

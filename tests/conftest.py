@@ -1,4 +1,4 @@
-"""Real parts for every test: one Postgres and one Valkey a run, a database of its own for each test."""
+"""Fixtures with real dependencies: one Postgres per run, and a database of its own for each test."""
 
 import asyncio
 import itertools
@@ -27,21 +27,21 @@ _numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Those of tests/stack: pytest takes options only from the folder that it is started for, and its parents."""
+    """Add the options of tests/stack: pytest reads options only from the conftest.py files of its root folder."""
     parser.addoption("--project", default="handoff-tests", help="the Compose project of the stack")
-    parser.addoption("--pace", default="quick", choices=["quick", "shipped"], help="of the drills: shipped takes hours")
-    parser.addoption("--write-alerts", action="store_true", help="write docs/alerts.md from what the drills measure")
+    parser.addoption("--pace", default="quick", choices=["quick", "shipped"], help="pace of the drills; shipped takes hours")
+    parser.addoption("--write-alerts", action="store_true", help="write docs/alerts.md from the measurements of the drills")
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The loop that the service runs on."""
+    """Use uvloop, as the service does."""
     return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(autouse=True)
 def logged() -> Generator[list[dict[str, Any]]]:
-    """What is logged, line by line; it goes to standard error too."""
+    """The lines logged during the test, parsed; they are also written to standard error."""
     lines: list[dict[str, Any]] = []
     configure_logs("info")
     forward_logs(lambda line: lines.append(orjson.loads(line[3])))
@@ -51,8 +51,8 @@ def logged() -> Generator[list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Generator[str]:
-    """A Postgres from the wheel, without fsync: these tests stop processes of ours, never the machine."""
-    # Not below pytest's own folder, which only its user may enter: as root, Postgres runs as another.
+    """A Postgres from the wheel, without fsync: these tests kill processes, but never the machine."""
+    # Not in pytest's tmp_path, which only its own user may enter: as root, Postgres runs as another user.
     with TemporaryDirectory(prefix="handoff-tests-") as folder, postgres(Path(folder)) as url:
         asyncio.run(_prepare(url))
         yield url
@@ -74,13 +74,13 @@ def _named(url: str, name: str) -> str:
 
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Generator[str]:
-    """A database with nothing in it."""
+    """An empty database."""
     yield from _database(postgres_url, "template0")
 
 
 @pytest.fixture
 def database_url(postgres_url: str) -> Generator[str]:
-    """A migrated database of the test's own."""
+    """A migrated database for this test."""
     yield from _database(postgres_url, "template_handoff")
 
 
@@ -99,7 +99,7 @@ async def _execute(url: str, statement: str) -> None:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings on the test's database; the clock's work is done when a test asks for it."""
+    """Settings for the test's database. Handoffs are settled only when a test asks for it."""
     return Settings(database_url=SecretStr(database_url), settle_interval_s=3_600)
 
 
@@ -112,14 +112,14 @@ async def app(settings: Settings) -> AsyncGenerator[App]:
 
 @pytest.fixture
 async def agent(app: App) -> AsyncGenerator[Agent]:
-    """Any agent's hands on a service in this process: `await agent.ok("get_inbox", agent="bob")`."""
+    """Test agents of a service in this process: `await agent.ok("get_inbox", agent="bob")`."""
     async with Client(build_server(app)) as client:
         yield Agent(client)
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Generator[Collector]:
-    """Who takes the signals of a service that is started after it."""
+    """A collector for the signals of services that are started after it."""
     with collecting() as running:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.url)
         monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
@@ -136,7 +136,7 @@ async def observed(settings: Settings, collector: Collector) -> AsyncGenerator[A
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
-    """A connection to the test's database, to look behind the service."""
+    """A direct connection to the test's database, bypassing the service."""
     conn = await asyncpg.connect(database_url)
     yield conn
     await conn.close()

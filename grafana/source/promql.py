@@ -1,5 +1,6 @@
-"""PromQL over the metrics that the service and the worker export. Names come from handoff.telemetry, so a dashboard can't
-query a metric that nothing emits.
+"""PromQL over the metrics that the service and the worker export.
+
+Names come from handoff.telemetry.metrics, so a dashboard can't query a metric that nothing emits.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Opens and closes everything that lives as long as the process, in one place."""
+"""Opens and closes everything that lives as long as the process."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -30,10 +30,10 @@ Kind = Literal["service", "worker"]
 async def open_app(
     settings: Settings, kind: Kind = "service", *, signals: Signals | None = None, operations: str | None = None
 ) -> AsyncGenerator[App]:
-    """Open the pool and the cache, listen for wakeups, and watch health.
+    """Open everything that an App holds, start its background tasks, and close it all at the end of the block.
 
     The database must have the schema already. `signals` are those of `open_telemetry`. `operations` is the host:port at
-    which others reach this process's operations port, None without one.
+    which Prometheus reaches this process's operations port, None without one.
     """
     tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
     filters = follow_filters(settings.logging_file)
@@ -73,7 +73,7 @@ async def open_app(
 
 @asynccontextmanager
 async def open_telemetry(settings: Settings, kind: Kind = "service") -> AsyncGenerator[Signals | None]:
-    """Start the process's exporters, and stop them at the end of the block. Yields None where telemetry is off."""
+    """Start the process's exporters, and stop them at the end of the block. Yields None if telemetry is off."""
     if not settings.telemetry:
         yield None
         return
@@ -106,7 +106,7 @@ async def _close(app: App) -> None:
 
 
 async def _follow_files(settings: Settings, tokens: Tokens | None, filters: Filters) -> None:
-    """Read again the files that may change while the process runs."""
+    """Every few seconds, read the files again that can change while the process runs: tokens and log filters."""
     while True:
         await asyncio.sleep(min(settings.settle_interval_s, 5.0))
         if tokens is not None:

@@ -1,8 +1,8 @@
-"""The brief: what makes a receiver productive within a token budget. Pure and deterministic: rows in, a dict out.
+"""The brief: what a receiver needs to know about a session, within a token budget.
 
-Tokens are counted as bytes of JSON divided by four. The most important kinds come first and within a kind the newest;
-each kind may take a share of what is left, so that none starves the ones behind it, and what remains at the end is
-offered again in the same order.
+Tokens are estimated as bytes of JSON divided by four. Kinds of entries are ordered by importance, and entries of one kind
+from newest to oldest. Each kind may use a share of the remaining budget, so that none starves the kinds after it. A second
+pass over the kinds, in the same order, uses what is left. The module is pure and deterministic: rows in, a dict out.
 """
 
 from collections import Counter
@@ -16,9 +16,9 @@ from handoff.model import EntryType
 BYTES_PER_TOKEN: Final = 4
 NEWEST: Final[dict[EntryType, int]] = {
     "decision": 40, "summary": 3, "message": 40, "file": 60, "tool_call": 15, "system": 3,
-}  # how many of each are looked at  # fmt: skip
-TEXT_CHARS_MAX: Final = 4_000  # of one entry
-_PART_OVERHEAD_BYTES: Final = 2  # the comma and a rounding
+}  # entries considered per type  # fmt: skip
+TEXT_CHARS_MAX: Final = 4_000  # per entry
+_PART_OVERHEAD_BYTES: Final = 2  # the comma, and one byte for rounding
 _SHARES: Final[tuple[tuple[str, float], ...]] = (
     ("handoff", 0.5),
     ("decision", 0.4),
@@ -29,7 +29,7 @@ _SHARES: Final[tuple[tuple[str, float], ...]] = (
     ("tool_call", 0.6),
     ("system", 1.0),
 )
-_CUT_CHARS_MIN: Final = 40  # less than this of a text says nothing
+_CUT_CHARS_MIN: Final = 40  # a shorter excerpt would be of no use
 
 
 @dataclass(slots=True)
@@ -63,16 +63,21 @@ def compose(
     superseded: int,
     token_budget: int,
 ) -> dict[str, Any]:
-    """The brief of a session.
+    """Return the brief of a session; its JSON is at most `token_budget` * 4 bytes long.
 
-    `entries` are rows of `store.entries.for_brief` (newest first, superseded ones left out), `handoffs` views of the
-    session's newest handoffs (newest first), `counts` the entries of each type and `superseded` how many are. The JSON
-    of what is returned is at most `token_budget` * 4 bytes.
+    Args:
+        session_key: the session's key.
+        as_of_sequence: the session's last sequence number.
+        entries: rows of `store.entries.for_brief`: newest first, without superseded ones.
+        handoffs: views of the session's newest handoffs, newest first.
+        counts: the number of entries per type in the whole session.
+        superseded: the number of superseded entries in the whole session.
+        token_budget: the maximum size, in tokens.
     """
     by_kind = _candidates(entries, handoffs)
     types = {row["sequence"]: row["type"] for row in entries}
     frame = _frame(session_key, as_of_sequence, [], counts, superseded, types)
-    left = token_budget * BYTES_PER_TOKEN - len(to_json(frame)) - 16  # digits that the final numbers may add
+    left = token_budget * BYTES_PER_TOKEN - len(to_json(frame)) - 16  # the digits that the final numbers may add
     chosen: dict[str, list[dict[str, Any]]] = {kind: [] for kind, _ in _SHARES}
     for kind, share in _SHARES:
         left -= _fill(by_kind[kind], chosen[kind], int(left * share), cut_further=False)
@@ -85,7 +90,7 @@ def compose(
 
 
 def _tokens(size_bytes: int) -> int:
-    """How many tokens `size_bytes` of JSON are together with the number that says so."""
+    """Return the size in tokens of `size_bytes` of JSON plus the digits of the returned number itself."""
     tokens = 0
     while (more := -(-(size_bytes + len(str(tokens))) // BYTES_PER_TOKEN)) != tokens:
         tokens = more
@@ -93,9 +98,9 @@ def _tokens(size_bytes: int) -> int:
 
 
 def _fill(waiting: list[_Candidate], chosen: list[dict[str, Any]], budget: int, *, cut_further: bool) -> int:
-    """Move candidates into `chosen` while `budget` bytes last; return the bytes used.
+    """Move candidates from `waiting` to `chosen` while they fit into `budget` bytes; return the bytes used.
 
-    One that is too long is cut if it is the kind's first, or if `cut_further` says that nothing better will come.
+    A candidate that does not fit is cut if it would be the first of its kind, or if `cut_further` is true.
     """
     used = 0
     while waiting:
@@ -114,7 +119,7 @@ def _fill(waiting: list[_Candidate], chosen: list[dict[str, Any]], budget: int, 
 
 
 def _cut(candidate: _Candidate, budget: int) -> dict[str, Any] | None:
-    """The candidate with as much of its text as fits into `budget` bytes, or None if that would say nothing."""
+    """Return the candidate with as much text as fits into `budget` bytes, or None if less than _CUT_CHARS_MIN fits."""
     low, high = _CUT_CHARS_MIN, len(candidate.text) - 1
     best: dict[str, Any] | None = None
     while low <= high:
@@ -153,9 +158,9 @@ def _of_handoff(row: Mapping[str, Any]) -> _Candidate:
     for name in ("request_type", "holder", "deadline", "outcome", "reason"):
         if row.get(name) is not None:
             extra[name] = row[name]
-    kept = extra.get("outcome")
-    if isinstance(kept, str) and len(kept) > 500:
-        extra["outcome"] = kept[:500] + "…"
+    outcome = extra.get("outcome")
+    if isinstance(outcome, str) and len(outcome) > 500:
+        extra["outcome"] = outcome[:500] + "…"
     return _Candidate("handoff", [row["as_of_sequence"]], row["instructions"], whole=True, extra=extra)
 
 

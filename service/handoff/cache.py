@@ -1,5 +1,7 @@
-"""The cache: every key and every TTL. It holds only what Postgres can rebuild, and its keys name the version they were
-computed from, so an entry is never wrong, only old and unread. A Redis that is away costs time, not answers.
+"""The cache, with all its keys and TTLs.
+
+It holds only what can be computed again from Postgres. Each key contains the version of the session that its value was
+computed from, so a stale entry is never read. Without Redis, answers are slower but the same.
 """
 
 from collections import OrderedDict
@@ -25,47 +27,49 @@ SUMMARY_TTL_S = 3_600
 
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
-    """A session's brief, for a budget in tokens."""
+    """Return the key of a session's brief for a budget in tokens."""
     return f"handoff:brief:{_state(session)}:{token_budget}"
 
 
 def summary_key(session: Mapping[str, Any]) -> str:
-    """A session's summary."""
+    """Return the key of a session's summary."""
     return f"handoff:summary:{_state(session)}"
 
 
 def _state(session: Mapping[str, Any]) -> str:
-    """One state of one session. The times tell apart what numbers can't: another database on the same Redis, or the same
-    one restored from before. Every change moves the last activity.
+    """Return a key part that is unique to one state of one session.
+
+    Id and version alone could repeat, in another database that uses the same Redis or after a restore from a backup. Every
+    change updates last_activity_at.
     """
-    times = (session["created_at"], session["last_activity_at"])
-    return ":".join(map(str, (session["id"], session["version"], *(round(it.timestamp() * 1_000_000) for it in times))))
+    times_us = (round(session[name].timestamp() * 1_000_000) for name in ("created_at", "last_activity_at"))
+    return ":".join(map(str, (session["id"], session["version"], *times_us)))
 
 
 class Cache(Protocol):
-    """JSON values by key. A value that can't be had is None; a value that can't be kept is dropped."""
+    """A store of JSON values by key. Failures are not raised: a failed `get` is a miss, a failed `put` stores nothing."""
 
     name: str
 
     async def get(self, key: str) -> Any | None:
-        """The value, or None."""
+        """Return the value, or None if it is missing, expired or cannot be read."""
         ...
 
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
-        """Keep a value for `ttl_s` seconds."""
+        """Store a value for `ttl_s` seconds."""
         ...
 
     async def ping(self) -> str | None:
-        """None if it answers; otherwise what is wrong."""
+        """Return None if the cache answers, otherwise what is wrong."""
         ...
 
     async def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         ...
 
 
 class LocalCache:
-    """The cache of one process, for a service without Redis: bounded, least recently used goes first."""
+    """The cache of one process, for a service without Redis: bounded, with the least recently used entry evicted first."""
 
     name = "in-process"
 
@@ -74,6 +78,7 @@ class LocalCache:
         self._entries: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
 
     async def get(self, key: str) -> Any | None:
+        """Return a copy of the value, or None if it is missing or expired."""
         began = _begin()
         found = self._entries.get(key)
         if found is None or found[0] < monotonic():
@@ -84,6 +89,7 @@ class LocalCache:
         return orjson.loads(found[1])
 
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        """Store a copy of the value for `ttl_s` seconds; if the cache is full, evict the least recently used entry."""
         began = _begin()
         self._entries[key] = (monotonic() + ttl_s, to_json(value))
         self._entries.move_to_end(key)
@@ -92,14 +98,16 @@ class LocalCache:
         _done(self.name, "put", began, "stored")
 
     async def ping(self) -> str | None:
+        """Return None: memory is always available."""
         return None
 
     async def close(self) -> None:
+        """Remove all entries."""
         self._entries.clear()
 
 
 class RedisCache:
-    """A cache that processes share. After a failure it is left alone for `cache_retry_s`, so that nobody waits on it."""
+    """A cache that processes share. After a failure it is skipped for `cache_retry_s`, so that calls do not wait for it."""
 
     name = "redis"
 
@@ -116,6 +124,7 @@ class RedisCache:
         self._away_until = 0.0
 
     async def get(self, key: str) -> Any | None:
+        """Return the value, or None if it is missing, is not JSON, or Redis does not answer."""
         began = _begin()
         if monotonic() < self._away_until:
             _done(self.name, "get", began, "skipped")
@@ -133,6 +142,7 @@ class RedisCache:
         return value
 
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
+        """Store the value for `ttl_s` seconds; without Redis, do nothing."""
         began = _begin()
         if monotonic() < self._away_until:
             _done(self.name, "put", began, "skipped")
@@ -146,6 +156,7 @@ class RedisCache:
             _done(self.name, "put", began, "stored")
 
     async def ping(self) -> str | None:
+        """Return None if Redis answers, otherwise the error."""
         try:
             await self._redis.ping()
         except (RedisError, OSError, TimeoutError) as error:
@@ -153,6 +164,7 @@ class RedisCache:
         return None
 
     async def close(self) -> None:
+        """Close the connections to Redis."""
         await self._redis.aclose()
 
     def _lost(self, error: Exception) -> None:
@@ -165,7 +177,7 @@ def _begin() -> tuple[float, int]:
 
 
 def _done(cache: str, operation: str, began: tuple[float, int], result: str) -> None:
-    """Record an operation; one that went to another process is noted down in the current call too."""
+    """Record the metrics of a cache operation, and add it to the current call's record if it went to Redis."""
     metrics.CACHE_DURATION.record(perf_counter() - began[0], cache, operation, result)
     record = calls.current()
     if record is not None and cache == RedisCache.name and result != "skipped":
@@ -175,7 +187,7 @@ def _done(cache: str, operation: str, began: tuple[float, int], result: str) -> 
 
 
 def open_cache(settings: Settings) -> Cache:
-    """The cache that the settings name: Redis, or this process's own memory. Says which."""
+    """Return the configured cache: Redis if HANDOFF_REDIS_URL is set, otherwise one in this process's memory."""
     if settings.redis_url is None:
         log.info("cache.in_process", why="HANDOFF_REDIS_URL is not set", entries_max=settings.cache_local_entries_max)
         return LocalCache(settings.cache_local_entries_max)

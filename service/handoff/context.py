@@ -1,4 +1,4 @@
-"""What a call works with: the App, which lives as long as the process, and the Call, which is one request."""
+"""What tools, resources and jobs work with: the App, which lives as long as the process, and the Call, one request."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: what it works with, who makes it, and when it arrived (monotonic seconds)."""
+    """A call: the App, the caller, and the time at which it was received (in monotonic seconds)."""
 
     app: App
     caller: Caller

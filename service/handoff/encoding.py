@@ -1,4 +1,4 @@
-"""One JSON form for all that leaves the process and all that is kept as jsonb; and the opaque cursors of lists."""
+"""The JSON form of everything that is sent or stored as jsonb, and the opaque cursors of lists."""
 
 import base64
 import binascii
@@ -13,19 +13,20 @@ _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 
 
 def to_json(value: Any) -> bytes:
-    """`value` as UTF-8 JSON: dataclasses as objects, times in RFC 3339 with a Z."""
+    """Return `value` as UTF-8 JSON: dataclasses as objects, times in RFC 3339 in UTC with a Z."""
     return orjson.dumps(value, option=_OPTIONS)
 
 
 def to_cursor(*position: int | str | datetime) -> str:
-    """A list's position as an opaque string."""
+    """Return a position in a list as an opaque string."""
     return base64.urlsafe_b64encode(to_json(position)).rstrip(b"=").decode()
 
 
 def from_cursor(cursor: str, *kinds: type | range) -> list[Any]:
-    """The position in a cursor that `to_cursor` made, as values of `kinds` (int or a range of it, str, datetime).
+    """Return the position in a cursor made by `to_cursor`.
 
-    Raises Invalid on anything else.
+    Each of `kinds` is the type that the value at that place must have: int, str, datetime, or a range of int. Raises Invalid
+    if the cursor does not match.
     """
     try:
         values = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -35,8 +36,8 @@ def from_cursor(cursor: str, *kinds: type | range) -> list[Any]:
     except (ValueError, OverflowError, binascii.Error, TypeError) as error:
         raise Invalid(
             "invalid_arguments",
-            "This cursor was not made by this service for this list.",
-            "Pass next_cursor exactly as the page before gave it, or leave it out to start over.",
+            "This cursor does not belong to this list.",
+            "Pass next_cursor exactly as the previous page returned it, or omit cursor to start from the first page.",
         ) from error
 
 

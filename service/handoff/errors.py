@@ -1,12 +1,15 @@
-"""Deliberate errors: what happened, what to try, and whether a retry can help. Anything else that is raised is a bug."""
+"""Deliberate errors, which tell the caller what happened, what to do, and whether the same call may succeed later.
+
+Any other exception is a bug.
+"""
 
 from typing import Any, ClassVar
 
 
 class HandoffError(Exception):
-    """An error that a caller may read.
+    """An error that is shown to the caller.
 
-    `code` is stable, `message` says what happened, `hint` what to try; `details` are JSON values a program can act on.
+    `code` is stable, `message` says what happened and `hint` what to do. `details` are JSON values for programs.
     """
 
     retryable: ClassVar[bool] = False
@@ -19,7 +22,7 @@ class HandoffError(Exception):
         self.details = details
 
     def as_dict(self) -> dict[str, Any]:
-        """The form that a caller sees: code, message, try, retryable, and the details."""
+        """Return the error in the form that callers receive: code, message, try, retryable and the details."""
         return {
             "code": self.code,
             "message": self.message,
@@ -30,59 +33,62 @@ class HandoffError(Exception):
 
 
 class Invalid(HandoffError):
-    """The arguments can't be used as they are."""
+    """The arguments are not valid."""
 
 
 class NotFound(HandoffError):
-    """Nothing that the caller may see has this name."""
+    """It does not exist, or the caller may not see it."""
 
 
 class Forbidden(HandoffError):
-    """The caller may not do this."""
+    """The caller does not have permission."""
 
 
 class Conflict(HandoffError):
-    """The state is not what the call needs."""
+    """The current state does not allow the call."""
 
 
 class Unavailable(HandoffError):
-    """Something that the service needs is away or full; the same call may succeed later."""
+    """Something that the service needs is unreachable or overloaded; the same call may succeed later."""
 
     retryable = True
 
 
 def database_unavailable() -> Unavailable:
-    """The database did not answer; whether a write took effect is unknown, and only its idempotency key can tell."""
+    """Return the error for a database that did not answer.
+
+    Whether a write took effect is unknown. Only a repeat with the same idempotency key is safe.
+    """
     return Unavailable(
         "unavailable",
-        "The database did not answer in time, so it is not known whether this call took effect.",
-        "Call again in a few seconds with the same idempotency_key: what was done is then returned, not done twice.",
+        "The database did not answer in time. This call may or may not have taken effect.",
+        "Call again in a few seconds with the same idempotency_key. If the first call took effect, you get its result.",
     )
 
 
 def session_not_found(key: str) -> NotFound:
-    """No session has this key, or the caller may not read it."""
+    """Return the error for a session that does not exist or that the caller may not read."""
     return NotFound(
         "session_not_found",
         f"There is no session {key!r} that you may see.",
-        "Check the key; register_session creates one, get_inbox shows those handed to you.",
+        "Check the key. register_session creates a session, and get_inbox lists the handoffs that are open for you.",
     )
 
 
 def session_closed(key: str, status: str) -> Conflict:
-    """The session is in a final status."""
+    """Return the error for a session in a final status."""
     return Conflict(
         "session_closed",
-        f"Session {key!r} is {status}: it takes no more entries and is not handed over.",
-        "Read it with get_context; to go on, register a new session and name this one in its metadata.",
+        f"Session {key!r} is {status}: it accepts no more entries or handoffs.",
+        "You can still read it with get_context. To continue, register a new session and name this one in its metadata.",
         status=status,
     )
 
 
 def handoff_not_found(handoff_id: int) -> NotFound:
-    """No handoff has this id, or the caller may not see it."""
+    """Return the error for a handoff that does not exist or that the caller may not see."""
     return NotFound(
         "handoff_not_found",
         f"There is no handoff {handoff_id} that you may see.",
-        "get_inbox lists the handoffs that are open for you.",
+        "Check the id. get_inbox lists the handoffs that are open for you.",
     )

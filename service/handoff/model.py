@@ -1,4 +1,4 @@
-"""The domain's words and its state machine. No I/O."""
+"""The vocabulary of the domain and the state machine of a handoff. No I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final, Literal, get_args
 
 SessionStatus = Literal["active", "dormant", "completed", "expired", "archived", "cancelled"]
-OPEN_STATUSES: Final[tuple[SessionStatus, ...]] = ("active", "dormant")  # a session in these takes entries
+OPEN_STATUSES: Final[tuple[SessionStatus, ...]] = ("active", "dormant")  # the statuses in which a session accepts entries
 
 RetentionPolicy = Literal["standard", "extended", "short"]
 EntryType = Literal["message", "file", "tool_call", "system", "decision", "summary"]
@@ -16,9 +16,9 @@ RequestType = Literal["context_transfer", "full_handoff", "collaboration"]
 HandoffState = Literal["offered", "accepted", "blocked", "completed", "rejected", "cancelled", "expired"]
 HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cancel", "lapse", "expire"]
 
-HELD_STATES: Final[tuple[HandoffState, ...]] = ("accepted", "blocked")  # someone holds the lease
+HELD_STATES: Final[tuple[HandoffState, ...]] = ("accepted", "blocked")  # the states in which an agent holds the lease
 
-# The only transitions there are. The store refuses what is not here; the state-machine test drives the database with it.
+# All transitions of a handoff. The store refuses any other. tests/store/test_state_machine.py holds the database to them.
 TRANSITIONS: Final[Mapping[tuple[HandoffState, HandoffAction], HandoffState]] = MappingProxyType(
     {
         ("offered", "accept"): "accepted",
@@ -33,7 +33,7 @@ TRANSITIONS: Final[Mapping[tuple[HandoffState, HandoffAction], HandoffState]] = 
     }
 )
 
-# What the past tense of each action is called in the event log.
+# The kind of event that each action records. Error messages use its past participle.
 EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
     {
         "accept": "handoff.accepted",
@@ -50,27 +50,30 @@ EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
 Scope = Literal["read", "write", "admin", "alerts"]
 ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 
-# One form for session keys, agents and capabilities: it is safe in a URI, a log line and a shell.
+# The form of session keys, agents and capabilities: safe in a URI, a log line and a shell.
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:@+=~-]*$"
 SESSION_KEY_CHARS_MAX: Final = 255
 AGENT_CHARS_MAX: Final = 100
-SEQUENCE_MAX: Final = 2**53 - 1  # what JSON numbers hold exactly everywhere
+SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 
 
 def actions_from(state: HandoffState) -> list[HandoffAction]:
-    """What can be done to a handoff in this state, in the table's order."""
+    """Return the actions that TRANSITIONS allows in this state, in its order."""
     return [action for (origin, action) in TRANSITIONS if origin == state]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling: the agent that a token names (None where the service runs without tokens) and its scopes."""
+    """The agent that a token names, or None if the service runs without tokens, and its scopes."""
 
     agent: str | None = None
     scopes: frozenset[Scope] = field(default=ALL_SCOPES)
 
     def viewer(self, acting_as: str | None) -> str | None:
-        """Whose eyes bound what is seen. None sees all: an admin's token, or a local reader who named no agent."""
+        """Return the agent whose permissions limit what this call can read, or None if there is no limit.
+
+        There is none for an admin token, and none without tokens if the call names no agent (`acting_as` is None).
+        """
         if self.agent is None:
             return acting_as
         return None if "admin" in self.scopes else self.agent

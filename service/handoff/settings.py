@@ -227,9 +227,9 @@ class Settings(BaseSettings):
         for address in value:
             host, _, port = address.rpartition(":")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-                raise ValueError("each must be host:port")
+                raise ValueError("each address must be host:port, with a port from 1 to 65535")
         if len(value) > CERTIFICATES_MAX:
-            raise ValueError(f"no more than {CERTIFICATES_MAX}")
+            raise ValueError(f"at most {CERTIFICATES_MAX} addresses are allowed")
         return value
 
     @field_validator("database_url", "redis_url")
@@ -239,10 +239,10 @@ class Settings(BaseSettings):
         try:
             hosts = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2].split(",") if value is not None else []
         except ValueError:
-            raise ValueError("is no URL") from None
+            raise ValueError("this is not a valid URL") from None
         ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
         if not all(port.isascii() and port.isdigit() for port in ports if port):
-            raise ValueError("the port is no number; in a name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
+            raise ValueError("the port is not a number; in a name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
         return value
 
     @field_validator("redis_url")

@@ -1,4 +1,4 @@
-"""What tools and resources both read: briefs and summaries, through the cache, and inboxes."""
+"""Views that tools and resources share: briefs and summaries, both cached, and inboxes."""
 
 from typing import Any
 
@@ -14,38 +14,43 @@ from handoff.telemetry import metrics
 KEY_POINTS_MAX = 10
 EXCERPT_CHARS = 280
 _HANDOFFS_IN_BRIEF = 3
-INBOX_START = (10, 0)  # before priority 9
+INBOX_START = (10, 0)  # the position before the highest priority, 9
 
 NEXT = {
-    "offered": "Wait for it to be accepted: the brief of the session (get_context) shows how it goes.",
-    "accepted": "Work; renew_handoff before lease_expires_at; then resolve_handoff action=complete with your token.",
-    "blocked": "renew_handoff with your token when you can go on.",
+    "offered": "If it is offered to you, call accept_handoff. If you sent it, wait; get_context shows its state.",
+    "accepted": "If you hold it: work, call renew_handoff before lease_expires_at, and finish with resolve_handoff "
+    "action=complete, both with your token. Otherwise wait.",
+    "blocked": "If you hold it: call renew_handoff with your token when you can continue, before lease_expires_at. "
+    "Otherwise wait.",
 }
 
 
 async def brief_of(app: App, session_key: str, viewer: str | None, token_budget: int) -> tuple[Record, dict[str, Any]]:
-    """The session and its brief, as of one moment. Raises NotFound for who may not see it."""
+    """Return the session and its brief from the same snapshot. Raises NotFound if `viewer` may not read the session."""
     async with snapshot(app.pool) as conn:
         session = await sessions.see(conn, session_key, viewer)
         key = cache.brief_key(dict(session), token_budget)
-        known = await app.cache.get(key)
-        if known is None:
-            known = await _compose(conn, session, token_budget)
-            await app.cache.put(key, known, cache.BRIEF_TTL_S)
-    metrics.brief_returned(known)
-    return session, known
+        composed = await app.cache.get(key)
+        if composed is None:
+            composed = await _compose(conn, session, token_budget)
+            await app.cache.put(key, composed, cache.BRIEF_TTL_S)
+    metrics.brief_returned(composed)
+    return session, composed
 
 
 async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str, Any]:
-    """Who, to whom, how much, how long, and the key points of a session, as of one moment."""
+    """Return a summary of the session from one snapshot: participants, handoffs, counts, duration and key points.
+
+    Raises NotFound if `viewer` may not read the session.
+    """
     async with snapshot(app.pool) as conn:
         session = await sessions.see(conn, session_key, viewer)
         key = cache.summary_key(dict(session))
-        known = await app.cache.get(key)
-        if known is None:
-            known = await _summarise(conn, session)
-            await app.cache.put(key, known, cache.SUMMARY_TTL_S)
-    return known
+        summary = await app.cache.get(key)
+        if summary is None:
+            summary = await _summarise(conn, session)
+            await app.cache.put(key, summary, cache.SUMMARY_TTL_S)
+    return summary
 
 
 async def _compose(conn: Connection, session: Record, token_budget: int) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _excerpt(row: Record) -> dict[str, Any]:
 
 
 async def inbox_page(app: App, agent: str, after: tuple[Any, ...], limit: int) -> dict[str, Any]:
-    """What is open for an agent behind a position, and the cursor of what follows."""
+    """Return a page of the agent's open handoffs after a position, with the cursor of the next page if there is one."""
     async with connection(app.pool) as conn:
         rows = await handoffs.inbox(conn, agent, after=(after[0], after[1]), limit=limit + 1)
     page: dict[str, Any] = {"handoffs": [handoff_view(row) for row in rows[:limit]]}
@@ -114,7 +119,7 @@ async def inbox_page(app: App, agent: str, after: tuple[Any, ...], limit: int) -
 
 
 def handoff_view(row: Record) -> dict[str, Any]:
-    """A handoff as callers see it, with what its holder or sender does next."""
+    """Return a handoff in the form that callers receive, with what its holder or sender should do next."""
     view = handoffs.view(row)
     if row["state"] in NEXT:
         view["next"] = NEXT[row["state"]]

@@ -1,6 +1,7 @@
-"""Doorbells: who waits for a handoff is woken by NOTIFY, whichever process made the change. No polling.
+"""Wakes waiting calls and notifies subscribers when a handoff changes, by LISTEN and NOTIFY, without polling.
 
-A doorbell is `agent:NAME`, `capability:NAME` or `handoff:ID` (`store/handoffs.py` rings them, at commit).
+A change made by any process notifies the topics `agent:NAME`, `capability:NAME` and `handoff:ID` at commit
+(store/handoffs.py).
 """
 
 import asyncio
@@ -25,7 +26,10 @@ _KEEPALIVE_S = 10.0
 
 
 class Wakeups:
-    """One LISTEN connection a process, and those who wait on it. It reconnects by itself, and then wakes everybody."""
+    """The LISTEN connection of a process, its waiting calls and its subscribers.
+
+    It reconnects by itself, and then wakes every waiting call, because notifications sent in the meantime are lost.
+    """
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool = pool
@@ -35,74 +39,75 @@ class Wakeups:
         self._listeners: dict[object, Callable[[ServerEvent], None]] = {}
         self._subscribed: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
-        self._spreading: set[asyncio.Task[None]] = set()
+        self._publishing: set[asyncio.Task[None]] = set()
         self._listening = False
-        self.closing = False  # nobody is to wait any more
+        self.closing = False  # once True, calls no longer wait
         self.on_release: list[Callable[[], None]] = []
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
         self._task = asyncio.create_task(self._listen())
 
     async def close(self) -> None:
-        """Let everybody who waits go, and stop listening."""
+        """Release all waiting calls and stop listening."""
         self.release()
-        tasks = [*self._spreading, *([self._task] if self._task else [])]
+        tasks = [*self._publishing, *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def release(self) -> None:
-        """Let everybody who waits or is subscribed go; nobody waits from now on."""
+        """Release all waiting calls and end all subscriptions. From now on no call waits."""
         self.closing = True
         for action in self.on_release:
             action()
         self._wake_all()
 
     @asynccontextmanager
-    async def waiting(self, bells: Iterable[str]) -> AsyncGenerator[asyncio.Event]:
-        """An event that is set when one of the doorbells rings. Enter before looking, so that nothing is missed.
+    async def waiting(self, topics: Iterable[str]) -> AsyncGenerator[asyncio.Event]:
+        """Yield an event that is set when one of the topics is notified.
 
-        Raises Unavailable when `waiters_max` wait already.
+        Enter this block before reading the database, so that no change is missed between reading and waiting. Raises
+        Unavailable if `waiters_max` calls are waiting already.
         """
         if self._waiters >= self._settings.waiters_max:
             raise Unavailable(
                 "overloaded",
-                "Too many calls are waiting on this service already.",
-                "Call again with wait_seconds=0, or in a few seconds.",
+                "Too many calls are already waiting on this service.",
+                "Call again now with wait_seconds=0, or call again in a few seconds.",
             )
         event = asyncio.Event()
         if self.closing:
             event.set()
         self._waiters += 1
-        names = set(bells)
-        for name in names:
-            self._waiting[name].add(event)
+        wanted = set(topics)
+        for topic in wanted:
+            self._waiting[topic].add(event)
         try:
             yield event
         finally:
             self._waiters -= 1
-            for name in names:
-                self._waiting[name].discard(event)
-                if not self._waiting[name]:
-                    del self._waiting[name]
+            for topic in wanted:
+                self._waiting[topic].discard(event)
+                if not self._waiting[topic]:
+                    del self._waiting[topic]
 
-    # The SDK's SubscriptionBus: what was rung, as resources that changed.
+    # publish and subscribe implement the SDK's SubscriptionBus.
 
     async def publish(self, event: ServerEvent) -> None:
-        """Deliver an event to the subscribers of this process."""
+        """Deliver an event to all subscribers of this process."""
         for listener in list(self._listeners.values()):
             listener(event)
 
     def subscribe(self, listener: Callable[[ServerEvent], None]) -> Callable[[], None]:
-        """Register a subscriber of this process; returns what ends it."""
+        """Register a subscriber of this process; return a function that ends the subscription."""
         token = object()
         self._listeners[token] = listener
         return lambda: (self._listeners.pop(token, None), None)[1]
 
     @contextmanager
     def subscribed(self, uris: Iterable[str]) -> Generator[None]:
-        """Remember what is subscribed to, for the time after a lost connection: what rang then is not known."""
+        """Count the subscribed URIs while the block runs, so that they can be notified after the connection was lost."""
         counted = Counter(uris)
         self._subscribed += counted
         try:
@@ -115,7 +120,7 @@ class Wakeups:
         while True:
             try:
                 await self._listen_once()
-            except Exception as error:  # noqa: BLE001 - whatever ends it, a process that does not listen wakes nobody
+            except Exception as error:  # noqa: BLE001 - after any error it must reconnect: until then nothing wakes a waiting call
                 if self._listening:
                     self._listening, pause_s = False, _RECONNECT_S
                 log.warning("wakeups.lost", error=type(error).__name__, retry_s=round(pause_s, 2))
@@ -127,53 +132,53 @@ class Wakeups:
         lost = asyncio.Event()
         conn.add_termination_listener(lambda _: lost.set())
         try:
-            await conn.add_listener(CHANNEL, self._rung)
+            await conn.add_listener(CHANNEL, self._notified)
             self._listening = True
-            await self._catch_up()
+            await self._notify_all()
             while not lost.is_set():
                 try:
                     async with asyncio.timeout(_KEEPALIVE_S):
                         await lost.wait()
                 except TimeoutError:
                     await conn.execute("SELECT 1", timeout=self._settings.statement_timeout_s)
-            raise ConnectionResetError("the connection that listens was closed")
+            raise ConnectionResetError("the LISTEN connection was closed")
         finally:
             with suppress(Exception):
                 await conn.close(timeout=1)
 
-    def _rung(self, _conn: Any, _pid: int, _channel: str, payload: object) -> None:
-        for bell in str(payload).split("\n"):
-            for event in self._waiting.get(bell, ()):
+    def _notified(self, _conn: Any, _pid: int, _channel: str, payload: object) -> None:
+        for topic in str(payload).split("\n"):
+            for event in self._waiting.get(topic, ()):
                 event.set()
             if self._listeners:
-                self._spread(bell)
+                self._publish_topic(topic)
 
-    def _spread(self, bell: str) -> None:
-        kind, _, name = bell.partition(":")
+    def _publish_topic(self, topic: str) -> None:
+        kind, _, name = topic.partition(":")
         if kind == "capability":
-            task = asyncio.create_task(self._spread_capability(name))
-            self._spreading.add(task)
-            task.add_done_callback(self._spreading.discard)
+            task = asyncio.create_task(self._publish_capability(name))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
         else:
-            self._tell(f"handoff://agents/{name}/inbox" if kind == "agent" else f"handoff://handoffs/{name}")
+            self._publish_uri(f"handoff://agents/{name}/inbox" if kind == "agent" else f"handoff://handoffs/{name}")
 
-    async def _spread_capability(self, capability: str) -> None:
+    async def _publish_capability(self, capability: str) -> None:
         with suppress(Unavailable):
             async with connection(self._pool) as conn:
                 names = await agents.with_capability(conn, capability)
             for name in names:
-                self._tell(f"handoff://agents/{name}/inbox")
+                self._publish_uri(f"handoff://agents/{name}/inbox")
 
-    def _tell(self, uri: str) -> None:
+    def _publish_uri(self, uri: str) -> None:
         for listener in list(self._listeners.values()):
             listener(ResourceUpdated(uri=uri))
 
-    async def _catch_up(self) -> None:
-        """What rang while nobody listened is not known, so everybody looks again."""
+    async def _notify_all(self) -> None:
+        """Wake every waiting call and notify every subscription: changes while the connection was lost are unknown."""
         self._wake_all()
         for uri in list(self._subscribed):
-            self._tell(uri)
-            await asyncio.sleep(0)  # there may be many
+            self._publish_uri(uri)
+            await asyncio.sleep(0)  # there may be many, and other tasks must run in between
 
     def _wake_all(self) -> None:
         for events in list(self._waiting.values()):

@@ -1,4 +1,4 @@
-"""The command line, as a newcomer and an impatient user type it."""
+"""The command line, in the hands of a newcomer and of an impatient user."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ STARTED, ENDED = 30, 20
 
 @pytest.fixture
 def data_dir() -> Generator[Path]:
-    """A folder that Postgres may live in."""
+    """A folder in which Postgres can keep its data."""
     with TemporaryDirectory(prefix="handoff-run-") as folder:
         yield Path(folder) / "data"
 
@@ -44,7 +44,7 @@ class Run:
         while words not in self.printed:
             assert time.monotonic() < give_up, self.printed
             line = self.process.stdout.readline()
-            assert line, f"it ended: {self.printed}"
+            assert line, f"`handoff run` ended: {self.printed}"
             self.printed += line
 
     def end(self, how: signal.Signals = signal.SIGINT) -> int:
@@ -54,7 +54,7 @@ class Run:
 
 
 def postgres_of(data_dir: Path) -> list[int]:
-    """The Postgres processes that work in a data folder."""
+    """The Postgres processes that use a data folder."""
     here = str(data_dir / "postgres")
     return [
         process.info["pid"]
@@ -69,7 +69,7 @@ def handoff(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
     )
 
 
-def test_run_says_where_it_is_and_a_second_one_says_that_it_runs(data_dir: Path) -> None:
+def test_run_prints_its_address_and_a_second_run_says_that_it_is_running(data_dir: Path) -> None:
     port = free_port()
     run = Run(data_dir, port)
     try:
@@ -122,10 +122,10 @@ def test_the_data_survive_a_stop_and_a_kill(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.2, 0.8])
-def test_a_ctrl_c_in_the_middle_of_the_first_start_leaves_nothing_that_matters(data_dir: Path, after_s: float) -> None:
+def test_ctrl_c_during_the_first_start_does_not_prevent_a_later_start(data_dir: Path, after_s: float) -> None:
     run = Run(data_dir, free_port())
     run.until_it_says("starting Postgres")
-    time.sleep(after_s)  # anywhere in the start: that it can be anywhere is the point
+    time.sleep(after_s)  # to interrupt the start at different points
     run.end()
     assert "Traceback" not in run.printed
     assert postgres_of(data_dir) == []
@@ -135,7 +135,7 @@ def test_a_ctrl_c_in_the_middle_of_the_first_start_leaves_nothing_that_matters(d
     assert again.end() == 0
 
 
-def test_a_busy_port_is_a_sentence_and_starts_nothing(data_dir: Path) -> None:
+def test_a_busy_port_is_a_clear_message_and_starts_nothing(data_dir: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -161,7 +161,7 @@ def test_a_busy_port_is_a_sentence_and_starts_nothing(data_dir: Path) -> None:
         ([], {}, "required"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(arguments: list[str], settings: dict[str, str], says: str) -> None:
+def test_an_invalid_setting_is_named(arguments: list[str], settings: dict[str, str], says: str) -> None:
     done = handoff(*arguments, **settings)
 
     assert done.returncode == 2
@@ -169,7 +169,7 @@ def test_a_setting_that_cannot_be_is_named(arguments: list[str], settings: dict[
     assert "Traceback" not in done.stderr
 
 
-def test_a_database_that_is_not_there_or_refuses_is_a_sentence(postgres_url: str, tmp_path: Path) -> None:
+def test_a_missing_or_refusing_database_is_a_clear_message(postgres_url: str, tmp_path: Path) -> None:
     nowhere = f"postgresql://handoff:secret@127.0.0.1:{free_port()}/handoff"
     tokens = tmp_path / "tokens"
     tokens.write_text("nonsense")
@@ -186,16 +186,16 @@ def test_a_database_that_is_not_there_or_refuses_is_a_sentence(postgres_url: str
         assert "secret" not in done.stderr
 
 
-def test_migrate_applies_once_and_says_what(empty_database_url: str) -> None:
+def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: str) -> None:
     first = handoff("migrate", database_url=empty_database_url)
     second = handoff("migrate", database_url=empty_database_url)
 
-    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql")
+    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql", "0004_processing_ms_nullable.sql")
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
 
 
-def test_the_doctor_finds_nothing_where_all_is_well(database_url: str) -> None:
+def test_the_doctor_finds_nothing_wrong_with_a_healthy_setup(database_url: str) -> None:
     done = handoff("doctor", database_url=database_url, port=free_port())
 
     assert done.returncode == 0, done.stdout
@@ -217,7 +217,7 @@ def test_the_doctor_beside_the_running_service_finds_nothing_wrong(database_url:
     assert "served by Handoff already" in done.stdout
 
 
-def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(
+def test_the_doctor_gives_a_remedy_for_each_problem(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
@@ -247,7 +247,7 @@ def test_the_doctor_says_of_each_thing_that_is_wrong_what_to_do(
                 assert "Traceback" not in done.stderr
 
 
-def test_who_reads_our_output_may_go_away() -> None:
+def test_a_closed_pipe_on_standard_output_is_not_an_error() -> None:
     reads, writes = os.pipe()
     os.close(reads)
     done = subprocess.run(

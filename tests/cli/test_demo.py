@@ -1,4 +1,4 @@
-"""The demo does what it says, leaves alone what is not its own, and ends in a sentence where it can't be played."""
+"""The demo does what it says, leaves real work alone, and says what to do where it can't run."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ from handoff.cli.start import mcp_address
 from handoff.settings import Settings
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, GetContext
-from handoff.tools.handoffs import GetInbox, RequestHandoff
+from handoff.tools.offers import GetInbox, RequestHandoff
 from tests.agents import Agent
 from tests.processes import HANDOFF, Service, environment, serving
 
@@ -33,7 +33,7 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 MODULES = sorted((ROOT / "service" / "handoff" / "store").glob("*.py"))
 
 
-def play(url: str) -> subprocess.CompletedProcess[str]:
+def run_demo(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [HANDOFF, "demo", "--url", url], env=environment(), capture_output=True, text=True, timeout=50, check=False
     )
@@ -43,9 +43,11 @@ def functions(path: Path) -> int:
     return sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(ast.parse(path.read_text())))
 
 
-async def test_two_agents_finish_what_one_began_and_all_of_it_can_be_read(database_url: str, db: asyncpg.Connection) -> None:
+async def test_one_agent_finishes_what_another_began_and_all_of_it_can_be_read(
+    database_url: str, db: asyncpg.Connection
+) -> None:
     with serving(database_url=database_url) as service:
-        done = play(service.url)
+        done = run_demo(service.url)
         assert (done.returncode, done.stderr) == (0, "")
         key = re.findall(r"register_session +(s-[0-9a-f]{16})$", done.stdout, re.MULTILINE)[0]
         async with Client(service.url) as client:
@@ -55,16 +57,16 @@ async def test_two_agents_finish_what_one_began_and_all_of_it_can_be_read(databa
             handoff = await agent.read("handoff://handoffs/1")
             brief = (await agent.ok("get_context", agent="ada", session_key=key))["brief"]
 
-    total = f"{len(MODULES)} modules, {sum(len(it.read_text().splitlines()) for it in MODULES)} lines, "
+    total = f"{len(MODULES)} modules, {sum(len(path.read_text().splitlines()) for path in MODULES)} lines, "
     total += f"{sum(map(functions, MODULES))} functions"
     assert (summary["status"], summary["started_by"], summary["owner"]) == ("completed", "ada", "grace")
     assert (handoff["state"], handoff["holder"], handoff["outcome"]) == ("completed", "grace", f"{total}.")
-    assert f"Together: {total}; counted directly, it is the same." in done.stdout
+    assert f"The result: {total}. Counted directly, it is the same." in done.stdout
 
-    found = {it["metadata"]["path"]: it for it in context["entries"] if it["type"] == "file"}
+    found = {entry["metadata"]["path"]: entry for entry in context["entries"] if entry["type"] == "file"}
     assert sorted(found) == [path.name for path in MODULES]
     assert all(found[path.name]["metadata"]["functions"] == functions(path) for path in MODULES)
-    assert len({it["author"] for it in found.values()}) == 2, "each did a part"
+    assert len({entry["author"] for entry in found.values()}) == 2, "each agent did a part"
     assert "question" not in {part["kind"] for part in brief["parts"]}, "the question was answered"
     kinds = [event["kind"] for event in lifecycle["events"]]
     assert [kind for kind in kinds if kind.startswith("handoff.")] == [
@@ -77,7 +79,7 @@ async def test_two_agents_finish_what_one_began_and_all_of_it_can_be_read(databa
     assert max(map(len, done.stdout.splitlines())) <= demo.COLUMNS
 
 
-async def test_an_earlier_demo_that_was_stopped_is_settled_and_real_work_is_left_alone(database_url: str) -> None:
+async def test_what_an_interrupted_demo_left_is_resolved_and_real_work_is_left_alone(database_url: str) -> None:
     with serving(database_url=database_url) as service:
         async with Client(service.url) as client:
             agent = Agent(client)
@@ -85,9 +87,9 @@ async def test_an_earlier_demo_that_was_stopped_is_settled_and_real_work_is_left
                 old = await agent.offer(await agent.session("ada"), "grace", agent="ada", instructions=demo.INSTRUCTIONS)
                 if state == "accepted":
                     await agent.ok("accept_handoff", agent="grace", handoff_id=old)
-            assert play(service.url).returncode == 0
+            assert run_demo(service.url).returncode == 0
             real = await agent.offer(await agent.session(), "grace", instructions="real work")
-            refused = play(service.url)
+            refused = run_demo(service.url)
             inbox = (await agent.ok("get_inbox", agent="grace"))["handoffs"]
 
     assert refused.returncode == 1
@@ -95,13 +97,13 @@ async def test_an_earlier_demo_that_was_stopped_is_settled_and_real_work_is_left
     assert [(row["handoff_id"], row["state"]) for row in inbox] == [(real, "offered")]
 
 
-def test_what_answers_and_is_no_handoff_service_is_named_in_a_sentence(database_url: str) -> None:
+def test_a_server_that_is_not_a_handoff_service_is_named(database_url: str) -> None:
     with serving(database_url=database_url) as service, something_else() as stranger:
         for url in (stranger, service.url.replace("/mcp", "/")):
-            done = play(url)
+            done = run_demo(url)
             assert (done.returncode, done.stderr) == (1, "")
             assert done.stdout.count("\n") == 1
-            assert f"{url} is no Handoff service" in done.stdout
+            assert f"The server at {url} is not a Handoff service" in done.stdout
             assert "make run" in done.stdout
 
 
@@ -119,28 +121,30 @@ def something_else() -> Generator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/mcp"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/mcp"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("tampered", ["count", "digest"])
 async def test_a_wrong_result_is_a_failure(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tampered: str
 ) -> None:
-    real = demo.Agent.entries
+    real = demo.DemoAgent.entries
 
-    async def entries(self: demo.Agent, session_key: str) -> list[dict[str, object]]:
+    async def entries(self: demo.DemoAgent, session_key: str) -> list[dict[str, object]]:
         found = await real(self, session_key)
         if tampered == "count" and self.name == "grace":
-            next(it for it in found if it["type"] == "file")["metadata"]["lines"] += 1
+            next(entry for entry in found if entry["type"] == "file")["metadata"]["lines"] += 1
         if tampered == "digest" and self.name == "ada":
             found[0]["content_hash"] = "00" * 32
         return found
 
-    monkeypatch.setattr(demo.Agent, "entries", entries)
+    monkeypatch.setattr(demo.DemoAgent, "entries", entries)
     with serving(database_url=database_url) as service:
-        assert await demo.play(service.url, {}) == 1
+        assert await demo.run_demo(service.url, {}) == 1
 
     said = capsys.readouterr().out
     assert "The demo failed." in said

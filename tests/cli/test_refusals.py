@@ -1,4 +1,4 @@
-"""What the command line refuses: in a sentence, with a status, without a stack, and without what is secret."""
+"""What the command line refuses: with a clear message and a status, without a stack, and without secrets."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ SECRET = "s3cret"
         (["migrate"], {"database_url": "postgresql://127.0.0.1:1/x", "startup_timeout_s": 1}, 1, ["does not answer"]),
     ],
 )
-def test_it_is_refused_in_a_line_for_each_thing(
+def test_each_problem_is_refused_in_a_line_of_its_own(
     arguments: list[str], settings: dict[str, object], status: int, says: list[str]
 ) -> None:
     done = handoff(*arguments, **settings)
@@ -63,14 +63,14 @@ def test_it_is_refused_in_a_line_for_each_thing(
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_database_that_is_not_there_is_refused_by_migrate(postgres_url: str) -> None:
+def test_migrate_refuses_a_database_that_does_not_exist(postgres_url: str) -> None:
     done = handoff("migrate", database_url=postgres_url.replace("/postgres?", "/absent?"))
 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert 'database "absent" does not exist' in done.stderr
 
 
-def test_a_folder_in_which_the_data_cannot_live_is_refused_before_anything_is_made_there() -> None:
+def test_an_unusable_data_folder_is_refused_before_anything_is_created_in_it() -> None:
     with TemporaryDirectory(prefix="handoff-run-") as folder:
         (Path(folder) / "file").write_text("mine")
         for data, says in (
@@ -87,8 +87,8 @@ def test_a_folder_in_which_the_data_cannot_live_is_refused_before_anything_is_ma
         assert (Path(folder) / "file").read_text() == "mine"
 
 
-def test_a_folder_with_a_long_name_will_do(data_dir: Path) -> None:
-    """Longer than the path of a Unix socket may be."""
+def test_a_data_folder_with_a_long_path_works(data_dir: Path) -> None:
+    """The path is longer than that of a Unix socket can be."""
     run = Run(data_dir / ("x" * 100), free_port())
     run.until_it_says("Ctrl-C")
 
@@ -98,9 +98,7 @@ def test_a_folder_with_a_long_name_will_do(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["starting Postgres", "Ctrl-C"])
-def test_a_stop_or_a_terminal_that_is_closed_leaves_no_postgres_behind(
-    data_dir: Path, how: signal.Signals, when: str
-) -> None:
+def test_stopping_or_closing_the_terminal_leaves_no_postgres_behind(data_dir: Path, how: signal.Signals, when: str) -> None:
     run = Run(data_dir, free_port())
     run.until_it_says(when)
     give_up = time.monotonic() + 10
@@ -111,6 +109,6 @@ def test_a_stop_or_a_terminal_that_is_closed_leaves_no_postgres_behind(
 
     assert run.process.returncode == (0 if when == "Ctrl-C" else 130)
     assert "Traceback" not in run.printed
-    give_up = time.monotonic() + 5  # what initdb had begun ends when it finds its parent gone
+    give_up = time.monotonic() + 5  # processes of initdb end when they notice that their parent is gone
     while postgres_of(data_dir):
         assert time.monotonic() < give_up, run.printed

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from handoff.model import Caller
 from handoff.server.calls import Reply, UnknownTool
-from handoff.server.http import Edge
+from handoff.server.edge import Edge
 from handoff.settings import Settings
 from handoff.telemetry.calls import Arrival
 from tests.conformance.fixtures import fixture_server

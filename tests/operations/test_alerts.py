@@ -1,4 +1,4 @@
-"""What Alertmanager tells is stored once, answered when it is durable, and read; a heartbeat that stops is said once."""
+"""Notifications are stored once, and acknowledged when they are durable; a heartbeat that stops is reported once."""
 
 import asyncio
 import signal
@@ -22,6 +22,7 @@ from handoff.operations.alerts import ALERTS_MAX
 from handoff.operations.heartbeat import Heartbeat
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
+from handoff.store.migrate import migrate
 from handoff.telemetry import metrics
 from tests.agents import Agent, until
 from tests.server.test_auth import bearer, line
@@ -64,7 +65,7 @@ async def kept(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in rows]
 
 
-async def test_a_notification_is_stored_and_read_those_that_fire_first(
+async def test_a_notification_is_stored_and_firing_alerts_are_listed_first(
     http: httpx2.AsyncClient, agent: Agent, db: asyncpg.Connection
 ) -> None:
     before = metrics.ALERT_NOTIFICATIONS.value("firing")
@@ -73,29 +74,29 @@ async def test_a_notification_is_stored_and_read_those_that_fire_first(
     assert metrics.ALERT_NOTIFICATIONS.value("firing") == before + 2
 
     page = await agent.read("handoff://alerts?limit=2")
-    assert [it["alertname"] for it in page["alerts"]] == ["Alert1", "Alert3"]
+    assert [row["alertname"] for row in page["alerts"]] == ["Alert1", "Alert3"]
     assert page["alerts"][0]["summary"] == "It is down"
     assert "ends_at" not in page["alerts"][0]
     rest = await agent.read(f"handoff://alerts?limit=2&cursor={page['next_cursor']}")
-    assert [(it["alertname"], it["status"]) for it in rest["alerts"]] == [("Alert2", "resolved")]
+    assert [(row["alertname"], row["status"]) for row in rest["alerts"]] == [("Alert2", "resolved")]
     assert "next_cursor" not in rest
     only = await agent.read("handoff://alerts?status=resolved")
-    assert [it["alertname"] for it in only["alerts"]] == ["Alert2"]
+    assert [row["alertname"] for row in only["alerts"]] == ["Alert2"]
 
 
-async def test_the_same_again_changes_nothing_and_what_is_over_stays_over(
+async def test_a_repeated_notification_changes_nothing_and_a_resolved_alert_stays_resolved(
     http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
 ) -> None:
     for _ in range(2):
         await http.post("/alerts", json=notification(alert()))
     assert await kept(db) == [("Alert1", "firing", 2)]
     await http.post("/alerts", json=notification(alert("resolved")))
-    await http.post("/alerts", json=notification(alert()))  # late
+    await http.post("/alerts", json=notification(alert()))  # a late one
     assert await kept(db) == [("Alert1", "resolved", 4)]
-    assert [it["status"] for it in logged if it["event"] == "alert.received"] == ["firing", "resolved"]
+    assert [event["status"] for event in logged if event["event"] == "alert.received"] == ["firing", "resolved"]
 
 
-async def test_what_could_not_be_committed_is_neither_counted_nor_said_and_is_to_come_again(
+async def test_a_notification_that_cannot_be_committed_is_not_counted_logged_or_acknowledged(
     http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
 ) -> None:
     await db.execute("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
@@ -105,7 +106,7 @@ async def test_what_could_not_be_committed_is_neither_counted_nor_said_and_is_to
     before = metrics.ALERT_NOTIFICATIONS.value("firing")
     assert (await http.post("/alerts", json=notification(alert()))).status_code == 500
     assert metrics.ALERT_NOTIFICATIONS.value("firing") == before
-    assert [it["event"] for it in logged if it["event"].startswith("alert.")] == ["alert.failed"]
+    assert [event["event"] for event in logged if event["event"].startswith("alert.")] == ["alert.failed"]
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,10 @@ async def test_what_could_not_be_committed_is_neither_counted_nor_said_and_is_to
         (notification(alert(labels={"alertname": "x" * 9_000})), "labels"),
         (notification(alert(labels={"alertname": "a\0b"})), "NUL"),
         (notification(alert(fingerprint="'; DROP TABLE alert")), "fingerprint"),
-        (notification(*[alert(number=it + 1) for it in range(ALERTS_MAX + 1)]), "alerts"),
+        (notification(*[alert(number=number + 1) for number in range(ALERTS_MAX + 1)]), "alerts"),
     ],
 )
-async def test_what_alertmanager_would_not_send_is_refused_and_changes_nothing(
+async def test_a_malformed_notification_is_refused_and_changes_nothing(
     http: httpx2.AsyncClient, db: asyncpg.Connection, body: Any, says: str
 ) -> None:
     answer = await (http.post("/alerts", content=body) if isinstance(body, bytes) else http.post("/alerts", json=body))
@@ -130,7 +131,9 @@ async def test_what_alertmanager_would_not_send_is_refused_and_changes_nothing(
     assert await kept(db) == []
 
 
-async def test_only_a_token_of_the_scope_alerts_may_tell(settings: Settings, tmp_path: Path, db: asyncpg.Connection) -> None:
+async def test_notifications_need_a_token_with_the_scope_alerts(
+    settings: Settings, tmp_path: Path, db: asyncpg.Connection
+) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(line("alertmanager", "alerts") + line("root", "admin"))
     async with open_app(settings.model_copy(update={"tokens_file": tokens})) as app, edge(app) as http:
@@ -142,10 +145,12 @@ async def test_only_a_token_of_the_scope_alerts_may_tell(settings: Settings, tmp
     assert await kept(db) == [("Alert1", "firing", 1)]
 
 
-async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_back(settings: Settings) -> None:
+async def test_a_notification_while_the_database_hangs_is_refused_and_stored_when_it_is_back(settings: Settings) -> None:
     with own_postgres() as (url, folder):
         update = {"database_url": SecretStr(url), "statement_timeout_s": 0.5, "connect_timeout_s": 0.5}
-        async with open_app(settings.model_copy(update=update)) as app, edge(app) as http:
+        own = settings.model_copy(update=update)
+        await migrate(own)
+        async with open_app(own) as app, edge(app) as http:
             assert (await http.post("/alerts", json=notification(alert(number=2)))).status_code == 200
             stopped = pids(folder)
             for pid in stopped:
@@ -161,25 +166,25 @@ async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_ba
                 async with asyncio.timeout(20):
                     while len(await kept(db)) < 2:
                         await asyncio.sleep(0.1)
-                await asyncio.sleep(1.5)  # it is not stored once more
+                await asyncio.sleep(1.5)  # so that it would be stored a second time, if it were kept
                 assert await kept(db) == [("Alert1", "firing", 1), ("Alert2", "firing", 1)]
             finally:
                 await db.close()
 
 
-async def test_a_heartbeat_is_the_time_of_its_evaluation_and_never_goes_back(
+async def test_a_heartbeat_records_the_time_of_its_evaluation_which_never_goes_back(
     http: httpx2.AsyncClient, db: asyncpg.Connection
 ) -> None:
-    for age_s in (100, 20, 60):  # the last is one that was repeated late
+    for age_s in (100, 20, 60):  # the last one arrives late
         assert (await http.post("/watchdog", json=heartbeat(age_s))).status_code == 200
     assert 19 <= await db.fetchval("SELECT extract(epoch FROM now() - evaluated_at)::float8 FROM watchdog") < 25
     assert (await http.post("/watchdog", json=heartbeat(-3_600))).status_code == 400
     assert (await http.post("/watchdog", json=notification(alert()))).status_code == 400
-    assert await kept(db) == [], "a heartbeat is no entry in the history"
+    assert await kept(db) == [], "heartbeats are not part of the alert history"
 
 
-class Ear:
-    """A webhook of somebody else's."""
+class Receiver:
+    """A webhook receiver outside the service."""
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
@@ -192,10 +197,10 @@ class Ear:
 
 
 @pytest.fixture
-async def ear(tmp_path: Path, settings: Settings) -> AsyncGenerator[tuple[Ear, Settings]]:
-    it = Ear()
+async def webhook(tmp_path: Path, settings: Settings) -> AsyncGenerator[tuple[Receiver, Settings]]:
+    receiver = Receiver()
     application = web.Application()
-    application.router.add_post("/hook", it.take)
+    application.router.add_post("/hook", receiver.take)
     runner = web.AppRunner(application)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -204,28 +209,32 @@ async def ear(tmp_path: Path, settings: Settings) -> AsyncGenerator[tuple[Ear, S
     file.write_text(f"http://127.0.0.1:{runner.addresses[0][1]}/hook\n")
     update = {"watchdog_timeout_s": 0.4, "watchdog_webhook_file": file, "jobs": False, "heartbeat_interval_s": 5.0}
     try:
-        yield it, settings.model_copy(update=update)
+        yield receiver, settings.model_copy(update=update)
     finally:
         await runner.cleanup()
 
 
-async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
-    ear: tuple[Ear, Settings], db: asyncpg.Connection, logged: list[dict[str, Any]]
+async def test_silence_and_its_end_are_each_reported_once_on_every_channel(
+    webhook: tuple[Receiver, Settings], db: asyncpg.Connection, logged: list[dict[str, Any]]
 ) -> None:
-    catcher, settings = ear
+    receiver, settings = webhook
     async with open_app(settings) as app, Client(build_server(app)) as client:
         await watchdog.run(app)
-        assert catcher.heard == [], "it has not yet listened for as long as it may be silent"
+        assert receiver.heard == [], "the service has not run for as long as the heartbeat may be missing"
         await asyncio.sleep(0.5)
-        catcher.status = 500
+        receiver.status = 500
         await watchdog.run(app)
         assert metrics.WATCHDOG_AGE.value() > 0.4
         assert await kept(db) == [("WatchdogSilent", "firing", 1)]
-        catcher.status = 200
-        for again in (app, app, replace(app, heartbeat=Heartbeat(settings))):  # the last as in a process that takes over
+        receiver.status = 200
+        for again in (
+            app,
+            app,
+            replace(app, heartbeat=Heartbeat(settings)),
+        ):  # the last one, as in a process that takes over
             await watchdog.run(again)
-        assert [(it["status"], it["alertname"]) for it in catcher.heard] == [("firing", "WatchdogSilent")]
-        assert "Alerting is down" in catcher.heard[0]["text"]
+        assert [(message["status"], message["alertname"]) for message in receiver.heard] == [("firing", "WatchdogSilent")]
+        assert "Alerting is down" in receiver.heard[0]["text"]
         page = await Agent(client).read("handoff://alerts")
         assert page["watchdog"]["expected"] is True
         assert page["watchdog"]["silent_since"]
@@ -235,31 +244,33 @@ async def test_silence_is_said_once_by_every_way_and_so_is_its_end(
         await db.execute("UPDATE watchdog SET evaluated_at = now()")
         for _ in range(2):
             await watchdog.run(app)
-    assert [it["status"] for it in catcher.heard] == ["firing", "resolved"]
+    assert [message["status"] for message in receiver.heard] == ["firing", "resolved"]
     assert await kept(db) == [("WatchdogSilent", "resolved", 2)]
-    said = [it["event"] for it in logged if it["event"].startswith("watchdog.")]
+    said = [event["event"] for event in logged if event["event"].startswith("watchdog.")]
     assert said == ["watchdog.silent", "watchdog.not_told", "watchdog.told", "watchdog.heard", "watchdog.told"]
 
 
-async def test_an_alert_that_nobody_tells_of_for_two_hours_is_over_and_the_newest_of_those_that_are_over_are_kept(
-    ear: tuple[Ear, Settings], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+async def test_an_alert_not_reported_for_two_hours_is_resolved_and_only_the_newest_resolved_ones_are_kept(
+    webhook: tuple[Receiver, Settings], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handoff.store.alerts.KEPT", 2)
-    async with open_app(ear[1]) as app, edge(app) as http:
-        await http.post("/alerts", json=notification(*(alert("resolved", it) for it in (1, 2, 3)), alert(number=4)))
-        assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], "the oldest went, none that fires"
+    async with open_app(webhook[1]) as app, edge(app) as http:
+        await http.post("/alerts", json=notification(*(alert("resolved", number) for number in (1, 2, 3)), alert(number=4)))
+        assert [name for name, _, _ in await kept(db)] == ["Alert1", "Alert2", "Alert4"], (
+            "only the oldest resolved alert was deleted"
+        )
         for minutes, status in ((119, "firing"), (121, "resolved")):
             await db.execute(f"UPDATE alert SET updated_at = now() - interval '{minutes} minutes'")
             await stale_alerts.run(app)
             assert await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4'") == status
-        await http.post("/alerts", json=notification(alert(number=4)))  # it was only silenced
+        await http.post("/alerts", json=notification(alert(number=4)))  # it was only silenced in Alertmanager
         assert (
             await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4' AND ends_at IS NULL")
             == "firing"
         )
 
 
-async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_that_it_is_well(settings: Settings) -> None:
+async def test_alerting_is_degraded_by_silence_but_healthy_where_no_heartbeat_is_expected(settings: Settings) -> None:
     for timeout_s, status in ((0.0, "healthy"), (0.2, "degraded")):
         update = {"watchdog_timeout_s": timeout_s, "health_interval_s": 0.1}
         async with open_app(settings.model_copy(update=update)) as app:
@@ -270,7 +281,7 @@ async def test_health_says_that_alerting_is_silent_and_where_none_is_expected_th
             await until(lambda status=status, alerting=alerting: alerting() == status)
 
 
-async def test_time_in_which_nothing_could_be_heard_is_no_silence(
+async def test_time_in_which_no_heartbeat_could_be_received_is_not_silence(
     settings: Settings, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
@@ -284,7 +295,7 @@ async def test_time_in_which_nothing_could_be_heard_is_no_silence(
     received = "UPDATE watchdog SET evaluated_at = now() - make_interval(secs => $1)"
     await db.execute(received, 7)
     assert 7 <= (await heartbeat.read(db)).age_s < 12
-    now += 500  # the database was away
+    now += 500  # the database was down
     await db.execute(received, 600)
     assert (await heartbeat.read(db)).age_s == 0
     now += 10

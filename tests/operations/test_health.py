@@ -1,4 +1,4 @@
-"""Health: what is known is said at once, what changes is kept, and a stuck loop can't hide."""
+"""Health: a report never waits, changes are stored, and a stuck event loop is noticed."""
 
 import socket
 import threading
@@ -26,7 +26,7 @@ from tests.test_faults import own_postgres, pids, signal_to
 
 
 async def checked(health: Health) -> dict[str, Any]:
-    """A report of now; a look that is under way already is waited for first."""
+    """A report of a new check, after any check in progress has ended."""
     await until(lambda: health._checked_at and (health._checking is None or health._checking.done()))
     health._checked_at = 0.0
     await health.check()
@@ -34,7 +34,7 @@ async def checked(health: Health) -> dict[str, Any]:
     return health.report()
 
 
-async def test_all_is_well_says_so_with_figures_beside_their_thresholds(app: App, agent: Agent) -> None:
+async def test_a_healthy_report_has_figures_and_their_thresholds(app: App, agent: Agent) -> None:
     await until(lambda: app.health.report()["components"].get("worker"))
     report = await agent.read("handoff://health")
 
@@ -47,7 +47,7 @@ async def test_all_is_well_says_so_with_figures_beside_their_thresholds(app: App
     assert report["checked_s_ago"] < 2
 
 
-async def test_a_change_leaves_an_event_row_a_log_line_and_a_metric_and_can_be_read(
+async def test_a_change_of_status_is_stored_logged_counted_and_in_the_history(
     app: App, agent: Agent, db: asyncpg.Connection, logged: list[dict[str, Any]]
 ) -> None:
     before = metrics.HEALTH_CHANGES.value("telemetry")
@@ -69,18 +69,18 @@ async def test_a_change_leaves_an_event_row_a_log_line_and_a_metric_and_can_be_r
     assert metrics.HEALTH_CHANGES.value("telemetry") == before + 2
     assert metrics.COMPONENT_STATUS.value("telemetry") == 0
     history = (await agent.read("handoff://health"))["history"]
-    assert [it["status"] for it in history] == ["healthy", "degraded"]
+    assert [change["status"] for change in history] == ["healthy", "degraded"]
     assert (await agent.read("handoff://health?history=1"))["history"] == history[:1]
 
 
-async def test_records_dropped_degrade_telemetry_once(app: App) -> None:
+async def test_dropped_records_degrade_telemetry_until_the_next_check(app: App) -> None:
     app.health._watched.shipments = lambda: {"logs": Shipment(0, 0, 7, 0.0)}
 
     assert "7 records dropped" in (await checked(app.health))["components"]["telemetry"]["detail"]
     assert (await checked(app.health))["components"]["telemetry"]["status"] == "healthy"
 
 
-async def test_a_database_that_hangs_makes_no_answer_wait_and_what_changed_meanwhile_is_kept() -> None:
+async def test_a_database_that_hangs_delays_no_report_and_changes_are_stored_when_it_is_back() -> None:
     ops = free_port()
     quick: dict[str, Any] = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5, "health_interval_s": 0.3}
     with (
@@ -116,10 +116,10 @@ async def test_a_database_that_hangs_makes_no_answer_wait_and_what_changed_meanw
                 signal_to(pid, __import__("signal").SIGCONT)
         await until(lambda: http.get("/health").json()["status"] == "healthy")
         history = http.get("/health").json()["history"]
-        assert [it["status"] for it in history if it["component"] == "database"][:2] == ["healthy", "unhealthy"]
+        assert [change["status"] for change in history if change["component"] == "database"][:2] == ["healthy", "unhealthy"]
 
 
-async def test_a_loop_that_is_stuck_is_told_by_the_operations_port(settings: Settings) -> None:
+async def test_a_stuck_event_loop_is_unhealthy_as_seen_from_another_thread(settings: Settings) -> None:
     async with open_app(settings) as app:
         await until(lambda: app.health.report()["components"])
         found: list[dict[str, Any]] = []
@@ -135,7 +135,9 @@ async def test_a_loop_that_is_stuck_is_told_by_the_operations_port(settings: Set
         assert found[0]["components"]["event_loop"]["status"] == "unhealthy"
         assert found[0]["status"] == "unhealthy"
         await anyio.sleep(0.5)
-        assert (await checked(app.health))["components"]["event_loop"]["status"] == "unhealthy"  # it remembers a minute
+        assert (await checked(app.health))["components"]["event_loop"][
+            "status"
+        ] == "unhealthy"  # the longest lag of the last minute counts
 
 
 async def test_a_worker_that_is_missing_is_unhealthy_and_one_that_stops_degrades(
@@ -151,7 +153,7 @@ async def test_a_worker_that_is_missing_is_unhealthy_and_one_that_stops_degrades
             assert (await checked(app.health))["components"]["worker"]["status"] == status
 
 
-async def test_a_cache_that_is_away_degrades(settings: Settings) -> None:
+async def test_a_cache_that_is_down_degrades(settings: Settings) -> None:
     from pydantic import SecretStr
 
     away = settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{free_port()}")})
@@ -172,19 +174,19 @@ async def test_memory_and_disk_follow_their_thresholds(
         def memory_info(self) -> Any:
             return type("Info", (), {"rss": figure / 100 * limit})
 
-    app.health._watched.process = Process()  # pyright: ignore[reportAttributeAccessIssue] - the machine's memory, as it might be
+    app.health._watched.process = Process()  # pyright: ignore[reportAttributeAccessIssue] - a process that uses the given share of the memory
     assert (await checked(app.health))["components"]["memory"]["status"] == status
 
 
-async def test_processes_that_live_are_found_and_those_that_ended_are_not(settings: Settings) -> None:
+async def test_running_processes_are_found_and_ended_ones_are_not(settings: Settings) -> None:
     fast = settings.model_copy(update={"heartbeat_interval_s": 0.2})
     async with open_app(fast, operations="one:9464") as one:
         async with open_app(fast, "worker", operations="two:9464"):
-            await until(lambda: {it["operations"] for it in one.health.presence.alive} == {"one:9464", "two:9464"})
-        await until(lambda: {it["operations"] for it in one.health.presence.alive} == {"one:9464"})
+            await until(lambda: {process["operations"] for process in one.health.presence.alive} == {"one:9464", "two:9464"})
+        await until(lambda: {process["operations"] for process in one.health.presence.alive} == {"one:9464"})
 
 
-async def test_the_metrics_resource_is_the_admins(observed: App) -> None:
+async def test_the_metrics_resource_needs_the_scope_admin(observed: App) -> None:
     from handoff.model import Caller
 
     async with Client(build_server(observed)) as client:
@@ -197,7 +199,7 @@ async def test_the_metrics_resource_is_the_admins(observed: App) -> None:
         assert await Agent(client).read("handoff://health")
 
 
-def test_the_operations_port_says_what_it_has(database_url: str) -> None:
+def test_the_operations_port_serves_health_targets_and_metrics(database_url: str) -> None:
     ops = free_port()
     with (
         serving(database_url=database_url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.2),
@@ -214,7 +216,7 @@ def test_the_operations_port_says_what_it_has(database_url: str) -> None:
         assert 'service_name="handoff"' in metrics.text
 
 
-def test_what_the_operations_port_is_sent_leaves_no_line_that_is_not_json(database_url: str) -> None:
+def test_a_malformed_request_to_the_operations_port_leaves_only_json_in_the_log(database_url: str) -> None:
     ops = free_port()
     service = start(database_url=database_url, telemetry="true", ops_port=ops)
     try:
@@ -227,7 +229,7 @@ def test_what_the_operations_port_is_sent_leaves_no_line_that_is_not_json(databa
     assert [line for line in printed.splitlines() if not line.startswith("{")] == []
 
 
-def test_an_operations_port_that_is_taken_ends_in_a_sentence(database_url: str, tmp_path: Path) -> None:
+def test_an_operations_port_that_is_taken_ends_in_a_clear_message(database_url: str, tmp_path: Path) -> None:
     import subprocess
 
     from tests.processes import HANDOFF, environment

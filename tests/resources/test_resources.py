@@ -1,4 +1,4 @@
-"""Resources: what can be read without calling a tool."""
+"""Resources, which clients read without calling a tool."""
 
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +11,7 @@ from tests.agents import Agent
 
 
 async def pages(agent: Agent, uri: str, name: str) -> list[dict[str, Any]]:
-    """All items of a list, page by page to its end."""
+    """All items of a list, read page by page."""
     items: list[dict[str, Any]] = []
     cursor: str | None = None
     for _ in range(100):
@@ -24,7 +24,7 @@ async def pages(agent: Agent, uri: str, name: str) -> list[dict[str, Any]]:
 
 
 async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
-    listed = {it.uri_template for it in (await agent.client.list_resource_templates()).resource_templates}
+    listed = {template.uri_template for template in (await agent.client.list_resource_templates()).resource_templates}
 
     assert {uri.split("{?")[0] for uri in listed} == {
         "handoff://sessions",
@@ -39,7 +39,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://health",
         "handoff://metrics",
     }
-    assert [str(it.uri) for it in (await agent.client.list_resources()).resources] == [
+    assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
         "handoff://health",
         "handoff://metrics",
@@ -116,7 +116,7 @@ async def test_no_list_has_a_gap_or_a_repeat_while_it_grows(agent: Agent) -> Non
             page = await agent.read(uri + more)
             assert len(page[name]) <= 4
             seen += [row[number_of] for row in page[name]]
-            if len(seen) < 9:  # between two pages somebody writes, and somebody offers what is more urgent than all others
+            if len(seen) < 9:  # between two pages, an entry and a more urgent offer are added
                 await agent.says(key, "meanwhile")
                 await agent.offer(key, priority=9)
             more = f"&cursor={quote(page['next_cursor'])}" if "next_cursor" in page else None
@@ -135,10 +135,10 @@ async def test_a_page_of_large_entries_ends_by_its_bytes_but_never_empty(agent: 
     rest = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=3)
     assert "next_after_sequence" not in rest
     read = [len((await agent.read(f"handoff://context/{key}?after={after}"))["entries"]) for after in range(4)]
-    assert read == [2, 1, 1, 1]  # 256 KiB of content a page, and always one entry
+    assert read == [2, 1, 1, 1]  # at most 256 KiB of content per page, but at least one entry
 
 
-async def test_a_summary_says_who_to_whom_how_much_and_the_key_points(agent: Agent, db: asyncpg.Connection) -> None:
+async def test_a_summary_has_participants_handoffs_sizes_and_key_points(agent: Agent, db: asyncpg.Connection) -> None:
     key = await agent.session()
     entries = [
         {"type": "message", "content": "first"},
@@ -182,7 +182,7 @@ async def test_a_lifecycle_is_paged_in_order(agent: Agent) -> None:
     ]
 
 
-async def test_names_may_stand_percent_encoded_in_a_uri(agent: Agent) -> None:
+async def test_names_in_a_uri_can_be_percent_encoded(agent: Agent) -> None:
     key = await agent.session(session_key="team:a@b+c=d~e")
 
     for uri in (f"handoff://sessions/{key}", f"handoff://sessions/{quote(key, safe='')}"):
@@ -211,7 +211,7 @@ async def test_search_finds_words_phrases_and_exclusions_best_first(agent: Agent
 
 
 @pytest.mark.parametrize("text", ["", " ".join(f"w{number}" for number in range(150_000)), "x" * 1_000_000])
-async def test_an_entry_of_any_size_can_be_kept_whatever_search_makes_of_it(agent: Agent, text: str) -> None:
+async def test_an_entry_of_any_size_is_stored_even_if_search_can_index_only_part_of_it(agent: Agent, text: str) -> None:
     key = await agent.session()
     content = text[:1_048_000] + " needle"
 

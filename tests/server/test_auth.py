@@ -1,4 +1,4 @@
-"""Tokens: who may call, as whom, and what they see."""
+"""Tokens: who may call, as which agent, and what they can read."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ async def http(guarded: App) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 async def said(http: httpx2.AsyncClient, who: str, tool: str, **arguments: Any) -> dict[str, Any]:
-    """The JSON that a tool answered to somebody."""
+    """The JSON that a tool returned to `who`."""
     answer = await call(http, tool, arguments, **bearer(who))
     return json.loads(answer.json()["result"]["content"][0]["text"])
 
@@ -66,7 +66,9 @@ async def read(http: httpx2.AsyncClient, who: str, uri: str) -> dict[str, Any]:
     "authorization",
     [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic token-of-alice", "token-of-alice", "Bearer TOKEN-of-alice"],
 )
-async def test_who_has_no_known_token_gets_nothing_but_health(http: httpx2.AsyncClient, authorization: str | None) -> None:
+async def test_without_a_known_token_only_the_health_endpoints_answer(
+    http: httpx2.AsyncClient, authorization: str | None
+) -> None:
     more = {} if authorization is None else {"authorization": authorization}
     for method in ("tools/list", "server/discover", "initialize"):
         answer = await http.post("/mcp", json=body(method), headers=headers(method, **more))
@@ -77,7 +79,7 @@ async def test_who_has_no_known_token_gets_nothing_but_health(http: httpx2.Async
     assert (await http.get("/readyz")).status_code == 200
 
 
-async def test_an_agent_acts_only_as_itself_and_need_not_say_so(http: httpx2.AsyncClient) -> None:
+async def test_an_agent_can_act_only_as_itself_and_can_leave_its_name_out(http: httpx2.AsyncClient) -> None:
     session = await said(http, "alice", "register_session", session_key="s")
     assert session["owner"] == "alice"
 
@@ -86,7 +88,7 @@ async def test_an_agent_acts_only_as_itself_and_need_not_say_so(http: httpx2.Asy
     assert (await said(http, "alice", "get_inbox", agent="alice"))["handoffs"] == []
 
 
-async def test_a_scope_that_a_token_lacks_is_named(http: httpx2.AsyncClient) -> None:
+async def test_a_call_beyond_the_tokens_scopes_is_refused(http: httpx2.AsyncClient) -> None:
     for tool, arguments in (
         ("register_session", {}),
         ("update_context", {"session_key": "s", "entries": [{"type": "message", "content": "x"}]}),
@@ -97,7 +99,7 @@ async def test_a_scope_that_a_token_lacks_is_named(http: httpx2.AsyncClient) -> 
     assert (await said(http, "reader", "get_inbox"))["handoffs"] == []
 
 
-async def test_a_session_is_seen_by_those_it_concerns_and_by_admins(http: httpx2.AsyncClient) -> None:
+async def test_a_session_can_be_read_by_its_participants_the_target_of_an_offer_and_admins(http: httpx2.AsyncClient) -> None:
     await said(http, "alice", "register_session", session_key="s")
     entry = {"type": "message", "content": "the launch code is rosebud"}
     await said(http, "alice", "update_context", session_key="s", entries=[entry])
@@ -118,13 +120,13 @@ async def test_a_session_is_seen_by_those_it_concerns_and_by_admins(http: httpx2
     asked = {"session_key": "s", "target_agent": "bob", "instructions": "Go on."}
     handoff = await said(http, "alice", "request_handoff", **asked)
     offered = await sees("bob")
-    assert offered[0] is True  # what is on offer can be read before it is taken
+    assert offered[0] is True  # a session on offer can be read before the offer is accepted
     assert (await said(http, "bob", "accept_handoff", handoff_id=handoff["handoff_id"]))["handoff"]["holder"] == "bob"
     assert await sees("bob") == [True] * 7
     assert await sees("reader") == [False] * 7
 
 
-async def test_an_inbox_and_a_list_of_sessions_are_their_agents_own(http: httpx2.AsyncClient) -> None:
+async def test_an_agents_inbox_and_sessions_are_hidden_from_other_agents(http: httpx2.AsyncClient) -> None:
     await said(http, "alice", "register_session", session_key="s")
 
     assert (await read(http, "bob", "handoff://agents/alice/inbox"))["error"]["data"]["code"] == "agent_mismatch"
@@ -135,7 +137,7 @@ async def test_an_inbox_and_a_list_of_sessions_are_their_agents_own(http: httpx2
     assert json.loads(foreign["result"]["contents"][0]["text"])["sessions"] == []
 
 
-async def test_what_another_agents_work_is_called_does_not_open_it(http: httpx2.AsyncClient) -> None:
+async def test_knowing_the_name_of_another_agents_session_does_not_give_access_to_it(http: httpx2.AsyncClient) -> None:
     await said(http, "alice", "register_session", session_key="s")
     offer = await said(http, "alice", "request_handoff", session_key="s", target_agent="reader", instructions="Go on.")
     number = offer["handoff_id"]
@@ -155,10 +157,12 @@ async def test_what_another_agents_work_is_called_does_not_open_it(http: httpx2.
     assert await code(http, "bob", "close_session", session_key="s") in ("not_owner", "session_not_found")
     for tool, more in (("accept_handoff", {}), ("renew_handoff", {"token": 1}), ("resolve_handoff", {"action": "cancel"})):
         assert await code(http, "bob", tool, handoff_id=number, **more) == "handoff_not_found"
-    assert await code(http, "root", "register_session", agent="alice") == "agent_mismatch"  # an admin is somebody too
+    assert (
+        await code(http, "root", "register_session", agent="alice") == "agent_mismatch"
+    )  # a token acts as its own agent, also with the scope admin
 
 
-async def test_the_older_protocol_knows_who_calls_as_well(http: httpx2.AsyncClient) -> None:
+async def test_tokens_work_with_the_older_protocol_too(http: httpx2.AsyncClient) -> None:
     arguments: dict[str, Any] = {"name": "register_session", "arguments": {"session_key": "s"}}
     older = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
     sent = {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
@@ -171,7 +175,7 @@ async def test_the_older_protocol_knows_who_calls_as_well(http: httpx2.AsyncClie
     assert "agent_mismatch" in answer.text
 
 
-async def test_a_changed_file_counts_after_the_next_tick_of_the_clock(settings: Settings, tokens_file: Path) -> None:
+async def test_a_changed_tokens_file_takes_effect_while_the_service_runs(settings: Settings, tokens_file: Path) -> None:
     ticking = settings.model_copy(update={"tokens_file": tokens_file, "settle_interval_s": 0.02})
     async with open_app(ticking) as app:
         assert app.tokens is not None
@@ -181,7 +185,7 @@ async def test_a_changed_file_counts_after_the_next_tick_of_the_clock(settings: 
         assert tokens.caller(b"token-of-alice") is None
 
 
-async def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
+async def test_a_refresh_reads_a_changed_tokens_file_and_ignores_a_broken_one(
     http: httpx2.AsyncClient, guarded: App, tokens_file: Path
 ) -> None:
     assert guarded.tokens is not None
@@ -201,17 +205,20 @@ async def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("abc alice read\n", ":1: the first word must be"),
+        ("abc alice read\n", ":1: the first word must be the token"),
         (line("alice", "read") + line("bad name!", "read"), ":2:"),
-        (line("alice", "everything"), "scopes are"),
-        (line("../../x", "read"), "matches"),
-        ("one two\n", "a line is"),
-        (line("alice", "read") + "\n" + line("root", "admin", "token-of-alice"), ":3: this token stands on an earlier line"),
-        (line("alice", "read").upper(), "64 hexadecimal digits"),
+        (line("alice", "everything"), "scopes must be"),
+        (line("../../x", "read"), "name must match"),
+        ("one two\n", "a line must have the form"),
+        (
+            line("alice", "read") + "\n" + line("root", "admin", "token-of-alice"),
+            ":3: this token is already on an earlier line",
+        ),
+        (line("alice", "read").upper(), "64 lowercase hexadecimal digits"),
         ("\xff", "can't decode"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_tokens_file_that_cannot_be_used_is_refused_with_the_line_number(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "tokens"
     path.write_text(text, encoding="latin-1")
 
@@ -219,7 +226,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, tex
         Tokens(path)
 
 
-def test_tokens_whose_digests_begin_alike_are_told_apart(tmp_path: Path) -> None:
+def test_tokens_whose_digests_begin_alike_are_not_confused(tmp_path: Path) -> None:
     wanted, found = 2, {}
     number = 0
     while wanted > len(found):

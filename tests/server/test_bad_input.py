@@ -1,4 +1,4 @@
-"""Bad input of every kind is a clear error, and changes nothing."""
+"""Bad input of any kind is a clear error and changes nothing."""
 
 import base64
 import json
@@ -64,7 +64,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("update_context", entry(supersedes=2), "supersedes"),
     ("renew_handoff", {"agent": "alice", "handoff_id": "1", "token": 1}, "handoff_id"),
     ("get_inbox", {"agent": "alice", "wait_seconds": "30"}, "wait_seconds"),
-    # empty, missing, too much
+    # empty, missing, too large
     ("update_context", {"agent": "alice", "session_key": "s"}, "entries"),
     ("update_context", UPDATE | {"entries": []}, "entries"),
     ("update_context", UPDATE | {"entries": UPDATE["entries"] * 51}, "entries"),
@@ -90,14 +90,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("get_inbox", {"agent": "alice", "cursor": "Wzk5OTk5LDFd"}, "cursor"),  # [99999,1]
     ("search_context", {"agent": "alice", "query": ""}, "query"),
     ("search_context", {"agent": "alice", "query": "x" * 501}, "query"),
-    # U+0000 and JSON that can't be kept
+    # U+0000, and JSON that can't be stored
     ("update_context", entry(content="a\0b"), "content"),
     ("update_context", entry(metadata={"a": "\0"}), "metadata"),
     ("update_context", entry(metadata={"\0": 1}), "metadata"),
     ("update_context", entry(metadata=DEEP), "metadata"),
     ("request_handoff", REQUEST | {"instructions": "a\0b"}, "instructions"),
     ("search_context", {"agent": "alice", "query": "\0"}, "query"),
-    # unknown fields and words
+    # unknown fields and values
     ("update_context", UPDATE | {"sesion_key": "s"}, "sesion_key"),
     ("update_context", entry(contents="x"), "contents"),
     ("update_context", entry(type="thought"), "type"),
@@ -113,7 +113,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_bad_arguments_are_named_and_change_nothing(agent: Agent, db: asyncpg.Connection) -> None:
+async def test_a_bad_argument_is_named_and_nothing_changes(agent: Agent, db: asyncpg.Connection) -> None:
     await agent.session(session_key="s")
     before = await rows(db)
     for tool, arguments, named in BAD:
@@ -143,13 +143,13 @@ async def test_numbers_that_json_or_postgres_cannot_hold_are_refused(app: App, d
                 assert await rows(db) == before, (era, text)
 
 
-async def test_numbers_within_those_bounds_come_back_as_they_went(app: App) -> None:
+async def test_numbers_within_those_bounds_are_returned_unchanged(app: App) -> None:
     numbers = [2**63, 2**64 - 1, -(2**63), 6.02214076e23, 5e-324, 0.1, 1.0, -0.0]
     async with edge(app) as http:
         answer = await raw(http, PROTOCOL, f'{{"agent": "alice", "metadata": {{"a": {json.dumps(numbers)}}}}}')
 
     kept = json.loads(answer.json()["result"]["content"][0]["text"])["metadata"]["a"]
-    assert [(type(it), it) for it in kept] == [(type(it), it) for it in numbers]
+    assert [(type(number), number) for number in kept] == [(type(number), number) for number in numbers]
 
 
 async def raw(http: httpx2.AsyncClient, era: str, arguments: str) -> httpx2.Response:
@@ -189,7 +189,7 @@ BAD_URIS = [
     "handoff://sessions#part",
     "handoff://sess\nions",
     "handoff://sessions/s?x",
-    "handoff://sessions?since=0001-01-01T00:00:00%2B14:00",  # no such moment in UTC
+    "handoff://sessions?since=0001-01-01T00:00:00%2B14:00",  # outside the years of UTC
     "handoff://sessions?since=9999-12-31T23:59:59-14:00",
     "handoff://sessions?limit=1e1",
     *[
@@ -197,7 +197,7 @@ BAD_URIS = [
         for path in NAMED
         for name in ("%00", "%0a", "a%0a", "%ff", "%20", "a" * 300, "%C3%A9")
     ],
-    f"handoff://sessions?cursor={cursor('2026-01-01T00:00:00', 1)}",  # in no time zone
+    f"handoff://sessions?cursor={cursor('2026-01-01T00:00:00', 1)}",  # without a time zone
     f"handoff://sessions?cursor={cursor('0001-01-01T00:00:00+14:00', 1)}",
     f"handoff://sessions?cursor={cursor(1, 1)}",
     f"handoff://sessions/s/lifecycle?cursor={cursor('1')}",
@@ -210,7 +210,7 @@ BAD_URIS = [
 ]
 
 
-async def test_a_bad_uri_is_a_clear_error(app: App, db: asyncpg.Connection) -> None:
+async def test_a_bad_uri_is_a_clear_error_and_nothing_changes(app: App, db: asyncpg.Connection) -> None:
     async with edge(app) as http:
         await call(http, "register_session", {"agent": "alice", "session_key": "s"})
         before = await rows(db)

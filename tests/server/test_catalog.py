@@ -1,4 +1,4 @@
-"""What models are shown: small, complete and true."""
+"""What models are shown is small, complete and correct."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ async def http(app: App) -> AsyncGenerator[httpx2.AsyncClient]:
         yield client
 
 
-async def test_the_whole_answer_to_tools_list_stays_under_two_thousand_tokens(http: httpx2.AsyncClient) -> None:
+async def test_the_whole_response_to_tools_list_stays_under_two_thousand_tokens(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list"))
 
     assert len(answer.json()["result"]["tools"]) == len(TOOLS) == 10
@@ -45,7 +45,7 @@ async def test_the_whole_answer_to_tools_list_stays_under_two_thousand_tokens(ht
     assert len(answer.content) / BYTES_PER_TOKEN < TOKENS_MAX
 
 
-def test_every_tool_has_a_manual_schemas_and_hints() -> None:
+def test_every_tool_has_a_description_schemas_and_hints() -> None:
     hints = {tool.name: tool.annotations for tool in list_tools(Settings())}
     for tool in list_tools(Settings(admin=True)):
         assert tool.description
@@ -56,13 +56,13 @@ def test_every_tool_has_a_manual_schemas_and_hints() -> None:
         jsonschema.Draft202012Validator.check_schema(tool.output_schema)
     reading = {name for name, hint in hints.items() if hint and hint.read_only_hint}
     assert reading == {"get_context", "search_context"}
-    # What is not said counts as destructive, by the protocol's default.
+    # A tool without a hint counts as destructive, by the protocol's default.
     final = {name for name, hint in hints.items() if not hint or (not hint.read_only_hint and hint.destructive_hint is None)}
     assert final == {"resolve_handoff", "close_session"}
 
 
 def limits(schema: Any, path: str = "") -> list[str]:
-    """Strings, arrays and numbers of a schema that nothing bounds."""
+    """The paths of strings and arrays in a schema that have no bound."""
     if not isinstance(schema, dict):
         return []
     unbounded: list[str] = []
@@ -91,11 +91,11 @@ def test_the_published_schema_refuses_what_the_service_refuses() -> None:
     for tool, arguments, named in BAD:
         text = json.dumps(arguments)
         if named in NEEDS_MORE_THAN_A_SCHEMA or "\\u0000" in text:
-            continue  # bytes, depth, U+0000: what JSON Schema can't say
+            continue  # JSON Schema can't express limits in bytes or depth, or exclude U+0000
         if "\\u" in text or "\\n" in text:
             continue  # in Python's re, which stands in for ECMA's here, \\w is Unicode and $ comes before a last newline
         if any(isinstance(value, float) or value == 2**60 for value in arguments.values()):
-            continue  # JSON Schema counts 1.0 as an integer; the bound of all integers is not repeated in each schema
+            continue  # JSON Schema counts 1.0 as an integer, and the bound of all integers is left out of the schemas
         assert not schemas[tool].is_valid(arguments), (tool, arguments)
 
 
@@ -146,7 +146,7 @@ def accepts(tool: Tool[Any], arguments: dict[str, Any]) -> bool:
     return True
 
 
-async def test_the_admin_tools_come_only_when_asked_for(settings: Settings, agent: Agent) -> None:
+async def test_admin_tools_are_listed_only_where_the_settings_allow_them(settings: Settings, agent: Agent) -> None:
     listed = {tool.name for tool in (await agent.client.list_tools()).tools}
     assert listed == {tool.name for tool in TOOLS}
     with pytest.raises(Exception, match="Unknown tool"):
@@ -157,7 +157,7 @@ async def test_the_admin_tools_come_only_when_asked_for(settings: Settings, agen
     assert listed == {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)}
 
 
-async def test_what_the_tools_answer_fits_the_schemas_that_they_publish(agent: Agent) -> None:
+async def test_results_of_tools_fit_their_published_schemas(agent: Agent) -> None:
     schemas = {tool.name: tool.output_schema for tool in list_tools(Settings())}
     used: set[str] = set()
 
@@ -183,7 +183,7 @@ async def test_what_the_tools_answer_fits_the_schemas_that_they_publish(agent: A
     assert used == set(schemas)
 
 
-async def test_discovery_promises_only_what_happens(agent: Agent) -> None:
+async def test_discovery_announces_only_capabilities_that_exist(agent: Agent) -> None:
     capabilities = agent.client.server_capabilities
     assert capabilities is not None
     assert capabilities.tools is not None

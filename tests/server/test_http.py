@@ -1,4 +1,4 @@
-"""The HTTP edge: what it checks, and that its short way and the SDK's long way answer the same."""
+"""The HTTP edge: what it checks, and that its short path and the SDK's long one give the same answers."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from handoff.context import App
 from handoff.operations import readiness
 from handoff.server.calls import call_tool
-from handoff.server.http import Edge
+from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent
@@ -24,15 +24,15 @@ BASE = "http://127.0.0.1:8642"
 
 
 @asynccontextmanager
-async def edge(app: App, *, short_way: bool = True, settings: Settings | None = None) -> AsyncGenerator[httpx2.AsyncClient]:
-    """An HTTP client on the service in this process."""
+async def edge(app: App, *, short_path: bool = True, settings: Settings | None = None) -> AsyncGenerator[httpx2.AsyncClient]:
+    """An HTTP client of the service in this process."""
     server = build_server(app)
     asgi = Edge(
         server,
         settings or app.settings,
         readiness=partial(readiness.problem, app.pool),
         tokens=app.tokens,
-        call_tool=partial(call_tool, app) if short_way else None,
+        call_tool=partial(call_tool, app) if short_path else None,
         alerts=app.alerts,
     )
     transport = httpx2.ASGITransport(asgi)
@@ -72,14 +72,14 @@ def normalised(value: Any) -> Any:
     return value
 
 
-async def test_the_short_way_answers_as_the_sdk_does(app: App, agent: Agent) -> None:
+async def test_the_short_path_answers_as_the_sdk_does(app: App, agent: Agent) -> None:
     answers: dict[bool, list[Any]] = {}
-    for short_way in (True, False):
+    for short_path in (True, False):
         async with app.pool.acquire() as conn:
             await conn.execute("TRUNCATE session, idempotency RESTART IDENTITY CASCADE")
-        async with edge(app, short_way=short_way) as client:
+        async with edge(app, short_path=short_path) as client:
             replies = [await call(client, tool, arguments) for tool, arguments in STORY]
-        answers[short_way] = [(reply.status_code, normalised(reply.json())) for reply in replies]
+        answers[short_path] = [(reply.status_code, normalised(reply.json())) for reply in replies]
 
     assert answers[True] == answers[False]
     assert [status for status, _ in answers[True]] == [200] * 9 + [400, 200]
@@ -130,14 +130,14 @@ async def test_further_hosts_and_origins_can_be_allowed(app: App) -> None:
         assert (await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list", **more))).status_code == 403
 
 
-async def test_an_address_of_ipv6_is_written_in_brackets(app: App) -> None:
+async def test_an_ipv6_address_is_accepted_as_host_only_in_brackets(app: App) -> None:
     async with edge(app, settings=app.settings.model_copy(update={"host": "fd00::1"})) as http:
         for host, status in (("[fd00::1]:8642", 200), ("[fd00::1]", 200), ("fd00::1", 421), ("[fd00::2]:8642", 421)):
             answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list", host=host))
             assert answer.status_code == status, host
 
 
-async def test_a_body_above_the_limit_is_refused_declared_or_not(app: App) -> None:
+async def test_a_body_above_the_limit_is_refused_with_or_without_a_content_length(app: App) -> None:
     small = app.settings.model_copy(update={"body_bytes_max": 1 << 16})
     async with edge(app, settings=small) as http:
         declared = await http.post("/mcp", content=b"x" * (1 << 17), headers=headers("tools/list"))
@@ -171,7 +171,7 @@ async def test_a_body_above_the_limit_is_refused_declared_or_not(app: App) -> No
         json.dumps(body("tools/call", name=7, arguments={})).encode(),
     ],
 )
-async def test_a_request_that_is_none_is_a_clear_client_error(http: httpx2.AsyncClient, content: bytes) -> None:
+async def test_a_malformed_request_is_a_client_error(http: httpx2.AsyncClient, content: bytes) -> None:
     answer = await http.post("/mcp", content=content, headers=headers("tools/call", "get_inbox"))
 
     assert answer.status_code == 400
@@ -190,27 +190,27 @@ async def test_a_request_that_is_none_is_a_clear_client_error(http: httpx2.Async
         ({"mcp-name": "  get_inbox \t"}, 200),
     ],
 )
-async def test_headers_must_agree_with_the_body_but_padding_does_not_count(
+async def test_headers_must_agree_with_the_body_apart_from_padding(
     http: httpx2.AsyncClient, change: dict[str, str], status: int
 ) -> None:
     assert (await call(http, "get_inbox", {"agent": "bob"}, **change)).status_code == status
 
 
-async def test_a_header_that_stands_twice_is_refused(http: httpx2.AsyncClient) -> None:
+async def test_a_duplicate_header_is_refused(http: httpx2.AsyncClient) -> None:
     twice = [*headers("tools/call", "get_inbox").items(), ("mcp-name", "get_inbox")]
     request = body("tools/call", name="get_inbox", arguments={"agent": "bob"})
 
     assert (await http.post("/mcp", json=request, headers=twice)).status_code == 400
 
 
-async def test_there_is_nothing_else_on_the_port(http: httpx2.AsyncClient) -> None:
+async def test_other_paths_and_methods_are_refused(http: httpx2.AsyncClient) -> None:
     assert (await http.get("/")).status_code == 404
     assert (await http.get("/mcp/../healthz2")).status_code == 404
     assert (await http.get("/mcp", headers=headers("tools/list"))).status_code == 405
     assert (await http.delete("/mcp", headers=headers("tools/list"))).status_code == 405
 
 
-async def test_alive_and_ready_are_told_apart(http: httpx2.AsyncClient, app: App) -> None:
+async def test_a_service_can_be_alive_without_being_ready(http: httpx2.AsyncClient, app: App) -> None:
     assert (await http.get("/healthz")).json() == {"status": "alive"}
     assert (await http.get("/readyz")).json() == {"status": "ready"}
     async with app.pool.acquire() as conn:

@@ -1,4 +1,4 @@
-"""Over stdio, standard output is the protocol's alone."""
+"""Over stdio, standard output carries nothing but the protocol."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def spoken_to(database_url: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def exchange(database_url: str, *requests: dict[str, Any], arguments: tuple[str, ...] = ()) -> tuple[list[Any], str]:
-    """What a server answered on standard output, line by line, and what it wrote to standard error."""
+    """The lines that a server wrote to standard output, parsed, and what it wrote to standard error."""
     with spoken_to(database_url, *arguments) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -41,7 +41,7 @@ def call(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
     return body("tools/call", name=tool, arguments=arguments) | {"id": number}
 
 
-def test_standard_output_carries_protocol_only_and_logs_go_to_standard_error(empty_database_url: str) -> None:
+def test_standard_output_carries_only_the_protocol_and_logs_go_to_standard_error(empty_database_url: str) -> None:
     answers, logged = exchange(
         empty_database_url,
         call(1, "register_session", agent="alice", session_key="s"),
@@ -54,7 +54,7 @@ def test_standard_output_carries_protocol_only_and_logs_go_to_standard_error(emp
     assert all(json.loads(line)["event"] for line in logged.splitlines())
 
 
-def test_a_desktop_client_can_be_given_its_name(database_url: str) -> None:
+def test_the_agents_name_can_be_set_on_the_command_line(database_url: str) -> None:
     answers, _ = exchange(
         database_url,
         call(1, "register_session", session_key="s"),
@@ -67,7 +67,7 @@ def test_a_desktop_client_can_be_given_its_name(database_url: str) -> None:
     assert said[2]["error"]["code"] == "agent_mismatch"
 
 
-def test_lines_that_are_no_requests_do_no_harm_and_whatever_is_answered_is_protocol(database_url: str) -> None:
+def test_lines_that_are_not_requests_do_no_harm_and_every_response_is_protocol(database_url: str) -> None:
     noise = [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b'{"jsonrpc":"2.0"}', b"x" * 100_000, b"[" * 5_000]
     good = [call(number, "get_inbox", agent="bob") for number in (1, 2)]
     with subprocess.Popen(
@@ -93,14 +93,14 @@ def test_lines_that_are_no_requests_do_no_harm_and_whatever_is_answered_is_proto
     assert server.returncode == 0
 
 
-def test_who_closes_its_end_is_not_waited_for(database_url: str) -> None:
+def test_the_server_stops_when_its_client_closes_its_end(database_url: str) -> None:
     started = monotonic()
     with spoken_to(database_url) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps(call(1, "get_inbox", agent="bob")) + "\n")
         server.stdin.flush()
-        server.stdout.readline()  # it serves
+        server.stdout.readline()  # wait until it serves
         waiting = call(2, "get_inbox", agent="bob", wait_seconds=30)
         server.communicate(json.dumps(waiting) + "\n", timeout=20)
 

@@ -1,4 +1,4 @@
-"""Who waits is told, whichever process made the change."""
+"""Subscribers and waiting callers are notified, whichever process made the change."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.processes import serving
 
 
 async def rings(client: Client, uri: str, change: Callable[[], Any]) -> float:
-    """Subscribe to a resource, make a change, and wait until the subscriber hears of it; how long that took in seconds."""
+    """Subscribe to a resource, make a change, and wait for the notification; return how long it took, in seconds."""
     async with client.listen(resource_subscriptions=[uri]) as subscription:
         started = monotonic()
         await change()
@@ -48,13 +48,13 @@ async def test_an_inbox_and_a_handoff_can_be_subscribed_to_across_two_services(d
                     waited.extend((await Agent(here).ok("get_inbox", agent="dan", wait_seconds=30))["handoffs"])
 
                 group.start_soon(wait)
-                await anyio.sleep(0.3)  # let it wait; were it late, it would find the offer at once, and that is right too
+                await anyio.sleep(0.3)  # so that it waits; if it is late, it finds the offer at once, which is correct too
                 await agent.offer(key, "dan")
             assert [row["target_agent"] for row in waited] == ["dan"]
             assert monotonic() - started < 5
 
 
-async def test_only_ones_own_inbox_can_be_subscribed_to(database_url: str, tmp_path: Path) -> None:
+async def test_an_agent_can_subscribe_only_to_its_own_inbox(database_url: str, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{hashlib.sha256(b'secret').hexdigest()} alice read,write\n")
     with serving(database_url=database_url, tokens_file=tokens) as service:

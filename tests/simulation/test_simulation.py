@@ -1,5 +1,5 @@
-"""Agents at work: a script that follows from the seed, every tool and every end, mistakes that are meant, and no end to
-their patience.
+"""The simulation: a schedule that follows from the seed, every tool and every outcome, mistakes that are refused as
+expected, and agents that wait for a service that is away.
 """
 
 import asyncio
@@ -18,29 +18,29 @@ from typing import Any, get_args
 import asyncpg
 import pytest
 
+from handoff.cli.demo_work import InvalidOptions, run_simulation, schedule_for, simulation_options
 from handoff.model import HandoffState, RequestType
 from handoff.server.catalog import TOOLS
 from handoff.simulation.agents import FAULTS, NAMES, Fault
-from handoff.simulation.client import Line
-from handoff.simulation.runner import Job
-from handoff.simulation.schedule import REQUEST_TYPES, Act, acts
-from handoff.simulation.steps import STRANGE_REQUEST, Answer, Play, Step
-from handoff.simulation.work import JobImpossible, job_of, script_of, work
+from handoff.simulation.client import AgentClient
+from handoff.simulation.options import SimulationOptions
+from handoff.simulation.schedule import REQUEST_TYPE_BATCH, ScheduledScenario, scheduled_scenarios
+from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step, Steps, error_code
 from tests.processes import HANDOFF, Service, environment, serving, stop
 
 
-def rehearsed(act: Act, ids: Iterator[int]) -> list[Step]:
-    """The steps of an act before a service that is made of `ids` and grants everything that is meant to be granted."""
+def steps_of(scenario: ScheduledScenario, ids: Iterator[int]) -> list[Step]:
+    """The steps of a scenario, answered by a stand-in service that takes its ids from `ids` and refuses nothing."""
     steps: list[Step] = []
     state = kind = ""
     answer: Answer = {}
-    step = next(act.play)
+    step = next(scenario.steps)
     while len(steps) < 500:
         steps.append(step)
         number = next(ids)
-        action = step.arguments.get("action", step.call)
-        if not step.refusals:
-            clock = {"offered": "expired", "accepted": "offered"} if "://handoffs/" in step.call and step.wait_s else {}
+        action = step.arguments.get("action", step.operation)
+        if not step.expected_errors:
+            clock = {"offered": "expired", "accepted": "offered"} if "://handoffs/" in step.operation and step.wait_s else {}
             state = clock.get(state, state)
             state = {
                 "request_handoff": "offered",
@@ -55,68 +55,74 @@ def rehearsed(act: Act, ids: Iterator[int]) -> list[Step]:
         shown = {"handoff_id": number, "state": state, "token": number, "request_type": kind}
         answer = {**shown, "handoff": shown, "session_key": f"s-{number}", "last_sequence": number, "sessions": []}
         try:
-            step = act.play.send({**answer, "answered_at": 0.0, "handoffs": [], "status": "active", "owner": "ada"})
+            step = scenario.steps.send({**answer, "answered_at": 0.0, "handoffs": [], "status": "active", "owner": "ada"})
         except StopIteration:
             break
     return steps
 
 
-def script(seed: int, faults: Sequence[Fault] = (), first_id: int = 1) -> list[tuple[object, ...]]:
-    """What is decided in the first acts; ids are left out, for they are the service's."""
+def schedule(seed: int, faults: Sequence[Fault] = (), first_id: int = 1) -> list[tuple[object, ...]]:
+    """What the agents decide in the first scenarios, without the ids, which the service chooses."""
     ids = count(first_id)
-    chosen = islice(acts(seed, NAMES[:6], faults), 40)
-    steps = [step for act in chosen for step in rehearsed(act, ids)]
-    theirs = ("session_key", "handoff_id", "token")
+    scenarios = islice(scheduled_scenarios(seed, NAMES[:6], faults), 40)
+    steps = [step for scenario in scenarios for step in steps_of(scenario, ids)]
+    chosen_by_service = ("session_key", "handoff_id", "token")
     return [
         (
             step.task,
-            re.sub(r"\d+", "N", step.call),
-            json.dumps({name: value for name, value in step.arguments.items() if name not in theirs and name != "entries"}),
+            re.sub(r"\d+", "N", step.operation),
+            json.dumps(
+                {
+                    name: value
+                    for name, value in step.arguments.items()
+                    if name not in chosen_by_service and name != "entries"
+                }
+            ),
             [{**entry, "supersedes": ...} for entry in step.arguments.get("entries", ()) if isinstance(entry, dict)],
             step.pause_s,
             step.wait_s,
-            step.refusals,
+            step.expected_errors,
         )
         for step in steps
     ]
 
 
-def test_the_same_seed_is_the_same_script_whatever_ids_the_service_gives_and_another_seed_is_another() -> None:
-    assert len(script(1)) > 400
-    assert script(1) == script(1, first_id=7_000)
-    assert script(1) != script(2)
+def test_the_schedule_depends_on_the_seed_and_the_faults_and_not_on_the_ids_that_the_service_gives() -> None:
+    assert len(schedule(1)) > 400
+    assert schedule(1) == schedule(1, first_id=7_000)
+    assert schedule(1) != schedule(2)
     for fault in FAULTS:
-        assert script(1, [fault]) == script(1, [fault]) != script(1), fault
+        assert schedule(1, [fault]) == schedule(1, [fault]) != schedule(1), fault
 
 
 def test_names_roles_and_habits_follow_from_the_seed() -> None:
-    people = [next(acts(seed, NAMES[:6])).scene.cast for seed in (1, 1, 2)]
+    agents = [next(scheduled_scenarios(seed, NAMES[:6])).session.agents for seed in (1, 1, 2)]
 
-    assert people[0] == people[1]
-    assert {person.role for person in people[0]} != {"backend"}
-    assert len({person.habits for person in people[0]}) == 6
-    assert [person.habits for person in people[0]] != [person.habits for person in people[2]]
+    assert agents[0] == agents[1]
+    assert {agent.role for agent in agents[0]} != {"backend"}
+    assert len({agent.habits for agent in agents[0]}) == 6
+    assert [agent.habits for agent in agents[0]] != [agent.habits for agent in agents[2]]
 
 
-def watched(script: Generator[Act], seen: list[tuple[Step, Answer]]) -> Generator[Act]:
-    """The script, with each step and its answer noted down."""
+def recorded(schedule: Generator[ScheduledScenario], seen: list[tuple[Step, Answer]]) -> Generator[ScheduledScenario]:
+    """The schedule; each step is added to `seen` with its answer."""
 
-    def noting(play: Play) -> Play:
-        step = next(play)
+    def recording(steps: Steps) -> Steps:
+        step = next(steps)
         while True:
             answer = yield step
             seen.append((step, answer))
             try:
-                step = play.send(answer)
+                step = steps.send(answer)
             except StopIteration:
                 return
 
-    for act in script:
-        yield Act(act.plot, act.scene, noting(act.play))
+    for scenario in schedule:
+        yield ScheduledScenario(scenario.name, scenario.session, recording(scenario.steps))
 
 
 def calls(printed: str) -> list[dict[str, Any]]:
-    """The service's own lines about tool calls."""
+    """The service's log lines about tool calls."""
     return [json.loads(line) for line in printed.splitlines() if '"event":"tool.call"' in line]
 
 
@@ -125,13 +131,13 @@ async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_on
 ) -> None:
     seen: list[tuple[Step, Answer]] = []
     with serving(database_url=database_url, settle_interval_s=0.5, lapses_max=0) as service:  # one lapse lets it expire
-        job = Job(service.url, NAMES[:6], seed=1, pace=40, for_s=12)
-        status = await work(job, watched(script_of(job), seen))
+        options = SimulationOptions(service.url, NAMES[:6], seed=1, pace=40, for_s=12)
+        status = await run_simulation(options, recorded(schedule_for(options), seen))
 
         async def settled() -> bool:
             return await db.fetchval("SELECT count(*) FROM handoff WHERE state IN ('offered', 'accepted', 'blocked')") == 0
 
-        await until(settled, within_s=3)  # the clock may have to take one lease that has just lapsed
+        await until(settled, within_s=3)  # the service may not have noticed a lease that has just lapsed
         made = calls(stop(service))
     said = capsys.readouterr().out
 
@@ -141,21 +147,21 @@ async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_on
     kinds = {row["kind"].removeprefix("handoff.") for row in await db.fetch("SELECT DISTINCT kind FROM event")}
     assert {*get_args(HandoffState), "renewed", "lapsed"} <= kinds
     types = {row["request_type"] for row in await db.fetch("SELECT DISTINCT request_type FROM handoff")}
-    assert types == set(get_args(RequestType)) == set(REQUEST_TYPES)
+    assert types == set(get_args(RequestType)) == set(REQUEST_TYPE_BATCH)
 
-    outcomes = [(step, answer.get("error", {}).get("code")) for step, answer in seen]
-    mistakes = [step for step, _ in outcomes if step.refusals]
+    outcomes = [(step, error_code(answer)) for step, answer in seen]
+    mistakes = [step for step, _ in outcomes if step.expected_errors]
     refused = [step for step, code in outcomes if code]
-    assert refused == mistakes, "a mistake passed, or something else was refused"
-    assert len({code for _, code in outcomes}) > 6, "their mistakes are always the same"
-    assert [code for step, code in outcomes if step.refusals and code not in step.refusals] == []
-    by_tool = [step for step in refused if "://" not in step.call and step.call != STRANGE_REQUEST]
-    # The clearing up at the end is not in the script; it may be refused too, when a lease lapses meanwhile.
+    assert refused == mistakes, "a mistake was accepted, or another call was refused"
+    assert len({code for _, code in outcomes}) > 6, "the mistakes are too much alike"
+    assert [code for step, code in outcomes if step.expected_errors and code not in step.expected_errors] == []
+    by_tool = [step for step in refused if "://" not in step.operation and step.operation != UNKNOWN_CALLER_REQUEST]
+    # The cleanup at the end is not in the schedule. It may be refused too, when a lease lapses meanwhile.
     assert 0 <= sum(call["outcome"] != "ok" for call in made) - len(by_tool) <= 3
-    assert "not as meant" not in said
-    assert re.search(r"^Ended after 0:00:1\d: \d+ calls, \d+ handoffs completed, \d+ refused$", said, re.MULTILINE)
+    assert "unexpected" not in said
+    assert re.search(r"^Stopped after 0:00:1\d: \d+ calls, \d+ handoffs completed, \d+ refused$", said, re.MULTILINE)
 
-    assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") <= 1, "it lies around"
+    assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") <= 1, "sessions were left open"
 
 
 @contextmanager
@@ -170,14 +176,14 @@ def working(service: Service, *arguments: str) -> Generator["subprocess.Popen[st
 
 
 async def until(what: Callable[[], Any], within_s: float = 15) -> None:
-    """Wait until something that is asked of the database holds."""
+    """Wait until a condition on the database holds."""
     give_up = time.monotonic() + within_s
     while not await what():
         assert time.monotonic() < give_up
         await asyncio.sleep(0.1)
 
 
-async def test_they_go_on_when_the_service_was_killed_and_say_once_that_it_was_away(
+async def test_the_agents_continue_after_the_service_was_killed_and_report_once_that_it_did_not_answer(
     database_url: str, db: asyncpg.Connection
 ) -> None:
     async def done() -> int:
@@ -199,11 +205,11 @@ async def test_they_go_on_when_the_service_was_killed_and_say_once_that_it_was_a
 
     assert demo.returncode == 0, said
     assert (said.count("does not answer"), said.count("answers again")) == (1, 1), said
-    assert "not as meant" not in said
+    assert "unexpected" not in said
     assert "Traceback" not in said
 
 
-async def test_they_end_within_two_seconds_when_told_to_and_leave_nothing_open(
+async def test_a_signal_ends_the_simulation_within_two_seconds_and_leaves_nothing_open(
     database_url: str, db: asyncpg.Connection
 ) -> None:
     with serving(database_url=database_url) as service:
@@ -219,12 +225,12 @@ async def test_they_end_within_two_seconds_when_told_to_and_leave_nothing_open(
                 told = time.monotonic()
                 said, _ = demo.communicate(timeout=10)
                 took_s = time.monotonic() - told
-            assert (demo.returncode, said.splitlines()[-1].split()[0]) == (0, "Ended")
+            assert (demo.returncode, said.splitlines()[-1].split()[0]) == (0, "Stopped")
             assert took_s < 2
             assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") == 0
 
 
-def test_with_a_tokens_file_its_names_are_the_agents_and_the_time_ends_it(database_url: str, tmp_path: Path) -> None:
+def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url: str, tmp_path: Path) -> None:
     known, theirs = tmp_path / "tokens", tmp_path / "theirs"
     names = ("ada", "grace", "zoe")
     known.write_text("".join(f"{hashlib.sha256(name.encode()).hexdigest()} {name} read,write\n" for name in names))
@@ -238,12 +244,12 @@ def test_with_a_tokens_file_its_names_are_the_agents_and_the_time_ends_it(databa
 
     assert demo.returncode == 0, said
     assert 3 < took_s < 9
-    assert "not as meant" not in said
+    assert "unexpected" not in said
     assert {call["agent"] for call in made if call["outcome"] == "ok"} == set(names)
     assert "agent_mismatch" in {call["outcome"] for call in made}
 
 
-def test_who_is_not_let_in_is_told_what_to_do(database_url: str, tmp_path: Path) -> None:
+def test_a_service_that_the_agents_cannot_use_ends_the_simulation_with_what_to_do(database_url: str, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{hashlib.sha256(b'x').hexdigest()} ada read,write\n")
     with serving(database_url=database_url, tokens_file=tokens) as service:
@@ -255,7 +261,7 @@ def test_who_is_not_let_in_is_told_what_to_do(database_url: str, tmp_path: Path)
 
     assert (demo.returncode, lost.returncode) == (1, 1)
     assert "--tokens-file" in said.splitlines()[-1]
-    assert "is no Handoff service" in told.splitlines()[-1]
+    assert "is not a Handoff service" in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +279,7 @@ def test_who_is_not_let_in_is_told_what_to_do(database_url: str, tmp_path: Path)
         {"tokens_file": Path(__file__)},
     ],
 )
-def test_what_is_beyond_a_bound_is_refused(asked: dict[str, Any]) -> None:
+def test_an_option_out_of_bounds_is_refused(asked: dict[str, Any]) -> None:
     usual: dict[str, Any] = {
         "agents": 6,
         "seed": 1,
@@ -284,12 +290,12 @@ def test_what_is_beyond_a_bound_is_refused(asked: dict[str, Any]) -> None:
         "tokens_file": None,
     }
 
-    assert job_of("http://127.0.0.1:1/mcp", **usual).names == NAMES[:6]
-    with pytest.raises(JobImpossible):
-        job_of("http://127.0.0.1:1/mcp", **{**usual, **asked})
+    assert simulation_options("http://127.0.0.1:1/mcp", **usual).names == NAMES[:6]
+    with pytest.raises(InvalidOptions):
+        simulation_options("http://127.0.0.1:1/mcp", **{**usual, **asked})
 
 
-def test_what_is_refused_on_the_command_line_is_a_sentence() -> None:
+def test_an_option_that_is_refused_ends_the_command_with_one_line() -> None:
     done = subprocess.run(
         [HANDOFF, "demo", "--work", "--pace", "0"],
         env=environment(),
@@ -308,10 +314,12 @@ def test_every_fault_is_explained() -> None:
     assert all(f"{fault} (" in " ".join(help_.split()) for fault in FAULTS)
 
 
-async def test_the_end_comes_even_if_a_breaking_connection_takes_it_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_simulation_ends_even_if_a_breaking_connection_swallows_the_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     swallowed = 0
 
-    async def deaf(line: Line) -> None:
+    async def swallow_first_cancellation(_client: AgentClient) -> None:
         nonlocal swallowed
         try:
             await asyncio.Event().wait()
@@ -319,52 +327,54 @@ async def test_the_end_comes_even_if_a_breaking_connection_takes_it_for_its_own(
             swallowed += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Line, "run", deaf)
-    job = Job("http://127.0.0.1:1/mcp", NAMES[:2], for_s=0.1)
+    monkeypatch.setattr(AgentClient, "run", swallow_first_cancellation)
+    options = SimulationOptions("http://127.0.0.1:1/mcp", NAMES[:2], for_s=0.1)
     async with asyncio.timeout(5):
-        assert await work(job, script_of(job)) == 0
+        assert await run_simulation(options, schedule_for(options)) == 0
     assert swallowed == 2
 
 
-async def test_each_fault_shows_its_mark(
+async def test_each_fault_has_its_effect(
     database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All at once, each among agents of its own."""
+    """All faults at the same time, each with its own agents."""
     with serving(database_url=database_url, settle_interval_s=0.5) as service:
         paces = {"none": 8, "slow": 6, "failing": 10, "silent": 20, "ping-pong": 12, "growing": 30}
-        companies = {
-            name: Job(
+        simulations = {
+            name: SimulationOptions(
                 service.url,
                 tuple(f"{name}-{number}" for number in range(4)),
                 pace=pace,
-                faults=() if name == "none" else (next(it for it in FAULTS if it == name),),
+                faults=tuple(fault for fault in FAULTS if fault == name),
                 for_s=10,
             )
             for name, pace in paces.items()
         }
-        statuses = await asyncio.gather(*(work(job, script_of(job)) for job in companies.values()))
+        statuses = await asyncio.gather(
+            *(run_simulation(options, schedule_for(options)) for options in simulations.values())
+        )
         made = calls(stop(service))
 
     assert set(statuses) == {0}
-    assert "not as meant" not in capsys.readouterr().out
+    assert "unexpected" not in capsys.readouterr().out
 
     async def figure(name: str, query: str) -> float:
         return await db.fetchval(query, f"{name}-%")
 
     def refused_share(name: str) -> float:
-        theirs = [call for call in made if call.get("agent", "").startswith(f"{name}-")]
-        return sum(call["outcome"] != "ok" for call in theirs) / len(theirs)
+        calls_made = [call for call in made if call.get("agent", "").startswith(f"{name}-")]
+        return sum(call["outcome"] != "ok" for call in calls_made) / len(calls_made)
 
     accepted = "SELECT count(*) FROM event WHERE kind = 'handoff.accepted' AND agent LIKE $1"
     lapses = "SELECT sum(lapses)::int FROM handoff WHERE sender LIKE $1"
-    volley = "SELECT max(n) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
+    handoffs = "SELECT max(n) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
     largest = "SELECT max(size_bytes) FROM context_entry WHERE author LIKE $1"
     assert await figure("slow", accepted) == 0 < await figure("none", accepted)
     assert await figure("slow", "SELECT count(*) FROM handoff WHERE sender LIKE $1") > 3
     assert refused_share("failing") > 0.2  # and those whose arguments could not be read, of which no agent is known
     assert refused_share("none") < 0.1
     assert await figure("silent", lapses) > 2 * await figure("none", lapses)
-    assert await figure("ping-pong", volley) >= 6
-    assert await figure("none", volley) <= 2
+    assert await figure("ping-pong", handoffs) >= 6
+    assert await figure("none", handoffs) <= 2
     assert await figure("growing", largest) > 200_000
     assert await figure("none", largest) < 100_000

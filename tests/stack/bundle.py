@@ -1,4 +1,4 @@
-"""The bundle as it ships, started under a name and on ports of its own, and what the tests ask of it."""
+"""The bundle as it ships, started under its own project name and ports, and the queries that tests make."""
 
 import itertools
 import json
@@ -36,11 +36,11 @@ PORTS: Final = (
 
 
 class Failed(AssertionError):
-    """A command failed; the message holds what it printed."""
+    """A command failed. The message contains its output."""
 
 
 def run(*command: str, timeout_s: float = 300, cwd: Path = ROOT) -> str:
-    """What a command prints. Raises Failed if it does not end well, or in time."""
+    """Run a command and return its output. Raises Failed on a non-zero exit status or a timeout."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
@@ -51,7 +51,7 @@ def run(*command: str, timeout_s: float = 300, cwd: Path = ROOT) -> str:
 
 
 def docker_answers() -> bool:
-    """Whether there is an engine, and Compose."""
+    """Whether a Docker engine with Compose is available."""
     try:
         run("docker", "version", timeout_s=10)
         run("docker", "compose", "version", timeout_s=10)
@@ -61,7 +61,7 @@ def docker_answers() -> bool:
 
 
 def image_at_hand(image: str) -> bool:
-    """Whether an image is here, or can be pulled."""
+    """Whether an image exists locally or can be pulled."""
     try:
         run("docker", "image", "inspect", image, timeout_s=10)
     except Failed:
@@ -73,19 +73,19 @@ def image_at_hand(image: str) -> bool:
 
 
 def shipped(*profiles: str) -> dict[str, Any]:
-    """compose.yaml as Compose reads it, without anything from the tests or from this machine's .env."""
+    """compose.yaml as Compose resolves it, without the overlays of the tests and without a local .env."""
     chosen = [word for name in profiles for word in ("--profile", name)]
     command = ["docker", "compose", "-f", "compose.yaml", "--env-file", "/dev/null", *chosen, "config", "--format", "json"]
     return json.loads(run(*command, timeout_s=30))
 
 
-# Below those that the kernel gives to whoever asks, and for each process its own: stacks start beside one another, and what
-# is free now has to be free still when Docker publishes it.
+# Below the ephemeral range, with a separate range per process: stacks start in parallel, and a port that is free now must
+# still be free when Docker publishes it.
 _ports = itertools.count(20_000 + os.getpid() % 120 * 100)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Ports on which nothing listens."""
     found: list[int] = []
     while len(found) < count:
         port = next(_ports)
@@ -95,7 +95,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """The bundle under a project's name: `settings` is what its .env would hold."""
+    """The bundle under a project name. `settings` is what its .env would contain."""
 
     def __init__(self, folder: Path, project: str, overlays: Sequence[str], settings: Mapping[str, str]) -> None:
         self.project = project
@@ -111,45 +111,45 @@ class Stack:
         env_file = folder / "env"
         env_file.write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
         files = ["compose.yaml", *(str(HERE / name) for name in overlays)]
-        # One client, for each reads all certificates anew; no connection outlives an answer, for services restart.
+        # One client, because each loads all CA certificates; no keep-alive, because services restart between requests.
         self._http = httpx2.Client(timeout=10, limits=httpx2.Limits(max_keepalive_connections=0))
         self._compose = DockerCompose(ROOT, compose_file_name=files, env_file=str(env_file), wait=True)
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
-        """What `docker compose` prints."""
+        """Run `docker compose` and return its output."""
         return run(*self._compose.docker_compose_command(), *arguments, timeout_s=timeout_s)
 
     def up(self, *more: str) -> float:
-        """Start all and wait until all are healthy; the seconds it took."""
+        """Start everything and wait until it is healthy. Returns the seconds that it took."""
         began = monotonic()
         self.compose("up", "--detach", "--wait", *more)
         return monotonic() - began
 
     def down(self, *more: str) -> None:
-        """Stop and remove the containers; with `--volumes` the data too."""
+        """Stop and remove the containers; with `--volumes`, also the data."""
         self.compose("--profile", "*", "down", *more)
 
     def url(self, port: str, path: str = "") -> str:
-        """An address of the running stack, by the name of its port in .env.example."""
+        """An address of the running stack; `port` is the name of a port setting in .env.example."""
         return f"http://127.0.0.1:{self.settings[port]}{path}"
 
     def get(self, port: str, path: str, **parameters: str) -> Any:
-        """The JSON that stands there."""
+        """The JSON response at an address. Raises httpx2.HTTPError."""
         answer = self._http.get(self.url(port, path), params=parameters)
         answer.raise_for_status()
         return answer.json()
 
     def promql(self, query: str, port: str = "PROMETHEUS_PORT") -> list[dict[str, Any]]:
-        """The samples of an instant query."""
+        """The samples that an instant query returns."""
         return self.get(port, "/api/v1/query", query=query)["data"]["result"]
 
     def logql(self, query: str) -> list[dict[str, str]]:
-        """The lines of the last hour, each with its labels and structured metadata."""
+        """The log lines of the last hour, each with its labels and structured metadata."""
         found = self.get("LOKI_PORT", "/loki/api/v1/query_range", query=query, since="1h", limit="5000")["data"]["result"]
         return [{**stream["stream"], "line": line} for stream in found for _, line in stream["values"]]
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:
-        """The spans of a trace, or nothing."""
+        """The spans of a trace; empty if the trace is unknown."""
         answer = self._http.get(self.url("JAEGER_PORT", f"/api/v3/traces/{trace_id}"))
         if answer.status_code == 404:
             return []
@@ -157,15 +157,15 @@ class Stack:
         return [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
 
     def instance(self) -> str:
-        """The service that answers now, as its metrics name it: one that was there before may still have series."""
+        """A label selector for the service process that answers now; an earlier one may still have series."""
         return f'service_name="handoff", service_instance_id="{self.get("HANDOFF_OPS_PORT", "/health")["instance"]}"'
 
     def containers(self) -> list[dict[str, Any]]:
-        """Each container that there is, one-shots included, as `docker inspect` shows it."""
+        """`docker inspect` of every container, one-shots included."""
         return json.loads(run("docker", "inspect", *self.compose("ps", "--all", "--quiet").split()))
 
     def containers_left(self) -> str:
-        """The containers of this project that the engine still knows, if any."""
+        """The ids of the containers of this project that still exist; empty if there are none."""
         return run("docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={self.project}")
 
     def container(self, service: str) -> dict[str, Any]:
@@ -173,20 +173,20 @@ class Stack:
         return next(it for it in self.containers() if it["Config"]["Labels"]["com.docker.compose.service"] == service)
 
     def in_volume(self, volume: str, *command: str) -> str:
-        """What a command prints that sees a volume at /volume."""
+        """Run a command in a container with a volume mounted at /volume, and return its output."""
         mount = f"{self.project}_{volume}:/volume:ro"
         return run("docker", "run", "--rm", "--network=none", "-v", mount, "busybox:1.37", *command)
 
     def secret(self, name: str) -> str:
-        """A secret, read as docs/stack.md says."""
+        """A secret, read with the command in docs/stack.md."""
         return self.compose("run", "--rm", "--no-deps", "-T", "secrets", "show", name).strip()
 
     def psql(self, role: str, password: str, *statements: str) -> str:
-        """What a role gets over the network, each statement a transaction. Raises Failed if it is refused."""
+        """Run statements as a role, over the network, one transaction each. Raises Failed if one is refused."""
         return self._psql("-h", "127.0.0.1", "-U", role, *_each(statements), PGPASSWORD=password)
 
     def sql(self, *statements: str) -> str:
-        """What a superuser gets, each statement a transaction."""
+        """Run statements as the superuser, one transaction each."""
         return self._psql("-h", "/var/run/postgresql", "-U", "postgres", *_each(statements))
 
     def _psql(self, *arguments: str, **environment: str) -> str:
@@ -196,7 +196,7 @@ class Stack:
 
     @asynccontextmanager
     async def agent(self, token: str) -> AsyncGenerator[Agent]:
-        """A client that calls with a token."""
+        """An MCP client that uses a token."""
         headers = {"Authorization": f"Bearer {token}"}
         async with (
             httpx2.AsyncClient(headers=headers, timeout=40) as http,
@@ -210,7 +210,10 @@ def _each(statements: Sequence[str]) -> list[str]:
 
 
 def eventually(what: Callable[[], Any], within_s: float = 40, show: Callable[[], Any] = str) -> Any:
-    """What `what()` returns as soon as it is something; a failed connection is nothing yet. In vain, it tells `show()`."""
+    """Call `what()` until it returns something true, and return that. Failed requests are retried.
+
+    After `within_s` seconds it fails, with the result of `show()` in the message.
+    """
     give_up = monotonic() + within_s
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What stands in for Slack, PagerDuty, a webhook and a mail server: each keeps what arrives."""
+"""Stand-ins for Slack, PagerDuty, a webhook and a mail server, which record what they receive."""
 
 import base64
 import email
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """A POST that arrived."""
+    """A received POST."""
 
     headers: Message
     body: Any
@@ -24,7 +24,7 @@ class Call:
 
 @dataclass
 class Caught:
-    """What arrived, in order, and where to send it."""
+    """What was received, in order, and the ports to send to."""
 
     http_port: int = 0
     smtp_port: int = 0
@@ -36,9 +36,9 @@ class Caught:
         return f"http://127.0.0.1:{self.http_port}{path}"
 
     def summaries(self, path: str) -> list[str]:
-        """Of each alert that a webhook was told of, in the order in which they came first."""
-        told = (it for call in list(self.calls.get(path, [])) for it in call.body["alerts"])
-        return list(dict.fromkeys(it["annotations"]["summary"] for it in told))
+        """The distinct summaries of all alerts that a webhook received, in order of first arrival."""
+        received = (it for call in list(self.calls.get(path, [])) for it in call.body["alerts"])
+        return list(dict.fromkeys(it["annotations"]["summary"] for it in received))
 
 
 def _web(caught: Caught) -> type[BaseHTTPRequestHandler]:
@@ -50,7 +50,7 @@ def _web(caught: Caught) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(b"ok")
 
-        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - the base's name
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - the base class names it so
 
     return Web
 
@@ -87,7 +87,7 @@ def _mail(caught: Caught) -> type[StreamRequestHandler]:
 
 @contextmanager
 def catchers() -> Generator[Caught]:
-    """Listen on loopback, until left."""
+    """Listen on loopback until the block ends."""
     caught = Caught()
     web, mail = _web(caught), _mail(caught)
     with ThreadingHTTPServer(("127.0.0.1", 0), web) as http, ThreadingTCPServer(("127.0.0.1", 0), mail) as smtp:

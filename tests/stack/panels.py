@@ -1,4 +1,4 @@
-"""The dashboards' questions, filled in as Grafana fills them in, and put to the sources that are to answer them."""
+"""The queries of the dashboards, filled in as Grafana does, and sent to their data sources."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tests.stack.bundle import ROOT, Stack
 
 DASHBOARDS: Final = ROOT / "grafana" / "dashboards"
 SHOWN_S: Final = 900  # now-15m to now
-EMPTY: Final = "Empty "  # how a description says that a panel is rightly empty now and then
+EMPTY: Final = "Empty "  # a panel whose description contains this may be empty
 _STEPS: Final = {"$__rate_interval": "1m", "$__interval": "15s", "$__range": f"{SHOWN_S}s", "$__auto": "1m"}
 
 Json = dict[str, Any]
@@ -22,19 +22,19 @@ Chosen = Mapping[str, list[str]]
 
 
 def dashboards() -> dict[str, Json]:
-    """Each committed dashboard, by its uid."""
+    """The committed dashboards, by uid."""
     found = [json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))]
     return {it["uid"]: it for it in found}
 
 
 def panels(dashboard: Json) -> list[Json]:
-    """Each panel that is no row."""
+    """The panels of a dashboard, without its rows."""
     return [it for it in dashboard["panels"] if it["type"] != "row"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A target of a panel, or the query of an annotation or a variable."""
+    """A query: a target of a panel, or that of an annotation."""
 
     page: str
     panel: str
@@ -47,12 +47,12 @@ class Question:
 
     @property
     def text(self) -> str:
-        """What is asked, before it is filled in."""
+        """The query as it is written, before variables are filled in."""
         return self.target.get("expr") or self.target.get("rawSql") or json.dumps(self.target)
 
 
 def questions(dashboard: Json) -> Iterator[Question]:
-    """All that a dashboard asks of its sources."""
+    """All queries of a dashboard."""
     page = dashboard["title"]
     for panel in panels(dashboard):
         for target in panel.get("targets", []):
@@ -62,17 +62,17 @@ def questions(dashboard: Json) -> Iterator[Question]:
 
 
 def variables(dashboard: Json) -> dict[str, Json]:
-    """The dashboard's variables, by name."""
+    """The variables of a dashboard, by name."""
     return {it["name"]: it for it in dashboard.get("templating", {}).get("list", [])}
 
 
 def _escaped(value: str) -> str:
-    """As Grafana puts a value into a regular expression that stands in quotes."""
+    """Escape a value as Grafana does for a regular expression in quotes."""
     return re.sub(r"([$^*{}\[\]'+?.()|])", r"\\\\\1", value.replace("\\", "\\\\\\\\"))
 
 
 def filled(text: str, chosen: Chosen, all_values: Mapping[str, str] | None = None) -> str:
-    """With the variables and macros of PromQL and LogQL filled in; `all_values` are those that stand for everything."""
+    """Fill in the variables and macros of PromQL or LogQL. `all_values` are the values that stand for "All"."""
     for name, value in _STEPS.items():
         text = text.replace(name, value)
 
@@ -87,7 +87,7 @@ def filled(text: str, chosen: Chosen, all_values: Mapping[str, str] | None = Non
 
 
 def filled_sql(statement: str, chosen: Chosen, until: float) -> str:
-    """The same of SQL, with Grafana's macros."""
+    """Fill in the variables and Grafana's macros in SQL. `until` is the end of the shown time range, in Unix time."""
     begin, end = f"to_timestamp({until - SHOWN_S})", f"to_timestamp({until})"
     statement = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 BETWEEN {begin} AND {end}", statement)
     statement = re.sub(
@@ -102,14 +102,14 @@ def filled_sql(statement: str, chosen: Chosen, until: float) -> str:
 
 
 class Sources:
-    """The data sources that Grafana would ask, asked as it asks them."""
+    """The data sources, queried directly, in the same way as Grafana does."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._password = stack.secret("database-grafana")
 
     def values(self, variable: Json) -> list[str]:
-        """What a variable offers to choose from."""
+        """The values that a variable offers."""
         if variable["type"] == "custom":
             return variable["query"].split(",")
         if variable["type"] == "textbox":
@@ -122,7 +122,7 @@ class Sources:
         return found["data"]
 
     def answers(self, question: Question, chosen: Chosen, all_values: Mapping[str, str]) -> int:
-        """How many samples, rows, lines or traces come back; a sample that is no number is none. Raises if it is refused."""
+        """The number of samples (without NaN), rows, lines or traces returned. Raises if the query is refused."""
         match question.source:
             case "prometheus":
                 query = filled(question.text, chosen, all_values)
@@ -149,17 +149,17 @@ class Sources:
 
 
 class Grafana:
-    """The same through Grafana's query API."""
+    """The same queries through Grafana's API."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=30)  # who signs in stands in the address
+        self._http = httpx2.Client(base_url=url, timeout=30)  # the address contains the credentials
 
     def dashboard(self, uid: str) -> Json:
-        """A dashboard as Grafana has provisioned it."""
+        """A dashboard as provisioned in Grafana."""
         return self._http.get(f"/api/dashboards/uid/{uid}").raise_for_status().json()["dashboard"]
 
     def answers(self, question: Question, chosen: Chosen, all_values: Mapping[str, str]) -> int:
-        """How many rows come back. Raises if it is refused."""
+        """The number of rows returned. Raises if the query is refused."""
         target = dict(question.target)
         if "expr" in target:
             target["expr"] = filled(target["expr"], chosen, all_values)

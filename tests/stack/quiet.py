@@ -1,7 +1,7 @@
-"""An hour in which all was well: agents at their usual work, recorded from the running bundle, replayed through the rules.
+"""An hour of normal operation, recorded from the running bundle with agents at work, and replayed through the rules.
 
-`python -m tests.stack.quiet ADDRESS` asks the Prometheus at an address for its last hour, in which the bundle has to have
-run with the profile `demo`. A test says when rules look at what the recording does not hold: then record it again.
+`python -m tests.stack.quiet ADDRESS` records the last hour of the Prometheus at that address. The bundle must have run with
+the profile `demo` for that hour. A test fails when rules use series that the recording does not have: then record again.
 """
 
 import json
@@ -21,13 +21,13 @@ STEP_S: Final = 30
 
 
 def looked_at() -> set[str]:
-    """The series that rules look at and no rule makes."""
+    """The series that rules use and that no rule records."""
     made = {it["record"] for it in rules() if "record" in it} | {"ALERTS"}
     return set().union(*(named(str(it["expr"])) for it in rules())) - made
 
 
 def record(address: str) -> dict[str, str]:
-    """Each series of the last hour, in promtool's notation; moments are counted from the first. Grafana may be missing."""
+    """The series of the last hour, in promtool's notation. Timestamps count from the start; Grafana's are left out."""
     until = int(time())
     since = until - HOUR_S
     found: dict[str, str] = {}
@@ -45,12 +45,12 @@ def record(address: str) -> dict[str, str]:
 
 
 def recorded() -> dict[str, str]:
-    """The hour as `record` returned it."""
+    """The recorded hour, as returned by `record`."""
     return json.loads(lzma.decompress(RECORDED.read_bytes()))
 
 
 def replay() -> dict[str, Any]:
-    """promtool's test of the recorded hour: nothing fires but the heartbeat, which does."""
+    """A promtool test of the recorded hour: only the Watchdog fires."""
     fired = 'max_over_time(ALERTS{alertstate="firing", alertname%s"Watchdog"}[1h])'
     heartbeat = {"labels": '{alertname="Watchdog", alertstate="firing", component="pipeline", severity="none"}', "value": 1}
     return {

@@ -1,4 +1,4 @@
-"""Figures agree: what is pushed with what is scraped, and what arrived with what was dropped."""
+"""Numbers agree: pushed with scraped metrics, and records written with records received plus dropped."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def answer(stack: Stack, query: str, port: str) -> list[tuple[str, str]]:
     return sorted((json.dumps(it["metric"], sort_keys=True), it["value"][1]) for it in stack.promql(query, port))
 
 
-async def test_the_same_promql_answers_alike_on_pushed_and_on_scraped_metrics(stack: Stack) -> None:
+async def test_a_promql_query_returns_the_same_for_pushed_and_scraped_metrics(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         key = await ada.session("ada")
         for _ in range(20):
@@ -51,7 +51,7 @@ async def test_the_same_promql_answers_alike_on_pushed_and_on_scraped_metrics(st
         eventually(alike, within_s=60, show=both)
 
 
-async def test_what_a_service_had_to_drop_while_the_collector_was_away_is_counted_rightly(
+async def test_records_dropped_during_a_collector_outage_are_counted_exactly(
     stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, ops = "handoff-dropping", free_port()
@@ -80,8 +80,8 @@ async def test_what_a_service_had_to_drop_while_the_collector_was_away_is_counte
     sent, dropped = figure("sent_total"), figure("dropped_total")
     printed = stop(service)
     written = sum(line.startswith('{"time"') for line in printed.splitlines())
-    said_later = written - sent - dropped  # in its last moments, after the figures were read
-    assert dropped > 500, "nothing had to be dropped, so nothing is proven"
+    said_later = written - sent - dropped  # written while it stopped, after the counters were read
+    assert dropped > 500, "nothing was dropped, so the test proves nothing"
     assert 0 <= said_later <= 3
     count = f'sum(count_over_time({{service_name="{name}"}} [1h]))'
 
@@ -90,4 +90,4 @@ async def test_what_a_service_had_to_drop_while_the_collector_was_away_is_counte
         return int(found[0]["value"][1]) if found else 0
 
     eventually(lambda: sent <= arrived() <= sent + said_later, within_s=60, show=lambda: (arrived(), sent, said_later))
-    print(f"{written} lines written, {sent:.0f} sent and {arrived()} arrived, {dropped:.0f} dropped and counted")
+    print(f"{written} lines written, {sent:.0f} sent, {arrived()} received, {dropped:.0f} dropped and counted")

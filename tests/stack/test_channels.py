@@ -1,4 +1,4 @@
-"""Whom Alertmanager tells outside: what arrives there is looked at. It runs as it ships, beside catchers of each kind."""
+"""Notifications to people. Alertmanager runs as it ships, and catchers stand in for each kind of channel."""
 
 import re
 from collections.abc import Generator, Mapping
@@ -22,8 +22,9 @@ from tests.stack.test_secrets import READERS
 KEY: Final = "a-routing-key-of-32-characters-xx"
 USER: Final = 'handoff: it\'s "me" #1 \\1 & | %s'
 PASSWORD: Final = "a password with ' and = and \\ in it"
+KEYS: Final = "to=, from=, smarthost=, username=, password=, require_tls="
 TO: Final = "Ops & co <ops@example.org>, o'hara@example.org"
-CHANNELS: Final = {  # file: what it turns on, for critical alerts and for warnings
+CHANNELS: Final = {  # file: the channels that it enables for critical alerts, and for warnings
     "slack-url": ({"slack_configs"}, {"slack_configs"}),
     "pagerduty-key": ({"pagerduty_configs"}, set[str]()),
     "email": ({"email_configs"}, {"email_configs"}),
@@ -34,12 +35,12 @@ RUNBOOK: Final = "prometheus/runbook.md#handoffstatementsfail"
 RUNBOOK_OUTSIDE: Final = "https://wiki.example/runbook#handoffstatementsfail"
 NEVER: Final = {"years": ["1999"]}
 ALWAYS: Final = {"times": [{"start_time": "00:00", "end_time": "24:00"}]}
-SUMMARY: Final = "Statements fail: a < b & c"
+SUMMARY: Final = "Statements are failing: a < b & c"
 
 
 @pytest.fixture(scope="module")
 def alone(docker: None) -> Generator[Stack]:
-    """A project of which only the secrets are made."""
+    """A project in which only the one-shot `secrets` runs."""
     with TemporaryDirectory(prefix="handoff-channels-") as folder:
         stack = Stack(Path(folder), "handoff-channels", [], {})
         stack.down("--volumes")  # of a run that was killed
@@ -56,8 +57,8 @@ def caught() -> Generator[Caught]:
 
 
 def every(caught: Caught, mail: str = "require_tls=false") -> dict[str, str]:
-    """The file of every channel, as an operator writes it."""
-    lines = ["# whom to write", f"to={TO}", "from=handoff@example.org", f"smarthost=127.0.0.1:{caught.smtp_port}", "",
+    """The file of every channel, as an operator would write it."""
+    lines = ["# recipients", f"to={TO}", "from=handoff@example.org", f"smarthost=127.0.0.1:{caught.smtp_port}", "",
              f"username={USER}", f"password={PASSWORD}", mail]  # fmt: skip
     return {
         "slack-url": caught.url("/slack") + "\n",
@@ -68,7 +69,7 @@ def every(caught: Caught, mail: str = "require_tls=false") -> dict[str, str]:
 
 
 def made(stack: Stack, given: Mapping[str, str]) -> str:
-    """The configuration that is made of what ships when these secrets are given, and no others."""
+    """The Alertmanager configuration that is generated when exactly these secrets are given."""
     for it in stack.given.iterdir():
         it.unlink()
     for name, text in given.items():
@@ -78,7 +79,7 @@ def made(stack: Stack, given: Mapping[str, str]) -> str:
 
 
 def receivers(text: str) -> dict[str, dict[str, Any]]:
-    """The channels of each receiver."""
+    """The configured channels, by receiver."""
     return {it.pop("name"): it for it in yaml.safe_load(text)["receivers"]}
 
 
@@ -88,33 +89,33 @@ def amtool(image: str, config: Path, *command: str) -> str:
 
 
 class Alertmanager:
-    """It runs, and can be told of alerts."""
+    """A running Alertmanager, to which alerts can be sent."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def tell(
-        self, severity: str, began: datetime, *, over: bool = False, summary: str = SUMMARY, runbook: str = RUNBOOK
+    def send(
+        self, severity: str, began: datetime, *, resolved: bool = False, summary: str = SUMMARY, runbook: str = RUNBOOK
     ) -> None:
-        """Of an alert, as Prometheus does."""
+        """Send an alert, as Prometheus does."""
         alert = {
             "labels": {"alertname": "HandoffStatementsFail", "severity": severity, "component": "database",
                        "db_query_summary": f'SELECT "a" + b, {summary}'},
-            "annotations": {"summary": summary, "description": "7 % of them failed; the limit is <5 %.",
+            "annotations": {"summary": summary, "description": "7% of them failed; the threshold is <5%.",
                             "dashboard_url": DASHBOARD, "runbook_url": runbook},
-            "startsAt": began.isoformat(), "endsAt": (datetime.now(UTC) + timedelta(hours=0 if over else 1)).isoformat(),
+            "startsAt": began.isoformat(), "endsAt": (datetime.now(UTC) + timedelta(hours=0 if resolved else 1)).isoformat(),
         }  # fmt: skip
         httpx2.post(f"{self.url}/api/v2/alerts", json=[alert], timeout=5).raise_for_status()
 
     def alerts(self, link: str) -> list[str]:
-        """Those that a silence made by this link would mute."""
+        """The summaries of the alerts that a silence created through this link would match."""
         matchers = re.findall(r'\w+="(?:[^"\\]|\\.)*"', unquote(link.partition("/#/silences/new?filter=")[2]))
         assert len(matchers) == 4, link
         found = httpx2.get(f"{self.url}/api/v2/alerts", params=[("filter", it) for it in matchers], timeout=5).json()
         return [it["annotations"]["summary"] for it in found]
 
     def counted(self, name: str, *labels: str) -> float:
-        """A counter of its own, over all series that carry these labels."""
+        """One of Alertmanager's counters, summed over the series that have these labels."""
         lines = httpx2.get(f"{self.url}/metrics", timeout=5).text.splitlines()
         return sum(
             float(it.split()[-1]) for it in lines if it.startswith(f"{name}{{") and all(label in it for label in labels)
@@ -123,7 +124,7 @@ class Alertmanager:
 
 @contextmanager
 def running(stack: Stack, caught: Caught, given: Mapping[str, str], quiet: dict[str, Any]) -> Generator[Alertmanager]:
-    """Alertmanager with these channels. Only addresses and waiting times differ from what ships, and when it is quiet."""
+    """Alertmanager with these channels. Only addresses, wait times and quiet hours differ from what ships."""
     text = made(stack, given)
     config = yaml.safe_load(text)
     to = {it["name"]: it for it in config["receivers"]}
@@ -153,7 +154,7 @@ def running(stack: Stack, caught: Caught, given: Mapping[str, str], quiet: dict[
 
 
 class Links(HTMLParser):
-    """The links of a page, and its text."""
+    """The links and the text of an HTML page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class Links(HTMLParser):
         self.text += data
 
 
-def test_what_is_critical_arrives_on_every_channel_and_so_does_its_end(alone: Stack, caught: Caught) -> None:
+def test_a_critical_alert_and_its_resolution_arrive_on_every_channel(alone: Stack, caught: Caught) -> None:
     began = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
     with running(alone, caught, every(caught), ALWAYS) as alertmanager:
 
@@ -179,34 +180,34 @@ def test_what_is_critical_arrives_on_every_channel_and_so_does_its_end(alone: St
         def show() -> tuple[object, ...]:
             return {path: len(it) for path, it in caught.calls.items()}, len(caught.mails)
 
-        alertmanager.tell("critical", began)
+        alertmanager.send("critical", began)
         eventually(lambda: arrived(1), show=show)
         silence = caught.calls["/slack"][0].body["attachments"][0]["text"].split("<")[-1].partition("|Silence>")[0]
         assert silence.startswith("http://127.0.0.1:9093/#/silences/new?filter=%7Balertname%3D")
         assert set(" +").isdisjoint(silence)
         assert alertmanager.alerts(silence) == [SUMMARY]
-        alertmanager.tell("critical", began, over=True)
+        alertmanager.send("critical", began, resolved=True)
         eventually(lambda: arrived(2), show=show)
 
     said = "critical, database, since 2026-03-01 12:30 UTC"
-    title, description = f"critical: {SUMMARY}", "7 % of them failed; the limit is <5 %."
+    title, description = f"critical: {SUMMARY}", "7% of them failed; the threshold is <5%."
 
-    slack, over = (it.body["attachments"][0] for it in caught.calls["/slack"])
+    slack, resolved = (it.body["attachments"][0] for it in caught.calls["/slack"])
     assert slack["title"] == slack["fallback"] == title
     assert slack["text"].strip().splitlines() == [
-        "*Statements fail: a &lt; b &amp; c*",
-        "7 % of them failed; the limit is &lt;5 %.",
+        "*Statements are failing: a &lt; b &amp; c*",
+        "7% of them failed; the threshold is &lt;5%.",
         said,
         f"<{DASHBOARD}|Dashboard>  {RUNBOOK}  <{silence}|Silence>",
     ]
-    assert (slack["color"], over["color"]) == ("danger", "good")
-    assert over["title"] == f"over, {title}"
-    assert f"{said}, over at 20" in over["text"]
-    assert "Silence" not in over["text"]
+    assert (slack["color"], resolved["color"]) == ("danger", "good")
+    assert resolved["title"] == f"[RESOLVED] {title}"
+    assert f"{said}, resolved at 20" in resolved["text"]
+    assert "Silence" not in resolved["text"]
 
-    page, over = (it.body for it in caught.calls["/pagerduty"])
-    assert (page["routing_key"], page["event_action"], over["event_action"]) == (KEY, "trigger", "resolve")
-    assert page["dedup_key"] == over["dedup_key"]
+    page, resolved = (it.body for it in caught.calls["/pagerduty"])
+    assert (page["routing_key"], page["event_action"], resolved["event_action"]) == (KEY, "trigger", "resolve")
+    assert page["dedup_key"] == resolved["dedup_key"]
     assert page["payload"]["summary"] == title
     assert (page["payload"]["severity"], page["payload"]["component"]) == ("critical", "database")
     text = page["payload"]["custom_details"]["alerts"].strip()
@@ -215,20 +216,20 @@ def test_what_is_critical_arrives_on_every_channel_and_so_does_its_end(alone: St
     ]  # fmt: skip
     assert page["links"] == [{"text": "Dashboard", "href": DASHBOARD}, {"text": "Silence", "href": silence}]
 
-    hook, over = caught.calls["/webhook"]
-    assert "Authorization" not in hook.headers, "that token is the service's"
+    hook, resolved = caught.calls["/webhook"]
+    assert "Authorization" not in hook.headers, "the token is only for the service"
     assert (hook.body["version"], hook.body["receiver"], hook.body["externalURL"]) == ("4", "page", "http://127.0.0.1:9093")
     assert hook.body["alerts"][0]["annotations"] == {
         "summary": SUMMARY, "description": description, "dashboard_url": DASHBOARD, "runbook_url": RUNBOOK,
     }  # fmt: skip
-    assert (hook.body["status"], over.body["status"]) == ("firing", "resolved")
-    kept, over = caught.calls["/history"]
+    assert (hook.body["status"], resolved.body["status"]) == ("firing", "resolved")
+    kept, resolved = caught.calls["/history"]
     assert kept.headers["Authorization"].startswith("Bearer ")
-    assert (kept.body["status"], over.body["status"]) == ("firing", "resolved")
+    assert (kept.body["status"], resolved.body["status"]) == ("firing", "resolved")
 
     assert caught.logins == [(USER, PASSWORD)] * 2
-    mail, over = caught.mails
-    assert (mail["Subject"], over["Subject"]) == (title, f"over, {title}")
+    mail, resolved = caught.mails
+    assert (mail["Subject"], resolved["Subject"]) == (title, f"[RESOLVED] {title}")
     assert [it.addr_spec for it in mail["To"].addresses] == ["ops@example.org", "o'hara@example.org"]
     assert mail["From"] == "handoff@example.org"
     plain, rich = (mail.get_body((kind,)) for kind in ("plain", "html"))
@@ -240,43 +241,43 @@ def test_what_is_critical_arrives_on_every_channel_and_so_does_its_end(alone: St
     assert [it.strip() for it in page.text.split("\n") if it.strip()] == [
         SUMMARY, description, said, f"Dashboard {RUNBOOK} Silence",
     ]  # fmt: skip
-    plain = over.get_body(("plain",))
+    plain = resolved.get_body(("plain",))
     assert plain is not None
-    assert f"{said}, over at 20" in plain.get_content()
+    assert f"{said}, resolved at 20" in plain.get_content()
 
 
-def test_at_night_a_warning_waits_for_the_morning_and_the_history_has_it_at_once(alone: Stack, caught: Caught) -> None:
+def test_a_warning_at_night_waits_until_morning_but_is_in_the_history_at_once(alone: Stack, caught: Caught) -> None:
     if (second := datetime.now(UTC).second) > 20:
-        sleep(61 - second)  # the night is what remains of this minute: long enough for what follows, on a busy machine too
+        sleep(61 - second)  # the "night" ends with this minute, and must last long enough even on a busy machine
     now = datetime.now(UTC)
     morning = f"{now + timedelta(minutes=1):%H:%M}".replace("00:00", "24:00")
     night = {"times": [{"start_time": f"{now:%H:%M}", "end_time": morning}]}
     with running(alone, caught, every(caught), night) as alertmanager:
-        alertmanager.tell("warning", now, summary="it can wait")
-        alertmanager.tell("warning", now, summary="soon over")
-        eventually(lambda: sorted(caught.summaries("/history")) == ["it can wait", "soon over"])
-        alertmanager.tell("warning", now, summary="soon over", over=True)
+        alertmanager.send("warning", now, summary="it can wait")
+        alertmanager.send("warning", now, summary="soon resolved")
+        eventually(lambda: sorted(caught.summaries("/history")) == ["it can wait", "soon resolved"])
+        alertmanager.send("warning", now, summary="soon resolved", resolved=True)
         eventually(
             lambda: any(it["status"] == "resolved" for call in caught.calls["/history"] for it in call.body["alerts"])
         )
-        alertmanager.tell("critical", now, summary="it can not wait")
+        alertmanager.send("critical", now, summary="it cannot wait")
         eventually(lambda: caught.summaries("/webhook") and caught.calls.get("/slack") and caught.mails)
         assert alertmanager.counted("alertmanager_notifications_suppressed_total", 'reason="mute_time_interval"')
-        assert caught.summaries("/webhook") == ["it can not wait"]
-        assert datetime.now(UTC).minute == now.minute, "too slow: the morning came"
+        assert caught.summaries("/webhook") == ["it cannot wait"]
+        assert datetime.now(UTC).minute == now.minute, "too slow: the night ended before the check"
         eventually(lambda: len(caught.summaries("/webhook")) > 1 and len(caught.mails) > 1, within_s=70)
-    assert caught.summaries("/webhook") == ["it can not wait", "it can wait"]
+    assert caught.summaries("/webhook") == ["it cannot wait", "it can wait"]
     assert len(caught.calls["/slack"]) == len(caught.mails) == 2
     assert len(caught.calls["/pagerduty"]) == 1
 
 
-def test_by_day_a_warning_is_told_where_it_pages_nobody_and_mail_goes_only_through_tls(alone: Stack, caught: Caught) -> None:
+def test_a_warning_by_day_notifies_without_paging_and_mail_requires_tls(alone: Stack, caught: Caught) -> None:
     with running(alone, caught, every(caught, mail=""), NEVER) as alertmanager:
-        alertmanager.tell("info", datetime.now(UTC), summary="to know")
-        alertmanager.tell("warning", datetime.now(UTC), runbook=RUNBOOK_OUTSIDE)
+        alertmanager.send("info", datetime.now(UTC), summary="for information")
+        alertmanager.send("warning", datetime.now(UTC), runbook=RUNBOOK_OUTSIDE)
         eventually(lambda: len(caught.summaries("/history")) == 2 and len(caught.calls) == 3, show=lambda: caught.calls)
         eventually(lambda: alertmanager.counted("alertmanager_notifications_failed_total", 'integration="email"'))
-    assert sorted(caught.summaries("/history")) == [SUMMARY, "to know"]
+    assert sorted(caught.summaries("/history")) == [SUMMARY, "for information"]
     assert caught.summaries("/webhook") == [SUMMARY]
     assert f"<{RUNBOOK_OUTSIDE}|Runbook>" in caught.calls["/slack"][0].body["attachments"][0]["text"]
     assert "/pagerduty" not in caught.calls
@@ -284,7 +285,7 @@ def test_by_day_a_warning_is_told_where_it_pages_nobody_and_mail_goes_only_throu
 
 
 @pytest.mark.parametrize("given", [(), *((name,) for name in CHANNELS), tuple(CHANNELS)], ids=" ".join)
-def test_a_channel_is_on_while_its_file_is_there(
+def test_a_channel_is_enabled_while_its_file_exists(
     alone: Stack, images: dict[str, str], tmp_path: Path, given: tuple[str, ...]
 ) -> None:
     files = {name: text for name, text in every(Caught(http_port=1, smtp_port=25), mail="").items() if name in given}
@@ -309,7 +310,7 @@ def test_a_channel_is_on_while_its_file_is_there(
     assert not [name for name, value in values.items() if value in text]
 
 
-def test_what_is_given_for_a_channel_is_handed_to_alertmanager_alone(alone: Stack) -> None:
+def test_only_alertmanager_gets_the_secrets_of_a_channel(alone: Stack) -> None:
     made(alone, every(Caught(http_port=1, smtp_port=25)))
     for volume in READERS.keys() - {"secrets-demo"}:
         text = alone.in_volume(volume, "sh", "-c", "cat /volume/*")
@@ -344,17 +345,17 @@ def test_the_two_commands_of_the_page_turn_a_channel_on_and_off(alone: Stack) ->
         ("email", "^to=.*", "#", "to= is missing"),
         ("email", "^from=", "#", "from= is missing"),
         ("email", "^smarthost=.*", "", "smarthost= is missing"),
-        ("email", ":25", "", "smarthost= is not HOST:PORT"),
+        ("email", ":25", "", "smarthost= must be HOST:PORT"),
         ("email", "^password=.*", "", "password= is missing"),
         ("email", "^username=.*", "", "username= is missing"),
-        ("email", "^#.*", "to=me@example.org", "to= stands there twice"),
-        ("email", "^#.*", "require_tls=no", "require_tls= is neither true nor false"),
-        ("email", "^password=", "", "line 7 is none of to=, from=, smarthost=, username=, password=, require_tls="),
-        ("slack-url", "^http:", "", "not an address"),
-        ("webhook-url", "^http:", "", "not an address"),
+        ("email", "^#.*", "to=me@example.org", "to= is set more than once"),
+        ("email", "^#.*", "require_tls=no", "require_tls= must be true or false"),
+        ("email", "^password=", "", f"line 7 must start with one of {KEYS} or #"),
+        ("slack-url", "^http:", "", "must be an address that starts with http:// or https://"),
+        ("webhook-url", "^http:", "", "must be an address that starts with http:// or https://"),
     ],
 )
-def test_a_channel_that_is_given_wrongly_is_refused_and_nothing_changes(
+def test_a_malformed_channel_file_is_refused_and_nothing_changes(
     alone: Stack, name: str, pattern: str, instead: str, why: str
 ) -> None:
     given = every(Caught(http_port=1, smtp_port=25), mail="")
@@ -369,7 +370,7 @@ def test_a_channel_that_is_given_wrongly_is_refused_and_nothing_changes(
     assert alone.in_volume("secrets-alertmanager", *look) == before
 
 
-def test_it_is_quiet_at_night_and_at_the_weekend_in_a_time_zone_that_stands_in_one_place(
+def test_quiet_hours_are_nights_and_weekends_and_the_time_zone_is_set_in_one_place(
     images: dict[str, str], tmp_path: Path
 ) -> None:
     text = (ROOT / "alertmanager" / "alertmanager.yml").read_text()

@@ -1,4 +1,4 @@
-"""What ships is valid to the programs that read it, and shut by default. Nothing is started here but the checkers."""
+"""The shipped configuration is valid for the programs that read it, and locked down. Only their checkers are run here."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.stack.bundle import ROOT, run, shipped
 
 ONE_SHOTS = {"secrets", "volumes", "roles", "migrate", "demo-secrets"}
-ROOT_ONE_SHOTS = {"secrets", "volumes", "demo-secrets"}  # they give files away
+ROOT_ONE_SHOTS = {"secrets", "volumes", "demo-secrets"}  # they change the owner of files
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def services(docker: None) -> dict[str, Any]:
 
 
 def check(image: str, folder: str, inside: str, *command: str, mounts: tuple[str, ...] = (), entrypoint: str = "") -> str:
-    """Run an image's own checker on a folder of the tree."""
+    """Run the checker in an image on a folder of the repository."""
     chosen = ["--entrypoint", entrypoint] if entrypoint else []
     volumes = [word for mount in (f"{ROOT / folder}:{inside}:ro", *mounts) for word in ("-v", mount)]
     return run("docker", "run", "--rm", "--network=none", *chosen, *volumes, image, *command, timeout_s=60)
@@ -39,7 +39,7 @@ def test_the_collector_accepts_its_configuration(images: dict[str, str], tmp_pat
         (tmp_path / name).write_text("a-password")
     (tmp_path / "queue").mkdir()
     mounts = (f"{tmp_path}:/run/secrets:ro", f"{tmp_path / 'queue'}:/var/lib/otelcol")
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # the checker is another user
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # the checker runs as another user
         folder.chmod(0o755)
     check(images["otel-collector"], "otel-collector", "/etc/otelcol-contrib", "validate",
           "--config=/etc/otelcol-contrib/config.yaml", mounts=mounts)  # fmt: skip
@@ -59,21 +59,21 @@ def test_haproxy_accepts_its_configuration(images: dict[str, str]) -> None:
     check(images["proxy"], "proxy", inside, "haproxy", "-c", "-f", f"{inside}/haproxy.cfg")
 
 
-def test_every_port_is_published_on_loopback_and_can_be_moved(services: dict[str, Any]) -> None:
+def test_every_port_is_published_on_loopback_and_is_configurable(services: dict[str, Any]) -> None:
     ports = {(name, port["published"]): port for name, it in services.items() for port in it.get("ports", [])}
     assert len(ports) >= 8
     assert {port.get("host_ip") for port in ports.values()} == {"127.0.0.1"}
-    assert len({published for _, published in ports}) == len(ports), "two services want the same port"
+    assert len({published for _, published in ports}) == len(ports), "two services publish the same port"
     text = (ROOT / "compose.yaml").read_text()
     knobs = set(re.findall(r"127\.0\.0\.1:\$\{([A-Z_]+_PORT):-(\d+)\}", text))
     assert {published for _, published in ports} == {default for _, default in knobs}
 
 
-def test_whatever_publishes_a_port_is_on_the_edge_and_the_stores_are_not(services: dict[str, Any]) -> None:
+def test_services_that_publish_a_port_are_on_the_edge_network_and_the_stores_are_not(services: dict[str, Any]) -> None:
     on_edge = {name for name, it in services.items() if "edge" in (it.get("networks") or {})}
     assert {name for name, it in services.items() if it.get("ports")} <= on_edge
     assert not on_edge & {"postgres", "redis", "loki", "watch"}
-    assert not services["worker"].get("ports"), "it is there to call out"
+    assert not services["worker"].get("ports"), "the worker is on the edge network only for outgoing calls"
     assert shipped()["networks"]["internal"]["internal"] is True
 
 
@@ -99,7 +99,7 @@ def test_every_container_is_hardened(services: dict[str, Any], promise: str) -> 
     assert [name for name, it in services.items() if not kept(name, it)] == []
 
 
-def test_what_runs_on_is_restarted_and_may_take_its_leave(services: dict[str, Any]) -> None:
+def test_daemons_are_restarted_and_get_time_to_stop(services: dict[str, Any]) -> None:
     assert set(services) > ONE_SHOTS
     for name, it in services.items():
         if name in ONE_SHOTS:
@@ -109,19 +109,19 @@ def test_what_runs_on_is_restarted_and_may_take_its_leave(services: dict[str, An
             assert it.get("stop_grace_period"), name
 
 
-def test_what_the_configurations_mount_can_not_be_written(services: dict[str, Any]) -> None:
+def test_bind_mounts_are_read_only(services: dict[str, Any]) -> None:
     mounts = [(name, it) for name, service in services.items() for it in service.get("volumes", [])]
     binds = [(name, it) for name, it in mounts if it["type"] == "bind"]
     assert binds
     assert [(name, it["source"]) for name, it in binds if not it.get("read_only")] == []
 
 
-def test_every_image_and_every_knob_stands_in_the_example(services: dict[str, Any]) -> None:
+def test_every_image_and_every_setting_is_in_the_example(services: dict[str, Any]) -> None:
     text = (ROOT / "compose.yaml").read_text()
     example = dict(re.findall(r"^#([A-Z_]+)=(\S*)", (ROOT / ".env.example").read_text(), re.MULTILINE))
     knob, filled = re.compile(r"\$\{([A-Z_]+):-([^${}]*)\}"), text
     used: dict[str, str] = {}
-    while found := dict(knob.findall(filled)):  # the innermost first: a default may name another knob
+    while found := dict(knob.findall(filled)):  # innermost first: a default may refer to another setting
         used |= found
         filled = knob.sub(r"\2", filled)
     assert used == {name: value for name, value in example.items() if name != "COMPOSE_PROFILES"}
@@ -130,7 +130,7 @@ def test_every_image_and_every_knob_stands_in_the_example(services: dict[str, An
     assert len(re.findall(r"image: (?!\$\{[A-Z_]+_IMAGE:-)", text)) == 0
 
 
-def test_nothing_waits_for_what_may_be_away(services: dict[str, Any]) -> None:
+def test_the_service_and_the_worker_start_without_the_parts_that_may_be_down(services: dict[str, Any]) -> None:
     for name in ("service", "worker"):
         assert not {"otel-collector", "prometheus", "jaeger", "loki", "grafana", "watch"} & set(services[name]["depends_on"])
         assert services[name]["depends_on"]["redis"]["condition"] == "service_started"

@@ -1,4 +1,4 @@
-"""Content never leaves: a word that goes through every tool is found in Postgres, and nowhere else."""
+"""Content stays in Postgres: a word that passes through every tool is found there and nowhere else."""
 
 from time import time
 
@@ -31,7 +31,7 @@ async def use_every_tool(ada: Agent, operator: Agent) -> None:
     await refused(ada, "update_context", session_key=key, entries=[{"type": WORD, "content": WORD}])
     await ok(ada, "get_context", session_key=key)
     await ok(ada, "search_context", query=WORD)
-    await refused(ada, "close_session", session_key="nobody-knows")  # a key is no content: the log names it
+    await refused(ada, "close_session", session_key="nobody-knows")  # a key is not content, so the log may name it
     for outcome in ("reject", "complete"):
         offer = await ok(ada, "request_handoff", session_key=key, target_agent="operator", instructions=WORD)
         await ok(operator, "get_inbox")
@@ -49,11 +49,11 @@ async def use_every_tool(ada: Agent, operator: Agent) -> None:
     assert used == {tool.name for tool in TOOLS}
 
 
-async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(stack: Stack) -> None:
+async def test_a_word_that_passes_through_every_tool_is_found_only_in_postgres(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada, stack.agent(stack.secret("operator-token")) as operator:
         await use_every_tool(ada, operator)
         mark = await ada.session("ada")
-        await ada.says(mark, "once this line has arrived, all that was before it has", "ada")
+        await ada.says(mark, "when this line has arrived, so have all earlier ones", "ada")
         said = time()
     (last,) = eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | session="{mark}"'))
     eventually(lambda: stack.trace(last["trace_id"]))
@@ -61,8 +61,8 @@ async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(st
     eventually(lambda: stack.promql(f"timestamp({counted}) > {said}"))
 
     dump = stack.compose("exec", "-T", "postgres", "pg_dumpall", "-h", "/var/run/postgresql", "-U", "postgres")
-    assert dump.count(WORD) >= 8, "the word is not where it belongs, so nothing is proven"
-    # First what the containers print: Loki prints what it is asked.
+    assert dump.count(WORD) >= 8, "the word is not in Postgres, so the test proves nothing"
+    # Check container output first, because Loki logs the queries that it receives.
     assert WORD not in stack.compose("logs", "--no-log-prefix", "--tail=20000")
     assert stack.logql(f'{{service_name=~".+"}} |= "{WORD}"') == []
     everything = httpx2.get(
@@ -81,7 +81,7 @@ async def test_a_word_that_goes_through_every_tool_is_found_in_postgres_alone(st
         assert found.strip() == "", f"{volume}: {found}"
 
 
-async def test_what_grafana_may_read_holds_no_content(stack: Stack) -> None:
+async def test_the_views_that_grafana_can_read_have_no_content(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada, stack.agent(stack.secret("operator-token")) as operator:
         await use_every_tool(ada, operator)
     password = stack.secret("database-grafana")

@@ -1,4 +1,4 @@
-"""Grafana's configuration, held against what its documentation allows, and a live one where its image is at hand."""
+"""Grafana's configuration has only keys that its documentation allows; a live one is tested where its image is at hand."""
 
 import re
 from configparser import ConfigParser
@@ -47,18 +47,18 @@ def sources() -> dict[str, dict[str, Any]]:
 
 
 def links(source: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What leads from a source to another."""
+    """The links from a data source to others, as (kind, link)."""
     found = [(name, source["jsonData"][name]) for name in LINK_KEYS if name in source["jsonData"]]
     return [(name, one) for name, it in found for one in (it if isinstance(it, list) else [it])]
 
 
-def test_every_file_says_its_version() -> None:
+def test_every_file_has_its_api_version() -> None:
     files = list(PROVISIONING.rglob("*.yaml"))
     assert files
     assert [file for file in files if yaml.safe_load(file.read_text())["apiVersion"] != 1] == []
 
 
-def test_the_sources_have_fixed_uids_and_no_key_that_grafana_does_not_know() -> None:
+def test_the_data_sources_have_fixed_uids_and_only_keys_that_grafana_knows() -> None:
     assert set(sources()) == {"prometheus", "jaeger", "loki", "postgres"}
     assert [uid for uid, it in sources().items() if it.get("isDefault")] == ["prometheus"]
     for it in sources().values():
@@ -69,26 +69,26 @@ def test_the_sources_have_fixed_uids_and_no_key_that_grafana_does_not_know() -> 
             assert link["datasourceUid"] in sources()
 
 
-def test_metrics_traces_and_logs_lead_to_one_another() -> None:
+def test_metrics_traces_and_logs_link_to_one_another() -> None:
     ways = {(uid, link["datasourceUid"]) for uid, it in sources().items() for _, link in links(it)}
     assert ways == {("prometheus", "jaeger"), ("jaeger", "loki"), ("jaeger", "prometheus"), ("loki", "jaeger")}
 
 
-def test_what_grafana_is_to_fill_in_later_is_escaped_and_nothing_else_is() -> None:
-    # On reading, `$x` and `${x}` become the value of an environment variable, `$$` a `$`.
+def test_only_variables_that_grafana_expands_later_are_escaped() -> None:
+    # When Grafana reads the file, `$x` and `${x}` expand to environment variables, and `$$` becomes `$`.
     text = (PROVISIONING / "datasources" / "handoff.yaml").read_text()
     values = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     assert re.findall(r"(?<!\$)\$(?!\$)(\w+|\{)", values.replace("$$", "$$ ").replace("$$ ", "\0\0")) == ["__file"]
     assert {"{__tags}", "{__trace.traceId}", "{__value.raw}", "__tags"} <= set(re.findall(r"\$\$(\{[\w.]+\}|\w+)", values))
 
 
-def test_the_database_is_read_by_the_role_that_sees_no_content() -> None:
+def test_the_database_is_read_by_the_role_that_cannot_see_content() -> None:
     postgres = sources()["postgres"]
     assert postgres["user"] == "grafana"
     assert postgres["secureJsonData"] == {"password": "$__file{/run/secrets/database-grafana}"}
 
 
-def test_dashboards_come_from_the_folder_that_is_mounted() -> None:
+def test_dashboards_come_from_the_mounted_folder() -> None:
     (provider,) = provisioned("dashboards")["providers"]
     assert set(provider) <= PROVIDER_KEYS
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in (ROOT / "compose.yaml").read_text()
@@ -109,13 +109,13 @@ def test_dashboards_come_from_the_folder_that_is_mounted() -> None:
         ("snapshots", "external_enabled", "false"),
     ],
 )
-def test_nobody_gets_in_without_a_password_and_nothing_is_fetched_or_reported(section: str, key: str, value: str) -> None:
+def test_a_password_is_required_and_nothing_is_fetched_or_reported(section: str, key: str, value: str) -> None:
     settings = ConfigParser(interpolation=None)
     settings.read(Path(ROOT / "grafana" / "grafana.ini"))
     assert settings.get(section, key) == value
 
 
-def test_a_live_grafana_reaches_every_source(stack: Stack, left_out: set[str]) -> None:
+def test_a_live_grafana_reaches_every_data_source(stack: Stack, left_out: set[str]) -> None:
     if "grafana" in left_out:
         pytest.skip(GRAFANA_LEFT_OUT)
     assert httpx2.get(stack.url("GRAFANA_PORT", "/api/datasources"), timeout=10).status_code == 401

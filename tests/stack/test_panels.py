@@ -1,4 +1,4 @@
-"""Every panel answers with data while the demo runs, whatever is chosen on its page."""
+"""Every panel shows data while the demo runs, whatever values its variables have."""
 
 import os
 from collections import Counter
@@ -21,18 +21,18 @@ def demo(stack: Stack) -> Generator[Stack]:
     stack.compose("--profile", "demo", "up", "--detach", "--wait")
     yield stack
     stack.compose("--profile", "demo", "rm", "--stop", "--force", "demo", "demo-secrets")
-    stack.up()  # whose tokens are again those without the demo's
+    stack.up()  # this also removes the demo's tokens
 
 
 def everything(page: Json, values: dict[str, list[str]]) -> tuple[Chosen, dict[str, str]]:
-    """Nothing chosen, as on opening the page: the values of each variable, or the word that stands for all of them."""
+    """The selection when a dashboard is opened: "All" for each variable, as its values or as its custom "All" value."""
     found = variables(page)
     own = {name: it["allValue"] for name, it in found.items() if it.get("allValue")}
     return {name: [] if name in own else values.get(name, []) for name in found}, own
 
 
 @pytest.mark.timeout(900)
-def test_every_panel_answers_with_data_while_the_demo_runs(demo: Stack, say: Callable[[str], None]) -> None:
+def test_every_panel_has_data_while_the_demo_runs(demo: Stack, say: Callable[[str], None]) -> None:
     sources = Sources(demo)
     pages = dashboards()
     waiting: list[Asked] = []
@@ -56,7 +56,7 @@ def test_every_panel_answers_with_data_while_the_demo_runs(demo: Stack, say: Cal
     eventually(answered, within_s=300, show=lambda: [str(it[0]) for it in waiting])
     bare = sum(not sources.answers(*it) for it in empty)
 
-    # Each variable alone, then all of them: whatever is chosen, the sources take the question, and something answers.
+    # Each value of each variable alone, then several together: no query is refused, and some panel has data for it.
     asked = 0
     for uid, page in pages.items():
         everyone, own = everything(page, offered[uid])
@@ -71,15 +71,15 @@ def test_every_panel_answers_with_data_while_the_demo_runs(demo: Stack, say: Cal
                     answers.update(dict.fromkeys(choice, found))
         assert {name for name, count in answers.items() if count} == set(offered[uid]), uid
     count = sum(len(panels.panels(it)) for it in pages.values())
-    say(f"dashboards: {count} panels, whose {total} questions are answered, {bare} of them rightly with nothing;")
-    say(f"dashboards: {asked} more with variables chosen, alone and together")
+    say(f"dashboards: {count} panels with {total} queries, all answered; {bare} of the results are empty, as they may be")
+    say(f"dashboards: {asked} more queries with values selected, alone and together")
 
 
-def test_every_panel_answers_through_grafana(demo: Stack, left_out: set[str]) -> None:
+def test_every_panel_has_data_through_grafana(demo: Stack, left_out: set[str]) -> None:
     url = os.environ.get("GRAFANA_URL")
     if url is None and "grafana" in left_out:
         count = sum(len(panels.panels(it)) for it in dashboards().values())
-        pytest.skip(f"{GRAFANA_LEFT_OUT}, and no GRAFANA_URL names another; {count} panels are proven without it")
+        pytest.skip(f"{GRAFANA_LEFT_OUT}, and no GRAFANA_URL names another; {count} panels are only tested without it")
     if url is None:
         url = demo.url("GRAFANA_PORT").replace("http://", f"http://admin:{demo.secret('grafana-admin')}@")
     grafana, sources = Grafana(url), Sources(demo)

@@ -1,4 +1,4 @@
-"""What the profiles add, and that it goes away with them."""
+"""What the profiles add, and that it is gone when they are off."""
 
 from collections.abc import Generator
 
@@ -11,7 +11,7 @@ from tests.stack.conftest import ADA_TOKEN
 
 @pytest.fixture
 def as_before(stack: Stack) -> Generator[None]:
-    """Only the default services run when the test is over."""
+    """Only the default services run after the test."""
     yield
     stack.compose("--profile", "demo", "--profile", "scale", "rm", "--stop", "--force",
                   "demo", "demo-secrets", "proxy", "service-2")  # fmt: skip
@@ -23,7 +23,7 @@ def may_call(stack: Stack) -> list[str]:
     return [line.split()[1] for line in lines if line.strip() and not line.startswith("#")]
 
 
-def test_the_demos_agents_may_call_while_the_profile_is_on_and_not_afterwards(stack: Stack, as_before: None) -> None:
+def test_the_agents_of_the_demo_may_call_only_while_its_profile_is_on(stack: Stack, as_before: None) -> None:
     stack.compose("--profile", "demo", "up", "--detach", "--wait")
     agents = may_call(stack)
     assert len(agents) > 5
@@ -35,7 +35,7 @@ def test_the_demos_agents_may_call_while_the_profile_is_on_and_not_afterwards(st
     assert may_call(stack) == ["ada", "operator", "alertmanager"]
 
 
-async def test_two_services_answer_behind_one_address_and_either_is_enough(stack: Stack, as_before: None) -> None:
+async def test_two_services_answer_behind_one_address_and_one_alone_is_enough(stack: Stack, as_before: None) -> None:
     stack.compose("--profile", "scale", "up", "--detach", "--wait")
     stack.settings["HANDOFF_PORT"], direct = stack.settings["PROXY_PORT"], stack.settings["HANDOFF_PORT"]
     try:

@@ -1,4 +1,4 @@
-"""The collector is the second lock: what looks like a secret, or names itself one, is taken out whoever sends it."""
+"""The collector is a second line of defence: it masks what looks like a secret or is named like one, whoever sends it."""
 
 import time
 from typing import Any
@@ -38,7 +38,7 @@ def send(stack: Stack, signal: str, request: Any) -> None:
     answer.raise_for_status()
 
 
-def test_secrets_sent_by_anybody_reach_no_back_end(stack: Stack) -> None:
+def test_secrets_in_telemetry_reach_no_back_end_whoever_sends_them(stack: Stack) -> None:
     trace_id, now, name = uuid4(), time.time_ns(), f"planted-{uuid4().hex[:8]}"
     resource = {"service.name": name}
     spans = ExportTraceServiceRequest()
@@ -71,5 +71,5 @@ def test_secrets_sent_by_anybody_reach_no_back_end(stack: Stack) -> None:
     line = str(eventually(lambda: stack.logql(f'{{service_name="{name}"}}')))
     series = str(eventually(lambda: stack.promql(f'planted{{service_name="{name}"}}')))
     for shown in (trace, line, series):
-        assert "harmless" in shown.replace("harmless_", "harmless."), "the rest must still be there"
+        assert "harmless" in shown.replace("harmless_", "harmless."), "other attributes must not be lost"
         assert SECRET not in shown

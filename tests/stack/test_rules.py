@@ -1,4 +1,4 @@
-"""Rules, routes and the runbook hold together, and promtool and amtool accept them."""
+"""Rules, routes and the runbook are consistent, and promtool and amtool accept them."""
 
 import asyncio
 import json
@@ -55,10 +55,10 @@ def test_every_alert_fires_when_it_should_and_stays_quiet_when_it_should(images:
     cases = [case for it in tests for case in it.get("alert_rule_test", ())]
     fires = {it["alertname"] for it in cases if it["exp_alerts"]}
     quiet = {it["alertname"] for it in cases if not it["exp_alerts"]}
-    assert fires & quiet == set(alerts()) - {"Watchdog"}  # which is never quiet
+    assert fires & quiet == set(alerts()) - {"Watchdog"}  # which always fires
 
 
-def test_the_recorded_hour_holds_all_that_rules_look_at_and_agents_at_work() -> None:
+def test_the_recorded_hour_has_all_series_that_rules_use_and_shows_agents_at_work() -> None:
     names = {it.partition("{")[0] for it in quiet.recorded()}
     assert quiet.looked_at() - names == ONCE_A_QUEUE_WAS_FULL | ONLY_WHERE_THERE_IS_ONE
     calls = [
@@ -69,15 +69,17 @@ def test_the_recorded_hour_holds_all_that_rules_look_at_and_agents_at_work() -> 
     assert sum(float(it[-1]) - float(it[0]) for it in calls if it[0] != "_") > 5_000
 
 
-def test_an_hour_in_which_all_was_well_fires_nothing(images: dict[str, str]) -> None:
-    with TemporaryDirectory(prefix="handoff-quiet-") as folder:  # not below pytest's own, which only its user may enter
+def test_an_hour_of_normal_operation_fires_nothing(images: dict[str, str]) -> None:
+    with TemporaryDirectory(
+        prefix="handoff-quiet-"
+    ) as folder:  # not below pytest's own folder, which only its user may enter
         Path(folder).chmod(0o755)
         (Path(folder) / "hour.yml").write_text(json.dumps(quiet.replay()))
         mounted = ["-v", f"{ROOT}/prometheus:/etc/prometheus:ro", "-v", f"{folder}:/quiet:ro", "--entrypoint=promtool"]
         run("docker", "run", "--rm", "--network=none", *mounted, images["prometheus"], "test", "rules", "/quiet/hour.yml")
 
 
-def test_every_alert_says_what_how_much_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_component_a_summary_its_value_and_links() -> None:
     for name, it in alerts().items():
         labels, said = it["labels"], it["annotations"]
         assert labels["severity"] in SEVERITIES, name
@@ -86,48 +88,48 @@ def test_every_alert_says_what_how_much_and_what_to_do() -> None:
         assert re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/handoff-[a-z]+", said["dashboard_url"]), name
         assert said["summary"], name
         if "handoff:threshold" in it["expr"]:
-            assert "$value" in said["description"], f"{name}: without the number"
+            assert "$value" in said["description"], f"{name}: the description lacks the value"
         assert name == "Watchdog" or "for" in it, name
 
 
-def test_every_alert_has_its_fault() -> None:
+def test_every_alert_has_a_drill() -> None:
     drills = "".join(it.read_text() for it in (Path(__file__).parent / "drills").glob("test_*.py"))
-    assert {name for name in alerts() if f'"{name}"' not in drills} == {"Watchdog"}  # whose silence is a fault
+    assert {name for name in alerts() if f'"{name}"' not in drills} == {"Watchdog"}  # its silence has one
 
 
-def test_every_alert_has_its_heading_in_the_runbook_and_every_heading_its_alert() -> None:
+def test_the_runbook_has_one_complete_entry_per_alert_and_no_other() -> None:
     headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
     assert sorted(headings) == sorted([*alerts(), "WatchdogSilent"])
     for section in RUNBOOK.split("\n## ")[1:]:
-        for part in ("**Look at**", "**Do**", "**Over when**"):
+        for part in ("**Likely causes**", "**Check**", "**Fix**", "**Resolved when**"):
             assert part in section, section.split("\n")[0]
 
 
-def test_every_number_stands_among_the_thresholds() -> None:
+def test_every_number_in_an_alert_comes_from_the_thresholds() -> None:
     known = {it["labels"]["of"] for it in rules() if it.get("record") == "handoff:threshold"}
     used: set[str] = set()
     for name, it in alerts().items():
         used |= set(re.findall(r'handoff:threshold\{of="(\w+)"\}', it["expr"]))
         bare = set(re.findall(r"[<>=]=?\s*([\d.]+)", re.sub(r'"[^"]*"', "", it["expr"])))
-        assert bare <= {"0", "1", "2"}, f"{name}: {bare}"  # none, some; a status
+        assert bare <= {"0", "1", "2"}, f"{name}: {bare}"  # none or some; a health status
     assert used == known
 
 
-def test_every_metric_named_is_declared_recorded_or_known_to_be_anothers() -> None:
+def test_every_metric_in_a_rule_is_declared_recorded_or_known_from_elsewhere() -> None:
     recorded = {it["record"] for it in rules() if "record" in it}
     used = named_by_rules()
     assert {"handoff_build_info", "up", "handoff:disk:ratio"} <= used
     assert used - declared() - recorded - FOREIGN - ONCE_A_QUEUE_WAS_FULL == set()
 
 
-def test_nothing_is_recorded_that_nobody_asks() -> None:
+def test_every_recorded_series_is_used() -> None:
     asked = set().union(*(named(str(it["expr"])) for it in rules()))
     recorded = {it["record"] for it in rules() if "record" in it}
     assert {name for name in recorded - asked if name not in RUNBOOK} == set()
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_every_severity_goes_to_its_receivers(images: dict[str, str], severity: str) -> None:
+def test_every_severity_is_routed_to_its_receivers(images: dict[str, str], severity: str) -> None:
     name = "Watchdog" if severity == "none" else "HandoffAny"
     mounted = ["-v", f"{ROOT}/alertmanager:/etc/alertmanager:ro", "--entrypoint=amtool", images["alertmanager"]]
     ask = ["config", "routes", "test", "--config.file=/etc/alertmanager/alertmanager.yml"]
@@ -137,12 +139,12 @@ def test_every_severity_goes_to_its_receivers(images: dict[str, str], severity: 
         run("docker", "run", "--rm", "--network=none", *mounted, *ask, wanted, *alert)
 
 
-def test_what_mutes_and_what_is_muted_are_alerts_that_there_are() -> None:
+def test_inhibit_rules_only_name_existing_alerts() -> None:
     for one in (one for pair in muting() for one in pair):
         assert matching(one), one
 
 
-def test_what_mutes_a_page_outlives_it_or_keeps_it_from_firing() -> None:
+def test_an_alert_that_inhibits_a_page_outlasts_it_or_keeps_it_from_firing() -> None:
     found = alerts()
     for source, target in ((a, b) for one, other in muting() for a in matching(one) for b in matching(other)):
         rule, page = found[source], found[target]
@@ -150,20 +152,22 @@ def test_what_mutes_a_page_outlives_it_or_keeps_it_from_firing() -> None:
             guards = re.findall(r'unless on \(\) handoff:cause_known:max30m\{alertname=~"([^"]+)"', page["expr"])
             looks_back_s = min((seconds(it) for it in re.findall(r"(?:\[|_|[a-z])(\d+m)\b", page["expr"])), default=0)
             outlives = seconds(rule.get("keep_firing_for", "")) > looks_back_s + seconds(page.get("keep_firing_for", ""))
-            assert outlives or (guards and source in guards[0].split("|")), f"{source} leaves {target} to page after it"
+            assert outlives or (guards and source in guards[0].split("|")), f"{target} may page after {source} has resolved"
 
 
-def test_what_pages_stays_a_while_so_that_what_comes_and_goes_is_one_page() -> None:
+def test_pages_keep_firing_for_a_while_so_that_an_intermittent_fault_pages_once() -> None:
     pages = {name: it for name, it in alerts().items() if it["labels"]["severity"] == "critical"}
-    pages.pop("HandoffCertificateExpiresSoon")  # which time alone does not mend
+    pages.pop("HandoffCertificateExpiresSoon")  # this does not come and go
     for name, it in pages.items():
         assert seconds(it.get("keep_firing_for", "")) >= 180, name
-        stays = f"stays for {seconds(it['keep_firing_for']) // 60} minutes more"
-        assert stays in RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0], f"{name}: the runbook says how long"
+        stays = f"keeps firing for another {seconds(it['keep_firing_for']) // 60} minutes"
+        assert stays in RUNBOOK.partition(f"\n## {name}\n")[2].partition("\n## ")[0], (
+            f"{name}: the runbook must say for how long"
+        )
 
 
 def muting() -> list[tuple[str, str]]:
-    """Patterns of alerts: what mutes, and what it mutes."""
+    """Pairs of alert name patterns: one that inhibits, and one that it inhibits."""
     config = yaml.safe_load((ROOT / "alertmanager" / "alertmanager.yml").read_text())
     pairs: list[tuple[str, str]] = []
     for it in config["inhibit_rules"]:
@@ -174,12 +178,12 @@ def muting() -> list[tuple[str, str]]:
 
 
 def matching(pattern: str) -> list[str]:
-    """The alerts that a pattern names."""
+    """The names of the alerts that match a pattern."""
     return [name for name in alerts() if re.fullmatch(pattern, name)]
 
 
-async def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(stack: Stack) -> None:
-    async with stack.agent(ADA_TOKEN) as ada:  # what receivers say of a signal is there once it has come
+async def test_all_rules_are_evaluated_and_the_external_metrics_they_use_exist(stack: Stack) -> None:
+    async with stack.agent(ADA_TOKEN) as ada:  # the counters of a receiver only exist once it has received something
         await ada.offer(await ada.session("ada"), "operator", "ada")
     groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     assert {rule["name"] for group in groups for rule in group["rules"]} >= set(alerts())
@@ -191,7 +195,7 @@ async def test_the_rules_are_evaluated_and_what_they_name_of_others_is_there(sta
     assert broken == []
 
 
-async def test_what_the_collector_counts_is_not_counted_again_by_a_back_end_built_alike(stack: Stack) -> None:
+async def test_telemetry_counted_by_the_collector_is_not_counted_again_by_jaeger(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         await ada.session("ada")
     eventually(lambda: stack.promql('otelcol_receiver_accepted_spans_total{job="otel-collector"} > 0'), within_s=60)
@@ -200,7 +204,7 @@ async def test_what_the_collector_counts_is_not_counted_again_by_a_back_end_buil
     assert [it["metric"]["job"] for it in counting] == ["otel-collector"]
 
 
-async def test_the_heartbeat_arrives_and_can_be_read(stack: Stack) -> None:
+async def test_the_watchdog_heartbeat_arrives_and_can_be_read(stack: Stack) -> None:
     async with stack.agent(stack.secret("operator-token")) as operator, asyncio.timeout(150):
         while (heard := (await operator.read("handoff://alerts"))["watchdog"])["age_s"] is None:
             await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""Each secret is known to who needs it, and to nobody else."""
+"""Every secret is known to the programs that need it, and to nothing else."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from tests.stack.bundle import ROOT, Failed, Stack, eventually, run, shipped
 from tests.stack.conftest import ADA_TOKEN
 
-READERS = {  # volume: who mounts it, and which user owns what is in it
+READERS = {  # volume: the services that mount it, and the user that owns its files
     "secrets": (set[str](), "0"),
     "secrets-postgres": ({"postgres"}, "postgres"),
     "secrets-roles": ({"roles"}, "postgres"),
@@ -27,13 +27,13 @@ WRITERS = {"secrets", "demo-secrets"}
 
 @pytest.fixture(scope="module")
 def made(stack: Stack) -> dict[str, str]:
-    """The secrets that this stack made, by name."""
+    """The secrets that were generated for this stack, by name."""
     names = stack.in_volume("secrets", "ls", "/volume").split()
     return {name: stack.in_volume("secrets", "cat", f"/volume/{name}") for name in names}
 
 
-def test_what_was_not_given_was_made_and_no_two_are_alike(made: dict[str, str]) -> None:
-    always = {name for name in made if not name.startswith("demo-")}  # those are the profile's
+def test_secrets_that_were_not_given_are_generated_and_all_differ(made: dict[str, str]) -> None:
+    always = {name for name in made if not name.startswith("demo-")}  # these belong to the profile `demo`
     assert always == {
         "database-superuser", "database-handoff", "database-grafana", "database-otel", "redis", "grafana-admin",
         "operator-token",
@@ -52,11 +52,11 @@ def test_no_secret_is_in_an_environment_variable_a_command_or_a_label(stack: Sta
 
 def test_no_secret_is_in_a_log(stack: Stack, made: dict[str, str]) -> None:
     text = stack.compose("logs", "--no-color")
-    assert "ready to accept connections" in text, "the logs are not there"
+    assert "ready to accept connections" in text, "there are no logs to search"
     assert [name for name, it in made.items() if it in text] == []
 
 
-def test_no_secret_is_in_the_tree(made: dict[str, str]) -> None:
+def test_no_secret_is_in_the_working_tree(made: dict[str, str]) -> None:
     for name, secret in made.items():
         with pytest.raises(Failed, match="exit 1"):
             run("grep", "-rqF", "--exclude-dir=.venv", "--exclude-dir=.tools", "-e", secret, ".")
@@ -75,7 +75,7 @@ def test_only_its_reader_mounts_a_volume_of_secrets() -> None:
     assert mounted == {volume: readers for volume, (readers, _) in READERS.items() if readers}
 
 
-def test_a_secret_can_be_read_by_its_reader_alone(stack: Stack) -> None:
+def test_only_its_reader_can_read_a_secret(stack: Stack) -> None:
     for volume, (_, owner) in READERS.items():
         uid = stack.settings["POSTGRES_UID"] if owner == "postgres" else owner
         seen = stack.in_volume(volume, "sh", "-c", "stat -c '%a %u %n' /volume/* 2>/dev/null || true").splitlines()
@@ -84,7 +84,7 @@ def test_a_secret_can_be_read_by_its_reader_alone(stack: Stack) -> None:
         assert {line.split()[1] for line in seen} <= {uid}, seen
 
 
-def test_the_tokens_file_holds_digests_and_what_the_operator_wrote(stack: Stack, made: dict[str, str]) -> None:
+def test_the_tokens_file_holds_digests_and_the_lines_that_the_operator_wrote(stack: Stack, made: dict[str, str]) -> None:
     text = stack.in_volume("secrets-service", "cat", "/volume/tokens")
     assert (stack.given / "tokens").read_text().strip() in text
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -95,14 +95,14 @@ def test_the_tokens_file_holds_digests_and_what_the_operator_wrote(stack: Stack,
     assert ADA_TOKEN not in text
 
 
-async def test_the_operator_gets_in_with_the_token_that_was_made_and_nobody_without_one(stack: Stack) -> None:
+async def test_the_generated_operator_token_is_accepted_and_a_call_without_a_token_is_not(stack: Stack) -> None:
     async with stack.agent(stack.secret("operator-token")) as operator:
         assert "sessions" in await operator.read("handoff://sessions")
     for headers in ({}, {"Authorization": "Bearer a guess"}):
         assert httpx2.post(stack.url("HANDOFF_PORT", "/mcp"), headers=headers, json={}, timeout=5).status_code == 401
 
 
-def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, made: dict[str, str]) -> None:
+def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str, str]) -> None:
     given = {"database-handoff": 'a new password: $it\'s 1e5 "quoted"', "redis": "another one", "database-otel": "1e5"}
     given["deadman-url"] = "http://hooks.example/dead-man"
     try:
@@ -114,7 +114,7 @@ def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, m
         with pytest.raises(Failed, match="password authentication failed"):
             stack.psql("handoff", made["database-handoff"], "SELECT 1")
         assert stack.in_volume("secrets-worker", "cat", "/volume/deadman-url") == given["deadman-url"]
-        # The collector has them too: its receivers would say so if they were wrong.
+        # The collector uses the new passwords too: with wrong ones its receivers would produce no new samples.
         for job in ("postgres", "redis"):
             fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > time() - 10'
             eventually(lambda fresh=fresh: stack.promql(fresh))
@@ -126,7 +126,7 @@ def test_a_given_secret_takes_the_place_of_the_one_that_was_made(stack: Stack, m
     assert "deadman-url" not in stack.in_volume("secrets-worker", "ls", "/volume")
 
 
-def test_grafanas_role_sees_the_reporting_views_and_nothing_else(stack: Stack, made: dict[str, str]) -> None:
+def test_the_role_of_grafana_can_read_the_reporting_views_and_nothing_else(stack: Stack, made: dict[str, str]) -> None:
     def sees(*statements: str) -> str:
         return stack.psql("grafana", made["database-grafana"], *statements)
 
@@ -149,7 +149,7 @@ def test_grafanas_role_sees_the_reporting_views_and_nothing_else(stack: Stack, m
     refused("permission denied", "SELECT pg_read_file('/etc/passwd')")
 
 
-def test_a_view_that_a_later_migration_makes_is_seen_without_another_grant(stack: Stack, made: dict[str, str]) -> None:
+def test_a_view_from_a_later_migration_is_readable_without_another_grant(stack: Stack, made: dict[str, str]) -> None:
     stack.psql("handoff", made["database-handoff"], "CREATE VIEW reporting.later AS SELECT 1 AS one")
     try:
         assert stack.psql("grafana", made["database-grafana"], "SELECT one FROM reporting.later") == "1"
@@ -157,18 +157,18 @@ def test_a_view_that_a_later_migration_makes_is_seen_without_another_grant(stack
         stack.psql("handoff", made["database-handoff"], "DROP VIEW reporting.later")
 
 
-def test_the_superuser_does_not_come_in_over_the_network(stack: Stack, made: dict[str, str]) -> None:
+def test_the_superuser_cannot_connect_over_the_network(stack: Stack, made: dict[str, str]) -> None:
     with pytest.raises(Failed, match=r"no pg_hba.conf entry"):
         stack.psql("postgres", made["database-superuser"], "SELECT 1")
 
 
-def test_redis_refuses_who_has_no_password(stack: Stack) -> None:
+def test_redis_refuses_clients_without_a_password(stack: Stack) -> None:
     assert "NOAUTH" in stack.compose("exec", "-T", "redis", "redis-cli", "ping")
 
 
-def test_an_unknown_secret_can_not_be_shown(stack: Stack) -> None:
+def test_an_unknown_secret_cannot_be_shown(stack: Stack) -> None:
     for name in ("../../etc/passwd", "tokens", ""):
-        with pytest.raises(Failed, match="show database-superuser"):
+        with pytest.raises(Failed, match="usage: show NAME, where NAME is database-superuser"):
             stack.secret(name)
 
 

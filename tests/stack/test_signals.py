@@ -1,4 +1,4 @@
-"""What the service says of itself arrives where it is looked for, each leads to the others, and an outage loses nothing."""
+"""Telemetry arrives in its back ends, metrics, traces and logs link to one another, and an outage loses nothing."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ from tests.stack.conftest import ADA_TOKEN
 
 COUNT = "mcp_server_operation_duration_seconds_count"
 OUTAGE_S = 60
-CALLS_PER_S = 15  # below what is sampled, so that each call has its trace
+CALLS_PER_S = 15  # low enough that every call is sampled and has a trace
 BACK_ENDS = ("prometheus", "loki", "jaeger")
 
-ARRIVES = {  # of each process, each signal: what is asked of its back end
+ARRIVES = {  # (service, signal): a query that finds it in its back end
     ("handoff", "metric"): f'{COUNT}{{service_name="handoff", gen_ai_tool_name="update_context"}}',
     ("handoff", "trace"): 'traces_span_metrics_calls_total{service_name="handoff", span_name="tools/call update_context"}',
     ("handoff", "log"): '{service_name="handoff"} | json | event="tool.call"',
@@ -31,13 +31,13 @@ ARRIVES = {  # of each process, each signal: what is asked of its back end
 
 @pytest.fixture
 def back_up(stack: Stack) -> Generator[None]:
-    """The stack is up again when the test is over, whatever it did."""
+    """Start the stack again after the test, whatever it stopped."""
     yield
     stack.up()
 
 
 async def write(ada: Agent, count: int = 1) -> str:
-    """Some calls in a session of their own; its key."""
+    """Write `count` messages into a new session, and return its key."""
     session = await ada.session("ada")
     for number in range(count):
         await ada.says(session, f"line {number}", "ada")
@@ -45,7 +45,7 @@ async def write(ada: Agent, count: int = 1) -> str:
 
 
 def lines_of(stack: Stack, session: str) -> list[dict[str, Any]]:
-    """The log lines of a session's appends, each with its trace."""
+    """The log lines of the appends to a session, with their trace ids."""
     lines = stack.logql(
         f'{{service_name="handoff"}} | json | event="tool.call" | tool="update_context" | session="{session}"'
     )
@@ -53,15 +53,15 @@ def lines_of(stack: Stack, session: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("service", "signal"), ARRIVES)
-async def test_each_signal_of_each_service_arrives(stack: Stack, service: str, signal: str) -> None:
+async def test_every_signal_of_every_service_arrives(stack: Stack, service: str, signal: str) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         await write(ada)
     ask = stack.logql if signal == "log" else stack.promql
     eventually(lambda: ask(ARRIVES[service, signal]))
 
 
-async def test_what_happens_for_the_first_time_is_counted_as_an_increase(stack: Stack) -> None:
-    """A series that begins at seven did rise by seven, or nobody is told of the first failures of a kind."""
+async def test_the_first_events_of_a_new_series_count_as_an_increase(stack: Stack) -> None:
+    """A series whose first sample is 7 has increased by 7; otherwise no alert would see the first failures of a kind."""
     series = f'{COUNT}{{gen_ai_tool_name="accept_handoff", handoff_error_code="handoff_not_found"}}'
     assert not stack.promql(series)
     async with stack.agent(ADA_TOKEN) as ada:
@@ -71,8 +71,8 @@ async def test_what_happens_for_the_first_time_is_counted_as_an_increase(stack: 
     eventually(lambda: stack.promql(f"increase({series}[5m]) > 6.5"), show=lambda: stack.promql(f"{series}[5m]"))
 
 
-def test_what_others_counted_does_not_rise_from_zero_when_the_collector_starts_anew(stack: Stack, back_up: None) -> None:
-    """Counters of the host, of Postgres and of Redis go on while the collector is away."""
+def test_a_restart_of_the_collector_does_not_make_external_counters_jump_up_from_zero(stack: Stack, back_up: None) -> None:
+    """Counters of the host, Postgres and Redis continue while the collector is down."""
     counters = "system_disk_io_time_seconds_total", "postgresql_commits_total", "redis_commands_processed_total"
 
     def newest() -> list[float]:
@@ -87,7 +87,7 @@ def test_what_others_counted_does_not_rise_from_zero_when_the_collector_starts_a
         assert stack.promql(f"resets({name}[{time.time() - began:.0f}s]) > 0") == []
 
 
-async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(stack: Stack) -> None:
+async def test_a_call_can_be_followed_from_metric_to_trace_to_log_line(stack: Stack) -> None:
     began = time.time()
     async with stack.agent(ADA_TOKEN) as ada:
         session = await write(ada)
@@ -107,7 +107,7 @@ async def test_a_call_is_followed_from_its_metric_to_its_trace_to_its_log_line(s
     eventually(lambda: (line["span_id"], "tools/call update_context") in spans(), show=spans)
 
 
-async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(
+async def test_an_outage_of_all_back_ends_with_a_killed_collector_loses_nothing(
     stack: Stack, back_up: None, say: Callable[[str], None]
 ) -> None:
     def logged() -> int:
@@ -126,7 +126,7 @@ async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(
         session = await write(ada, 1)
         eventually(lambda: logged() == 1)
         eventually(counted)
-        await asyncio.sleep(11)  # until all that was before has been counted
+        await asyncio.sleep(11)  # until all earlier calls have been counted
         before, written, over = counted(), 1, False
 
         async def work() -> None:
@@ -148,7 +148,7 @@ async def test_an_outage_of_every_back_end_and_a_killed_collector_lose_nothing(
         over = True
         await working
 
-    assert written > OUTAGE_S * CALLS_PER_S / 2, "there was no load"
+    assert written > OUTAGE_S * CALLS_PER_S / 2, "there was too little load"
 
     def figures() -> tuple[int, int]:
         return logged(), counted() - before

@@ -1,4 +1,4 @@
-"""One command starts all of it, again and again, and nothing that was written is gone."""
+"""One command starts the whole stack, any number of times, and no data is lost."""
 
 import re
 from collections.abc import Callable, Generator
@@ -16,7 +16,7 @@ ONE_SHOTS = {"secrets", "volumes", "roles", "migrate"}
 
 @pytest.fixture
 def back_up(stack: Stack) -> Generator[None]:
-    """The stack is up again when the test is over, whatever it did."""
+    """Start the stack again after the test, whatever it stopped."""
     yield
     stack.up()
 
@@ -25,7 +25,7 @@ def states(stack: Stack) -> dict[str, dict[str, Any]]:
     return {it["Config"]["Labels"]["com.docker.compose.service"]: it["State"] for it in stack.containers()}
 
 
-def test_one_command_starts_it_from_nothing_and_all_that_can_tell_is_healthy(stack: Stack) -> None:
+def test_one_command_starts_it_from_scratch_and_everything_is_healthy(stack: Stack) -> None:
     for name, state in states(stack).items():
         if name in ONE_SHOTS:
             assert (state["Status"], state["ExitCode"]) == ("exited", 0), name
@@ -33,7 +33,7 @@ def test_one_command_starts_it_from_nothing_and_all_that_can_tell_is_healthy(sta
             assert state["Status"] == "running", name
             assert state.get("Health", {"Status": "healthy"})["Status"] == "healthy", name
     unwatched = {name for name, state in states(stack).items() if "Health" not in state} - ONE_SHOTS
-    assert unwatched == {"otel-collector", "jaeger", "loki"}, "these have no shell: `watch` looks at them"
+    assert unwatched == {"otel-collector", "jaeger", "loki"}, "these have no shell, so `watch` checks them"
     assert httpx2.get(stack.url("HANDOFF_PORT", "/readyz"), timeout=5).json() == {"status": "ready"}
 
 
@@ -46,7 +46,7 @@ def test_a_second_start_changes_nothing(stack: Stack) -> None:
     assert stack.in_volume("secrets", "sh", "-c", "sha256sum /volume/*") == made
 
 
-async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None, say: Callable[[str], None]) -> None:
+async def test_down_and_up_loses_nothing(stack: Stack, back_up: None, say: Callable[[str], None]) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         session = await ada.session("ada")
         await ada.says(session, "This must be there tomorrow.", "ada")
@@ -63,7 +63,7 @@ async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None, say:
 
     stack.down()
     assert stack.containers_left() == ""
-    say(f"healthy {stack.up():.1f} s after `up`, over old volumes")
+    say(f"healthy {stack.up():.1f} s after `up`, with existing volumes")
 
     async with stack.agent(ADA_TOKEN) as ada:
         assert await ada.ok("get_context", session_key=session, view="entries") == written
@@ -73,7 +73,7 @@ async def test_down_and_up_again_loses_nothing(stack: Stack, back_up: None, say:
     assert {series for series, figure in before.items() if after.get(series, 0) < figure} == set()
 
 
-def test_the_watch_falls_ill_with_what_it_watches_and_says_which_it_is(stack: Stack, back_up: None) -> None:
+def test_watch_becomes_unhealthy_with_what_it_watches_and_names_it(stack: Stack, back_up: None) -> None:
     stack.compose("stop", "jaeger")
     ill = eventually(lambda: (it := states(stack)["watch"]["Health"])["Status"] == "unhealthy" and it)
     assert "http://jaeger:13133/status does not answer" in ill["Log"][-1]["Output"]
@@ -81,7 +81,7 @@ def test_the_watch_falls_ill_with_what_it_watches_and_says_which_it_is(stack: St
     eventually(lambda: states(stack)["watch"]["Health"]["Status"] == "healthy")
 
 
-def test_building_twice_builds_nothing_the_second_time(stack: Stack) -> None:
+def test_a_second_build_changes_nothing(stack: Stack) -> None:
     image = stack.settings["HANDOFF_IMAGE"]
     stack.compose("build", "--quiet")
     before = run("docker", "image", "inspect", "--format={{.Id}}", image)
@@ -89,7 +89,7 @@ def test_building_twice_builds_nothing_the_second_time(stack: Stack) -> None:
     assert run("docker", "image", "inspect", "--format={{.Id}}", image) == before
 
 
-def test_the_image_has_no_compiler_and_no_installer_of_ours_and_its_user_is_nobody(stack: Stack) -> None:
+def test_the_image_has_no_compiler_and_no_uv_and_runs_unprivileged(stack: Stack) -> None:
     image = stack.settings["HANDOFF_IMAGE"]
     look = "id -u; for it in cc gcc g++ uv; do command -v $it; done; true"
     said = run("docker", "run", "--rm", "--network=none", image, "sh", "-c", look)
@@ -98,14 +98,16 @@ def test_the_image_has_no_compiler_and_no_installer_of_ours_and_its_user_is_nobo
     assert re.search(r'"org.opencontainers.image.version":"\d+\.\d+', labels)
 
 
-def test_prometheus_finds_every_process_through_the_service_and_keeps_their_series_once(stack: Stack) -> None:
+def test_prometheus_discovers_every_process_and_stores_its_series_only_once(stack: Stack) -> None:
     def found() -> list[str]:
         targets = stack.get("PROMETHEUS_PORT", "/api/v1/targets", scrapePool="handoff")["data"]["activeTargets"]
         return sorted(it["labels"]["kind"] for it in targets if it["health"] == "up")
 
     eventually(lambda: found() == ["service", "worker"])
     build = eventually(lambda: (it := stack.promql("handoff_build_info")) and len(it) >= 2 and it)
-    assert not [it for it in build if it["metric"]["instance"].endswith(":9464")], "what is scraped is stored too"
+    assert not [it for it in build if it["metric"]["instance"].endswith(":9464")], (
+        "scraped series are stored as well as pushed ones"
+    )
 
 
 def test_everything_that_has_metrics_is_scraped(stack: Stack, left_out: set[str]) -> None:

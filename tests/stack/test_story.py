@@ -1,4 +1,4 @@
-"""One handoff between two agents, each with a trace of its own: what the trace view shows is one story."""
+"""One handoff between two agents, each with its own trace: the traces together tell the story of the handoff."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ RECEIVER = ("7ec1" * 8, "b" * 16)
 
 
 async def call(agent: Agent, of: tuple[str, str], tool: str, **arguments: Any) -> dict[str, Any]:
-    """A call that is a part of a trace."""
+    """Call a tool as part of a trace."""
     meta: Any = {"traceparent": f"00-{of[0]}-{of[1]}-01"}
     result = await agent.client.call_tool(tool, arguments, meta=meta)
     assert not result.is_error, result.content
@@ -26,7 +26,7 @@ def links(span: dict[str, Any]) -> set[tuple[str, str]]:
     return {(link["traceId"], link["spanId"]) for link in span.get("links", [])}
 
 
-async def test_the_trace_view_tells_a_handoff_as_sender_wait_and_receiver(stack: Stack) -> None:
+async def test_traces_show_a_handoff_as_sender_wait_and_receiver(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada, stack.agent(stack.secret("operator-token")) as operator:
         key = (await call(ada, SENDER, "register_session"))["session_key"]
         offer = {"session_key": key, "target_agent": "operator", "instructions": "Go on."}
@@ -55,4 +55,4 @@ async def test_the_trace_view_tells_a_handoff_as_sender_wait_and_receiver(stack:
     found = stack.psql(
         "grafana", stack.secret("database-grafana"), "SELECT trace_id FROM reporting.handoff ORDER BY id DESC LIMIT 1"
     )
-    assert found == SENDER[0]  # so a panel that lists handoffs leads to the story
+    assert found == SENDER[0]  # so that a panel that lists handoffs can link to the trace

@@ -1,4 +1,4 @@
-"""Old data stay readable: an upgrade over the volumes of the version before, and a restore into new ones."""
+"""Existing data stays readable: after an upgrade from an earlier version, and after a restore into new volumes."""
 
 import asyncio
 import io
@@ -15,10 +15,10 @@ import pytest
 from tests.stack.bundle import ROOT, Failed, Stack, run
 from tests.stack.conftest import ADA_TOKEN
 
-BEFORE = "0c3814f"  # the last version without a stack of its own
+BEFORE = "0c3814f"  # the last version that shipped without this stack
 PAGE = (ROOT / "docs" / "backup.md").read_text()
 
-# What an agent did on the version before: in its container, on its loopback, where no token is needed.
+# What agents do on the earlier version: inside its container, over loopback, where no token is needed.
 WORK_BEFORE = """
 import asyncio, json, mcp
 async def main():
@@ -43,7 +43,7 @@ def block(name: str) -> list[str]:
 
 @pytest.fixture
 def second(stack: Stack, left_out: set[str]) -> Generator[Stack]:
-    """Another bundle, of which nothing has been started."""
+    """A second stack, with nothing started."""
     overlays = [f"without-{name}.yaml" for name in left_out]
     with TemporaryDirectory(prefix="handoff-stack-") as folder:
         settings = {name: stack.settings[name] for name in ("POSTGRES_UID", "HANDOFF_IMAGE")}
@@ -57,18 +57,18 @@ def second(stack: Stack, left_out: set[str]) -> Generator[Stack]:
 
 
 def image_of(version: str, tag: str) -> None:
-    """Build the image of an earlier version, by today's Dockerfile."""
+    """Build an image of an earlier version with the current Dockerfile."""
     try:
         archive = subprocess.run(["git", "archive", version], cwd=ROOT, capture_output=True, check=True).stdout
     except subprocess.CalledProcessError:
-        pytest.skip(f"this checkout has no history: {version} can't be built, so no upgrade is proven")
+        pytest.skip(f"this checkout has no history: {version} can't be built, so the upgrade is not tested")
     with TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(folder, filter="data")
         run("docker", "build", "-q", "-t", tag, "-f", "service/Dockerfile", folder, timeout_s=600)
 
 
-async def test_the_new_version_goes_on_where_the_one_before_stopped(second: Stack) -> None:
+async def test_the_new_version_continues_where_the_earlier_one_stopped(second: Stack) -> None:
     image_of(BEFORE, "handoff-before:tests")
     second.compose("up", "--detach", "--wait", "postgres")
     second.compose("run", "--rm", "--no-deps", "-T", "roles")
@@ -112,7 +112,7 @@ async def test_a_backup_is_restored_into_a_new_volume_as_the_page_says(second: S
                 here = line.replace("docker compose", compose).replace("handoff.dump", str(tmp_path / "handoff.dump"))
                 here = here.replace("handoff_postgres", f"{second.project}_postgres").replace("--wait\n", "--wait")
                 if here.endswith("up' '-d --wait") or here.rstrip().endswith("up -d --wait"):
-                    here += " service worker"  # the rest is not what is proven here
+                    here += " service worker"  # the other services are not tested here
                 run("bash", "-euo", "pipefail", "-c", here)
 
         by_the_page("backup")

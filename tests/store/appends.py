@@ -1,4 +1,4 @@
-"""Appends as the lane takes them, and what came of them."""
+"""Builds appends for the lane, and reads what they wrote."""
 
 from time import monotonic
 
@@ -10,11 +10,11 @@ SEQUENCES = "SELECT sequence FROM context_entry e JOIN session s ON s.id = e.ses
 
 
 def item(key: str, expected: int | None = None, name: str | None = None, size_bytes: int = 1, entries: int = 1) -> Append:
-    """An append by alice, as a tool would hand it to the lane."""
+    """Return an append by alice, as a tool would pass it to the lane."""
     new = [NewEntry("message", "x", None, "", 1, bytes(32))] * entries
     return Append(key, "alice", new, monotonic(), 0, expected, name, key.encode() if name else None, size_bytes)
 
 
 async def sequences(db: asyncpg.Connection, key: str) -> list[int]:
-    """The sequence numbers of a session's entries, in order."""
+    """Return the sequence numbers of a session's entries, in order."""
     return [row["sequence"] for row in await db.fetch(SEQUENCES, key)]

@@ -1,4 +1,4 @@
-"""The lane: what shares a statement, what must wait, and what becomes of callers that go away."""
+"""The append lane: which appends share a statement, which must wait, and what happens when a caller disconnects."""
 
 from collections.abc import Sequence
 from time import monotonic
@@ -17,17 +17,8 @@ from tests.agents import Agent, all_of
 from tests.store.appends import item, sequences
 
 
-async def test_the_time_that_an_append_has_waited_is_kept(agent: Agent, app: App, db: asyncpg.Connection) -> None:
-    late = item(await agent.session())
-    late.received -= 2
-
-    await app.lane.append(late)
-
-    assert 2_000 <= await db.fetchval("SELECT processing_ms FROM context_entry WHERE sequence = 2") < 4_000
-
-
-def waiting(app: App, *items: Append) -> list[list[Append]]:
-    """The batches that a lane would make of these."""
+def batches_of(app: App, *items: Append) -> list[list[Append]]:
+    """Return the batches that a lane would make of these appends."""
     lane = AppendLane(app.pool, app.settings)
     lane._waiting.extend(items)
     batches: list[list[Append]] = []
@@ -36,9 +27,9 @@ def waiting(app: App, *items: Append) -> list[list[Append]]:
     return batches
 
 
-async def test_a_batch_is_bounded_and_keeps_apart_what_must_not_share_a_statement(app: App) -> None:
+async def test_a_batch_is_bounded_and_excludes_appends_that_must_not_share_a_statement(app: App) -> None:
     def sizes(items: Sequence[Append]) -> list[int]:
-        return [len(batch) for batch in waiting(app, *items)]
+        return [len(batch) for batch in batches_of(app, *items)]
 
     assert sizes([item("s") for _ in range(150)]) == [64, 64, 22]
     assert sizes([item("s", expected=1), item("s"), item("t")]) == [1, 2]
@@ -47,16 +38,16 @@ async def test_a_batch_is_bounded_and_keeps_apart_what_must_not_share_a_statemen
     assert sizes([item("s", size_bytes=3 << 20), item("t", size_bytes=3 << 20)]) == [1, 1]
 
 
-async def test_a_full_queue_refuses_cheaply_and_says_to_retry(settings: Settings) -> None:
+async def test_a_full_queue_refuses_an_append_with_a_retryable_error(settings: Settings) -> None:
     async with open_app(settings.model_copy(update={"append_queue_max": 1, "append_batch_max": 1})) as app:
         lane, refusals = app.lane, 0
         first, second = item("s"), item("s")
         async with anyio.create_task_group() as group:
 
-            async def append(it: Append) -> None:
+            async def append(one: Append) -> None:
                 nonlocal refusals
                 try:
-                    await lane.append(it)
+                    await lane.append(one)
                 except HandoffError as error:
                     refusals += error.code == "overloaded" and error.retryable
 
@@ -65,7 +56,7 @@ async def test_a_full_queue_refuses_cheaply_and_says_to_retry(settings: Settings
     assert refusals == 1
 
 
-async def test_a_caller_that_goes_away_takes_nothing_back(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+async def test_an_append_is_written_even_if_its_caller_disconnects(agent: Agent, app: App, db: asyncpg.Connection) -> None:
     key = await agent.session()
     new = Append(key, "alice", [NewEntry("message", "stays", None, "", 5, bytes(32))], monotonic())
     async with anyio.create_task_group() as group:

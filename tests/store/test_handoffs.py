@@ -1,4 +1,4 @@
-"""The life of a handoff: who may do what, and what each step leaves behind."""
+"""The life cycle of a handoff: who may do what, and what each step records."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from tests.agents import Agent, kinds
 
 
-async def test_a_handoff_goes_from_offer_to_completion_and_each_step_leaves_one_event(agent: Agent) -> None:
+async def test_a_handoff_goes_from_offer_to_completion_and_each_step_records_one_event(agent: Agent) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)
     token = await agent.accept(handoff_id)
@@ -27,7 +27,7 @@ async def test_a_handoff_goes_from_offer_to_completion_and_each_step_leaves_one_
     assert await kinds(agent, key) == ["offered", "accepted", "renewed", "blocked", "renewed", "completed"]
 
 
-async def test_the_receipt_is_the_digest_of_exactly_what_was_handed_over(agent: Agent) -> None:
+async def test_the_context_digest_covers_exactly_the_entries_that_were_handed_over(agent: Agent) -> None:
     key = await agent.session()
     await agent.says(key, "first")
     await agent.says(key, "second")
@@ -72,7 +72,7 @@ async def test_an_offer_can_be_rejected_by_its_receiver_and_cancelled_by_its_sen
         {"action": "reject", "note": ""},
     ],
 )
-async def test_a_settlement_without_its_token_or_its_note_is_refused_and_changes_nothing(
+async def test_a_resolution_without_its_token_or_note_is_refused_and_changes_nothing(
     agent: Agent, arguments: dict[str, Any]
 ) -> None:
     handoff_id = await agent.offer(key := await agent.session())
@@ -84,7 +84,7 @@ async def test_a_settlement_without_its_token_or_its_note_is_refused_and_changes
     assert await kinds(agent, key) == ["offered", "accepted"]
 
 
-async def test_what_nobody_offered_and_what_is_not_ones_own_look_the_same(agent: Agent) -> None:
+async def test_an_unknown_handoff_and_one_between_other_agents_get_the_same_error(agent: Agent) -> None:
     handoff_id = await agent.offer(await agent.session())
     calls: list[tuple[str, dict[str, Any]]] = [
         ("accept_handoff", {}),
@@ -101,7 +101,7 @@ async def test_what_nobody_offered_and_what_is_not_ones_own_look_the_same(agent:
             assert error["message"] == f"There is no handoff {unknown} that you may see."
 
 
-async def test_a_held_handoff_is_neither_cancelled_nor_rejected_nor_accepted_again(agent: Agent) -> None:
+async def test_a_held_handoff_cannot_be_cancelled_rejected_or_accepted_again(agent: Agent) -> None:
     handoff_id = await agent.offer(key := await agent.session())
     token = await agent.accept(handoff_id)
     hold = {"agent": "bob", "handoff_id": handoff_id, "token": token}
@@ -111,11 +111,11 @@ async def test_a_held_handoff_is_neither_cancelled_nor_rejected_nor_accepted_aga
         ("accept_handoff", {"agent": "bob"}),
     ]
 
-    for state, possible in (("accepted", "renew, block, complete"), ("blocked", "renew")):
+    for state, allowed in (("accepted", "renew, block, complete"), ("blocked", "renew")):
         for tool, arguments in attempts:
             error = await agent.refused(tool, handoff_id=handoff_id, **arguments)
             assert (error["code"], error["state"], error["holder"]) == ("wrong_state", state, "bob")
-            assert error["try"] == f"From {state} it can go by: {possible}."
+            assert error["try"] == f"Allowed now: {allowed}."
         if state == "accepted":
             await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
     early = await agent.refused("resolve_handoff", action="complete", **hold)
@@ -124,9 +124,7 @@ async def test_a_held_handoff_is_neither_cancelled_nor_rejected_nor_accepted_aga
     assert await kinds(agent, key) == ["offered", "accepted", "blocked"]
 
 
-async def test_a_change_that_fails_leaves_neither_a_state_nor_an_event_nor_a_writer(
-    agent: Agent, db: asyncpg.Connection
-) -> None:
+async def test_a_change_that_fails_leaves_state_events_and_writers_unchanged(agent: Agent, db: asyncpg.Connection) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)
     await db.execute("UPDATE session SET writers = ARRAY['alice'] || array(SELECT 'w' || n FROM generate_series(1, 63) n)")
@@ -153,7 +151,7 @@ async def test_only_the_addressed_agent_can_accept_and_only_once(agent: Agent) -
     assert (error["code"], error["holder"]) == ("wrong_state", "bob")
 
 
-async def test_of_many_agents_that_accept_at_once_exactly_one_holds_it(agent: Agent) -> None:
+async def test_of_many_agents_that_accept_at_once_exactly_one_gets_the_handoff(agent: Agent) -> None:
     key = await agent.session()
     names = [f"worker-{number}" for number in range(8)]
     for name in names:
@@ -188,7 +186,7 @@ async def test_of_many_agents_that_accept_at_once_exactly_one_holds_it(agent: Ag
         ({"agent": "mallory"}, "not_a_writer"),
     ],
 )
-async def test_an_offer_that_makes_no_sense_is_refused_and_leaves_nothing(
+async def test_an_invalid_offer_is_refused_and_nothing_is_written(
     agent: Agent, db: asyncpg.Connection, change: dict[str, Any], code: str
 ) -> None:
     key = await agent.session()

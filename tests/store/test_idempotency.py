@@ -1,4 +1,4 @@
-"""Idempotency keys: the first result, once, whoever repeats the call and through whichever process."""
+"""Idempotency keys: a repeated call takes effect once and returns the first result, in whichever process it arrives."""
 
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ async def test_a_key_belongs_to_its_agent(agent: Agent) -> None:
     assert (first["replayed"], second["replayed"]) == (False, False)
 
 
-async def test_the_same_key_many_times_at_once_in_two_processes_writes_once(
+async def test_one_key_used_many_times_at_once_in_two_processes_writes_once(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -66,7 +66,7 @@ async def test_the_same_key_many_times_at_once_in_two_processes_writes_once(
     assert await sequences(db, key) == [1, 2]
 
 
-async def test_the_same_key_on_two_sessions_at_once_in_two_processes_is_one_write_and_conflicts(
+async def test_one_key_used_for_two_sessions_at_once_in_two_processes_writes_once_and_conflicts_once(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     keys = [await agent.session(), await agent.session()]
@@ -88,7 +88,7 @@ async def test_the_same_key_on_two_sessions_at_once_in_two_processes_is_one_writ
             assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 1
 
 
-async def test_a_client_that_repeats_all_it_wrote_through_three_processes_gets_first_results_only(
+async def test_a_client_that_repeats_its_writes_through_three_processes_gets_only_first_results(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     keys = [await agent.session() for _ in range(8)]
@@ -116,11 +116,11 @@ async def test_a_client_that_repeats_all_it_wrote_through_three_processes_gets_f
     assert await db.fetchval("SELECT count(*) FROM context_entry WHERE sequence > 1") == 128
 
 
-async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_costs_a_deadlock(
+async def test_a_key_that_another_tool_is_using_is_a_conflict_even_after_a_deadlock(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
-    await db.execute("SET deadlock_timeout = '10s'")  # so that the append, which looks after one second, gives way
+    await db.execute("SET deadlock_timeout = '10s'")  # longer than the append's, which is thus cancelled
     refused: list[dict[str, Any]] = []
     async with open_app(settings) as app, Client(build_server(app)) as client:
 
@@ -133,12 +133,12 @@ async def test_a_key_that_another_tool_is_just_using_is_a_conflict_even_when_it_
             claim = "INSERT INTO idempotency VALUES ('alice', 'k', 'request_handoff', sha256('x'), NULL, '{}', now())"
             await db.execute(claim)
             group.start_soon(append)
-            await waits_for_a_lock(db)  # it has locked the session, and wants the key
+            await waits_for_a_lock(db)  # the append has locked the session and waits for the key
             await db.execute("SELECT FROM session FOR NO KEY UPDATE")
-            await waits_for_a_lock(db)  # it wants the session, with a snapshot in which the key is free
+            await waits_for_a_lock(db)  # the append waits for the session, with a snapshot in which the key is free
 
     assert [error["code"] for error in refused] == ["idempotency_conflict"]
-    # As many as it takes: a row that an abort sets free goes to whoever looks first, and that may be the append again.
+    # There may be several: when an abort releases the row lock, the append may get it first again.
     assert await db.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") >= 1
     assert await sequences(db, key) == [1]
 
@@ -150,7 +150,7 @@ async def waits_for_a_lock(db: asyncpg.Connection) -> None:
             await anyio.sleep(0.005)
 
 
-async def test_a_repeat_is_answered_when_the_session_would_take_no_more(agent: Agent) -> None:
+async def test_a_repeat_gets_the_first_result_even_after_the_session_was_closed(agent: Agent) -> None:
     key = await agent.session()
     first = await agent.says(key, "last words", idempotency_key="k")
     await agent.ok("close_session", agent="alice", session_key=key)
@@ -160,7 +160,7 @@ async def test_a_repeat_is_answered_when_the_session_would_take_no_more(agent: A
     assert again == first | {"replayed": True}
 
 
-async def test_a_caller_that_went_away_and_repeats_its_call_gets_the_first_result(
+async def test_a_caller_that_disconnects_and_repeats_its_call_gets_the_first_result(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -197,7 +197,7 @@ async def test_a_repeated_write_with_its_key_takes_effect_once(agent: Agent, db:
     assert await db.fetchval("SELECT count(*) FROM session") == 1
 
 
-async def test_a_refused_write_does_not_use_up_its_key(agent: Agent) -> None:
+async def test_a_refused_write_leaves_its_key_unused(agent: Agent) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)
     hold = {"agent": "bob", "handoff_id": handoff_id, "token": 1, "idempotency_key": "k"}
@@ -208,7 +208,7 @@ async def test_a_refused_write_does_not_use_up_its_key(agent: Agent) -> None:
     assert (await agent.ok("renew_handoff", **hold))["state"] == "accepted"
 
 
-async def test_an_acceptance_sent_to_two_processes_at_once_with_its_key_takes_one_lease(
+async def test_an_acceptance_sent_to_two_processes_at_once_with_one_key_takes_one_lease(
     settings: Settings, agent: Agent
 ) -> None:
     key = await agent.session()

@@ -1,4 +1,4 @@
-"""Inboxes: what is in them, page by page, and who is woken."""
+"""Inboxes: their contents, their pages, and how waiting calls are woken."""
 
 from time import monotonic
 from typing import Any
@@ -16,7 +16,7 @@ from handoff.store import handoffs
 from tests.agents import Agent, until
 
 
-async def test_the_sender_of_a_capability_offer_does_not_take_it_itself(agent: Agent) -> None:
+async def test_the_sender_of_an_offer_to_a_capability_cannot_accept_it(agent: Agent) -> None:
     key = await agent.session()
     await agent.ok("get_inbox", agent="alice", capabilities=["review"])
     offered = await agent.ok(
@@ -28,7 +28,7 @@ async def test_the_sender_of_a_capability_offer_does_not_take_it_itself(agent: A
     assert error["code"] == "not_addressed"
 
 
-async def test_an_inbox_lists_the_urgent_first_and_pages_without_gap_or_repeat(agent: Agent) -> None:
+async def test_an_inbox_lists_urgent_handoffs_first_and_its_pages_have_no_gaps_or_repeats(agent: Agent) -> None:
     key = await agent.session()
     offered = [(await agent.offer(key, priority=number % 10), number % 10) for number in range(25)]
     await agent.offer(key, "carol")
@@ -45,10 +45,10 @@ async def test_an_inbox_lists_the_urgent_first_and_pages_without_gap_or_repeat(a
         if cursor is None:
             break
 
-    assert seen == sorted(offered, key=lambda it: (-it[1], it[0]))
+    assert seen == sorted(offered, key=lambda pair: (-pair[1], pair[0]))
 
 
-async def test_an_inbox_of_three_kinds_is_paged_without_gap_or_repeat_while_it_changes(agent: Agent) -> None:
+async def test_an_inbox_of_three_kinds_has_no_gaps_or_repeats_while_it_changes(agent: Agent) -> None:
     key = await agent.session()
     await agent.ok("get_inbox", agent="bob", capabilities=["review", "build", "review"])
     lists: list[dict[str, Any]] = [
@@ -59,12 +59,12 @@ async def test_an_inbox_of_three_kinds_is_paged_without_gap_or_repeat_while_it_c
     offered = [(await agent.offer(key, priority=n * 7 % 10 // 3, **lists[n % 3]), n * 7 % 10 // 3) for n in range(32)]
     for handoff_id, _ in offered[::4]:
         await agent.accept(handoff_id)
-    expected = sorted(offered, key=lambda it: (-it[1], it[0]))
+    expected = sorted(offered, key=lambda pair: (-pair[1], pair[0]))
 
     first = await agent.ok("get_inbox", agent="bob")
     seen = [row["handoff_id"] for row in first["handoffs"]]
     passed, coming = seen[0], expected[15][0]
-    await agent.offer(key, priority=9)  # it stands before the position
+    await agent.offer(key, priority=9)  # its place is before the position of the cursor
     for gone in (passed, coming):
         state = (await agent.read(f"handoff://handoffs/{gone}"))["state"]
         if state == "offered":
@@ -81,7 +81,7 @@ async def test_an_inbox_of_three_kinds_is_paged_without_gap_or_repeat_while_it_c
     assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:10]]
 
 
-async def test_an_inbox_holds_what_fits_the_capabilities_declared_last(agent: Agent) -> None:
+async def test_an_inbox_matches_the_most_recently_declared_capabilities(agent: Agent) -> None:
     key = await agent.session()
     target: dict[str, Any] = {"target_agent": None, "target_capability": "review"}
     handoff_id = await agent.offer(key, **target)
@@ -96,10 +96,10 @@ async def test_an_inbox_holds_what_fits_the_capabilities_declared_last(agent: Ag
     assert (await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id))["code"] == "handoff_not_found"
     assert await inbox(capabilities=["review"]) == [handoff_id]
     await agent.accept(handoff_id)
-    assert await inbox(capabilities=[]) == [handoff_id]  # who holds it goes on holding it
+    assert await inbox(capabilities=[]) == [handoff_id]  # a handoff that is already held stays
 
 
-async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Settings, agent: Agent) -> None:
+async def test_a_waiting_call_is_woken_by_an_offer_made_through_another_process(settings: Settings, agent: Agent) -> None:
     key = await agent.session()
     async with open_app(settings) as second, Client(build_server(second)) as client:
         other = Agent(client)
@@ -120,36 +120,36 @@ async def test_who_waits_is_woken_by_an_offer_from_another_process(settings: Set
                 await until(lambda: second.wakeups._waiters > 0)
                 await agent.offer(key, **target)
             assert [row["state"] for row in found] == ["offered"]
-            assert monotonic() - started < 2  # of the thirty seconds that it would wait
+            assert monotonic() - started < 2  # without the wakeup it would take 30 s
             await agent.ok("resolve_handoff", agent="alice", handoff_id=found[0]["handoff_id"], action="cancel")
 
 
-async def test_a_wait_ends_in_time_and_looks_only_when_it_is_rung(
+async def test_a_wait_ends_on_time_and_reads_the_inbox_only_when_notified(
     agent: Agent, app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[str] = []
+    reads: list[str] = []
     real = handoffs.inbox
 
     async def counted(conn: Any, name: str, **position: Any) -> Any:
-        looks.append(name)
+        reads.append(name)
         return await real(conn, name, **position)
 
     monkeypatch.setattr(handoffs, "inbox", counted)
     started = monotonic()
 
-    async def ring_for_nothing() -> None:
-        await until(lambda: len(looks) == 1)
+    async def notify_without_a_change() -> None:
+        await until(lambda: len(reads) == 1)
         await db.execute("SELECT pg_notify('handoff', 'agent:bob'), pg_notify('handoff', 'agent:carol')")
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ring_for_nothing)
+        group.start_soon(notify_without_a_change)
         assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
 
     assert 0.9 < monotonic() - started < 3
-    assert looks == ["bob", "bob"]
+    assert reads == ["bob", "bob"]
 
 
-async def test_an_offer_made_while_nobody_could_listen_is_found_when_listening_begins_again(
+async def test_an_offer_made_while_the_listen_connection_was_lost_is_found_after_reconnecting(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()

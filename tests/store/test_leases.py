@@ -1,4 +1,4 @@
-"""Leases and deadlines: tokens that grow, what the clock decides, and what an operator may end."""
+"""Leases and deadlines: fencing tokens, what happens when time passes, and what an operator may end."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from handoff.settings import Settings
 from tests.agents import PAST, Agent, kinds
 
 
-async def test_a_stale_token_is_refused_and_the_error_names_who_holds_it_now(
+async def test_a_stale_token_is_refused_and_the_error_names_the_current_holder(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -56,7 +56,7 @@ async def test_an_older_token_of_the_same_agent_is_stale_too(agent: Agent, app: 
     assert (await agent.ok("renew_handoff", agent="bob", handoff_id=handoff_id, token=token))["token"] == token
 
 
-async def test_a_lease_is_as_long_as_it_was_asked_for_and_a_block_gives_time(agent: Agent, db: asyncpg.Connection) -> None:
+async def test_a_lease_lasts_as_long_as_requested_and_longer_while_blocked(agent: Agent, db: asyncpg.Connection) -> None:
     handoff_id = await agent.offer(await agent.session())
 
     async def lease_s() -> float:
@@ -73,14 +73,12 @@ async def test_a_lease_is_as_long_as_it_was_asked_for_and_a_block_gives_time(age
     assert await lease_s() == 86_400
 
 
-async def test_a_lapse_past_the_deadline_expires_the_offer_by_the_clock(
-    agent: Agent, app: App, db: asyncpg.Connection
-) -> None:
+async def test_a_handoff_that_lapses_after_its_deadline_expires(agent: Agent, app: App, db: asyncpg.Connection) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key, deadline_minutes=5)
     await agent.accept(handoff_id)
     await db.execute("UPDATE handoff SET deadline = now() - interval '1 hour'")
-    assert await settle_overdue(app) == 0  # who took it in time may finish
+    assert await settle_overdue(app) == 0  # a holder that accepted in time may finish after the deadline
     await db.execute(PAST)
 
     assert await settle_overdue(app) == 1
@@ -90,7 +88,7 @@ async def test_a_lapse_past_the_deadline_expires_the_offer_by_the_clock(
     assert events[0]["data"] == {"holder": "bob", "token": 1}
 
 
-async def test_a_lease_that_lapses_too_often_expires_the_handoff(settings: Settings, db: asyncpg.Connection) -> None:
+async def test_a_handoff_whose_lease_lapses_too_often_expires(settings: Settings, db: asyncpg.Connection) -> None:
     async with open_app(settings.model_copy(update={"lapses_max": 2})) as app, Client(build_server(app)) as client:
         agent = Agent(client)
         key = await agent.session()
@@ -104,7 +102,9 @@ async def test_a_lease_that_lapses_too_often_expires_the_handoff(settings: Setti
         assert await settle_overdue(app) == 0
 
 
-async def test_a_blocked_handoff_whose_time_is_over_is_offered_again(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+async def test_a_blocked_handoff_whose_lease_has_lapsed_is_offered_again(
+    agent: Agent, app: App, db: asyncpg.Connection
+) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)
     token = await agent.accept(handoff_id)
@@ -117,7 +117,7 @@ async def test_a_blocked_handoff_whose_time_is_over_is_offered_again(agent: Agen
     assert await kinds(agent, key) == ["offered", "accepted", "blocked", "renewed", "lapsed"]
 
 
-async def test_an_offer_past_its_deadline_expires_and_can_not_be_accepted(
+async def test_an_offer_past_its_deadline_expires_and_cannot_be_accepted(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -145,7 +145,7 @@ async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
         assert await agent.accept(handoff_id) == 2
 
 
-async def test_one_handoff_that_cannot_be_settled_does_not_keep_the_others_waiting(
+async def test_a_handoff_that_cannot_be_settled_does_not_delay_the_others(
     agent: Agent, app: App, db: asyncpg.Connection, logged: list[dict[str, Any]]
 ) -> None:
     ids = [await agent.offer(await agent.session()) for _ in range(3)]

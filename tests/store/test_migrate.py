@@ -1,4 +1,4 @@
-"""Migrations: forward, once, by whoever comes first."""
+"""Migrations are applied in order and once, by whichever process comes first."""
 
 import anyio
 import asyncpg
@@ -8,8 +8,11 @@ from pydantic import SecretStr
 from handoff.settings import Settings
 from handoff.store import migrate as module
 from handoff.store.migrate import Migration, MigrationError, migrate, migrations, pending
+from tests.agents import Agent
 
 LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version"
+COLUMNS = "session_id, sequence, type, content, size_bytes, content_hash, author, created_at, processing_ms"
+PREVIOUS_RELEASE = "session_id, 3, type, content, size_bytes, content_hash, author, now(), 1.5"
 ONE_MORE = Migration(9_999, "9999_one_more.sql", "CREATE TABLE one_more (n int)", "0" * 64)
 
 
@@ -23,7 +26,7 @@ async def connect(settings: Settings) -> asyncpg.Connection:
     return await asyncpg.connect(settings.database_url.get_secret_value())
 
 
-async def test_an_empty_database_is_brought_up_and_then_left_alone(empty: Settings) -> None:
+async def test_an_empty_database_is_migrated_once(empty: Settings) -> None:
     conn = await connect(empty)
     names = [migration.name for migration in migrations()]
 
@@ -57,7 +60,7 @@ async def test_a_migration_that_was_changed_after_it_was_applied_is_refused(sett
         await migrate(settings)
 
 
-async def test_a_new_migration_is_applied_alone_and_a_failing_one_leaves_nothing(
+async def test_only_a_new_migration_is_applied_and_a_failing_one_is_rolled_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conn = await connect(settings)
@@ -76,7 +79,19 @@ async def test_a_new_migration_is_applied_alone_and_a_failing_one_leaves_nothing
     await conn.close()
 
 
-async def test_a_database_newer_than_this_program_is_left_alone(settings: Settings) -> None:
+async def test_a_process_of_the_previous_release_can_still_write_processing_ms(agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session()
+    await agent.says(key, "written by this release")
+
+    await db.execute(
+        f"INSERT INTO context_entry ({COLUMNS}) SELECT {PREVIOUS_RELEASE} FROM context_entry WHERE sequence = 2"
+    )
+
+    written = await db.fetch("SELECT processing_ms FROM context_entry WHERE sequence > 1 ORDER BY sequence")
+    assert [row["processing_ms"] for row in written] == [None, 1.5]
+
+
+async def test_a_database_newer_than_this_release_is_left_unchanged(settings: Settings) -> None:
     conn = await connect(settings)
     await conn.execute("INSERT INTO schema_migration (version, name, sha256) VALUES (9999, '9999_later.sql', 'x')")
 

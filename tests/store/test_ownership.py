@@ -1,4 +1,4 @@
-"""Who owns a session and who writes to it, as handoffs of it come and go."""
+"""Who owns a session and who may write to it, as its handoffs are accepted, completed and lapse."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from handoff.settings import Settings
 from tests.agents import PAST, Agent, may_write
 
 
-async def test_a_full_handoff_moves_the_session_and_a_lapse_gives_it_back(
+async def test_a_full_handoff_transfers_the_session_and_a_lapse_returns_it(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -35,14 +35,14 @@ async def test_a_full_handoff_moves_the_session_and_a_lapse_gives_it_back(
     token = await agent.accept(handoff_id)
     await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="complete", token=token)
     assert await may_write(agent, key, "alice", "bob") == [False, True]
-    await agent.ok("get_context", agent="alice", session_key=key)  # she may still read
+    await agent.ok("get_context", agent="alice", session_key=key)  # a former owner may still read
     events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
     moves = [(event["data"]["from"], event["data"]["to"]) for event in events if event["kind"] == "session.owner_changed"]
     assert moves == [("alice", "bob"), ("bob", "alice"), ("alice", "bob")]
     await agent.ok("close_session", agent="bob", session_key=key)
 
 
-async def test_a_session_that_was_given_on_stays_with_its_last_receiver_when_an_earlier_lease_lapses(
+async def test_a_session_handed_on_stays_with_its_last_receiver_when_an_earlier_lease_lapses(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     key = await agent.session()
@@ -61,7 +61,7 @@ async def test_a_session_that_was_given_on_stays_with_its_last_receiver_when_an_
     assert (await agent.refused("accept_handoff", agent="bob", handoff_id=to_bob))["code"] == "ownership_moved"
 
 
-async def test_two_full_offers_accepted_at_once_in_two_processes_move_the_session_once(
+async def test_two_full_handoffs_accepted_at_once_in_two_processes_transfer_the_session_once(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:
     async with open_app(settings) as second, Client(build_server(second)) as client:
@@ -84,7 +84,7 @@ async def test_two_full_offers_accepted_at_once_in_two_processes_move_the_sessio
             assert await may_write(agent, key, "alice", "bob", "carol") == [False, owner == "bob", owner == "carol"]
 
 
-async def test_only_an_owner_gives_a_session_away_and_only_an_open_one(agent: Agent) -> None:
+async def test_only_the_owner_can_offer_a_full_handoff_and_only_of_an_open_session(agent: Agent) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key, request_type="collaboration")
     token = await agent.accept(handoff_id)
@@ -102,7 +102,7 @@ async def test_only_an_owner_gives_a_session_away_and_only_an_open_one(agent: Ag
 
 
 @pytest.mark.parametrize(("request_type", "afterwards"), [("context_transfer", False), ("collaboration", True)])
-async def test_the_holder_writes_while_it_holds_and_a_collaborator_afterwards_too(
+async def test_a_holder_may_write_while_it_holds_and_a_collaborator_also_afterwards(
     agent: Agent, request_type: str, *, afterwards: bool
 ) -> None:
     key = await agent.session()
@@ -116,7 +116,7 @@ async def test_the_holder_writes_while_it_holds_and_a_collaborator_afterwards_to
     assert (await agent.read(f"handoff://sessions/{key}"))["owner"] == "alice"
 
 
-async def test_a_collaborator_stays_one_when_a_later_transfer_to_it_ends(agent: Agent) -> None:
+async def test_a_collaborator_keeps_write_access_when_a_later_transfer_to_it_ends(agent: Agent) -> None:
     key = await agent.session()
     for request_type in ("collaboration", "context_transfer"):
         handoff_id = await agent.offer(key, request_type=request_type)
@@ -126,7 +126,7 @@ async def test_a_collaborator_stays_one_when_a_later_transfer_to_it_ends(agent: 
     assert await may_write(agent, key, "bob") == [True]
 
 
-async def test_an_owner_gives_a_session_away_once(agent: Agent) -> None:
+async def test_an_owner_cannot_transfer_a_session_twice(agent: Agent) -> None:
     key = await agent.session()
     to_bob = await agent.offer(key, "bob", request_type="full_handoff")
     to_carol = await agent.offer(key, "carol", request_type="full_handoff")
@@ -167,7 +167,7 @@ async def test_a_duplicate_key_shows_the_state_of_the_session_that_has_it(agent:
     }
 
 
-async def test_an_owner_can_cancel_an_offer_whose_sender_writes_no_more(agent: Agent) -> None:
+async def test_the_owner_can_cancel_an_offer_whose_sender_may_no_longer_write(agent: Agent) -> None:
     key = await agent.session()
     held = await agent.offer(key, "bob")
     token = await agent.accept(held)

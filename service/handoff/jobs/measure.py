@@ -1,4 +1,4 @@
-"""Measures what the database holds: sessions, open handoffs and inboxes, as gauges."""
+"""Measures what the database holds (sessions, open handoffs, inboxes), and sets the gauges."""
 
 from time import time
 from typing import get_args
@@ -11,7 +11,7 @@ from handoff.telemetry import metrics
 
 
 async def run(app: App) -> None:
-    """Set the gauges."""
+    """Count sessions, open handoffs and inboxes in the database, and set their gauges."""
     async with connection(app.pool) as conn:
         rows = await state.totals(conn, get_args(SessionStatus))
     found = {(row["figure"], row["a"], row["b"]): row["value"] for row in rows}

@@ -1,5 +1,6 @@
-"""Runs the jobs. Any number of processes may run this: the one that holds the leader's lock runs the jobs, and another takes
-over when it goes.
+"""Runs the jobs, in one of any number of processes: in the leader, which holds an advisory lock in the database.
+
+When the leader ends or loses its connection, another process takes over.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-LEADER_KEY: Final = 0x6A6F6273  # "jobs"; all advisory locks of a database share one space of numbers
+LEADER_KEY: Final = 0x6A6F6273  # "jobs" in ASCII; all advisory locks of a database share one range of numbers
 TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
 STILL_THERE = "SELECT 1"
 _TICK_S = 0.25
@@ -42,7 +43,7 @@ _LEADERS_METRICS: Final = (
 
 
 async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
-    """Run the jobs whenever this process leads, until cancelled. A database that is away is waited for."""
+    """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits."""
     lock = _Lock(app.settings)
     due = {job.name: 0.0 for job in jobs}
     try:
@@ -60,7 +61,7 @@ async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
 
 @asynccontextmanager
 async def jobs_beside(app: App) -> AsyncGenerator[None]:
-    """Run the jobs beside the service until the end of the block, if the settings allow it for this process."""
+    """Run the jobs in this process until the end of the block, if the settings allow it."""
     if not app.settings.jobs:
         yield
         return
@@ -76,7 +77,7 @@ async def run_until_signalled(app: App) -> None:
     """Run the jobs until SIGINT, SIGTERM or SIGHUP."""
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+        if signal.getsignal(name) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
     running = asyncio.create_task(run_jobs(app))
     stopped = asyncio.create_task(stop.wait())
@@ -85,7 +86,7 @@ async def run_until_signalled(app: App) -> None:
         task.cancel()
     await asyncio.gather(stopped, return_exceptions=True)
     if not stop.is_set():
-        await running  # it ended by itself, which is a bug: raise what ended it
+        await running  # it ended unexpectedly: raise its exception
 
 
 async def _run(app: App, job: Job) -> None:
@@ -104,7 +105,7 @@ async def _run(app: App, job: Job) -> None:
 
 
 async def _holds(lock: "_Lock") -> bool:
-    """Whether this process leads. An unexpected error is logged, and does not end the worker."""
+    """Whether this process leads. An unexpected error is logged, so that it does not end the worker."""
     try:
         return await lock.held()
     except Exception:
@@ -113,7 +114,7 @@ async def _holds(lock: "_Lock") -> bool:
 
 
 class _Lock:
-    """The leader's lock, held by a connection of its own, so that it is released however the process ends."""
+    """The leader's lock. It has its own connection, so Postgres releases it however the process ends."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -122,14 +123,14 @@ class _Lock:
         self._ask_at = 0.0
 
     async def held(self) -> bool:
-        """Whether this process leads. Asks the database every `_ASK_S`."""
+        """Whether this process leads, as the database said within the last `_ASK_S`."""
         if monotonic() < self._ask_at:
             return self._leads
         self._ask_at = monotonic() + _ASK_S
         leads = await self._ask()
         if leads != self._leads:
             log.info("worker.leads" if leads else "worker.follows")
-            if not leads:  # figures that this process no longer updates must not be shown
+            if not leads:  # gauges that this process no longer updates must not be exported
                 for instrument in _LEADERS_METRICS:
                     instrument.reset()
         self._leads = leads
@@ -149,7 +150,7 @@ class _Lock:
             return False
 
     async def release(self) -> None:
-        """Let another process lead."""
+        """Close the connection, so that another process can lead."""
         conn, self._conn = self._conn, None
         if conn is not None:
             with suppress(Exception):

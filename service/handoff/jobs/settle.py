@@ -1,4 +1,4 @@
-"""Settles handoffs whose time is over: leases lapse, and offers expire."""
+"""Settles overdue handoffs: leases lapse, and offers expire."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _BATCH_MAX: Final = 100
 
 
 async def run(app: App) -> None:
-    """Settle what is overdue."""
+    """Settle overdue handoffs, and log how many."""
     count = await settle_overdue(app)
     if count:
         log.info("settle.done", handoffs=count)
@@ -24,7 +24,7 @@ async def run(app: App) -> None:
 async def settle_overdue(app: App) -> int:
     """Settle overdue handoffs, each in its own transaction; return how many.
 
-    Processes may do this side by side: each locks the handoff that it settles, and looks at it again.
+    Several processes may do this at once: each locks the handoff that it settles, and checks it again.
     """
     async with connection(app.pool) as conn:
         overdue = await handoffs.overdue(conn, _BATCH_MAX)
@@ -41,6 +41,6 @@ async def settle_overdue(app: App) -> int:
             settled += 1
         except Unavailable:
             raise
-        except Exception:  # one that can't be settled must not keep the others waiting
+        except Exception:  # one that can't be settled must not block the others
             log.exception("settle.failed", handoff_id=handoff_id)
     return settled

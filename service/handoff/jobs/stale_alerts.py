@@ -1,4 +1,4 @@
-"""Ends alerts that nobody has reported for so long that their end must have been missed."""
+"""Resolves alerts that have not been reported for so long that their resolution must have been missed."""
 
 from handoff.context import App
 from handoff.jobs import watchdog
@@ -7,6 +7,6 @@ from handoff.store.connect import connection
 
 
 async def run(app: App) -> None:
-    """End stale alerts. The watchdog's own alert is left alone: it ends when the heartbeat returns."""
+    """Resolve stale alerts, except the watchdog's own, which is resolved when the heartbeat returns."""
     async with connection(app.pool) as conn:
         await alerts.forget(conn, watchdog.FINGERPRINT)

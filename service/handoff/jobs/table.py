@@ -1,4 +1,4 @@
-"""The table of jobs: what is run regularly, by one process at a time. Add a job here."""
+"""The table of jobs, which one process at a time runs at intervals. Add a job here."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""The dead man's switch: when the Watchdog's heartbeat stops, nobody is notified of anything any more.
+"""The dead man's switch: reports that the Watchdog's heartbeat has stopped, because then no other alert reaches anybody.
 
-So the worker reports that itself: by a log line, a metric, the alert history, and a webhook that depends on neither
-Prometheus nor Alertmanager.
+The worker reports it by a log line, a metric, the alert history, and a webhook, which depend on neither Prometheus nor
+Alertmanager.
 """
 
 from datetime import UTC, datetime
@@ -20,12 +20,12 @@ log = structlog.get_logger(__name__)
 ALERTNAME: Final = "WatchdogSilent"
 FINGERPRINT: Final = "dead"
 WEBHOOK_TIMEOUT_S: Final = 5.0
-_SUMMARY: Final = "Alerting is down: Prometheus's heartbeat does not arrive"
+_SUMMARY: Final = "Alerting is down: no heartbeat arrives from Prometheus"
 _LABELS: Final = {"alertname": ALERTNAME, "severity": "critical", "component": "pipeline"}
 
 
 async def run(app: App) -> None:
-    """Notice that the heartbeat stopped, or that it is back, and report what was not reported yet."""
+    """Check whether the heartbeat has stopped or returned, and report a change that has not been reported yet."""
     heartbeat = app.heartbeat
     if not heartbeat.is_expected:
         return
@@ -46,7 +46,7 @@ async def run(app: App) -> None:
 
 async def _note_silence(app: App, age_s: float) -> datetime | None:
     timeout_s = app.heartbeat.timeout_s
-    description = f"The Watchdog's heartbeat has been missing for {age_s:.0f} s; {timeout_s:.0f} s are allowed."
+    description = f"The Watchdog's heartbeat has been missing for {age_s:.0f} s; the limit is {timeout_s:.0f} s."
 
     async def work(conn: Connection) -> datetime | None:
         since = await store.silent(conn)
@@ -64,7 +64,7 @@ async def _note_return(app: App, since: datetime) -> None:
     async def work(conn: Connection) -> datetime | None:
         at = await store.back(conn, since)
         if at is not None:
-            await store.record(conn, [_alert(since, at, "The heartbeat arrives again.")])
+            await store.record(conn, [_alert(since, at, "The Watchdog's heartbeat arrives again.")])
         return at
 
     at = await transact(app.pool, work)
@@ -84,7 +84,7 @@ def _alert(since: datetime, until: datetime | None, description: str) -> dict[st
 
 
 async def _report(app: App, status: str, since: datetime | None) -> None:
-    """POST the status to the webhook. Until that succeeds, every run tries again. The address is secret and never shown."""
+    """POST the status to the webhook. Every run tries again until that succeeds. The URL is secret and never logged."""
     url = app.settings.watchdog_webhook()
     if url is None:
         return

@@ -1,1 +1,1 @@
-"""What operators ask and tell the service: health, readiness, the operations port, and alerts from Alertmanager."""
+"""What operators use: health, readiness, the operations port, and the receiver of Alertmanager's notifications."""

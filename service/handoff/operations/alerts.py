@@ -1,7 +1,7 @@
-"""What Alertmanager sends: notifications are stored, and the Watchdog's heartbeat is recorded.
+"""Receives what Alertmanager sends: stores notifications, and records the Watchdog's heartbeat.
 
-A notification is acknowledged once it is stored. While the database is away it is refused, so that Alertmanager sends it
-again, and also kept in memory: an alert about the database itself may be over before it is sent again.
+A notification is acknowledged once it is stored. While the database is down, it is refused, so that Alertmanager sends it
+again. It is also kept in memory, because an alert about the database itself may be resolved before it is sent again.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-ALERTS_MAX: Final = 1_000  # per notification, and kept while the database is away
+ALERTS_MAX: Final = 1_000  # in a notification, and in memory while the database is down
 BODY_BYTES_MAX: Final = 4 << 20
-_AGAIN_S: Final = 1.0
-_AHEAD: Final = timedelta(minutes=1)  # how far another clock may be ahead
+_RETRY_S: Final = 1.0
+_AHEAD: Final = timedelta(minutes=1)  # by which another machine's clock may be ahead
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _text(value: str) -> str:
     if "\0" in value:
-        raise ValueError("must not hold a NUL character")
+        raise ValueError("must not contain a NUL character")
     return value
 
 
@@ -38,34 +38,34 @@ Value = Annotated[str, Field(max_length=8_000), AfterValidator(_text)]
 
 
 class Alert(BaseModel):
-    """An alert as Alertmanager's webhook shows it; further fields are ignored."""
+    """An alert as Alertmanager's webhook sends it. Other fields are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
     status: Literal["firing", "resolved"]
     fingerprint: Annotated[str, Field(min_length=1, max_length=64, pattern="^[0-9a-f]+$")]
-    startsAt: AwareDatetime  # noqa: N815 - the field's name
-    endsAt: AwareDatetime | None = None  # noqa: N815 - the same; the year 1 while it fires
+    startsAt: AwareDatetime  # noqa: N815 - Alertmanager's name
+    endsAt: AwareDatetime | None = None  # noqa: N815 - the same; in the year 1 while the alert is firing
     labels: Annotated[dict[Name, Value], Field(max_length=64)]
     annotations: Annotated[dict[Name, Value], Field(max_length=32)] = {}
 
 
 class Notification(BaseModel):
-    """A notification of Alertmanager's webhook, version 4."""
+    """A notification as Alertmanager's webhook sends it, version 4."""
 
     version: Literal["4"]
     alerts: Annotated[list[Alert], Field(max_length=ALERTS_MAX)]
 
 
 class Alerts:
-    """The receiver of notifications."""
+    """The receiver of Alertmanager's notifications."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._waiting: deque[dict[str, Any]] = deque()
 
     async def store(self, body: bytes) -> int:
-        """Store a notification; return how many alerts it had. Raises Invalid, or Unavailable while the database is away."""
+        """Store a notification; return the number of alerts. Raises Invalid, and Unavailable while the database is down."""
         rows = [_row(alert) for alert in _read(body).alerts]
         try:
             return await self._store(rows)
@@ -74,7 +74,7 @@ class Alerts:
             raise
 
     async def store_heartbeat(self, body: bytes) -> int:
-        """Record the Watchdog's heartbeat; return how many alerts the notification had. Raises as `store` does."""
+        """Record the Watchdog's heartbeat; return the number of alerts in the notification. Raises as `store` does."""
         notified = _read(body).alerts
         for alert in notified:
             if alert.status == "firing":
@@ -84,15 +84,15 @@ class Alerts:
         return len(notified)
 
     async def run(self) -> None:
-        """Store what arrived while the database was away, until cancelled."""
+        """Store what arrived while the database was down, until cancelled."""
         while True:
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RETRY_S)
             rows, self._waiting = list(self._waiting), deque()
             try:
                 await self._store(rows)
             except Unavailable:
                 self._keep(rows)
-            except Exception:  # what can't be stored must not hold up what comes next
+            except Exception:  # alerts that can't be stored must not block later ones
                 log.exception("alert.not_stored", alerts=len(rows))
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
@@ -132,7 +132,7 @@ def _read(body: bytes) -> Notification:
         where = ".".join(map(str, first["loc"])) or "body"
         raise Invalid(
             "invalid_notification",
-            f"{where}: {first['msg']}.",
+            f"{where}: {first['msg'].removeprefix('Value error, ')}.",
             "Send notifications in the format of Alertmanager's webhook, version 4.",
         ) from None
 
@@ -145,8 +145,8 @@ def _row(alert: Alert) -> dict[str, Any]:
     if not _EARLIEST <= starts_at <= now + _AHEAD or (ends_at is not None and ends_at > now + _AHEAD):
         raise Invalid(
             "invalid_notification",
-            "An alert starts or ends in the future, or before 2000.",
-            "Set the clocks of both machines.",
+            "An alert starts before the year 2000, or starts or ends in the future.",
+            "Correct the clock of this machine or of Alertmanager's.",
         )
     return {
         "fingerprint": alert.fingerprint,
@@ -166,7 +166,7 @@ def _evaluated_at(alert: Alert) -> datetime:
     if at is None or not _EARLIEST <= at <= datetime.now(UTC) + _AHEAD:
         raise Invalid(
             "invalid_notification",
-            "The annotation evaluated_at is not a Unix time, or lies in the future.",
-            "The rule Watchdog writes it at each evaluation; check that the clocks of both machines agree.",
+            "The annotation evaluated_at is missing, is not a Unix time, or is in the future.",
+            "Send only alerts of the rule Watchdog here, and make the clocks of this machine and Prometheus's agree.",
         )
     return at

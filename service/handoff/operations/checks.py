@@ -1,6 +1,6 @@
 """The health checks: one function per component. Add a component here.
 
-A check returns what it found. It must not block the event loop, and gets CHECK_TIMEOUT_S (health.py) to answer.
+A check returns a Reading. It must not block the event loop, and must answer within CHECK_TIMEOUT_S (see health.py).
 """
 
 import asyncio
@@ -25,33 +25,33 @@ from handoff.telemetry.shipper import Shipment
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
-# The figure from which a component is degraded, and unhealthy; None means that no figure makes it unhealthy.
+# The figures from which a component is degraded and unhealthy. None: no figure makes it unhealthy.
 THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
     "database": (1_000.0, None),  # ms
     "cache": (500.0, None),  # ms
-    "worker": (30.0, 120.0),  # s since the jobs last ran
-    "telemetry": (60.0, None),  # s for which a receiver has not answered
-    "alerting": (100.0, None),  # % of the time for which the Watchdog may be silent
-    "memory": (80.0, 95.0),  # %
-    "disk": (85.0, 95.0),  # %
-    "event_loop": (250.0, 1_000.0),  # ms
+    "worker": (30.0, 120.0),  # s since any process last ran the jobs
+    "telemetry": (60.0, None),  # s since a receiver last answered, once it has stopped answering
+    "alerting": (100.0, None),  # % of watchdog_timeout_s since the last heartbeat
+    "memory": (80.0, 95.0),  # % of the memory limit
+    "disk": (85.0, 95.0),  # % of the file system
+    "event_loop": (250.0, 1_000.0),  # ms by which a timer was late
 }
 
 REMEDIES: Final = {
-    "database": "Check that Postgres runs and has connections left; `handoff doctor` tells more.",
-    "cache": "Check that Redis runs. The service works without it, only slower.",
-    "worker": "Check that the worker runs (`handoff work`), and look for job.failed in its log.",
-    "telemetry": "Check that the collector runs, and OTEL_EXPORTER_OTLP_ENDPOINT. The service works without it.",
-    "alerting": "Check that Prometheus and Alertmanager run: without them nobody is notified of anything.",
-    "memory": "Raise the memory limit, or see in the Overview what grows.",
+    "database": "Check that Postgres is running and has free connections. `handoff doctor` tells more.",
+    "cache": "Check that Redis is running. The service works without it, but more slowly.",
+    "worker": "Check that the worker (`handoff work`) is running, and look for job.failed in its log.",
+    "telemetry": "Check that the collector is running at OTEL_EXPORTER_OTLP_ENDPOINT. The service works without it.",
+    "alerting": "Check that Prometheus and Alertmanager are running. Without them, nobody is notified of any alert.",
+    "memory": "Raise the memory limit, or find out in the Overview dashboard what is growing.",
     "disk": "Free some space, or enlarge the volume.",
-    "event_loop": "Add a replica, or see in handoff_calls_active what keeps this one busy.",
+    "event_loop": "Add a replica, or find out from handoff_calls_active what keeps this one busy.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a check found. `todo` is what the operator should do, empty while the component is healthy."""
+    """The result of a check. `todo` is what the operator should do; it is empty while the component is healthy."""
 
     status: Status
     figure: float | None
@@ -62,7 +62,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Watched:
-    """What the checks look at."""
+    """What the checks examine."""
 
     settings: Settings
     database: StandbyConnection
@@ -71,12 +71,12 @@ class Watched:
     heartbeat: Heartbeat
     event_loop: EventLoopLag
     shipments: Callable[[], dict[str, Shipment]] | None  # None where telemetry is off
-    dropped: int = 0  # records, when they were last counted
+    dropped: int = 0  # records that had been dropped at the last check
     process: psutil.Process = field(default_factory=psutil.Process)
 
 
 def judge(component: str, figure: float, unit: str, detail: str) -> Reading:
-    """A reading whose status follows from the component's thresholds."""
+    """The reading for a figure, with the status that follows from the component's thresholds."""
     degraded, unhealthy = THRESHOLDS[component]
     status: Status = "healthy"
     if figure >= degraded:
@@ -85,7 +85,7 @@ def judge(component: str, figure: float, unit: str, detail: str) -> Reading:
 
 
 async def database(watched: Watched) -> Reading:
-    """Whether Postgres answers, and how fast."""
+    """Check whether Postgres answers, and how fast."""
     began = perf_counter()
     try:
         async with watched.database.use() as conn:
@@ -97,7 +97,7 @@ async def database(watched: Watched) -> Reading:
 
 
 async def cache(watched: Watched) -> Reading:
-    """Whether Redis answers, and how fast."""
+    """Check whether Redis answers, and how fast."""
     if watched.cache.name == "in-process":
         return Reading("healthy", None, "", "in this process")
     began = perf_counter()
@@ -108,23 +108,25 @@ async def cache(watched: Watched) -> Reading:
 
 
 async def worker(watched: Watched) -> Reading:
-    """How long ago any process last ran the jobs."""
+    """Check how long ago any process last ran the jobs."""
     try:
         async with watched.database.use() as conn:
             age_s = await instances.jobs_age(conn)
     except LOST:
         return _database_away("s")
     if age_s is None:
-        if watched.presence.identity.runs_jobs:  # it has just started
+        if watched.presence.identity.runs_jobs:  # this process has just started
             return Reading("healthy", None, "s", "the jobs have not run yet")
-        return Reading("unhealthy", None, "s", "no process has run the jobs", REMEDIES["worker"])
-    alone = "" if any(process["does_jobs"] for process in watched.presence.alive) else "; no live process runs them"
+        return Reading("unhealthy", None, "s", "no process has ever run the jobs", REMEDIES["worker"])
+    alone = (
+        "" if any(process["does_jobs"] for process in watched.presence.alive) else "; no running process is set to run them"
+    )
     late = age_s >= THRESHOLDS["worker"][0]
     return judge("worker", age_s, "s", f"since the jobs last ran{alone if late else ''}")
 
 
 async def telemetry(watched: Watched) -> Reading:
-    """Whether traces, metrics and logs are received, and whether any were dropped since the last look."""
+    """Check whether traces, metrics and logs are received, and whether any were dropped since the last check."""
     if watched.shipments is None:
         return Reading("healthy", None, "", "off")
     shipments = watched.shipments()
@@ -134,46 +136,46 @@ async def telemetry(watched: Watched) -> Reading:
     away = [signal for signal, shipment in shipments.items() if shipment.away_s > 0]
     detail = f"not received: {', '.join(away)}" if away else "all signals are received"
     if fresh:
-        detail = f"{detail}; {fresh} records dropped just now, {dropped} since the start"
+        detail = f"{detail}; {fresh} records dropped since the last check, {dropped} since the start"
         return Reading("degraded", away_s, "s", detail, REMEDIES["telemetry"])
     return judge("telemetry", away_s, "s", detail)
 
 
 async def alerting(watched: Watched) -> Reading:
-    """Whether the heartbeat of Prometheus's Watchdog arrives."""
+    """Check whether the heartbeat of Prometheus's Watchdog arrives."""
     heartbeat = watched.heartbeat
     if not heartbeat.is_expected:
-        return Reading("healthy", None, "", "no heartbeat is expected")
+        return Reading("healthy", None, "", "off: no heartbeat is expected")
     try:
         async with watched.database.use() as conn:
             age_s = (await heartbeat.read(conn)).age_s
     except LOST:
         return _database_away("%")
-    detail = f"last heartbeat {age_s:.0f} s ago, {heartbeat.timeout_s:.0f} s allowed"
+    detail = f"last heartbeat {age_s:.0f} s ago; the limit is {heartbeat.timeout_s:.0f} s"
     return judge("alerting", 100 * age_s / heartbeat.timeout_s, "%", detail)
 
 
 async def memory(watched: Watched) -> Reading:
-    """How much of its memory limit the process uses."""
+    """Check how much of its memory limit the process uses."""
     limit = memory_limit()
     return judge("memory", 100 * watched.process.memory_info().rss / limit, "%", f"of {limit >> 20} MiB")
 
 
 async def disk(watched: Watched) -> Reading:
-    """How full the file system of the data folder is, or of / where there is no such folder."""
+    """Check how full the file system of the data folder is, or that of / where there is no such folder."""
     folder = watched.settings.data_dir if watched.settings.data_dir.exists() else Path("/")
     used = await asyncio.to_thread(psutil.disk_usage, str(folder))
     return judge("disk", used.percent, "%", f"of {used.total >> 30} GiB at {folder.resolve()}")
 
 
 async def event_loop(watched: Watched) -> Reading:
-    """How late the event loop ran its timers."""
+    """Check how late the event loop ran its timers."""
     return judge_event_loop(watched.event_loop.worst_ms)
 
 
 def judge_event_loop(lag_ms: float) -> Reading:
-    """A reading of the component `event_loop`."""
-    return judge("event_loop", lag_ms, "ms", f"latest timer within {WINDOW_S:.0f} s")
+    """The reading of the component `event_loop` for a lag."""
+    return judge("event_loop", lag_ms, "ms", f"longest delay of a timer in the last {WINDOW_S:.0f} s")
 
 
 def _database_away(unit: str) -> Reading:
@@ -187,7 +189,7 @@ metrics.COMPONENT.admit(*CHECKS)
 
 
 def memory_limit() -> int:
-    """What this process may use, in bytes: its control group's limit, or the machine's memory."""
+    """The memory that this process may use, in bytes: its control group's limit, or else the machine's memory."""
     machine = psutil.virtual_memory().total
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How late the event loop runs its timers."""
+"""Measures how late the event loop runs its timers."""
 
 import asyncio
 from collections import deque
@@ -12,14 +12,14 @@ _TICK_S: Final = 0.25
 
 
 class EventLoopLag:
-    """Measures the event loop's lag while `run` runs. Its readings may be taken from any thread."""
+    """The event loop's lag, measured while `run` is running. Any thread may read it."""
 
     def __init__(self) -> None:
         self._lags: deque[tuple[float, float]] = deque()
         self._ticked_at = monotonic()
 
     async def run(self) -> None:
-        """Set a timer again and again, and record how late it fires, until cancelled."""
+        """Set one timer after another, and record how late each fires, until cancelled."""
         while True:
             due = monotonic() + _TICK_S
             await asyncio.sleep(_TICK_S)
@@ -37,5 +37,5 @@ class EventLoopLag:
 
     @property
     def overdue_ms(self) -> float:
-        """How late the pending timer is by now, in ms: large while the loop is stuck, negative before it is due."""
+        """How late the pending timer is now, in milliseconds: large while the loop is stuck, negative before it is due."""
         return 1_000 * (monotonic() - self._ticked_at - _TICK_S)

@@ -1,7 +1,7 @@
 """The health report: what the checks found, since when, and what changed.
 
-An answer never waits for a sick component: whoever asks gets what is known, with its age. A change of status is an event in
-the database, a log line and a metric.
+A report never waits for a component that hangs: it contains the latest readings and their age. A change of status is
+recorded as a row in the database, a log line and a metric.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 
 RANK: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 HISTORY_MAX: Final = 100
-CHECK_TIMEOUT_S: Final = 0.8  # for all checks together; a component that has not answered by then is unhealthy or degraded
-FRESH_S: Final = 1.0  # whoever asks within this time gets the last answer
+CHECK_TIMEOUT_S: Final = 0.8  # for all checks, which run concurrently
+FRESH_S: Final = 1.0  # within this time after a check, no further one is made
 _RESTART_S: Final = 1.0
 _CHANGES_MAX: Final = 1_000
 
@@ -58,7 +58,7 @@ class Health:
         self.presence = presence
         self._interval_s = settings.health_interval_s
         self._heartbeat_interval_s = settings.heartbeat_interval_s
-        # Not a connection of the pool, which may be busy while the database is well.
+        # A connection of its own, because the pool may be exhausted while the database is healthy.
         self._database = StandbyConnection(settings, application_name="handoff-health")
         self._event_loop = EventLoopLag()
         self._watched = Watched(settings, self._database, cache, presence, heartbeat, self._event_loop, shipments)
@@ -75,14 +75,14 @@ class Health:
         return self.presence.identity
 
     async def run(self) -> None:
-        """Watch until cancelled. A loop that fails unexpectedly is logged and started again."""
+        """Run the loops that keep the report current, until cancelled. One that fails is logged and started again."""
         loops = (self._event_loop.run, self._check_regularly, self._show_presence, self._read_heartbeat)
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(_keep_running(loop))
 
     async def check(self) -> None:
-        """Run all checks now, unless that was done a moment ago; returns within CHECK_TIMEOUT_S."""
+        """Run all checks, unless they ran within FRESH_S. Returns after CHECK_TIMEOUT_S, even if they have not ended."""
         if monotonic() - self._checked_at < FRESH_S:
             return
         if self._checking is None or self._checking.done():
@@ -92,13 +92,13 @@ class Health:
                 await asyncio.shield(self._checking)
 
     def report(self, history: int = 20) -> dict[str, Any]:
-        """What is known now: overall, per component, and the latest changes. Never waits; may be called from any thread."""
+        """The overall status, each component's, and the latest changes. Never waits; may be called from any thread."""
         components = {name: _view(name, known.reading, known.since) for name, known in list(self._components.items())}
         stuck_ms = self._event_loop.overdue_ms
         if stuck_ms > THRESHOLDS["event_loop"][0]:  # a stuck loop can't report itself
             since = components["event_loop"]["since"] if "event_loop" in components else datetime.now(UTC)
             components["event_loop"] = _view("event_loop", checks.judge_event_loop(stuck_ms), since)
-        worst = max((view["status"] for view in components.values()), key=lambda it: RANK[it], default="unhealthy")
+        worst = max((view["status"] for view in components.values()), key=lambda status: RANK[status], default="unhealthy")
         return {
             "status": worst,
             "version": __version__,
@@ -111,6 +111,9 @@ class Health:
 
     async def close(self) -> None:
         """Remove this process from the registry, and close the connection."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         await self.presence.leave(self._database)
         self._database.terminate()
 
@@ -123,7 +126,7 @@ class Health:
         await self.presence.run(self._database)
 
     async def _read_heartbeat(self) -> None:
-        """Read the heartbeat at the pace that `Heartbeat` counts on."""
+        """Read the heartbeat every `heartbeat_interval_s`, as `Heartbeat` expects."""
         heartbeat = self._watched.heartbeat
         while heartbeat.is_expected:
             with suppress(*LOST):

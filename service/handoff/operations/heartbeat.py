@@ -1,4 +1,4 @@
-"""Prometheus's heartbeat, which its rule Watchdog sends through Alertmanager: how long it has been missing."""
+"""How long Prometheus's heartbeat has been missing, which its rule Watchdog sends through Alertmanager."""
 
 from datetime import datetime
 from time import monotonic
@@ -12,8 +12,9 @@ from handoff.store.connect import Connection
 class HeartbeatState(NamedTuple):
     """What is known of the heartbeat now.
 
-    `age_s` is for how long it has been missing, `received_s` the age of the newest one (None if there never was one),
-    `silent_since` when the worker found that it had stopped, and `reported` the status last sent to the webhook.
+    `age_s` says for how long it has been missing. `received_s` is the age of the newest one (None if there was none),
+    `silent_since` the time at which the worker noticed that it had stopped, and `reported` the status last sent to the
+    webhook.
     """
 
     age_s: float
@@ -23,11 +24,11 @@ class HeartbeatState(NamedTuple):
 
 
 class Heartbeat:
-    """Judges the heartbeat for the whole process: the worker's watchdog job and the health check `alerting` both ask here.
+    """Judges the heartbeat for the whole process: for the worker's job `watchdog` and the health check `alerting`.
 
-    A heartbeat can't have been missing for longer than this process could have received it. It is read at least every
-    `heartbeat_interval_s`; a gap of three intervals is time in which nothing could be known, because the database or the
-    process itself was away.
+    A heartbeat counts as missing only for as long as this process could have received it. It is read at least every
+    `heartbeat_interval_s`. After a gap of three intervals, the time starts again, because the database or the process itself
+    was down.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -37,7 +38,7 @@ class Heartbeat:
 
     @property
     def is_expected(self) -> bool:
-        """Whether the settings say that a heartbeat must arrive."""
+        """Whether a heartbeat must arrive, according to the settings."""
         return self.timeout_s > 0
 
     async def read(self, conn: Connection) -> HeartbeatState:

@@ -1,5 +1,7 @@
-"""The operations port: metrics, health and discovery, for Prometheus and operators, from a thread of its own, so that it
-answers while the event loop is busy. Without tokens: bind it where only they can reach it.
+"""The operations port: metrics, health and discovery, for Prometheus and operators.
+
+It has a thread of its own, so it answers while the event loop is busy. It asks for no token, so bind it to an address that
+only Prometheus and operators can reach.
 """
 
 import asyncio
@@ -26,10 +28,10 @@ _REQUEST_TIMEOUT_S = 5
 
 
 class OperationsPort:
-    """A bound operations port; it answers once an App is given to it."""
+    """A bound operations port. It answers with 503 until `serving` gives it an App."""
 
     def __init__(self, settings: Settings) -> None:
-        """Bind. Raises OSError when the address can't be had."""
+        """Bind the address. Raises OSError when that is not possible."""
         self._server = _Server(settings)
         host, port = self._server.server_address[0], self._server.server_address[1]
         name = str(host) if settings.ops_host in LOOPBACK_HOSTS else socket.gethostname()
@@ -48,7 +50,7 @@ class OperationsPort:
             threading.Thread(target=self._server.shutdown, daemon=True).start()
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Release the port."""
         self._server.server_close()
 
 
@@ -63,16 +65,16 @@ class _Server(ThreadingHTTPServer):
         super().__init__((settings.ops_host, settings.ops_port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
-        log.debug("operations.request_failed")  # a client that went away
+        log.debug("operations.request_failed")  # a client that disconnected
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - what made this handler
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the server that made this handler
     timeout = _REQUEST_TIMEOUT_S
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer one of the paths."""
+        """Answer a request for one of the paths."""
         answers: dict[str, Callable[[App], None]] = {
             "/metrics": self._metrics,
             "/health": self._health,
@@ -83,18 +85,19 @@ class _Handler(BaseHTTPRequestHandler):
         answer = answers.get(path)
         app = self.server.app
         if answer is None:
-            self._json(404, {"error": {"code": "not_found", "message": f"Here are {', '.join(answers)}."}})
+            self._json(404, {"error": {"code": "not_found", "message": f"This port has only {', '.join(answers)}."}})
         elif app is None:
             self._json(503, {"status": "starting"})
         else:
             answer(app)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
-        """Say nothing: what is scraped every few seconds, and hangs up between, is no news, and a log line is JSON."""
+        """Log nothing: a request every few seconds is not worth a line, and the base class's lines are not JSON."""
 
     def _metrics(self, app: App) -> None:
         if app.signals is None:
-            self._json(404, {"error": {"code": "telemetry_off", "message": "HANDOFF_TELEMETRY=true turns metrics on."}})
+            message = "There are no metrics, because telemetry is off. HANDOFF_TELEMETRY=true turns it on."
+            self._json(404, {"error": {"code": "telemetry_off", "message": message}})
             return
         self._send(200, CONTENT_TYPE_LATEST, app.signals.exposition())
 
@@ -104,13 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
             asked = asyncio.run_coroutine_threadsafe(app.health.check(), loop)
             try:
                 asked.result(CHECK_TIMEOUT_S + 0.05)
-            except Exception:  # noqa: BLE001 - what is known already is the answer
+            except Exception:  # noqa: BLE001 - then the report is based on the last check
                 asked.cancel()
         report = app.health.report()
         self._json(503 if report["status"] == "unhealthy" else 200, report)
 
     def _targets(self, app: App) -> None:
-        """Prometheus's HTTP discovery: every process that was seen lately and has an operations port."""
+        """Answer Prometheus's HTTP discovery: all running processes that have an operations port."""
         groups = [
             {"targets": [process["operations"]], "labels": {"kind": process["kind"]}}
             for process in app.health.presence.alive

@@ -1,4 +1,4 @@
-"""Which processes there are: each leaves a sign of life in the database, and sees the others'."""
+"""The registry of running processes: each records in the database that it is alive, and reads which others are."""
 
 import asyncio
 from contextlib import suppress
@@ -13,7 +13,7 @@ from handoff.store.connect import LOST, StandbyConnection
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this process is. `operations` is the host:port of its operations port, None without one."""
+    """Identifies this process. `operations` is the host:port of its operations port, None without one."""
 
     id: str
     kind: Literal["service", "worker"]
@@ -22,7 +22,7 @@ class Identity:
 
 
 class Presence:
-    """This process's sign of life, and the processes that were seen lately."""
+    """Registers this process. `alive` are the processes, itself included, that were alive within six intervals."""
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
         self.identity = identity
@@ -30,7 +30,7 @@ class Presence:
         self._interval_s = settings.heartbeat_interval_s
 
     async def run(self, database: StandbyConnection) -> None:
-        """Leave a sign of life every `heartbeat_interval_s`, and read the others', until cancelled."""
+        """Every `heartbeat_interval_s`, record that this process is alive and read which ones are, until cancelled."""
         me = self.identity
         while True:
             with suppress(*LOST):
@@ -40,7 +40,7 @@ class Presence:
             await asyncio.sleep(self._interval_s)
 
     async def leave(self, database: StandbyConnection) -> None:
-        """Remove this process from the registry, within a second; a database that is away is left alone."""
+        """Remove this process from the registry, if the database answers within a second."""
         with suppress(*LOST):
             async with asyncio.timeout(1), database.use() as conn:
                 await instances.gone(conn, self.identity.id)

@@ -1,0 +1,1 @@
+"""The resources, one module per noun; `server/catalog.py` lists them."""

@@ -1,4 +1,4 @@
-"""What wakes people: alerts that were told of, and whether they still would be."""
+"""The alerts that operators were notified of, and whether alerting itself works."""
 
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -17,12 +17,15 @@ _FIELDS: Final = (
 
 
 class AlertsQuery(Query):
+    """Filters by status, and pages."""
+
     status: Literal["firing", "resolved"] | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
 
 
 async def list_alerts(call: Call, _: dict[str, str], query: AlertsQuery) -> dict[str, Any]:
+    """A page of alerts, firing ones first, then newest first; and what is known of the Watchdog's heartbeat."""
     before = _START
     if query.cursor is not None:
         fires, starts_at, fingerprint = from_cursor(query.cursor, range(2), datetime, str)
@@ -46,7 +49,7 @@ async def list_alerts(call: Call, _: dict[str, str], query: AlertsQuery) -> dict
 ALERTS = Resource(
     "handoff://alerts",
     "alerts",
-    "Alerts that operators were told of, those that fire first, and whether alerting itself is heard.",
+    "Alerts that operators were notified of, firing ones first, and the age of alerting's own heartbeat.",
     AlertsQuery,
     list_alerts,
 )

@@ -1,4 +1,4 @@
-"""A session's context, read: its entries page by page, and its summary."""
+"""A session's context as resources: its entries, page by page, and its summary."""
 
 from typing import Annotated, Any
 
@@ -14,6 +14,8 @@ from handoff.views import summary_of
 
 
 class ContextQuery(Query):
+    """Pages through entries after a sequence number, or after a cursor, which takes precedence; filters by type."""
+
     after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     cursor: Annotated[str | None, Field(max_length=200)] = None
     limit: LimitArg = 20
@@ -21,6 +23,7 @@ class ContextQuery(Query):
 
 
 async def read_context(call: Call, path: dict[str, str], query: ContextQuery) -> dict[str, Any]:
+    """A page of the session's entries, oldest first. Raises NotFound when the caller may not read the session."""
     after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else query.after
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
@@ -39,14 +42,15 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
 
 
 async def read_summary(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    """The session's summary. Raises NotFound when the caller may not read the session."""
     return await summary_of(call.app, path["key"], call.caller.viewer(None))
 
 
-CONTEXT = Resource("handoff://context/{key}", "context", "A session's entries, in order.", ContextQuery, read_context)
+CONTEXT = Resource("handoff://context/{key}", "context", "A session's entries, oldest first.", ContextQuery, read_context)
 SUMMARY = Resource(
     "handoff://summary/{key}",
     "summary",
-    "Who, to whom, how much, how long, and the key points of a session.",
+    "A session in short: participants, handoffs, size, duration and key points.",
     NoQuery,
     read_summary,
 )

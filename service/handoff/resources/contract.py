@@ -1,4 +1,4 @@
-"""What a resource is: a URI template, a manual, a query, and the function that reads it as JSON."""
+"""What a resource declares, and how a URI is matched and its query parsed."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -19,13 +19,13 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 class Query(BaseModel):
-    """The part of a resource's URI behind the question mark."""
+    """The parameters in the query part of a resource's URI. Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NoQuery(Query):
-    """A resource that takes none."""
+    """The query of a resource that has no parameters."""
 
 
 Q = TypeVar("Q", bound=Query)
@@ -33,7 +33,7 @@ Q = TypeVar("Q", bound=Query)
 
 @dataclass(frozen=True)
 class Resource(Generic[Q]):
-    """A resource as it is declared. `path` is its URI without query, with `{name}` for what varies."""
+    """A resource's declaration. `path` is its URI without the query, with `{name}` for each part that varies."""
 
     path: str
     name: str
@@ -62,11 +62,11 @@ class Resource(Generic[Q]):
 
 
 def match(resources: tuple[Resource[Any], ...], uri: str) -> tuple[Resource[Any], dict[str, str], str] | None:
-    """The resource that a URI names, what varies in its path, and the query. None if there is none.
+    """The resource that a URI names, the values of the parts that vary, and the query. None if no resource has this URI.
 
-    Raises Invalid when what varies is no name: then it is no session's, agent's or handoff's.
+    Raises Invalid when one of the values can't be the name of a session or agent, or a handoff's id.
     """
-    if "#" in uri or not uri.isprintable():  # urlsplit would drop a line break, and we a fragment
+    if "#" in uri or not uri.isprintable():  # urlsplit would drop a line break, and a fragment is not looked at
         return None
     try:
         parts = urlsplit(uri)
@@ -84,18 +84,20 @@ def _named(name: str, value: str) -> str:
     if len(value) > chars_max or not _NAME.fullmatch(value):
         raise Invalid(
             "invalid_arguments",
-            f"{name}: the URI's {name} does not match {NAME_PATTERN}, or has more than {chars_max} characters.",
-            "Write it as the service gave it to you.",
+            f"{name}: this part of the URI must match {NAME_PATTERN} and have at most {chars_max} characters.",
+            "Repeat the call with the name exactly as the service returned it.",
         )
     return value
 
 
 def parsed_query(query: str) -> dict[str, str]:
-    """A URI's query as names and values. Raises Invalid when it is malformed or gives a name twice."""
+    """The parameters in a URI's query, by name. Raises Invalid when it is malformed or contains a name twice."""
     try:
         pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True, max_num_fields=20) if query else []
     except ValueError as error:
-        raise Invalid("invalid_arguments", "The URI's query can't be read.", "Write it as name=value&name=value.") from error
+        raise Invalid(
+            "invalid_arguments", "The URI's query is malformed.", "Write it as name=value&name=value, percent-encoded."
+        ) from error
     if len({name for name, _ in pairs}) != len(pairs):
-        raise Invalid("invalid_arguments", "The URI's query gives a name twice.", "Give each name once.")
+        raise Invalid("invalid_arguments", "The URI's query contains a name twice.", "Repeat the call with each name once.")
     return dict(pairs)

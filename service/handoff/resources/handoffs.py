@@ -1,4 +1,4 @@
-"""Handoffs, read: an agent's inbox, one handoff."""
+"""Handoffs as resources: an agent's inbox, and a single handoff."""
 
 import re
 from typing import Any
@@ -12,23 +12,27 @@ from handoff.store.connect import snapshot
 from handoff.views import INBOX_START, handoff_view, inbox_page
 
 _PRIORITIES = range(10)
-_ID = re.compile(r"[1-9][0-9]{0,14}")  # one way to write each
+_ID = re.compile(r"[1-9][0-9]{0,14}")  # no leading zeros, so each handoff has one URI
 
 
 class InboxQuery(Query):
+    """Pages through an inbox."""
+
     cursor: CursorArg = None
     limit: LimitArg = 20
 
 
 async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dict[str, Any]:
+    """A page of the inbox, highest priority first. Raises Forbidden when it belongs to another agent."""
     viewer = call.caller.viewer(path["agent"])
     if viewer not in (None, path["agent"]):
-        raise inbox_of_another(path["agent"])
+        raise _inbox_of_another(path["agent"], viewer)
     after = tuple(from_cursor(query.cursor, _PRIORITIES, int)) if query.cursor is not None else INBOX_START
     return await inbox_page(call.app, path["agent"], after, query.limit)
 
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    """The handoff. Raises NotFound when the caller may not see it."""
     handoff_id = int(path["id"]) if _ID.fullmatch(path["id"]) else 0
     async with snapshot(call.app.pool) as conn:
         row = await handoffs.find(conn, handoff_id)
@@ -37,15 +41,19 @@ async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str
     return handoff_view(row)
 
 
-def inbox_of_another(agent: str) -> Forbidden:
-    """An inbox is its agent's own."""
-    return Forbidden("agent_mismatch", f"The inbox of {agent!r} is not yours.", "Read the inbox of your token's agent.")
+def _inbox_of_another(agent: str, viewer: str | None) -> Forbidden:
+    """The inbox belongs to an agent other than the caller's."""
+    return Forbidden(
+        "agent_mismatch",
+        f"The inbox of {agent!r} is not yours; your token is for {viewer!r}.",
+        f"Read handoff://agents/{viewer}/inbox instead.",
+    )
 
 
 INBOX = Resource(
     "handoff://agents/{agent}/inbox",
     "inbox",
-    "Handoffs offered to an agent or held by it, urgent first. Can be subscribed to.",
+    "Handoffs offered to an agent or held by it, highest priority first. Can be subscribed to.",
     InboxQuery,
     read_inbox,
     is_subscribable=True,

@@ -1,4 +1,4 @@
-"""Sessions, read: lists, one, its events."""
+"""Sessions as resources: lists of them, a single one, and its events."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -20,13 +20,15 @@ def _in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must lie between the years 1 and 9999 in UTC") from None
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
 
 
 SinceArg = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class SessionsQuery(Query):
+    """Filters by status, agent and time of creation, and pages."""
+
     status: SessionStatus | None = None
     agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
     since: SinceArg | None = None
@@ -35,6 +37,8 @@ class SessionsQuery(Query):
 
 
 class AgentSessionsQuery(Query):
+    """Filters by status and time of creation, and pages."""
+
     status: SessionStatus | None = None
     since: SinceArg | None = None
     cursor: CursorArg = None
@@ -42,24 +46,30 @@ class AgentSessionsQuery(Query):
 
 
 class LifecycleQuery(Query):
+    """Pages through events."""
+
     cursor: CursorArg = None
     limit: LimitArg = 50
 
 
 async def list_sessions(call: Call, _: dict[str, str], query: SessionsQuery) -> dict[str, Any]:
+    """A page of the sessions that the caller may read, newest first."""
     return await _page(call, query.agent, query.status, query.since, query.cursor, query.limit)
 
 
 async def list_sessions_of_agent(call: Call, path: dict[str, str], query: AgentSessionsQuery) -> dict[str, Any]:
+    """A page of the sessions that an agent takes part in and the caller may read, newest first."""
     return await _page(call, path["agent"], query.status, query.since, query.cursor, query.limit)
 
 
 async def read_session(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    """The session. Raises NotFound when the caller may not read it."""
     async with snapshot(call.app.pool) as conn:
         return sessions.view(await sessions.see(conn, path["key"], call.caller.viewer(None)))
 
 
 async def read_lifecycle(call: Call, path: dict[str, str], query: LifecycleQuery) -> dict[str, Any]:
+    """A page of the session's events, oldest first. Raises NotFound when the caller may not read the session."""
     after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else 0
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
@@ -100,13 +110,13 @@ async def _page(
 
 
 SESSIONS = Resource(
-    "handoff://sessions", "sessions", "Sessions that you may see, newest first.", SessionsQuery, list_sessions
+    "handoff://sessions", "sessions", "Sessions that you may read, newest first.", SessionsQuery, list_sessions
 )
 SESSION = Resource("handoff://sessions/{key}", "session", "One session.", NoQuery, read_session)
 LIFECYCLE = Resource(
     "handoff://sessions/{key}/lifecycle",
     "session-lifecycle",
-    "What happened to a session and its handoffs, in order.",
+    "Events of a session and its handoffs, oldest first.",
     LifecycleQuery,
     read_lifecycle,
 )

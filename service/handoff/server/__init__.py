@@ -1,1 +1,1 @@
-"""How calls come in: HTTP and stdio, who may call, the binding to the MCP SDK, and what happens around each call."""
+"""The server: HTTP and stdio, tokens, the binding to the MCP SDK, and what happens around each call."""

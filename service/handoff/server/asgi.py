@@ -1,4 +1,4 @@
-"""Small ASGI pieces of the HTTP edge: bodies in, JSON and refusals out, and which names may be called."""
+"""What the HTTP edge is built of: reading bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -10,11 +10,11 @@ from handoff.settings import Settings
 from handoff.telemetry import metrics
 
 _JSON: Final = (b"content-type", b"application/json")
-_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # the one that is checked must be the only one
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # a second one might be the one that counts elsewhere
 
 
 class Allowed:
-    """Allowed names, with any port or none, and further values exactly as given."""
+    """Allowed values: `names` with any port or none, and `exact` values as they are."""
 
     def __init__(self, names: Iterable[str], exact: Iterable[str]) -> None:
         self._names = frozenset(names)
@@ -29,7 +29,7 @@ class Allowed:
 
 
 def host_names(settings: Settings) -> list[str]:
-    """The names by which this service may be called, without ports."""
+    """The host names that this service answers to, without ports."""
     names = ["127.0.0.1", "localhost", "[::1]"]
     return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
 
@@ -46,11 +46,11 @@ def accepts_json(accept: str) -> bool:
 
 
 class RequestCutOff(Exception):
-    """The client went away in the middle of its request."""
+    """The client disconnected before its request was complete."""
 
 
 async def read_body(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
-    """The request's body, or None if it is larger than `bytes_max`; no more than that is read then. Raises RequestCutOff."""
+    """Read the request's body. Returns None, without reading on, if it is larger than `bytes_max`. Raises RequestCutOff."""
     length = headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > bytes_max:
         return None
@@ -73,7 +73,7 @@ async def _part(receive: Receive) -> Message:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns the body again, and then whatever comes."""
+    """A `receive` that returns the body, already read, and then whatever `receive` returns."""
     given = False
 
     async def again() -> Message:
@@ -87,13 +87,13 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Return when the client goes away."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def respond(send: Send, status: int, body: bytes, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
-    """Send a JSON response with further headers; return its status."""
+    """Send a JSON response with `further` headers; return its status."""
     headers = [_JSON, (b"content-length", b"%d" % len(body)), *further]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -107,6 +107,6 @@ CLOSE: Final = ((b"connection", b"close"),)
 
 
 async def refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
-    """Refuse a request before it became a call: count it, and answer with an error. Returns the status."""
+    """Refuse a request before it becomes a call: count the refusal, and send an error. Returns the status."""
     metrics.REFUSALS.add(1, code)
     return await respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

@@ -1,4 +1,7 @@
-"""Bearer tokens: a file with one line a token (its SHA-256, the agent's name, scopes), read again when it changes."""
+"""Bearer tokens, from a file with one token per line: its SHA-256, the agent's name, its scopes.
+
+The file is read again when it changes.
+"""
 
 import hashlib
 import hmac
@@ -16,15 +19,15 @@ log = structlog.get_logger(__name__)
 _NAME = re.compile(NAME_PATTERN)
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 _TOKENS_MAX = 10_000
-_BUCKET_BYTES = 2  # of the digest: picks the few tokens that are compared, and says nothing about the token itself
+_BUCKET_BYTES = 2  # of the digest: selects the few tokens to compare, and reveals nothing about the token itself
 
 
 class TokensFileError(ValueError):
-    """The tokens file can't be used; the message names the line."""
+    """The tokens file can't be used. The message gives the path and, if possible, the line."""
 
 
 class Tokens:
-    """Who may call: token to caller. The file holds no token, only digests."""
+    """Maps tokens to callers. The file holds digests only, no tokens."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,7 +36,7 @@ class Tokens:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file if it has changed. Raises TokensFileError, and then what was read before still holds."""
+        """Read the file if it has changed. Raises TokensFileError; the tokens read before then stay valid."""
         try:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size)
@@ -46,14 +49,14 @@ class Tokens:
         self._stamp = stamp
 
     def refresh(self) -> None:
-        """Read the file if it has changed; a file that can't be used is logged and changes nothing."""
+        """Read the file if it has changed. If it can't be used, that is logged, and the tokens read before stay valid."""
         try:
             self.reload()
         except TokensFileError as error:
-            log.error("auth.tokens_file_refused", error=str(error))  # noqa: TRY400 - the message says it all
+            log.error("auth.tokens_file_refused", error=str(error))  # noqa: TRY400 - a stack would add nothing
 
     def caller(self, token: bytes) -> Caller | None:
-        """Whose token this is, or None. Digests are compared in constant time."""
+        """The caller whose token this is, or None. Digests are compared in constant time."""
         digest = hashlib.sha256(token).digest()
         for known, caller in self._buckets.get(digest[:_BUCKET_BYTES], ()):
             if hmac.compare_digest(known, digest):
@@ -71,19 +74,27 @@ def _parse(path: Path, text: str) -> dict[bytes, list[tuple[bytes, Caller]]]:
         try:
             digest, agent, scopes = line.split()
         except ValueError as error:
-            raise TokensFileError(f"{path}:{number}: a line is: sha256-of-token agent-name scope,scope") from error
+            raise TokensFileError(
+                f"{path}:{number}: a line must have the form: sha256-of-token agent-name scope,scope"
+            ) from error
         if not _DIGEST.match(digest):
-            raise TokensFileError(f"{path}:{number}: the first word must be the token's SHA-256, 64 hexadecimal digits")
+            raise TokensFileError(
+                f"{path}:{number}: the first word must be the token's SHA-256 as 64 lowercase hexadecimal digits"
+            )
         if not _NAME.match(agent) or len(agent) > AGENT_CHARS_MAX:
-            raise TokensFileError(f"{path}:{number}: an agent's name matches {NAME_PATTERN}, {AGENT_CHARS_MAX} at most")
+            raise TokensFileError(
+                f"{path}:{number}: the agent's name must match {NAME_PATTERN} and have at most {AGENT_CHARS_MAX} characters"
+            )
         known: dict[str, Scope] = {scope: scope for scope in get_args(Scope)}
         asked = scopes.split(",")
         if not set(asked) <= set(known):
-            raise TokensFileError(f"{path}:{number}: scopes are {', '.join(known)}, separated by commas")
+            raise TokensFileError(
+                f"{path}:{number}: scopes must be some of {', '.join(known)}, separated by commas without spaces"
+            )
         key = bytes.fromhex(digest)
         if any(known_key == key for known_key, _ in buckets[key[:_BUCKET_BYTES]]):
-            raise TokensFileError(f"{path}:{number}: this token stands on an earlier line already")
+            raise TokensFileError(f"{path}:{number}: this token is already on an earlier line")
         buckets[key[:_BUCKET_BYTES]].append((key, Caller(agent, frozenset(known[scope] for scope in asked))))
     if count > _TOKENS_MAX:
-        raise TokensFileError(f"{path}: more than {_TOKENS_MAX} tokens")
+        raise TokensFileError(f"{path}: there are more than {_TOKENS_MAX} tokens")
     return dict(buckets)

@@ -1,14 +1,14 @@
 """What happens around each call, once, for tools, resources and every other method.
 
 `perform` opens the record of a call, runs it, translates whatever it raises, and records its metric, span and log line.
-Transports (http.py, stdio.py) and the SDK's binding (protocol.py) hand calls in and carry replies out.
+Transports (edge.py, stdio.py) and the SDK's binding (protocol.py) hand calls in and carry replies out.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -37,14 +37,14 @@ _ERRORS_SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a tool answers: its structured content or its error, as JSON."""
+    """A tool's reply: its structured content or its error, as JSON."""
 
     body: bytes
     is_error: bool
 
 
 class UnknownTool(Exception):
-    """This server has no tool of this name."""
+    """The service has no tool of this name."""
 
 
 class ClientGone(Exception):
@@ -53,7 +53,7 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Subject:
-    """What a call is about, for its metric, span and log line. Never content."""
+    """What a call is about, for its metric, span and log line. It holds no content."""
 
     method: str
     tool: str = ""
@@ -61,8 +61,9 @@ class Subject:
     agent: str | None = None
     session: str | None = None
     handoff: int | str | None = None
-    is_waiting: bool = False  # for something to happen, so that its duration says nothing
-    changes_handoff: bool = False  # so that its trace is always worth keeping
+    is_waiting: bool = False  # it waits for something to happen, so its duration must not count as slow
+    changes_handoff: bool = False  # its trace is part of a handoff's story, and therefore preferred
+    repeatable: Literal["as it is", "by its key", "no"] = "as it is"  # how the call can be repeated safely
     request_bytes: int = 0
     response_bytes: int | None = None
 
@@ -70,10 +71,10 @@ class Subject:
 async def call_tool(
     app: App, caller: Caller, name: str, arguments: dict[str, Any], arrival: Arrival, gone: Callable[[], Awaitable[object]]
 ) -> Reply:
-    """Run one tool call to its reply. `gone` completes when the client goes away, which ends a call that waits.
+    """Run a tool and return its reply. `gone` completes when the client goes away, which ends a call that waits.
 
-    Raises UnknownTool, and ClientGone. Every other error is in the reply: a deliberate one with what to try, a crash without
-    its cause, which is logged.
+    Raises UnknownTool and ClientGone. Every other error is in the reply: a deliberate error with its hint, a crash without
+    its cause, which is only logged.
     """
     tool = tools_of(admin=app.settings.admin).get(name)
     if tool is None:
@@ -86,6 +87,8 @@ async def call_tool(
         changes_handoff=tool.changes_handoff,
         request_bytes=arrival.size_bytes,
     )
+    if "idempotency_key" in tool.arguments.model_fields:
+        subject.repeatable = "by its key" if arguments.get("idempotency_key") else "no"
 
     async def run() -> bytes:
         require_scope(caller, tool.scope)
@@ -102,16 +105,18 @@ async def call_tool(
 
 
 async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> "tuple[bytes, str] | Failure":
-    """Read a resource as one call: its text and its MIME type, or what went wrong."""
+    """Read a resource as one recorded call. Returns its text and its MIME type, or the failure."""
     subject = Subject(RESOURCES_READ, agent=caller.agent)
     return await perform(app, subject, arrival, lambda: read(app, caller, uri, arrival.received, subject))
 
 
 async def read(app: App, caller: Caller, uri: str, received: float, subject: Subject | None = None) -> tuple[bytes, str]:
-    """A resource's text and its MIME type. Raises HandoffError."""
+    """Read a resource; return its text and its MIME type. Raises HandoffError."""
     found = match(RESOURCES, uri)
     if found is None:
-        raise Invalid("resource_not_found", "No resource has this URI.", "resources/templates/list names them all.")
+        raise Invalid(
+            "resource_not_found", "No resource has this URI.", "Use a URI that fits a template in resources/templates/list."
+        )
     resource, path, query = found
     if subject is not None:
         subject.resource, subject.session, subject.handoff = resource.name, path.get("key"), path.get("id")
@@ -124,14 +129,14 @@ async def read(app: App, caller: Caller, uri: str, received: float, subject: Sub
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that failed: the error, and the JSON by which the caller is told."""
+    """A call that failed: the error, and the JSON that the caller receives."""
 
     error: HandoffError
     body: bytes
 
 
 async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[], Awaitable[T]]) -> T | Failure:
-    """Run a call and record it; whatever it raises becomes a Failure. Only cancellation is raised."""
+    """Run a call and record it. Any exception becomes a Failure; only cancellation is raised."""
     record = calls.begin(arrival.meta, arrival.headers)
     in_progress = metrics.WAITING_CALLS if subject.is_waiting else metrics.ACTIVE_CALLS
     if subject.tool:
@@ -201,7 +206,7 @@ def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, Attr
 
 
 async def _unless_gone(gone: Callable[[], Awaitable[object]], call: Awaitable[T]) -> T:
-    """The call's result. If its client goes away first, the call is cancelled, and ClientGone raised."""
+    """The call's result. Raises ClientGone, and cancels the call, if its client goes away first."""
     task, watch = asyncio.ensure_future(call), asyncio.ensure_future(gone())
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -215,17 +220,17 @@ async def _unless_gone(gone: Callable[[], Awaitable[object]], call: Awaitable[T]
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:
-    """Raise Forbidden if the caller's token lacks a scope. `admin` includes them all."""
+    """Raise Forbidden if the caller's token lacks a scope. The scope `admin` includes all others here."""
     if scope not in caller.scopes and "admin" not in caller.scopes:
         raise Forbidden(
             "scope_missing",
             f"This token lacks the scope {scope}.",
-            "Use a token that has it; the operator sets scopes in the tokens file.",
+            "Do not repeat this call. The operator can add the scope to the token in the tokens file.",
         )
 
 
 def validated(model: type[A], arguments: dict[str, Any]) -> A:
-    """The arguments as an instance of `model`. Raises Invalid, which names what is wrong but repeats no value."""
+    """The arguments as an instance of `model`. Raises Invalid, which names what is wrong but never repeats a value."""
     try:
         return model.__pydantic_validator__.validate_python(arguments)
     except ValidationError as error:
@@ -238,16 +243,25 @@ def validated(model: type[A], arguments: dict[str, Any]) -> A:
     raise Invalid(
         "invalid_arguments",
         "; ".join(part[:300] for part in shown) + more + ".",
-        "Correct what is named here; the schema says what is allowed. Nothing was changed.",
+        "Correct the values named here and repeat the call. Nothing was changed.",
     )
 
 
 def _crashed(subject: Subject, raised: Exception) -> HandoffError:
-    """Log a crash with its stack; the caller learns only that there was one."""
+    """Log a crash with its stack. The error that the caller receives says only that there was one."""
     event = "tool.failed" if subject.tool else "resource.failed" if subject.method == RESOURCES_READ else "method.failed"
     log.error(event, tool=subject.tool or None, resource=subject.resource, exc_info=raised)
     return HandoffError(
         "internal",
-        "The service failed on this call. That is a bug in the service, and it has been logged.",
-        "Repeat the call once with the same idempotency_key. If it fails again, continue without it and tell the operator.",
+        "The service failed on this call because of a bug, which has been logged.",
+        _AFTER_CRASH[subject.repeatable],
     )
+
+
+_AFTER_CRASH: Final = {
+    "as it is": "Repeat the call once. If it fails again, continue without it and tell the operator.",
+    "by its key": "Repeat the call once, unchanged, with the same idempotency_key. If it fails again, continue without it "
+    "and tell the operator.",
+    "no": "The call may have taken effect, and it had no idempotency_key. Check with get_context or get_inbox before you "
+    "repeat it, and tell the operator.",
+}

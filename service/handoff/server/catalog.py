@@ -1,4 +1,4 @@
-"""Which tools and resources there are, and what models see of them."""
+"""The list of tools and resources, and what models are shown of them."""
 
 from functools import cache
 from typing import Any, Final
@@ -13,7 +13,7 @@ from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
-from handoff.tools import context, handoffs, sessions
+from handoff.tools import context, leases, offers, sessions
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -21,14 +21,14 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     context.UPDATE_CONTEXT,
     context.GET_CONTEXT,
     context.SEARCH_CONTEXT,
-    handoffs.REQUEST_HANDOFF,
-    handoffs.GET_INBOX,
-    handoffs.ACCEPT_HANDOFF,
-    handoffs.RENEW_HANDOFF,
-    handoffs.RESOLVE_HANDOFF,
+    offers.REQUEST_HANDOFF,
+    offers.GET_INBOX,
+    leases.ACCEPT_HANDOFF,
+    leases.RENEW_HANDOFF,
+    leases.RESOLVE_HANDOFF,
     sessions.CLOSE_SESSION,
 )
-ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (handoffs.LAPSE_HANDOFF,)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF,)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -44,26 +44,26 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
 )
 
 
-# Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII, so this is NAME_PATTERN and its length.
+# Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII only, so this is NAME_PATTERN with its length.
 _SHORT_PATTERN: Final = r"^\w[\w.:@+=~-]{0,%d}$"
-_SAYS_NOTHING: Final = (("default", None), ("maximum", SEQUENCE_MAX), ("additionalProperties", True))
+_REDUNDANT: Final = (("default", None), ("maximum", SEQUENCE_MAX), ("additionalProperties", True))
 
 
 @cache
 def tools_of(*, admin: bool) -> dict[str, Tool[Any]]:
-    """The tools that a server serves, by name."""
+    """The tools that the service offers, by name; with `admin`, those for operators too."""
     return {tool.name: tool for tool in (*TOOLS, *(ADMIN_TOOLS if admin else ()))}
 
 
 def list_tools(settings: Settings) -> list[types.Tool]:
-    """The tools as models see them: every limit in the schema, and no byte that says nothing."""
+    """The tools as models are shown them: every limit is in the schema, and nothing redundant is."""
     return [
         types.Tool(
             name=tool.name,
             description=" ".join((tool.arguments.__doc__ or "").split()),
             input_schema=_terse(tool.arguments.model_json_schema(), settings),
             output_schema=tool.result,
-            annotations=types.ToolAnnotations(  # what equals the protocol's default is left out
+            annotations=types.ToolAnnotations(  # values that equal the protocol's default are left out
                 read_only_hint=tool.read_only or None,
                 idempotent_hint=tool.idempotent or None,
                 destructive_hint=None if tool.read_only or tool.destructive else False,
@@ -96,7 +96,7 @@ def list_resource_templates() -> list[types.ResourceTemplate]:
 
 
 def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A JSON schema with references put in, and without titles, nulls for what may be left out, and null defaults."""
+    """A JSON schema with references resolved, and without what is redundant: titles, descriptions, and null as a value."""
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
     def terse(node: Any, *, is_names: bool = False) -> Any:
@@ -109,13 +109,13 @@ def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
         if "anyOf" in node:
             rest = [option for option in node["anyOf"] if option != {"type": "null"}]
             others = {name: value for name, value in node.items() if name not in ("anyOf", "default", "title")}
-            return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(it) for it in rest]}
+            return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(option) for option in rest]}
         if node.get("pattern") == NAME_PATTERN:
             return {"type": "string", "pattern": _SHORT_PATTERN % (node["maxLength"] - 1)}
         return {
             name: terse(value, is_names=name == "properties")
             for name, value in node.items()
-            if is_names or (name not in ("title", "description") and (name, value) not in _SAYS_NOTHING)
+            if is_names or (name not in ("title", "description") and (name, value) not in _REDUNDANT)
         }
 
     out: dict[str, Any] = terse(schema)

@@ -1,77 +1,27 @@
-"""The HTTP edge: one ASGI application around the SDK's.
-
-Every request is checked here, once: Host, Origin, size, token. A well-formed 2026-07-28 `tools/call`, which nearly every
-request is, is classified by the SDK's own function and answered here. Anything unusual about a request (another method,
-the older protocol, any fault) sends it on to the SDK, which answers it as it answers every other client. So the protocol's
-errors are known in one place, and the common call costs a quarter of what it otherwise would.
-"""
+"""Serves the HTTP edge with uvicorn, and stops it on a signal."""
 
 import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic
-from typing import Any, Final, cast
+from typing import Final
 
-import mcp_types as types
-import orjson
-import structlog
 import uvicorn
-from mcp.server.lowlevel import Server
-from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
-from mcp_types.methods import validate_client_request
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handoff.context import App
-from handoff.encoding import to_json
-from handoff.errors import HandoffError, Unavailable
-from handoff.model import Caller
 from handoff.operations import readiness
-from handoff.operations.alerts import BODY_BYTES_MAX, Alerts
-from handoff.server.asgi import (
-    ALLOW_POST,
-    CHALLENGE,
-    CLOSE,
-    RETRY_LATER,
-    Allowed,
-    RequestCutOff,
-    accepts_json,
-    disconnected,
-    has_duplicates,
-    host_names,
-    read_body,
-    refuse,
-    replay,
-    respond,
-)
-from handoff.server.auth import Tokens
-from handoff.server.calls import ClientGone, Reply, UnknownTool, call_tool
+from handoff.server.calls import call_tool
+from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
-from handoff.settings import Settings
-from handoff.telemetry import metrics
-from handoff.telemetry.calls import Arrival
 
-log = structlog.get_logger(__name__)
-
-MCP_PATH: Final = "/mcp"
-metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
-_GRACE_S: Final = 5  # how long a stop waits for calls in progress
-CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
-Readiness = Callable[[], Awaitable[str | None]]
-
-_DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
-_TWENTY_DIGITS: Final = b"0" * 20  # an integer of fewer has 64 bits
-_ANYONE: Final = Caller()
+_GRACE_S: Final = 5  # for which a stop waits for calls in progress
 
 
 async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
-    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP; `ready` is called once requests are answered."""
+    """Serve on a bound socket until SIGINT, SIGTERM or SIGHUP. Calls `ready` once requests are answered."""
     edge = Edge(
         build_server(app),
         app.settings,
@@ -87,7 +37,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here uses the client's address
+        proxy_headers=False,  # the client's address is not used
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_GRACE_S,
     )
@@ -95,7 +45,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which here releases waiting calls before it waits for them, and handles signals on the event loop."""
+    """uvicorn, but it ends waiting calls before it waits for open ones, and handles signals on the event loop."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, release: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,240 +66,13 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+            if signal.getsignal(name) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 loop.add_signal_handler(name, self.handle_exit, name, None)
         yield
 
 
 def _settle_memory() -> None:
-    """Objects made at the start live until the end: the garbage collector need not visit them (saves a tenth of a call)."""
+    """Exempt the objects made so far from garbage collection, because they live until the end. Saves a tenth of a call."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-
-
-class Edge:
-    """The service as an ASGI application."""
-
-    def __init__(
-        self,
-        server: Server[Any],
-        settings: Settings,
-        *,
-        readiness: Readiness,
-        tokens: Tokens | None = None,
-        call_tool: CallTool | None = None,
-        alerts: Alerts | None = None,
-        stateless: bool = True,
-        json_response: bool = True,
-    ) -> None:
-        self._settings = settings
-        self._tokens = tokens
-        self._readiness = readiness
-        self._call_tool = call_tool
-        self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
-        self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
-        self._origins = Allowed(
-            [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
-            settings.allowed_origins,
-        )
-        # Host and Origin were checked before the SDK sees a request, and bodies were bounded.
-        self._sdk: ASGIApp = server.streamable_http_app(
-            streamable_http_path=MCP_PATH,
-            json_response=json_response,
-            stateless_http=stateless,
-            max_request_body_size=settings.body_bytes_max,
-            transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-        )
-        stamp = to_json({types.SERVER_INFO_META_KEY: server.server_info_stamp})
-        self._end = {
-            is_error: b',"isError":%s,"resultType":"complete","_meta":%s}}' % (flag, stamp)
-            for is_error, flag in ((True, b"true"), (False, b"false"))
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._sdk(scope, receive, send)
-            return
-        received = monotonic()
-        status = 0
-        try:
-            status = await self._answer(scope, receive, send, received)
-        finally:
-            metrics.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> int:
-        """Answer a request; return the status that was sent, or 0 if none was."""
-        # httptools leaves white space around header values, and the protocol compares them without it.
-        scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        if len(headers) != len(raw) and has_duplicates(raw):
-            return await refuse(
-                send, 400, "header_twice", "A request may have only one Host, one Origin and one Authorization header."
-            )
-        if not self._hosts.holds(headers.get("host", "")):
-            return await refuse(
-                send,
-                421,
-                "host_not_allowed",
-                "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
-            )
-        if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await refuse(
-                send,
-                403,
-                "origin_not_allowed",
-                "This Origin may not call the service. The operator can allow it with HANDOFF_ALLOWED_ORIGINS.",
-            )
-        if scope["path"] == "/healthz":
-            return await respond(send, 200, to_json({"status": "alive"}))
-        if scope["path"] == "/readyz":
-            problem = await self._readiness()
-            state = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
-            return await respond(send, 200 if problem is None else 503, to_json(state))
-        if scope["path"] in self._notified:
-            return await self._notification(scope, receive, send, headers)
-        if scope["path"] != MCP_PATH:
-            return await refuse(
-                send,
-                404,
-                "not_found",
-                f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
-            )
-        caller = self._caller(headers)
-        if caller is None:
-            return await refuse(
-                send,
-                401,
-                "unauthorized",
-                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
-                CHALLENGE,
-            )
-        scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
-        return await self._mcp(scope, receive, send, headers, caller, received)
-
-    async def _notification(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
-        """Answer a notification from Alertmanager, once it is stored."""
-        if scope["method"] != "POST":
-            return await refuse(
-                send, 405, "method_not_allowed", "This path accepts only POST, from Alertmanager.", ALLOW_POST
-            )
-        caller = self._caller(headers)
-        if caller is None:
-            return await refuse(
-                send,
-                401,
-                "unauthorized",
-                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
-                CHALLENGE,
-            )
-        if "alerts" not in caller.scopes:
-            return await refuse(
-                send, 403, "scope_missing", "This token lacks the scope alerts. The operator sets scopes in the tokens file."
-            )
-        try:
-            body = await read_body(receive, headers, BODY_BYTES_MAX)
-        except RequestCutOff:
-            return 0
-        if body is None:
-            return await refuse(
-                send, 413, "body_too_large", f"The notification is larger than {BODY_BYTES_MAX} bytes.", CLOSE
-            )
-        try:
-            stored = await self._notified[scope["path"]](body)
-        except Unavailable as error:
-            return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
-        except HandoffError as error:
-            return await refuse(send, 400, error.code, f"{error.message} {error.hint}")
-        except Exception:
-            log.exception("alert.failed", path=scope["path"])
-            return await respond(
-                send,
-                500,
-                to_json({"error": {"code": "internal", "message": "The notification was not stored; the log says why."}}),
-            )
-        return await respond(send, 200, to_json({"stored": stored}))
-
-    async def _mcp(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
-    ) -> int:
-        try:
-            body = await read_body(receive, headers, self._settings.body_bytes_max)
-        except RequestCutOff:  # an unfinished request must not take effect
-            return 0
-        if body is None:
-            return await refuse(
-                send, 413, "body_too_large", f"The request is larger than {self._settings.body_bytes_max} bytes.", CLOSE
-            )
-        request = self._common_call(scope, headers, body)
-        if request is not None and self._call_tool is not None:
-            params = request["params"]
-            arrival = Arrival(received, params["_meta"], headers, len(body))
-            try:
-                reply = await self._call_tool(
-                    caller, params["name"], params.get("arguments") or {}, arrival, partial(disconnected, receive)
-                )
-            except ClientGone:
-                return 0
-            except UnknownTool:
-                pass
-            else:
-                return await respond(send, 200, self._envelope(request["id"], reply))
-        scope["handoff.size"] = len(body)
-        scope["handoff.gone"] = partial(disconnected, receive)
-        status = 0
-
-        async def send_noting_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        await self._sdk(scope, replay(body, receive), send_noting_status)
-        return status
-
-    def _caller(self, headers: dict[str, str]) -> Caller | None:
-        if self._tokens is None:
-            return _ANYONE
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        return self._tokens.caller(token.strip().encode("latin-1")) if kind.lower() == "bearer" else None
-
-    def _common_call(self, scope: Scope, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
-        """The request if it is a well-formed tool call of the current protocol; None if the SDK should answer it."""
-        if (
-            headers.get("mcp-method") != "tools/call"
-            or scope["method"] != "POST"
-            or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
-            or not headers.get("content-type", "").startswith("application/json")
-            or not accepts_json(headers.get("accept", ""))
-        ):
-            return None
-        if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
-            return None  # perhaps an integer above 64 bits, which orjson would round and the SDK's parser does not
-        try:
-            request = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or request.get("method") != "tools/call":
-            return None
-        if type(request.get("id")) not in (str, int) or len(headers) != len(scope["headers"]):  # a duplicate header
-            return None
-        if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
-            return None
-        params = cast("dict[str, Any]", request["params"])
-        try:
-            validate_client_request("tools/call", headers["mcp-protocol-version"], params)
-        except ValidationError:
-            return None
-        return request
-
-    def _envelope(self, request_id: str | int, reply: Reply) -> bytes:
-        """The JSON-RPC response around a reply, which is JSON already."""
-        text = orjson.dumps(reply.body.decode())
-        structured = b"" if reply.is_error else b',"structuredContent":' + reply.body
-        return b'{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":%s}]%s%s' % (
-            orjson.dumps(request_id),
-            text,
-            structured,
-            self._end[reply.is_error],
-        )

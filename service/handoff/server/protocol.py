@@ -1,4 +1,4 @@
-"""The binding to the MCP SDK: its server over our tools and resources, for every transport and both protocol eras."""
+"""The binding to the MCP SDK: a server for our tools and resources, for every transport and both protocol eras."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -38,13 +38,15 @@ from handoff.telemetry.calls import Arrival
 P = TypeVar("P")
 R = TypeVar("R")
 
-_TO_NOBODY: Final = Reply(b"{}", is_error=True)
+_UNREAD: Final = Reply(b"{}", is_error=True)  # for a client that is gone
 
 INSTRUCTIONS: Final = (
-    "Hand work over to another agent, durably. Sender: register_session, update_context as you work (decisions, questions, "
-    "files), then request_handoff. Receiver: get_inbox, accept_handoff (gives a brief and a token), work, "
-    "resolve_handoff action=complete with the token. Pass your own name as agent, always the same. A call that failed as "
-    "retryable may be repeated with the same idempotency_key: it takes effect once."
+    "Hand work over to another agent, durably. As the sender, call register_session, record your work with update_context "
+    "as you go (decisions, open questions, files), then call request_handoff. As the receiver, call get_inbox and "
+    "accept_handoff, which returns a brief and a lease token; work, calling renew_handoff before the lease expires; then "
+    "call resolve_handoff with action=complete and the token. Pass your own name as agent, the same in every call. Pass a "
+    "new idempotency_key in each call that accepts one: if the call fails with retryable=true, repeat it unchanged, key "
+    "included, and it takes effect only once."
 )
 _LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
 _SUBSCRIPTIONS_MAX: Final = 1_000
@@ -52,14 +54,14 @@ _SUBSCRIBED_URIS_MAX: Final = 100
 
 
 def build_server(app: App, local: Caller | None = None) -> Server[Any]:
-    """The SDK's server.
+    """Build the SDK's server for an App.
 
-    `local` is the caller where the transport does not say who calls: over stdio, the only client.
+    `local` is the caller where the transport does not identify it: over stdio, the only client.
     """
-    nobody = local or Caller()
+    default = local or Caller()
 
     def caller_of(ctx: ServerRequestContext[Any]) -> Caller:
-        return ctx.request.scope["handoff.caller"] if ctx.request is not None else nobody
+        return ctx.request.scope["handoff.caller"] if ctx.request is not None else default
 
     listed = types.ListToolsResult(tools=list_tools(app.settings))
     resources = types.ListResourcesResult(resources=list_resources())
@@ -76,7 +78,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         except UnknownTool:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}") from None
         except ClientGone:
-            reply = _TO_NOBODY
+            reply = _UNREAD
         return types.CallToolResult(
             content=[types.TextContent(text=reply.body.decode())],
             structured_content=None if reply.is_error else orjson.loads(reply.body),
@@ -127,7 +129,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         capabilities = server.get_capabilities(protocol_version=ctx.protocol_version)
         return types.DiscoverResult(
             supported_versions=list(MODERN_PROTOCOL_VERSIONS),
-            # What can be listened to is resources that change; which tools and resources there are never does.
+            # Single resources can change, but the lists of tools and resources never do.
             capabilities=capabilities.model_copy(
                 update={
                     "tools": types.ToolsCapability(list_changed=False),
@@ -142,7 +144,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
 
 
 def _answer(result: R) -> Callable[[ServerRequestContext[Any], types.PaginatedRequestParams | None], Awaitable[R]]:
-    """The handler of a list that never changes."""
+    """A handler that always returns `result`."""
 
     async def answer(_: ServerRequestContext[Any], __: types.PaginatedRequestParams | None) -> R:
         return result
@@ -153,7 +155,7 @@ def _answer(result: R) -> Callable[[ServerRequestContext[Any], types.PaginatedRe
 def _performed(
     app: App, method: str, handle: Callable[[ServerRequestContext[Any], P], Awaitable[R]]
 ) -> Callable[[ServerRequestContext[Any], P], Awaitable[R]]:
-    """The handler of a method, as a call that is recorded like every other."""
+    """The handler of a method, wrapped so that each call is recorded."""
     metrics.METHOD.admit(method)
 
     async def performed(ctx: ServerRequestContext[Any], params: P) -> R:
@@ -179,9 +181,12 @@ def _client_gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
 
 
 async def _check_subscription(app: App, caller: Caller, uris: list[str]) -> None:
-    """Raise MCPError unless all URIs are of inboxes and handoffs that the caller may read."""
+    """Raise MCPError unless all URIs name inboxes or handoffs that the caller may read."""
     if len(uris) > _SUBSCRIBED_URIS_MAX:
-        raise MCPError(types.INVALID_PARAMS, f"A subscription may name at most {_SUBSCRIBED_URIS_MAX} resources.")
+        raise MCPError(
+            types.INVALID_PARAMS,
+            f"A subscription can have at most {_SUBSCRIBED_URIS_MAX} resources. Open several subscriptions.",
+        )
     for uri in uris:
         try:
             await read(app, caller, uri, monotonic())
@@ -194,14 +199,14 @@ async def _check_subscription(app: App, caller: Caller, uris: list[str]) -> None
 
 _NOT_SUBSCRIBABLE: Final = Invalid(
     "not_subscribable",
-    "This URI can be read, but it never announces a change.",
+    "This URI can be read, but changes are not announced for it.",
     f"Subscribe to {' or '.join(resource.path for resource in RESOURCES if resource.is_subscribable)}, "
-    "written without a query and without percent-encoding.",
+    "without a query and without percent-encoding.",
 )
 
 
 def _as_mcp_error(error: HandoffError, uri: str | None = None) -> MCPError:
-    """The error as JSON-RPC knows it, with all that a tool would answer as its data."""
+    """The error in JSON-RPC's form. Its data are what a tool's reply would contain."""
     code = types.INTERNAL_ERROR if isinstance(error, Unavailable) or error.code == "internal" else types.INVALID_PARAMS
     about = {} if uri is None else {"uri": uri[:500]}
     return MCPError(code, f"{error.message} {error.hint}", data={**about, **error.as_dict()})

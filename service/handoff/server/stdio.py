@@ -1,4 +1,4 @@
-"""Serves one client over standard input and output. Standard output carries the protocol only."""
+"""Serves one client over standard input and output. Nothing but the protocol is written to standard output."""
 
 from mcp.server.stdio import stdio_server
 
@@ -8,7 +8,7 @@ from handoff.server.protocol import build_server
 
 
 async def serve_stdio(app: App, caller: Caller) -> None:
-    """Serve the client until it closes its side."""
+    """Serve the client until it closes its end."""
     async with stdio_server() as (read, write):
         server = build_server(app, caller)
         await server.run(read, write, server.create_initialization_options())

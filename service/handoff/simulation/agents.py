@@ -1,4 +1,4 @@
-"""Who is at work: names, what they are good at, and habits. All of it follows from the seed."""
+"""The simulated agents: their names, roles, capabilities and habits. Everything follows from the seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NAMES: Final = (
     "ken", "katherine", "niklaus", "karen", "dennis", "adele", "john", "mary", "robin", "sophie", "peter", "evelyn",
 )  # fmt: skip
 
-# What each role can take over. Every capability stands twice at least, so that two compete for it in a full house.
+# The capabilities of each role. Each one is listed at least twice, so that with all roles present two agents compete for it.
 ROLES: Final = {
     "backend": ("python", "sql"),
     "operations": ("deploy", "monitoring"),
@@ -27,24 +27,24 @@ ROLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How an agent works. Shares are of 1; times are as they are at the default pace."""
+    """How an agent works. Probabilities are from 0 to 1; times are those at the default pace."""
 
-    pause_s: float  # between two calls of one task
-    late_s: float  # from an offer until it is taken
-    diligence: int  # calls that write, in one part of a task
-    content_bytes: int  # of a common entry
-    curious: float  # how often it reads or searches before it writes
-    delegating: float  # how often it hands over to a capability rather than to a name
-    reminding: float  # how often it sets a deadline
-    renewing: float  # how often it renews its lease in the middle
-    repeating: float  # how often it makes a call again, as after an answer that was lost
-    clumsy: float  # mistakes a call
-    traced: float  # how many of its tasks are sampled
+    pause_s: float  # between two calls of the same task
+    response_delay_s: float  # from an offer until the agent sees it
+    writes: int  # calls to update_context in one part of a task
+    content_bytes: int  # of a typical entry
+    read_probability: float  # of reading or searching before each write
+    capability_probability: float  # of offering a handoff to a capability instead of a named agent
+    deadline_probability: float  # of setting a deadline on an offer
+    renew_probability: float  # of renewing the lease halfway through
+    repeat_probability: float  # of repeating a call, as after a lost answer
+    mistake_probability: float  # of a mistake before each call
+    sample_probability: float  # of a task's trace being sampled
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
-    """An agent."""
+class SimulatedAgent:
+    """An agent that takes part in the simulation."""
 
     name: str
     role: str
@@ -52,34 +52,33 @@ class Person:
     habits: Habits
 
 
-def dice(*seed: object) -> Random:
-    """Chance that is the same for the same seed, on every machine."""
-    return Random(":".join(map(str, seed)))  # noqa: S311 - a play, not a secret
+def seeded_random(*seed: object) -> Random:
+    """Return a generator that gives the same numbers for the same seed, on every machine."""
+    return Random(":".join(map(str, seed)))  # noqa: S311 - a simulation needs no secure randomness
 
 
-def cast(seed: int, names: Sequence[str], faults: Sequence[Fault] = ()) -> tuple[Person, ...]:
-    """The agents of these names, each with a role and habits."""
+def create_agents(seed: int, names: Sequence[str], faults: Sequence[Fault] = ()) -> tuple[SimulatedAgent, ...]:
+    """Create an agent for each name, with a role and habits."""
     roles = list(ROLES)
-    dice(seed, "roles").shuffle(roles)
-    return tuple(
-        Person(
-            name, roles[place % len(roles)], ROLES[roles[place % len(roles)]], _habits(dice(seed, "habits", name), faults)
-        )
-        for place, name in enumerate(names)
-    )
+    seeded_random(seed, "roles").shuffle(roles)
+    agents: list[SimulatedAgent] = []
+    for position, name in enumerate(names):
+        role = roles[position % len(roles)]
+        agents.append(SimulatedAgent(name, role, ROLES[role], _habits(seeded_random(seed, "habits", name), faults)))
+    return tuple(agents)
 
 
-def _habits(chance: Random, faults: Sequence[Fault]) -> Habits:
+def _habits(rng: Random, faults: Sequence[Fault]) -> Habits:
     return Habits(
-        pause_s=chance.uniform(1.5, 4.0),
-        late_s=chance.uniform(2.0, 12.0),
-        diligence=chance.randint(1, 4),
-        content_bytes=int(chance.lognormvariate(5.3, 0.5)),  # about 200
-        curious=chance.uniform(0.1, 0.5),
-        delegating=chance.uniform(0.1, 0.5),
-        reminding=chance.uniform(0.1, 0.4),
-        renewing=chance.uniform(0.1, 0.5),
-        repeating=chance.uniform(0.01, 0.05),
-        clumsy=chance.uniform(0.01, 0.08) + ("failing" in faults) * 0.7,
-        traced=chance.uniform(0.1, 0.5),
+        pause_s=rng.uniform(1.5, 4.0),
+        response_delay_s=rng.uniform(2.0, 12.0),
+        writes=rng.randint(1, 4),
+        content_bytes=int(rng.lognormvariate(5.3, 0.5)),  # about 200
+        read_probability=rng.uniform(0.1, 0.5),
+        capability_probability=rng.uniform(0.1, 0.5),
+        deadline_probability=rng.uniform(0.1, 0.4),
+        renew_probability=rng.uniform(0.1, 0.5),
+        repeat_probability=rng.uniform(0.01, 0.05),
+        mistake_probability=rng.uniform(0.01, 0.08) + ("failing" in faults) * 0.7,
+        sample_probability=rng.uniform(0.1, 0.5),
     )

@@ -1,4 +1,4 @@
-"""An agent's line to the service: opened, and opened again whenever it breaks."""
+"""A simulated agent's connection to the service, reopened whenever it breaks."""
 
 import asyncio
 import json
@@ -12,115 +12,119 @@ import httpx2
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
-from handoff.simulation.steps import STRANGE_REQUEST, Answer, Step
+from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step, error_code
 
-CALL_S_MAX: Final = 40.0  # longer than get_inbox may wait
-RETRY_S: Final = (0.5, 5.0)  # the first pause, and the longest
-TOKEN_S: Final = 15.0  # within which a service that runs has read a new token
+CALL_TIMEOUT_S: Final = 40.0  # longer than get_inbox may wait
+RETRY_S: Final = (0.5, 5.0)  # the first pause and the longest
+TOKEN_GRACE_S: Final = 15.0  # within this time a running service has read a new token
 RETRYABLE: Final = frozenset({"unavailable", "overloaded"})
-_NO_SERVICE: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
+_NOT_MCP: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 
 
-class Away(Exception):
-    """The service did not answer; whether the call took effect is not known."""
+class NoAnswer(Exception):
+    """The service did not answer. Whether the call took effect is unknown."""
 
 
-_BROKEN: Final = (Away, ExceptionGroup, httpx2.HTTPError, MCPError, OSError, TimeoutError)
+_CONNECTION_ERRORS: Final = (NoAnswer, ExceptionGroup, httpx2.HTTPError, MCPError, OSError, TimeoutError)
 
 
-class Unwelcome(Exception):
-    """These agents can't work there, and waiting does not help. The message says what to do."""
+class ServiceUnusable(Exception):
+    """The agents can't work with this service, and waiting does not help. The message says what to do."""
 
 
-class Line:
-    """One agent's connection. `run` keeps it; `call` uses it."""
+class AgentClient:
+    """One agent's connection. `run` keeps it open; `call` uses it."""
 
-    def __init__(self, url: str, agent: str, token: str | None, on_away: Callable[[], None]) -> None:
+    def __init__(self, url: str, agent: str, token: str | None, on_disconnect: Callable[[], None]) -> None:
         self.agent = agent
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        self._on_away = on_away
+        self._on_disconnect = on_disconnect
         self._client: Client | None = None
-        self._open = asyncio.Event()
-        self._was_open = False
-        self._began = monotonic()
+        self._connected = asyncio.Event()
+        self._was_connected = False
+        self._created_at = monotonic()
 
     async def run(self) -> None:
-        """Keep the line open until cancelled. Raises Unwelcome if it never can be."""
+        """Keep the connection open until cancelled. Raises ServiceUnusable if it can't be opened at all."""
         pauses = backoff()
         while True:
             try:
-                async with httpx2.AsyncClient(headers=self._headers, timeout=CALL_S_MAX) as http:
-                    await self._look(http)
+                async with httpx2.AsyncClient(headers=self._headers, timeout=CALL_TIMEOUT_S) as http:
+                    await self._check_service(http)
                     async with Client(streamable_http_client(self._url, http_client=http), cache=None) as client:
-                        self._client, self._was_open, pauses = client, True, backoff()
-                        self._open.set()
+                        self._client, self._was_connected, pauses = client, True, backoff()
+                        self._connected.set()
                         await asyncio.Event().wait()  # the client cancels this when its connection breaks
-            except _BROKEN:
+            except _CONNECTION_ERRORS:
                 pass
             finally:
-                self._open.clear()
+                self._connected.clear()
                 self._client = None
-            self._on_away()
+            self._on_disconnect()
             await asyncio.sleep(next(pauses))
 
-    async def _look(self, http: httpx2.AsyncClient) -> None:
+    async def _check_service(self, http: httpx2.AsyncClient) -> None:
         status = (await http.post(self._url, json={})).status_code
-        if self._was_open:  # then what is wrong now may pass
+        if self._was_connected:  # so the problem may be temporary
             return
-        if status == HTTPStatus.UNAUTHORIZED and (not self._headers or monotonic() > self._began + TOKEN_S):
-            raise Unwelcome(f"{self._url} does not know {self.agent}. Give each agent its token: --tokens-file, or --token")
         if status == HTTPStatus.UNAUTHORIZED:
-            raise Away
-        if status in _NO_SERVICE:
-            raise Unwelcome(f"What answers at {self._url} is no Handoff service. Start one with: make run")
+            if not self._headers or monotonic() > self._created_at + TOKEN_GRACE_S:
+                raise ServiceUnusable(
+                    f"{self._url} requires a valid token for {self.agent}."
+                    " Give each agent its token: --tokens-file or --token"
+                )
+            raise NoAnswer
+        if status in _NOT_MCP:
+            raise ServiceUnusable(f"The server at {self._url} is not a Handoff service. Start one with: make run")
 
     async def call(self, step: Step, traceparent: str) -> Answer:
-        """Make a step's call, once the line is open. A refusal is an answer with `error`. Raises Away."""
-        await self._open.wait()
+        """Make a step's call once the connection is open. A refusal is an answer with `error`. Raises NoAnswer."""
+        await self._connected.wait()
         client = self._client
         try:
-            async with asyncio.timeout(CALL_S_MAX):
-                if step.call == STRANGE_REQUEST:
-                    answer = await self._request_as_nobody()
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                if step.operation == UNKNOWN_CALLER_REQUEST:
+                    answer = await self._post_with_unknown_token()
                 elif client is None:
-                    raise Away
-                elif "://" in step.call:
-                    answer = await _read(client, step.call, traceparent)
+                    raise NoAnswer
+                elif "://" in step.operation:
+                    answer = await _read_resource(client, step.operation, traceparent)
                 else:
-                    answer = await _use(client, step, traceparent)
-        except _BROKEN as error:
-            raise Away from error
-        if answer.get("error", {}).get("code") in RETRYABLE:
-            raise Away
+                    answer = await _call_tool(client, step, traceparent)
+        except _CONNECTION_ERRORS as error:
+            raise NoAnswer from error
+        if error_code(answer) in RETRYABLE:
+            raise NoAnswer
         return {**answer, "answered_at": time()}
 
-    async def _request_as_nobody(self) -> Answer:
-        async with httpx2.AsyncClient(headers={"Authorization": "Bearer of-nobody"}, timeout=CALL_S_MAX) as http:
+    async def _post_with_unknown_token(self) -> Answer:
+        headers = {"Authorization": "Bearer of-nobody"}
+        async with httpx2.AsyncClient(headers=headers, timeout=CALL_TIMEOUT_S) as http:
             response = await http.post(self._url, json={})
         if response.status_code == HTTPStatus.UNAUTHORIZED:
             return {"error": {"code": "unauthorized"}}
         if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise Away
+            raise NoAnswer
         return {}
 
 
 def backoff() -> Generator[float]:
-    """Pauses in seconds, each about twice as long as the one before, up to a bound."""
-    pause_s, longest_s = RETRY_S
+    """Yield pauses in seconds, each about twice as long as the one before, up to a limit."""
+    pause_s, pause_s_max = RETRY_S
     while True:
-        yield pause_s * random.uniform(0.75, 1.0)  # noqa: S311 - so that not all come back at once
-        pause_s = min(longest_s, pause_s * 2)
+        yield pause_s * random.uniform(0.75, 1.0)  # noqa: S311 - so that the agents don't all reconnect at once
+        pause_s = min(pause_s_max, pause_s * 2)
 
 
-async def _use(client: Client, step: Step, traceparent: str) -> Answer:
-    result = await client.call_tool(step.call, step.arguments, meta={"traceparent": traceparent})
+async def _call_tool(client: Client, step: Step, traceparent: str) -> Answer:
+    result = await client.call_tool(step.operation, step.arguments, meta={"traceparent": traceparent})
     if result.is_error:
         return json.loads(getattr(result.content[0], "text", "{}"))
     return result.structured_content or {}
 
 
-async def _read(client: Client, uri: str, traceparent: str) -> Answer:
+async def _read_resource(client: Client, uri: str, traceparent: str) -> Answer:
     try:
         result = await client.read_resource(uri, meta={"traceparent": traceparent})
     except MCPError as error:

@@ -1,224 +1,232 @@
-"""The agents of one run: who has the next turn, what was answered, and whether the service is there."""
+"""Runs a schedule against a service: which scenario makes the next call, at what pace, and what happens at the end."""
 
 import asyncio
 import heapq
 import random
-from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
-from handoff.simulation import scenarios
-from handoff.simulation.agents import Fault
-from handoff.simulation.client import Away, Line, backoff
-from handoff.simulation.schedule import Act
-from handoff.simulation.steps import Answer, Play, Refused, Scene, Step, Task
+from handoff.simulation.cleanup import clean_up_session
+from handoff.simulation.client import AgentClient, NoAnswer, backoff
+from handoff.simulation.options import DEFAULT_PACE, SimulationOptions
+from handoff.simulation.schedule import ScheduledScenario
+from handoff.simulation.steps import Answer, ScenarioFailed, SimulatedSession, Step, Steps, Task, error_code
+from handoff.simulation.totals import Totals
 
-PACE: Final = 2.0  # calls a second; at this one, agents pause as their habits say
 PAUSE_S_MAX: Final = 600.0
-OPEN_ACTS_MAX: Final = 8  # an agent
-_SURPRISES_NAMED: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is asked of the agents. `tokens` is empty where the service needs none; `for_s` None is until a signal."""
-
-    url: str
-    names: Sequence[str]
-    seed: int = 1
-    pace: float = PACE
-    faults: Sequence[Fault] = ()
-    for_s: float | None = None
-    tokens: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was done so far. `unmeant` counts the codes of refusals that nobody meant; "none" is a mistake that passed."""
-
-    calls: int = 0
-    completed: int = 0
-    refused: int = 0
-    unmeant: Counter[str] = field(default_factory=Counter[str])
-
-    def note(self, step: Step, answer: Answer) -> None:
-        """Count a call that was answered."""
-        code = answer.get("error", {}).get("code", "")
-        self.calls += 1
-        self.refused += bool(code)
-        self.completed += answer.get("state") == "completed" and step.arguments.get("action") == "complete"
-        if code not in (step.refusals or ("",)):
-            self.unmeant[code or "none"] += 1
-
-    def __str__(self) -> str:
-        said = f"{self.calls} calls, {self.completed} handoffs completed, {self.refused} refused"
-        if self.unmeant:
-            named = ", ".join(f"{count} {code}" for code, count in self.unmeant.most_common(_SURPRISES_NAMED))
-            said += f" (not as meant: {named})"
-        return said
+SCENARIOS_PER_AGENT_MAX: Final = 8
+# At the end, one after another. Together they keep Ctrl-C within 2 s.
+PENDING_CALLS_S: Final = 0.3
+CANCEL_S: Final = 0.1
+CLEANUP_S: Final = 1.2
 
 
 @dataclass(slots=True, eq=False)
-class Playing:
-    """An act under way: its next step, and the trace of each task in it."""
+class RunningScenario:
+    """A scenario that has begun: its next step, and the trace of each task in it."""
 
-    scene: Scene
-    play: Play
-    step: Step
-    clearing: bool = False
-    traces: dict[Task, str] = field(default_factory=dict[Task, str])
+    session: SimulatedSession
+    steps: Steps
+    next_step: Step
+    cleaning_up: bool = False
+    traceparents: dict[Task, str] = field(default_factory=dict[Task, str])
 
     def traceparent(self) -> str:
-        """The W3C trace context of the task to which the next step belongs."""
-        task = self.step.task
-        if task not in self.traces:
+        """Return the W3C trace context of the next step's task."""
+        task = self.next_step.task
+        if task not in self.traceparents:
             trace_id, span_id = (random.getrandbits(bits) or 1 for bits in (128, 64))
-            self.traces[task] = f"00-{trace_id:032x}-{span_id:016x}-{'01' if task.sampled else '00'}"
-        return self.traces[task]
+            self.traceparents[task] = f"00-{trace_id:032x}-{span_id:016x}-{'01' if task.sampled else '00'}"
+        return self.traceparents[task]
 
-    def go_on(self, answer: Answer) -> bool:
-        """Take in an answer; whether there is a next step. A play that is refused is left, and what it began is ended."""
-        code = answer.get("error", {}).get("code", "")
+    def advance(self, answer: Answer) -> bool:
+        """Take an answer and return whether there is a next step. After an unexpected refusal the rest is cleanup."""
+        code = error_code(answer)
         try:
-            if code and code not in self.step.refusals:
-                self.step = self.play.throw(Refused(code))
+            if code and code not in self.next_step.expected_errors:
+                self.next_step = self.steps.throw(ScenarioFailed(code))
             else:
-                self.step = self.play.send(answer)
+                self.next_step = self.steps.send(answer)
         except StopIteration:
             return False
-        except Refused:
-            return self.clear_up()
+        except ScenarioFailed:
+            return self.start_cleanup()
         return True
 
-    def clear_up(self) -> bool:
-        """From now on only end what is open; whether anything is."""
-        if self.clearing or not self.scene.key or self.scene.closed:
+    def start_cleanup(self) -> bool:
+        """Replace the remaining steps by those that end what is open; return whether there are any."""
+        if self.cleaning_up or not self.session.key or self.session.closed:
             return False
-        self.clearing = True
-        self.play = scenarios.leave(self.scene)
-        self.step = next(self.play)
+        self.cleaning_up = True
+        self.steps = clean_up_session(self.session)
+        self.next_step = next(self.steps)
         return True
 
 
-class Company:
-    """The agents at work. Their lines are kept open by who made the company."""
+class Runner:
+    """Runs the scenarios of a schedule. `run` ends when it is told to; `close` must follow it.
 
-    def __init__(self, job: Job, script: Generator[Act]) -> None:
-        self.tally = Tally()
-        self.lines = {name: Line(job.url, name, job.tokens.get(name), self._miss) for name in job.names}
-        self._job = job
-        self._script = script
-        self._playing: set[Playing] = set()
-        self._due: list[tuple[float, int, Playing]] = []
-        self._count = 0
-        self._calls = 0
-        self._something_due = asyncio.Event()
-        self._dismissed = asyncio.Event()
-        self._there = asyncio.Event()
-        self._there.set()
-        self._missed_at = 0.0
+    `report` is given a sentence when the service stops answering, and when it answers again.
+    """
+
+    def __init__(
+        self, options: SimulationOptions, schedule: Generator[ScheduledScenario], report: Callable[[str], None]
+    ) -> None:
+        self.totals = Totals()
+        self._options = options
+        self._schedule = schedule
+        self._report = report
+        self._clients = {
+            name: AgentClient(options.url, name, options.tokens.get(name), self._unreachable) for name in options.names
+        }
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._running: set[RunningScenario] = set()
+        self._queue: list[tuple[float, int, RunningScenario]] = []  # a heap: due time, order of arrival
+        self._queued = 0
+        self._pending_calls = 0
+        self._queue_changed = asyncio.Event()
+        self._finishing = asyncio.Event()
+        self._reachable = asyncio.Event()
+        self._reachable.set()
+        self._unreachable_since = 0.0
 
     @property
-    def open_acts(self) -> int:
-        """How many acts are under way."""
-        return len(self._playing)
+    def open_scenarios(self) -> int:
+        """How many scenarios have begun and not ended."""
+        return len(self._running)
 
-    async def run(self) -> None:
-        """Give turns, `pace` a second, until dismissed: to the act that waits longest, else to a new one."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Let the agents work until `stop` is set or the time is over, and clean up. Raises ServiceUnusable.
+
+        While the service is unreachable, the agents wait for it.
+        """
+        self._tasks = [asyncio.create_task(client.run()) for client in self._clients.values()]
+        calls = asyncio.create_task(self._make_calls())
+        self._tasks += [calls, asyncio.create_task(stop.wait())]
+        ended, _ = await asyncio.wait(self._tasks, timeout=self._options.for_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()  # raises what went wrong
+        self._finishing.set()
+        self._queue_changed.set()
+        await asyncio.wait((calls,), timeout=PENDING_CALLS_S)
+        calls.cancel()
+        await asyncio.wait((calls,), timeout=CANCEL_S)
+        cleanup = asyncio.create_task(self._clean_up())
+        await asyncio.wait((cleanup,), timeout=CLEANUP_S)
+        cleanup.cancel()
+
+    async def close(self) -> None:
+        """Close the agents' connections."""
+        await _cancel(self._tasks)
+
+    async def _make_calls(self) -> None:
+        """Start calls at the chosen pace until the run ends. Ends with the calls that are pending."""
         at = monotonic()
-        async with asyncio.TaskGroup() as turns:
-            while not self._dismissed.is_set():
-                if self._calls:  # of which the first that is answered says that the service is there
-                    await self._there.wait()
-                playing = self._next()
-                if playing is None:
-                    await _wait(self._something_due, self._due[0][0] - monotonic() if self._due else None)
-                    self._something_due.clear()
+        async with asyncio.TaskGroup() as calls:
+            while not self._finishing.is_set():
+                if self._pending_calls:  # the first of them to be answered shows that the service is reachable
+                    await self._reachable.wait()
+                scenario = self._next_scenario()
+                if scenario is None:
+                    await _wait(self._queue_changed, self._queue[0][0] - monotonic() if self._queue else None)
+                    self._queue_changed.clear()
                     continue
-                self._calls += 1
-                turns.create_task(self._turn(playing))
-                at = max(at + 1 / self._job.pace, monotonic() - 1)  # what was missed for longer is not made up for
-                await _wait(self._dismissed, at - monotonic())
+                self._pending_calls += 1
+                calls.create_task(self._make_call(scenario))
+                at = max(at + 1 / self._options.pace, monotonic() - 1)  # a delay of more than 1 s is not made up for
+                await _wait(self._finishing, at - monotonic())
 
-    def dismiss(self) -> None:
-        """Give no more turns. `run` ends with the calls that are under way."""
-        self._dismissed.set()
-        self._something_due.set()
+    def _next_scenario(self) -> RunningScenario | None:
+        """Return the scenario that has been due for longest.
 
-    async def clear_up(self) -> None:
-        """End what is open in the acts under way, without pauses."""
-        await asyncio.gather(*(self._clear_up(playing) for playing in self._playing))
-
-    async def _clear_up(self, playing: Playing) -> None:
-        unclear = playing.clearing or playing.clear_up()
-        while unclear:
-            try:
-                answer = await self.lines[playing.step.task.agent].call(playing.step, playing.traceparent())
-            except Away:
-                return
-            self.tally.note(playing.step, answer)
-            unclear = playing.go_on(answer)
-
-    def _next(self) -> Playing | None:
-        """Whose turn it is. New acts begin while there are fewer than agents, or nobody else is ready."""
-        count, agents = len(self._playing), len(self._job.names)
-        nobody_ready = not self._due or self._due[0][0] > monotonic()
-        if count < agents or (nobody_ready and count < agents * OPEN_ACTS_MAX):
-            act = next(self._script)
-            playing = Playing(act.scene, act.play, next(act.play))
-            self._playing.add(playing)
-            self._queue(playing, 0.0)
-        if self._due and self._due[0][0] <= monotonic():
-            return heapq.heappop(self._due)[2]
+        A new one begins while there are fewer than agents, or when no other is due.
+        """
+        count, agents = len(self._running), len(self._options.names)
+        none_due = not self._queue or self._queue[0][0] > monotonic()
+        if count < agents or (none_due and count < agents * SCENARIOS_PER_AGENT_MAX):
+            scheduled = next(self._schedule)
+            scenario = RunningScenario(scheduled.session, scheduled.steps, next(scheduled.steps))
+            self._running.add(scenario)
+            self._enqueue(scenario, 0.0)
+        if self._queue and self._queue[0][0] <= monotonic():
+            return heapq.heappop(self._queue)[2]
         return None
 
-    def _queue(self, playing: Playing, after_s: float) -> None:
-        self._count += 1
-        heapq.heappush(self._due, (monotonic() + after_s, self._count, playing))
-        self._something_due.set()
+    def _enqueue(self, scenario: RunningScenario, after_s: float) -> None:
+        self._queued += 1
+        heapq.heappush(self._queue, (monotonic() + after_s, self._queued, scenario))
+        self._queue_changed.set()
 
-    async def _turn(self, playing: Playing) -> None:
+    async def _make_call(self, scenario: RunningScenario) -> None:
         try:
-            answer = await self._answer(playing)
+            answer = await self._call_until_answered(scenario)
         finally:
-            self._calls -= 1
-        self.tally.note(playing.step, answer)
-        if playing.go_on(answer):
-            step = playing.step
-            self._queue(playing, min(PAUSE_S_MAX, step.pause_s * PACE / self._job.pace) + step.wait_s)
+            self._pending_calls -= 1
+        self.totals.add(scenario.next_step, answer)
+        if scenario.advance(answer):
+            step = scenario.next_step
+            pause_s = min(PAUSE_S_MAX, step.pause_s * DEFAULT_PACE / self._options.pace)
+            self._enqueue(scenario, pause_s + step.wait_s)
         else:
-            self._playing.discard(playing)
-            self._something_due.set()
+            self._running.discard(scenario)
+            self._queue_changed.set()
 
-    async def _answer(self, playing: Playing) -> Answer:
-        """Make the call, again and again until it is answered: its key makes that safe."""
+    async def _call_until_answered(self, scenario: RunningScenario) -> Answer:
+        """Make the scenario's next call, repeatedly until it is answered; its idempotency key makes that safe."""
         pauses = backoff()
         while True:
             try:
-                answer = await self.lines[playing.step.task.agent].call(playing.step, playing.traceparent())
-            except Away:
-                self._miss()
+                answer = await self._call(scenario)
+            except NoAnswer:
+                self._unreachable()
                 await asyncio.sleep(next(pauses))
             else:
-                self._find()
+                self._reachable_again()
                 return answer
 
-    def _miss(self) -> None:
-        if self._there.is_set():
-            self._there.clear()
-            self._missed_at = monotonic()
-            print(f"{self._job.url} does not answer. The agents go on when it does.", flush=True)
+    async def _call(self, scenario: RunningScenario) -> Answer:
+        step = scenario.next_step
+        return await self._clients[step.task.agent].call(step, scenario.traceparent())
 
-    def _find(self) -> None:
-        if not self._there.is_set():
-            self._there.set()
-            print(f"{self._job.url} answers again, after {monotonic() - self._missed_at:.0f} s.", flush=True)
+    async def _clean_up(self) -> None:
+        """End what is open in all running scenarios, without pauses."""
+        await asyncio.gather(*(self._clean_up_scenario(scenario) for scenario in self._running))
+
+    async def _clean_up_scenario(self, scenario: RunningScenario) -> None:
+        has_step = scenario.cleaning_up or scenario.start_cleanup()
+        while has_step:
+            try:
+                answer = await self._call(scenario)
+            except NoAnswer:
+                return
+            self.totals.add(scenario.next_step, answer)
+            has_step = scenario.advance(answer)
+
+    def _unreachable(self) -> None:
+        if self._reachable.is_set():
+            self._reachable.clear()
+            self._unreachable_since = monotonic()
+            self._report(f"{self._options.url} does not answer. The agents continue when it does.")
+
+    def _reachable_again(self) -> None:
+        if not self._reachable.is_set():
+            self._reachable.set()
+            self._report(f"{self._options.url} answers again, after {monotonic() - self._unreachable_since:.0f} s.")
 
 
 async def _wait(event: asyncio.Event, for_s: float | None) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(for_s):
             await event.wait()
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks until all have ended: a client whose connection breaks just then may swallow a cancellation."""
+    while any(not task.done() for task in tasks):
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=CANCEL_S)
+    await asyncio.gather(*tasks, return_exceptions=True)

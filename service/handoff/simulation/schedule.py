@@ -1,5 +1,6 @@
-"""The script of a working day without end: which scene follows which, who plays in it, and how it goes. All of it follows
-from the seed; the service's answers only fill in keys, ids and tokens.
+"""The endless schedule of a simulation: which scenario comes next, who takes part, and how it goes.
+
+Everything follows from the seed; the service's answers only fill in keys, ids and tokens.
 """
 
 from collections.abc import Generator, Sequence
@@ -8,82 +9,87 @@ from random import Random
 from typing import Final, TypeVar
 
 from handoff.model import RequestType
-from handoff.simulation import scenarios
-from handoff.simulation.agents import Fault, Person, cast, dice
-from handoff.simulation.mistakes import clumsily
-from handoff.simulation.scenarios import Plot
-from handoff.simulation.steps import Play, Scene
+from handoff.simulation import fault_scenarios, scenarios
+from handoff.simulation.agents import Fault, SimulatedAgent, create_agents, seeded_random
+from handoff.simulation.mistakes import with_mistakes
+from handoff.simulation.scenarios import Scenario
+from handoff.simulation.steps import SimulatedSession, Steps
 from handoff.simulation.text import TOPICS
 
 T = TypeVar("T")
 
-# Dealt from a shuffled deck rather than by dice, so that each of them happens within a few minutes.
-PLOTS: Final[tuple[Plot, ...]] = (
-    *(scenarios.finished,) * 6,
-    scenarios.taken_late,
+# A batch is shuffled rather than drawn from at random, so that each scenario happens within a few minutes.
+SCENARIO_BATCH: Final[tuple[Scenario, ...]] = (
+    *(scenarios.completed,) * 6,
+    scenarios.accepted_late,
     *(scenarios.rejected,) * 2,
-    scenarios.withdrawn,
+    scenarios.cancelled,
     *(scenarios.blocked,) * 2,
-    *(scenarios.lapsed,) * 2,
-    scenarios.forgotten,
-    scenarios.overdue,
-    scenarios.relayed,
-    *(scenarios.rounds,) * 2,
+    *(scenarios.lease_lapsed,) * 2,
+    scenarios.abandoned,
+    scenarios.deadline_missed,
+    scenarios.handed_back,
+    *(scenarios.inbox_and_cleanup,) * 2,
 )
-REQUEST_TYPES: Final[tuple[RequestType, ...]] = (
+REQUEST_TYPE_BATCH: Final[tuple[RequestType, ...]] = (
     "context_transfer",
     "context_transfer",
     "full_handoff",
     "collaboration",
 )
-# What a fault puts on top of each deck, so that it shows at once and goes on.
-FAULT_PLOTS: Final[dict[Fault, tuple[Plot, ...]]] = {
-    "silent": (scenarios.forgotten,) * 10,
-    "ping-pong": (scenarios.volley,) * 2,
-    "growing": (scenarios.swelling,) * 2,
+# Added before each batch, so that the fault shows at once and continues.
+FAULT_SCENARIOS: Final[dict[Fault, tuple[Scenario, ...]]] = {
+    "silent": (scenarios.abandoned,) * 10,
+    "ping-pong": (fault_scenarios.ping_pong,) * 2,
+    "growing": (fault_scenarios.growing,) * 2,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
-    """A scene, the name of its plot, and its play."""
+class ScheduledScenario:
+    """A scenario that is ready to run: its name, its session and its steps."""
 
-    plot: str
-    scene: Scene
-    play: Play
+    name: str
+    session: SimulatedSession
+    steps: Steps
 
 
-def acts(
+def scheduled_scenarios(
     seed: int, names: Sequence[str], faults: Sequence[Fault] = (), *, run: str = "", with_tokens: bool = False
-) -> Generator[Act]:
-    """One act after the other, without end. `run` begins every idempotency key: no two runs may share it."""
-    people = cast(seed, names, faults)
-    plot_of = _dealt(dice(seed, "plots"), PLOTS, [plot for fault in faults for plot in FAULT_PLOTS.get(fault, ())])
-    kind_of = _dealt(dice(seed, "types"), REQUEST_TYPES, ())
+) -> Generator[ScheduledScenario]:
+    """Yield one scenario after another, without end.
+
+    `run` is the prefix of every idempotency key and must be different for each run. The labels given to `seeded_random` are
+    part of the seed: changing one changes every schedule.
+    """
+    agents = create_agents(seed, names, faults)
+    fault_batch = [scenario for fault in faults for scenario in FAULT_SCENARIOS.get(fault, ())]
+    batches = _shuffled_batches(seeded_random(seed, "plots"), SCENARIO_BATCH, fault_batch)
+    request_types = _shuffled_batches(seeded_random(seed, "types"), REQUEST_TYPE_BATCH, ())
     number = 0
     while True:
         number += 1
-        plot, kind, chance = next(plot_of), next(kind_of), dice(seed, "act", number)
-        scene = _scene(f"{run}/{number}", chance, people, plot)
-        scene.faults, scene.with_tokens = frozenset(faults), with_tokens
-        yield Act(plot.__name__, scene, clumsily(scene, plot(scene, kind)))
+        scenario, request_type, rng = next(batches), next(request_types), seeded_random(seed, "act", number)
+        session = _session(f"{run}/{number}", rng, agents, scenario)
+        session.faults, session.with_tokens = frozenset(faults), with_tokens
+        yield ScheduledScenario(scenario.__name__, session, with_mistakes(session, scenario(session, request_type)))
 
 
-def _scene(name: str, chance: Random, people: tuple[Person, ...], plot: Plot) -> Scene:
-    if plot is scenarios.volley:
-        sender, receiver = people[:2]
-    elif plot is scenarios.swelling:
-        receiver, sender = people[:2]
+def _session(name: str, rng: Random, agents: tuple[SimulatedAgent, ...], scenario: Scenario) -> SimulatedSession:
+    if scenario is fault_scenarios.ping_pong:  # always the same two
+        sender, receiver = agents[:2]
+    elif scenario is fault_scenarios.growing:  # always the same agent writes
+        receiver, sender = agents[:2]
     else:
-        sender, receiver = chance.sample(people, 2)
-    capability = chance.choice(receiver.capabilities) if chance.random() < sender.habits.delegating else ""
-    strangers = [it for it in people if it not in (sender, receiver) and capability not in it.capabilities]
-    stranger = chance.choice(strangers) if strangers else None
-    return Scene(name, chance, chance.choice(TOPICS), sender, receiver, stranger, people, capability=capability)
+        sender, receiver = rng.sample(agents, 2)
+    capability = rng.choice(receiver.capabilities) if rng.random() < sender.habits.capability_probability else ""
+    outsiders = [agent for agent in agents if agent not in (sender, receiver) and capability not in agent.capabilities]
+    outsider = rng.choice(outsiders) if outsiders else None
+    return SimulatedSession(name, rng, rng.choice(TOPICS), sender, receiver, outsider, agents, capability=capability)
 
 
-def _dealt(chance: Random, cards: Sequence[T], on_top: Sequence[T]) -> Generator[T]:
+def _shuffled_batches(rng: Random, batch: Sequence[T], before_each: Sequence[T]) -> Generator[T]:
     while True:
-        deck = list(cards)
-        chance.shuffle(deck)
-        yield from (*on_top, *deck)
+        shuffled = list(batch)
+        rng.shuffle(shuffled)
+        yield from (*before_each, *shuffled)

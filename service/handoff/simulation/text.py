@@ -1,19 +1,19 @@
-"""What agents write: sentences about plausible engineering work, from a few bytes to a few KB, and rarely much more."""
+"""What the agents write: sentences about plausible engineering work, usually a few bytes to a few KB, rarely much more."""
 
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 LARGE_BYTES: Final = (20_000, 60_000)
-LARGE_SHARE: Final = 0.01
-COMMON_BYTES_MAX: Final = 6_000
+LARGE_PROBABILITY: Final = 0.01
+TYPICAL_BYTES_MAX: Final = 6_000
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A piece of work, with the words that its sentences are made of."""
+    """A piece of work, with the words that fill its sentences."""
 
     title: str
     things: tuple[str, ...]
@@ -133,89 +133,89 @@ _OBSTACLES: Final = ("Waiting for the owner of {file}.", "{thing} is locked by a
 _OUTCOMES: Final = ("{thing} is done: {number} tests pass.", "Done. We {choice}.", "{file} is changed and reviewed.")
 
 
-def sentence(chance: Random, topic: Topic, patterns: tuple[str, ...]) -> str:
-    """One sentence about a topic."""
-    number = chance.randint(2, 400)
-    text = chance.choice(patterns).format(
-        thing=chance.choice(topic.things),
-        file=chance.choice(topic.files),
-        choice=chance.choice(topic.choices),
+def sentence(rng: Random, topic: Topic, patterns: tuple[str, ...]) -> str:
+    """Return one sentence about a topic."""
+    number = rng.randint(2, 400)
+    text = rng.choice(patterns).format(
+        thing=rng.choice(topic.things),
+        file=rng.choice(topic.files),
+        choice=rng.choice(topic.choices),
         number=number,
-        more=number + chance.randint(5, 4_000),
+        more=number + rng.randint(5, 4_000),
     )
     return text[0].upper() + text[1:]
 
 
-def instructions(chance: Random, topic: Topic) -> str:
-    """What a receiver is to do."""
-    return sentence(chance, topic, _INSTRUCTIONS)
+def instructions(rng: Random, topic: Topic) -> str:
+    """Return instructions for the receiver of a handoff."""
+    return sentence(rng, topic, _INSTRUCTIONS)
 
 
-def rejection(chance: Random, topic: Topic) -> str:
-    """Why an offer is not taken."""
-    return sentence(chance, topic, _REJECTIONS)
+def rejection(rng: Random, topic: Topic) -> str:
+    """Return a reason for rejecting an offer."""
+    return sentence(rng, topic, _REJECTIONS)
 
 
-def obstacle(chance: Random, topic: Topic) -> str:
-    """Why work can't go on."""
-    return sentence(chance, topic, _OBSTACLES)
+def obstacle(rng: Random, topic: Topic) -> str:
+    """Return a reason why work is blocked."""
+    return sentence(rng, topic, _OBSTACLES)
 
 
-def outcome(chance: Random, topic: Topic) -> str:
-    """What came of it."""
-    return sentence(chance, topic, _OUTCOMES)
+def outcome(rng: Random, topic: Topic) -> str:
+    """Return the outcome of a completed handoff."""
+    return sentence(rng, topic, _OUTCOMES)
 
 
-def query(chance: Random, topic: Topic) -> str:
-    """What somebody might search for."""
-    thing = chance.choice(topic.things).removeprefix("the ")
-    return chance.choice((thing, f'"{thing}"', f"{thing.split()[0]} or tests", f"{thing.split()[-1]} -todo"))
+def query(rng: Random, topic: Topic) -> str:
+    """Return a search query."""
+    thing = rng.choice(topic.things).removeprefix("the ")
+    return rng.choice((thing, f'"{thing}"', f"{thing.split()[0]} or tests", f"{thing.split()[-1]} -todo"))
 
 
-def question(chance: Random, topic: Topic) -> Entry:
-    """A question that stays open until it is superseded."""
-    return {"type": "message", "content": sentence(chance, topic, _QUESTIONS), "metadata": {"question": True}}
+def question(rng: Random, topic: Topic) -> Entry:
+    """Return a question, which stays open until it is superseded."""
+    return {"type": "message", "content": sentence(rng, topic, _QUESTIONS), "metadata": {"question": True}}
 
 
-def answer(chance: Random, topic: Topic, sequence: int) -> Entry:
-    """The decision that closes a question."""
-    return {"type": "decision", "content": sentence(chance, topic, _ANSWERS), "supersedes": [sequence]}
+def answer(rng: Random, topic: Topic, sequence: int) -> Entry:
+    """Return the decision that answers the question with this sequence number."""
+    return {"type": "decision", "content": sentence(rng, topic, _ANSWERS), "supersedes": [sequence]}
 
 
-def summary(chance: Random, topic: Topic) -> Entry:
-    """Where the work stands."""
-    return {"type": "summary", "content": sentence(chance, topic, _SUMMARIES)}
+def summary(rng: Random, topic: Topic) -> Entry:
+    """Return a summary of the work so far."""
+    return {"type": "summary", "content": sentence(rng, topic, _SUMMARIES)}
 
 
-def entry(chance: Random, topic: Topic, content_bytes: int) -> Entry:
-    """Something that was said, read, done or decided, of `content_bytes` more or less, and rarely much more."""
-    if chance.random() < LARGE_SHARE:
-        size = chance.randint(*LARGE_BYTES)
+def entry(rng: Random, topic: Topic, content_bytes: int) -> Entry:
+    """Return a message, tool call, file, decision or system entry of roughly `content_bytes`, rarely much more."""
+    if rng.random() < LARGE_PROBABILITY:
+        size_bytes = rng.randint(*LARGE_BYTES)
     else:
-        size = min(COMMON_BYTES_MAX, int(content_bytes * chance.lognormvariate(0, 0.9)))
-    kind = chance.choices(("message", "tool_call", "file", "decision", "system"), (9, 4, 3, 2, 1))[0]
+        size_bytes = min(TYPICAL_BYTES_MAX, int(content_bytes * rng.lognormvariate(0, 0.9)))
+    kind = rng.choices(("message", "tool_call", "file", "decision", "system"), (9, 4, 3, 2, 1))[0]
     match kind:
         case "tool_call":
-            return {"type": kind, "content": text(chance, topic, size, _OUTPUTS)}
+            return {"type": kind, "content": text(rng, topic, size_bytes, _OUTPUTS)}
         case "file":
-            path = chance.choice(topic.files)
-            return {"type": kind, "content": text(chance, topic, size), "metadata": {"path": path}}
+            path = rng.choice(topic.files)
+            return {"type": kind, "content": text(rng, topic, size_bytes), "metadata": {"path": path}}
         case "decision":
-            return {"type": kind, "content": sentence(chance, topic, _DECISIONS)}
+            return {"type": kind, "content": sentence(rng, topic, _DECISIONS)}
         case "system":
-            return {"type": kind, "content": f"Context {chance.randint(20, 95)} % full."}
-        case _ if size < 40:
-            return {"type": kind, "content": chance.choice(_SHORT)}
+            return {"type": kind, "content": f"Context {rng.randint(20, 95)} % full."}
+        case _ if size_bytes < 40:
+            return {"type": kind, "content": rng.choice(_SHORT)}
         case _:
-            return {"type": kind, "content": text(chance, topic, size)}
+            return {"type": kind, "content": text(rng, topic, size_bytes)}
 
 
-def text(chance: Random, topic: Topic, size: int, patterns: tuple[str, ...] = _MESSAGES) -> str:
-    """Sentences of about `size` bytes together. A large text repeats itself, as logs do."""
+def text(rng: Random, topic: Topic, size_bytes: int, patterns: tuple[str, ...] = _MESSAGES) -> str:
+    """Return sentences of about `size_bytes` in total. A large text repeats itself, as logs do."""
     sentences: list[str] = []
     length = 0
-    while length < size and len(sentences) < 40:
-        sentences.append(sentence(chance, topic, patterns))
+    while length < size_bytes and len(sentences) < 40:
+        sentences.append(sentence(rng, topic, patterns))
         length += len(sentences[-1]) + 1
     block = "\n".join(sentences)
-    return (block + "\n") * (size // (len(block) + 1)) + block if length < size else block
+    return (block + "\n") * (size_bytes // (len(block) + 1)) + block if length < size_bytes else block

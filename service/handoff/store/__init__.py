@@ -1,1 +1,4 @@
-"""SQL, each statement beside the function that runs it. Functions take a connection; edges own the transaction."""
+"""SQL, with each statement beside the function that runs it.
+
+Functions take a connection; the caller owns the transaction.
+"""

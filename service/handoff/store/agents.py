@@ -1,4 +1,4 @@
-"""Agents and the capabilities that they have declared."""
+"""Agents and the capabilities they have declared."""
 
 from handoff.store.connect import Connection
 
@@ -12,15 +12,15 @@ WITH_CAPABILITY = "SELECT name FROM agent WHERE capabilities @> ARRAY[$1] LIMIT 
 
 
 async def declare(conn: Connection, name: str, capabilities: list[str]) -> None:
-    """Say what an agent can take on; this replaces what it said before."""
+    """Set the capabilities of an agent, replacing those it declared before."""
     await conn.execute(DECLARE, name, capabilities)
 
 
 async def capabilities(conn: Connection, name: str) -> list[str]:
-    """What the agent has declared; nothing, if it never did."""
+    """Return the capabilities that the agent has declared; empty if it never declared any."""
     return await conn.fetchval(CAPABILITIES, name) or []
 
 
 async def with_capability(conn: Connection, capability: str) -> list[str]:
-    """The agents that have declared this capability, at most 1,000."""
+    """Return the names of the agents that have declared this capability, at most 1,000."""
     return [row["name"] for row in await conn.fetch(WITH_CAPABILITY, capability)]

@@ -1,4 +1,7 @@
-"""Alerts that were told of, and the Watchdog's heartbeat. The newest 10,000 that are over are kept, and all that fire."""
+"""Alerts received from Alertmanager or raised by the worker, and the heartbeat of Prometheus's Watchdog alert.
+
+All firing alerts are kept, and the 10,000 newest resolved ones.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,11 +12,12 @@ from asyncpg import Record
 from handoff.encoding import to_json
 from handoff.store.connect import Connection
 
-KEPT = 10_000
-# Of an alert that fires: four times as long as Alertmanager's route to us repeats it. Its end is not told while something
-# worse mutes it, or a silence; one that was only silent fires again with the first notification after that.
+KEPT = 10_000  # resolved alerts
+# A firing alert that no notification has mentioned for this long is resolved: four times Alertmanager's repeat interval for
+# our receiver. Alertmanager sends no resolution while the alert is inhibited or silenced. If it is in fact still firing, the
+# first notification afterwards makes it fire again.
 FORGOTTEN_AFTER = "2 hours"
-LATE_AT_MOST = "10 minutes"  # notifications may arrive in any order: what was over so short a while ago stays over
+LATE_AT_MOST = "10 minutes"  # notifications can arrive out of order: an alert resolved this recently stays resolved
 _STAYS = f"alert.status = 'resolved' AND alert.updated_at > now() - interval '{LATE_AT_MOST}'"
 
 RECORD = f"""
@@ -61,47 +65,56 @@ TOLD = "UPDATE watchdog SET told = $1"
 
 
 async def record(conn: Connection, alerts: Sequence[dict[str, Any]]) -> list[Record]:
-    """Keep alerts, each pair of fingerprint and start once. Rows of (labels, status, was); `was` is None for a new one."""
+    """Insert or update alerts, one row per fingerprint and start time, and delete the oldest resolved ones.
+
+    Returns rows of (labels, status, was). `was` is the previous status, or None if the alert is new.
+    """
     rows = await conn.fetch(RECORD, to_json(alerts).decode())
     await conn.execute(TRIM, KEPT)
     return rows
 
 
 async def forget(conn: Connection, but: str) -> None:
-    """End alerts that nobody has told of for so long that their end was missed; never the one with fingerprint `but`."""
+    """Resolve firing alerts that no notification has mentioned for FORGOTTEN_AFTER: their resolution was missed.
+
+    The alert whose fingerprint is `but` is left alone.
+    """
     await conn.execute(FORGET, but)
 
 
 async def page(
     conn: Connection, *, before: tuple[bool, datetime, str], status: str | None, limit: int
 ) -> tuple[list[Record], Record | None]:
-    """Alerts, those that fire first, then the newest first; and the last of the page if there are more."""
+    """Return a page of alerts, firing ones first, then newest first, and its last row if more follow (otherwise None)."""
     rows = await conn.fetch(PAGE, *before, status, limit + 1)
     return rows[:limit], rows[limit - 1] if len(rows) > limit else None
 
 
 async def heard(conn: Connection, evaluated_at: datetime) -> None:
-    """A heartbeat; one older than the newest changes nothing."""
+    """Record a Watchdog heartbeat; one older than the newest changes nothing."""
     await conn.execute(HEARD, evaluated_at)
 
 
 async def watchdog(conn: Connection) -> Record:
-    """(age_s, silent_since, told): seconds since the newest heartbeat, None if there never was one."""
+    """Return the Watchdog's row: (age_s, silent_since, told).
+
+    `age_s` is the number of seconds since the newest heartbeat, or None if there has never been one.
+    """
     row = await conn.fetchrow(WATCHDOG)
-    assert row is not None  # noqa: S101 - the migration made it
+    assert row is not None  # noqa: S101 - the migration inserts it
     return row
 
 
 async def silent(conn: Connection) -> datetime | None:
-    """It has fallen silent; since when, or None if that was known."""
+    """Mark the Watchdog as silent; return since when, or None if it was already marked."""
     return await conn.fetchval(SILENT)
 
 
 async def back(conn: Connection, since: datetime) -> datetime | None:
-    """It is heard again; when, or None if that was known."""
+    """Clear the silence that began at `since`; return the time now, or None if it was already cleared."""
     return await conn.fetchval(BACK, since)
 
 
 async def told(conn: Connection, status: str) -> None:
-    """What was said last outside of Alertmanager."""
+    """Record the status that was last sent to the Watchdog webhook, which bypasses Alertmanager."""
     await conn.execute(TOLD, status)

@@ -1,9 +1,9 @@
-"""The append, by group commit: what waits goes as one statement over arrays, and each caller is answered after its commit.
+"""Appends with group commit: waiting appends go to Postgres as one statement over arrays.
 
-Nothing waits for a timer: a batch is what has gathered while the one before it was committing, so a lone append pays
-nothing for it, and under load one round trip, one lock a session and one flush to disk serve up to `append_batch_max`
-appends. The statement joins set-wise: an item that can't be applied (no such session, not a writer, wrong
-expected_sequence) is a row that says why, and does not fail its neighbours.
+Each caller is answered after the commit. No timer is involved: a batch is whatever arrived while the previous one was being
+committed. A lone append therefore pays nothing for batching, and under load one round trip, one row lock per session and one
+flush to disk serve up to `append_batch_max` appends. An item that cannot be applied (unknown session, not a writer, wrong
+expected_sequence) comes back as a row that says why; it does not fail the rest of the batch.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
 
-# Sessions are locked in the order of their keys, so that processes cannot deadlock. Under read committed the locked
-# rows are the newest ones, whatever this statement's snapshot says; `prior` does see the snapshot only, so a key that
-# another process has just used fails the statement by its primary key, and the batch is run again item by item.
+# Sessions are locked in key order, so that two processes cannot deadlock on them. At READ COMMITTED the locked rows are the
+# newest versions, whatever this statement's snapshot contains. The idempotency lookup (`m`) sees only the snapshot, so a key
+# that another process has just used violates the primary key; the batch is then run again item by item.
 APPEND = """
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
@@ -77,13 +77,12 @@ WITH item AS MATERIALIZED (
      ORDER BY id, i
 ), written AS (
     INSERT INTO context_entry (session_id, sequence, type, content, metadata, supersedes, size_bytes, content_hash, author,
-                               created_at, processing_ms)
+                               created_at)
     SELECT f.id, f.base + e.ordinal, e.type, e.content, e.metadata::jsonb,
            CASE WHEN e.supersedes <> '' THEN string_to_array(e.supersedes, ',')::bigint[] END,
-           e.size_bytes, e.content_hash, f.agent, now(), e.processing_ms
-      FROM unnest($10::int[], $11::int[], $12::text[], $13::text[], $14::text[], $15::text[], $16::int[], $17::bytea[],
-                  $20::real[])
-           AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash, processing_ms)
+           e.size_bytes, e.content_hash, f.agent, now()
+      FROM unnest($10::int[], $11::int[], $12::text[], $13::text[], $14::text[], $15::text[], $16::int[], $17::bytea[])
+           AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash)
       JOIN fresh f USING (i)
 ), remembered AS (
     INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
@@ -96,9 +95,8 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
   FROM checked c LEFT JOIN fresh f USING (i)
 """
 
-
-# What a statement meets that has raced another process for a lock or a key; run again, it sees what the other did. Alone, an
-# append can lose a deadlock first and the key afterwards, to those who were served meanwhile.
+# Errors of a statement that raced another process for a lock or a key. Run again, it sees what the other process committed.
+# A single append can lose more than one race: first a deadlock, then its key to a process that ran in the meantime.
 _RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
 _RACES_LOST_MAX = 3
 _SPAN: Final[dict[str, calls.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
@@ -106,7 +104,11 @@ _SPAN: Final[dict[str, calls.AttributeValue]] = {"db.system.name": "postgresql",
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """One entry, validated and measured; `metadata` is JSON text and `supersedes` a comma-separated list, or empty."""
+    """One validated entry.
+
+    `metadata` is JSON text, `supersedes` a comma-separated list of sequence numbers or empty, `size_bytes` the length of the
+    content as UTF-8 and `content_hash` its SHA-256.
+    """
 
     type: EntryType
     content: str
@@ -118,7 +120,7 @@ class NewEntry:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """A durable append: its first sequence number, when, and whether this is the repeat of an earlier call."""
+    """A committed append. `replayed` says that an earlier call with the same idempotency key wrote it."""
 
     first_sequence: int
     at: datetime
@@ -127,7 +129,7 @@ class Appended:
 
 @dataclass(slots=True)
 class Append:
-    """What one call wants to append, and the future of its answer. `received` is a monotonic time in seconds."""
+    """The entries of one call and the future that receives the result. `received` is a monotonic time in seconds."""
 
     session_key: str
     agent: str
@@ -143,7 +145,7 @@ class Append:
 
 
 class AppendLane:
-    """One lane a process: at any time one batch is being committed, and the appends that come meanwhile gather."""
+    """The queue of appends, one per process: while one batch is being committed, the next one collects."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool = pool
@@ -153,16 +155,20 @@ class AppendLane:
         metrics.APPENDS_WAITING.source = lambda: [(len(self._waiting), ())]
 
     async def append(self, item: Append) -> Appended:
-        """Append durably. Raises the HandoffError that says why not. A caller that goes away takes nothing back."""
+        """Append and wait for the commit. A caller that is cancelled does not undo its append.
+
+        Raises:
+            HandoffError: why the append was not made, or, if it is `unavailable`, that its outcome is unknown.
+        """
         if len(self._waiting) >= self._settings.append_queue_max:
             raise _overloaded()
         self._waiting.append(item)
         if self._running is None:
-            self._running = asyncio.create_task(self._run(), context=Context())  # no call's own: it works for all
+            self._running = asyncio.create_task(self._run(), context=Context())  # not the caller's: it serves all calls
         return await asyncio.shield(item.answer)
 
     async def drain(self) -> None:
-        """Wait until all that was taken in has been answered."""
+        """Wait until every queued append has been answered."""
         while self._running is not None:
             await asyncio.shield(self._running)
 
@@ -176,10 +182,10 @@ class AppendLane:
             self._running = None
 
     def _take(self) -> list[Append]:
-        """The longest run of waiting appends that may share a statement, in their order.
+        """Remove from the queue the longest prefix whose appends can share a statement, in order.
 
-        An append with an expected_sequence has its session to itself, and a key stands once: what would break that
-        waits for the next batch, where it finds what this one did.
+        An append with an expected_sequence must be the only one for its session, and each idempotency key may occur once.
+        An append that would break this starts the next batch, which sees what this one wrote.
         """
         batch: list[Append] = []
         sessions: set[str] = set()
@@ -196,11 +202,11 @@ class AppendLane:
                 self._waiting.popleft()
                 _fail([item], _overloaded())
                 continue
-            name = (item.agent, item.idempotency_key) if item.idempotency_key is not None else None
+            owned_key = (item.agent, item.idempotency_key) if item.idempotency_key is not None else None
             if batch and (
                 item.session_key in alone
                 or (item.expected_sequence is not None and item.session_key in sessions)
-                or (name is not None and name in keys)
+                or (owned_key is not None and owned_key in keys)
                 or size_bytes + item.size_bytes > self._settings.append_batch_bytes_max
             ):
                 break
@@ -210,8 +216,8 @@ class AppendLane:
             sessions.add(item.session_key)
             if item.expected_sequence is not None:
                 alone.add(item.session_key)
-            if name is not None:
-                keys.add(name)
+            if owned_key is not None:
+                keys.add(owned_key)
         return batch
 
     async def _commit(self, batch: list[Append]) -> None:
@@ -257,13 +263,13 @@ class AppendLane:
                 if item.record is not None:
                     item.record.add(operation)
         metrics.APPEND_BATCH.record(len(batch))
-        crowded: list[Append] = []
+        retried: list[Append] = []
         for row in rows:
             item = batch[row["i"]]
             if item.answer.done():
                 continue
             if row["verdict"] == "full" and len(batch) > 1:
-                crowded.append(item)  # it was counted behind neighbours of which some wrote nothing
+                retried.append(item)  # the count included items ahead of it in the batch that wrote nothing
                 continue
             try:
                 done = _outcome(item, row, self._settings)
@@ -271,21 +277,21 @@ class AppendLane:
                 _count(item, done)
             except HandoffError as error:
                 _fail([item], error)
-        await self._commit_one_by_one(crowded)
+        await self._commit_one_by_one(retried)
 
 
 async def append_within(conn: Connection, item: Append, settings: Settings) -> Appended:
-    """Append as a part of the caller's own transaction."""
+    """Append within the caller's transaction. Raises the HandoffError that says why the append was not made."""
     row = await conn.fetchrow(APPEND, *_columns([item], settings.session_entries_max))
     if row is None:
-        raise LookupError("an append must answer")
+        raise LookupError("the append statement returned no row")
     done = _outcome(item, row, settings)
     after_commit(partial(_count, item, done))
     return done
 
 
 def _count(item: Append, done: Appended) -> None:
-    """Count an append that has been committed."""
+    """Update the metrics for a committed append."""
     if done.replayed:
         metrics.REPLAYS.add(1, "update_context")
     else:
@@ -293,8 +299,7 @@ def _count(item: Append, done: Appended) -> None:
 
 
 def _columns(batch: list[Append], entries_max: int) -> list[Any]:
-    now = monotonic()
-    entries = [(i, n, entry, item) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
+    entries = [(i, n, entry) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
     return [
         list(range(len(batch))),
         [item.session_key for item in batch],
@@ -305,17 +310,16 @@ def _columns(batch: list[Append], entries_max: int) -> list[Any]:
         [item.idempotency_key for item in batch],
         [item.fingerprint for item in batch],
         [item.size_bytes for item in batch],
-        [i for i, _, _, _ in entries],
-        [n for _, n, _, _ in entries],
-        [entry.type for _, _, entry, _ in entries],
-        [entry.content for _, _, entry, _ in entries],
-        [entry.metadata for _, _, entry, _ in entries],
-        [entry.supersedes for _, _, entry, _ in entries],
-        [entry.size_bytes for _, _, entry, _ in entries],
-        [entry.content_hash for _, _, entry, _ in entries],
+        [i for i, _, _ in entries],
+        [n for _, n, _ in entries],
+        [entry.type for _, _, entry in entries],
+        [entry.content for _, _, entry in entries],
+        [entry.metadata for _, _, entry in entries],
+        [entry.supersedes for _, _, entry in entries],
+        [entry.size_bytes for _, _, entry in entries],
+        [entry.content_hash for _, _, entry in entries],
         list(OPEN_STATUSES),
         entries_max,
-        [(now - item.received) * 1_000 for _, _, _, item in entries],
     ]
 
 
@@ -334,23 +338,23 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
         case "expected":
             raise Conflict(
                 "sequence_mismatch",
-                f"expected_sequence was {item.expected_sequence}, but the session is at {row['last_sequence']}.",
-                f"Read what is new with get_context view=entries after_sequence={item.expected_sequence}, then call again "
-                f"with expected_sequence={row['last_sequence']}.",
+                f"expected_sequence was {item.expected_sequence}, but the last sequence is {row['last_sequence']}.",
+                f"Read the new entries with get_context view=entries after_sequence={item.expected_sequence}. "
+                f"Then call again with expected_sequence={row['last_sequence']}.",
                 current_sequence=row["last_sequence"],
             )
         case "supersedes":
             raise Invalid(
                 "invalid_arguments",
-                f"supersedes names sequence {item.supersedes_max}, but the session is at {row['last_sequence']}.",
-                "Name sequence numbers of entries that were there before this call.",
+                f"supersedes names sequence {item.supersedes_max}, but the last sequence is {row['last_sequence']}.",
+                "In supersedes, use only sequence numbers of entries that existed before this call.",
                 current_sequence=row["last_sequence"],
             )
         case "full":
             raise Conflict(
                 "limit_reached",
-                f"Session {item.session_key!r} would hold more than {settings.session_entries_max} entries.",
-                "Close it and go on in a new session that begins with a summary of this one.",
+                f"Session {item.session_key!r} would exceed the limit of {settings.session_entries_max} entries.",
+                "Close this session, register a new one, and begin it with a summary of this one.",
                 current_sequence=row["last_sequence"],
             )
         case _:
@@ -358,19 +362,19 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
 
 
 def not_a_writer(agent: str, session_key: str) -> Forbidden:
-    """The agent is no writer of the session (it need not be told whether there is one)."""
+    """Return the error for an agent that may not write to the session; it does not reveal whether the session exists."""
     return Forbidden(
         "not_a_writer",
-        f"{agent!r} may not write to session {session_key!r}: it neither owns it nor holds a handoff of it.",
-        "Accept a handoff of this session first (get_inbox), or register a session of your own.",
+        f"{agent!r} may not write to session {session_key!r}: it neither owns the session nor holds a handoff of it.",
+        "Find a handoff of this session with get_inbox and accept it, or register a session of your own.",
     )
 
 
 def _overloaded() -> Unavailable:
     return Unavailable(
         "overloaded",
-        "More appends are waiting than can be written in time; this one was not written.",
-        "Call again in a second.",
+        "Too many appends are waiting to be written. This one was not written.",
+        "Call again in one second.",
     )
 
 
@@ -378,4 +382,4 @@ def _fail(batch: list[Append], error: Exception) -> None:
     for item in batch:
         if not item.answer.done():
             item.answer.set_exception(error)
-            item.answer.exception()  # seen: the caller may have gone away
+            item.answer.exception()  # marks it as retrieved: a cancelled caller never reads it

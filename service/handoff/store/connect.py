@@ -1,4 +1,4 @@
-"""The pool, and the one place where a database that is away becomes an error that a caller can act on."""
+"""Connections to Postgres, and the one place where an unreachable database becomes an error for the caller."""
 
 import asyncio
 import math
@@ -22,9 +22,9 @@ T = TypeVar("T")
 Connection = asyncpg.Connection | PoolConnectionProxy
 Pool = asyncpg.Pool
 
-# What a lost, starting, stopping or overloaded server raises. Everything else that Postgres says is our bug.
+# Errors of a server that is unreachable, starting, stopping or overloaded. Any other Postgres error is a bug of ours.
 AWAY: tuple[type[BaseException], ...] = (
-    OSError,  # TimeoutError is one
+    OSError,  # includes TimeoutError
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
@@ -36,31 +36,30 @@ AWAY: tuple[type[BaseException], ...] = (
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
-
-# Whatever can go wrong with a connection of one's own, on which there is nothing to do but to try again later.
+# Every error of a dedicated connection for which the only remedy is to try again later.
 LOST: Final = (*AWAY, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
-ACQUIRE_TIMEOUT_S = 5.0  # in the queue for a connection, connecting included
-UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # measured, but no spans: they would crowd out what was done
+ACQUIRE_TIMEOUT_S = 5.0  # includes the time to open a new connection
+UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # timed, but not traced: spans of a call are limited
 
 
 class MeasuredConnection(asyncpg.Connection):
-    """A connection whose statements are measured under their names, and noted down in the call that runs them."""
+    """A connection that times each statement under its name and adds it to the record of the current call."""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """As asyncpg's."""
+        """Run asyncpg's `execute` and time it."""
         return await _timed(query, super().execute(query, *args, timeout=timeout))
 
     async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> list[Any]:
-        """As asyncpg's."""
+        """Run asyncpg's `fetch` and time it."""
         return await _timed(query, super().fetch(query, *args, timeout=timeout, record_class=record_class))
 
     async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
-        """As asyncpg's."""
+        """Run asyncpg's `fetchrow` and time it."""
         return await _timed(query, super().fetchrow(query, *args, timeout=timeout, record_class=record_class))
 
     async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
-        """As asyncpg's."""
+        """Run asyncpg's `fetchval` and time it."""
         return await _timed(query, super().fetchval(query, *args, column=column, timeout=timeout))
 
 
@@ -82,7 +81,10 @@ async def _timed(query: str, running: Awaitable[T]) -> T:
 
 
 async def open_pool(settings: Settings) -> Pool:
-    """A pool on `settings.database_url`. It connects on first use, so a database that is away is no reason not to start."""
+    """Return a pool for `settings.database_url`.
+
+    It connects on first use, so that the service can start while the database is unreachable.
+    """
     if settings.database_url is None:
         raise ValueError("HANDOFF_DATABASE_URL is not set")
     return await asyncpg.create_pool(
@@ -101,7 +103,7 @@ async def open_pool(settings: Settings) -> Pool:
 
 
 async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection:
-    """A connection outside of the pool, with our time limits unless `server` says otherwise."""
+    """Open a connection outside the pool. `server` adds to our server settings or overrides them."""
     if settings.database_url is None:
         raise ValueError("HANDOFF_DATABASE_URL is not set")
     return await asyncpg.connect(
@@ -113,9 +115,9 @@ async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection
 
 
 class StandbyConnection:
-    """A connection outside the pool, opened when it is needed and used by one task at a time.
+    """A connection outside the pool, opened on demand and used by one task at a time.
 
-    Whatever goes wrong while it is used, a time limit included, the next use begins with a new connection.
+    After any error during use, including a timeout, the next use opens a new connection.
     """
 
     def __init__(self, settings: Settings, **server: str) -> None:
@@ -126,7 +128,7 @@ class StandbyConnection:
 
     @asynccontextmanager
     async def use(self) -> AsyncGenerator[Connection]:
-        """The connection, for this task alone until the end of the block. Raises one of LOST."""
+        """Hold the connection exclusively until the end of the block. Raises one of LOST."""
         async with self._lock:
             try:
                 if self._conn is None:
@@ -137,26 +139,29 @@ class StandbyConnection:
                 raise
 
     def terminate(self) -> None:
-        """Close it without a goodbye."""
+        """Close the connection at once, without the protocol's termination message."""
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.terminate()
 
 
 def server_settings(settings: Settings) -> dict[str, str]:
-    """What each of our connections asks of Postgres: its own time limits, so that a lost client leaves no lock behind."""
+    """Return the server settings of every connection.
+
+    The timeouts are enforced by Postgres as well, so that a client that disappears leaves no lock behind.
+    """
     limit_ms = str(math.ceil(settings.statement_timeout_s * 1_000))
     return {
         "application_name": "handoff",
         "timezone": "UTC",
-        "jit": "off",  # our statements are short; compiling one costs more than running it
+        "jit": "off",  # our statements are short: compiling one would take longer than running it
         "statement_timeout": limit_ms,
         "idle_in_transaction_session_timeout": limit_ms,
     }
 
 
 async def prepare_connection(conn: Connection) -> None:
-    """jsonb in and out as Python values, through orjson."""
+    """Convert jsonb to and from Python values with orjson."""
     await conn.set_type_codec("jsonb", schema="pg_catalog", encoder=_encode_jsonb, decoder=orjson.loads, format="text")
 
 
@@ -165,18 +170,18 @@ def _encode_jsonb(value: Any) -> str:
 
 
 async def _no_reset(_: Connection) -> None:
-    """We set no session state, so there is nothing to reset: a round trip saved at each release."""
+    """Skip the reset query: we set no session state, and this saves a round trip on each release."""
 
 
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncGenerator[Connection]:
-    """A connection from the pool. A database that is away raises `Unavailable`; its connection is thrown away."""
+    """Take a connection from the pool. Raises Unavailable, and discards the connection, if the database is unreachable."""
     began = perf_counter()
     metrics.POOL_PENDING.add(1)
     try:
         conn = await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
         metrics.POOL_WAIT.record(perf_counter() - began)
-    except (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # one that refuses us is no use either
+    except (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresError) as error:  # includes a server that rejects the login
         if isinstance(error, asyncpg.InterfaceError) and not pool.is_closing():
             raise
         if isinstance(error, TimeoutError):
@@ -188,9 +193,9 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
         yield conn
     except (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         if isinstance(error, asyncpg.InterfaceError) and not conn.is_closed():
-            raise  # misuse, not loss
-        # A time limit is an OSError: a server that does not answer won't answer a cancellation. An InternalClientError is
-        # what the driver raises when the server has just closed the connection and that was not yet noticed.
+            raise  # a misuse of the driver, not a lost connection
+        # A timeout is an OSError: a server that does not answer will not answer a cancel request either. The driver raises
+        # InternalClientError when the server has closed the connection and the driver has not noticed yet.
         if isinstance(error, OSError | asyncpg.InternalClientError):
             with suppress(Exception):
                 conn.terminate()
@@ -201,7 +206,7 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
 
 
 async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Run `work` in a transaction and return what it returned, after the commit. A deadlock is tried once more."""
+    """Run `work` in a transaction and return its result after the commit. A deadlock is retried once."""
     try:
         return await _transact_once(pool, work)
     except asyncpg.DeadlockDetectedError:
@@ -229,18 +234,18 @@ _effects: ContextVar[list[Callable[[], None]] | None] = ContextVar("effects", de
 
 
 def after_commit(effect: Callable[[], None]) -> None:
-    """Do this once the transaction that `transact` is running has been committed; never, if it is not.
+    """Run `effect` after the transaction that `transact` is running commits; never if it is rolled back.
 
-    Counts and spans of what changed belong here, so that nothing is counted that was rolled back or is tried again.
+    Metrics and spans of a change belong here, so that a change that is rolled back or retried is not counted.
     """
     effects = _effects.get()
     if effects is None:
-        raise LookupError("after_commit belongs into work that transact runs")
+        raise LookupError("after_commit was called outside transact")
     effects.append(effect)
 
 
 @asynccontextmanager
 async def snapshot(pool: Pool) -> AsyncGenerator[Connection]:
-    """A read-only connection on which all statements see the database as of one moment."""
+    """Take a connection in a read-only transaction whose statements all see the same snapshot."""
     async with connection(pool) as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         yield conn

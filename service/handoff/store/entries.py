@@ -1,4 +1,4 @@
-"""Context entries, read: pages, what a brief is made of, counts, full-text search."""
+"""Reads context entries: pages, the input of a brief, counts and full-text search."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from asyncpg import Record
 from handoff.model import ENTRY_TYPES, EntryType
 from handoff.store.connect import Connection
 
-# The page ends at $4 bytes of content, but never before its first entry.
+# The page ends after about $4 bytes of content, but always holds at least one entry.
 PAGE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
                      WHERE session_id = $1 AND sequence > $2
@@ -18,7 +18,7 @@ PAGE = """
      ORDER BY sequence
 """
 PAGE_BY_TYPE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at, processing_ms
+    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
                      WHERE session_id = $1 AND type = $5 AND sequence > $2
@@ -27,8 +27,8 @@ PAGE_BY_TYPE = """
      ORDER BY sequence
 """
 
-# The newest of each type, and the newest questions; what a later entry supersedes is left out. $2 and $3 are the types
-# and how many of each, $4 how many characters of each are of use.
+# The newest entries of each type and the newest questions, without superseded ones. $2 and $3 are the types and the number
+# of entries wanted of each; $4 is the number of characters to return of each entry's content.
 BRIEF = """
     WITH superseded AS MATERIALIZED (
         SELECT DISTINCT unnest(supersedes) AS sequence
@@ -66,7 +66,7 @@ PEOPLE = """
     SELECT author, count(*) AS entries FROM context_entry WHERE session_id = $1
      GROUP BY author ORDER BY count(*) DESC, author LIMIT 50
 """
-# Entries are never changed, so the first and the last of a type stay where the index finds them.
+# Entries never change, so the index finds the first and the last message without reading the rest.
 EDGES = """
     (SELECT sequence, author, left(content, $2) AS content, created_at FROM context_entry
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence LIMIT 1)
@@ -75,7 +75,7 @@ EDGES = """
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
 """
 
-# The newest 500 matches are ranked; a snippet is cut from the first 20,000 characters.
+# Bounds the work: only the newest 500 matches are ranked, and a snippet comes from the first 20,000 characters.
 SEARCH = """
     WITH asked AS MATERIALIZED (SELECT websearch_to_tsquery('english', $1) AS query),
     found AS MATERIALIZED (
@@ -109,35 +109,38 @@ async def page(
     bytes_max: int,
     type_: EntryType | None = None,
 ) -> list[Record]:
-    """The entries behind sequence number `after`, in order: at most `limit`, and about `bytes_max` bytes of content."""
+    """Return the entries after sequence number `after`, in order: at most `limit` and about `bytes_max` bytes of content."""
     if type_ is not None:
         return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, type_)
     return await conn.fetch(PAGE, session_id, after, limit, bytes_max)
 
 
 async def for_brief(conn: Connection, session_id: int, newest: dict[EntryType, int], chars: int) -> list[Record]:
-    """The newest entries of each type, newest first, without what is superseded; content cut at `chars` characters."""
+    """Return the newest entries of each type and up to 40 questions, newest first, without superseded ones.
+
+    `newest` is the number of entries wanted of each type. Content is cut at `chars` characters.
+    """
     return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars)
 
 
 async def counts(conn: Connection, session_id: int) -> dict[str, int]:
-    """How many entries of each type the session holds, in the types' order."""
+    """Return the number of entries per type, in the order of ENTRY_TYPES, without types that have none."""
     found = {row["type"]: row["entries"] for row in await conn.fetch(COUNTS, session_id)}
     return {name: found[name] for name in ENTRY_TYPES if name in found}
 
 
 async def superseded(conn: Connection, session_id: int) -> int:
-    """How many entries later ones supersede."""
+    """Return the number of entries that later entries supersede."""
     return await conn.fetchval(COUNT_SUPERSEDED, session_id)
 
 
 async def authors(conn: Connection, session_id: int) -> dict[str, int]:
-    """Who wrote how many entries, most first, at most 50."""
+    """Return the number of entries per author, largest first, at most 50 authors."""
     return {row["author"]: row["entries"] for row in await conn.fetch(PEOPLE, session_id)}
 
 
 async def first_and_last_message(conn: Connection, session_id: int, chars: int) -> list[Record]:
-    """The first and the last message, cut at `chars` characters; nothing if there is none."""
+    """Return the first and the last message, cut at `chars` characters, or an empty list if there are no messages."""
     return await conn.fetch(EDGES, session_id, chars)
 
 
@@ -149,12 +152,15 @@ async def search(
     viewer: str | None,
     limit: int,
 ) -> list[Record]:
-    """Entries that match a web-search query, best first: of one session, or of those that `viewer` takes part in."""
+    """Return the entries that match a web-search query, best match first.
+
+    `session_id` limits the search to one session, `viewer` to the sessions that this agent participates in.
+    """
     return await conn.fetch(SEARCH, query, session_id, viewer, limit)
 
 
 def view(row: Record) -> dict[str, Any]:
-    """An entry as callers see it. What is not set is left out."""
+    """Return an entry in the form that callers receive. Fields that are not set are left out."""
     seen: dict[str, Any] = {
         "sequence": row["sequence"],
         "type": row["type"],

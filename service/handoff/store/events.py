@@ -1,4 +1,4 @@
-"""The event log: one row for each thing that happened to a session or a handoff, in the transaction that made it so."""
+"""The event log: one row per change of a session or a handoff, written in the same transaction as the change."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from handoff.store.connect import Connection
 RECORD = """
     INSERT INTO event (session_id, handoff_id, kind, agent, at, data) VALUES ($1, $2, $3, $4, now(), $5)
 """
-# Pairs, because for `session_id = $1 ORDER BY id` Postgres may walk the primary key, and past the events of all others.
+# Compares pairs, because for `session_id = $1 ORDER BY id` Postgres may scan the primary key and so every session's events.
 OF_SESSION = """
     SELECT id, handoff_id, kind, agent, at, data
       FROM event
@@ -28,10 +28,10 @@ async def record(
     agent: str | None = None,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Add an event. `agent` None means the service itself, by the clock."""
+    """Add an event. `agent` is None for a change that the service made because a time had passed."""
     await conn.execute(RECORD, session_id, handoff_id, kind, agent, data)
 
 
 async def of_session(conn: Connection, session_id: int, *, after: int, limit: int) -> list[Record]:
-    """The session's events with an id above `after`, oldest first."""
+    """Return the events of a session whose id is greater than `after`, oldest first."""
     return await conn.fetch(OF_SESSION, session_id, after, limit)

@@ -1,4 +1,4 @@
-"""Handoffs: offered, taken on a lease, and settled. Every change goes through `transition`, and so through the table."""
+"""Handoffs: offered, held under a lease, and settled. Every change goes through `transition`, which applies TRANSITIONS."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +37,8 @@ FIND = f"""
 """
 LOCK = f"{FIND} FOR NO KEY UPDATE OF h"
 
-# Whether an agent may take an offer: it is addressed, by name or by a capability that it has declared.
+# Whether a handoff is addressed to agent $2, by name or by a capability the agent has declared. A sender cannot take its own
+# offer to a capability.
 ADDRESSED = """
     SELECT h.target_agent = $2
         OR (h.sender <> $2 AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2))
@@ -60,7 +61,7 @@ OPEN_OF_SESSION = """
      ORDER BY id DESC
      LIMIT 20
 """
-# Who may write to a session by another handoff of it: by holding it, or as a collaborator who completed it.
+# The agents that may write to a session because of another handoff: they hold it, or completed it as a collaboration.
 WRITING_BY_OTHERS = """
     SELECT DISTINCT holder FROM handoff
      WHERE session_id = $1 AND id <> $2
@@ -75,14 +76,14 @@ LATEST_OF_SESSION = f"""
      LIMIT $2
 """
 
-# One list behind a position: the rest of its priority, then the lower ones. A comparison of the pair (priority, id) would
-# read all that stands before the position, because the index goes down in one and up in the other.
+# One list after a position (priority, id): the rest of that priority, then the lower priorities. Comparing the pair would
+# read every row before the position, because the index descends in priority and ascends in id.
 _BEHIND = """
         (SELECT * FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
         UNION ALL
         (SELECT * FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
 """
-# What is open for an agent, most urgent first: three lists by index, none read further than two pages are long.
+# The open handoffs of an agent, most urgent first: three lists, each read by its index and no further than two pages.
 INBOX = f"""
     SELECT {_COLUMNS}, s.key AS session_key
       FROM (
@@ -111,7 +112,7 @@ NOTIFY = "SELECT pg_notify('handoff', $1)"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A request for a handoff, validated. Exactly one of the targets is set; `deadline_minutes` None means none."""
+    """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline."""
 
     session_id: int
     request_type: RequestType
@@ -124,7 +125,7 @@ class Offer:
 
 
 async def offer(conn: Connection, new: Offer) -> Record:
-    """Record an offer, its event and its notification. The caller has locked the session."""
+    """Insert an offer, record its event and notify waiting agents. The caller must have locked the session."""
     record = calls.current()
     row = await conn.fetchrow(
         OFFER,
@@ -139,7 +140,7 @@ async def offer(conn: Connection, new: Offer) -> Record:
         record.traceparent if record is not None else None,
     )
     if row is None:
-        raise LookupError("an offer must answer")
+        raise LookupError(f"session {new.session_id} does not exist")
     await sessions.touch(conn, new.session_id)
     await events.record(
         conn,
@@ -155,22 +156,22 @@ async def offer(conn: Connection, new: Offer) -> Record:
 
 
 async def find(conn: Connection, handoff_id: int) -> Record | None:
-    """The handoff with this id, whoever asks."""
+    """Return the handoff with this id, without checking who may see it."""
     return await conn.fetchrow(FIND, handoff_id)
 
 
 async def lock(conn: Connection, handoff_id: int) -> Record | None:
-    """The handoff, locked until the transaction ends."""
+    """Return the handoff with this id, locked until the transaction ends."""
     return await conn.fetchrow(LOCK, handoff_id)
 
 
 async def is_addressed(conn: Connection, handoff_id: int, agent: str) -> bool:
-    """Whether the offer is addressed to the agent, by name or by a capability that it has declared."""
+    """Return whether the handoff is addressed to the agent, by name or by a capability the agent has declared."""
     return bool(await conn.fetchval(ADDRESSED, handoff_id, agent))
 
 
 async def may_see(conn: Connection, row: Record, viewer: str | None) -> bool:
-    """Whether `viewer` may read the handoff: it is named in it, or addressed by it, or sees its session."""
+    """Return whether `viewer` may read the handoff: it is a party to it, is addressed by it, or may read its session."""
     return (
         viewer in (None, row["sender"], row["target_agent"], row["holder"])
         or await is_addressed(conn, row["id"], viewer or "")
@@ -179,17 +180,17 @@ async def may_see(conn: Connection, row: Record, viewer: str | None) -> bool:
 
 
 async def open_of_session(conn: Connection, session_id: int) -> list[int]:
-    """The ids of the session's open handoffs, newest first, at most 20."""
+    """Return the ids of the session's open handoffs, newest first, at most 20."""
     return [row["id"] for row in await conn.fetch(OPEN_OF_SESSION, session_id)]
 
 
 async def latest_of_session(conn: Connection, session_id: int, limit: int) -> list[Record]:
-    """The session's newest handoffs, open or settled."""
+    """Return the session's handoffs, open or settled, newest first."""
     return await conn.fetch(LATEST_OF_SESSION, session_id, limit)
 
 
 async def inbox(conn: Connection, agent: str, *, after: tuple[int, int], limit: int) -> list[Record]:
-    """What is open for the agent behind the position (priority, id): offers it may take and handoffs it holds."""
+    """Return the offers the agent can accept and the handoffs it holds, after the position (priority, id)."""
     return await conn.fetch(INBOX, agent, *after, limit)
 
 
@@ -203,9 +204,10 @@ async def transition(
     outcome: str | None = None,
     reason: str | None = None,
 ) -> Record:
-    """Apply `action` to a handoff that the caller has locked: its new state, its event, who may write, the notification.
+    """Apply `action` to a handoff that the caller has locked, and return the changed row.
 
-    `agent` is who acts (None: the clock). Raises Conflict when the table has no such transition.
+    Updates the handoff and the session's writers, records the event and notifies waiting agents. `agent` is the agent that
+    acts, or None if the service acts because a time has passed. Raises Conflict if TRANSITIONS does not allow the action.
     """
     state = TRANSITIONS.get((row["state"], action))
     if state is None:
@@ -227,7 +229,7 @@ async def transition(
         reason,
     )
     if changed is None:
-        raise LookupError("a locked handoff must change")
+        raise LookupError(f"handoff {row['id']} no longer exists")
     await _set_writers(conn, row, action, agent)
     data = {"holder": row["holder"], "token": token} if action == "lapse" else {"token": token} if token else None
     await events.record(
@@ -244,15 +246,15 @@ async def transition(
 
 
 async def overdue(conn: Connection, limit: int) -> list[int]:
-    """Handoffs whose lease has lapsed or whose deadline has passed, the longest overdue first."""
+    """Return the ids of handoffs whose lease or deadline has passed, at most `limit` of each."""
     return [row["id"] for row in await conn.fetch(OVERDUE, limit)]
 
 
 async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
-    """Bring a locked handoff up to the clock, and return it as it is then.
+    """Apply every transition that is due by now to a locked handoff, and return the resulting row.
 
-    A lapsed lease puts it on offer again, and once more than `lapses_max` have lapsed it expires; an offer past its
-    deadline expires. A blocked one whose time is over is taken up first, so that its lapse is an ordinary one.
+    A handoff whose lease has lapsed is offered again; it expires once more than `lapses_max` leases have lapsed. An offer
+    past its deadline expires. A blocked handoff is renewed before it lapses, because TRANSITIONS has no lapse from blocked.
     """
     now: datetime = await conn.fetchval(NOW)
     if row["state"] in HELD_STATES and row["lease_expires_at"] <= now:
@@ -267,23 +269,25 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
 
 
 def wrong_state(row: Record, action: HandoffAction) -> Conflict:
-    """The action is not possible in the handoff's state."""
-    possible = [name for name in actions_from(row["state"]) if name not in ("lapse", "expire")]
-    after = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
+    """Return the error for an action that the handoff's state does not allow."""
+    allowed = [name for name in actions_from(row["state"]) if name not in ("lapse", "expire")]
+    participle = EVENT_OF_ACTION[action].removeprefix("handoff.")
+    held_by = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
     return Conflict(
         "wrong_state",
-        f"Handoff {row['id']} is {row['state']}, so it can't be given {action}.{after}",
-        f"From {row['state']} it can go by: {', '.join(possible)}." if possible else "It is settled; nothing more to do.",
+        f"Handoff {row['id']} is {row['state']}, so it cannot be {participle}.{held_by}",
+        f"Allowed now: {', '.join(allowed)}." if allowed else "This handoff is settled: do not act on it again.",
         state=row["state"],
         holder=row["holder"],
     )
 
 
 async def _set_writers(conn: Connection, row: Record, action: HandoffAction, agent: str | None) -> None:
-    """Who may write to the session follows from who holds what.
+    """Update the session's owner and writers after a transition of one of its handoffs.
 
-    The holder writes while it holds. A full handoff moves the session to its receiver for good, unless the lease lapses,
-    which gives it back to the sender. A collaborator who completed goes on writing.
+    The holder of a handoff may write while it holds it. Accepting a full handoff makes the receiver the owner, unless its
+    lease lapses, which returns the session to the sender. After completing a collaboration or a full handoff, the receiver
+    keeps write access. Raises Conflict if the sender is no longer the owner or the session has 64 writers.
     """
     if action not in ("accept", "complete", "lapse"):
         await sessions.touch(conn, row["session_id"])
@@ -297,8 +301,8 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
         if full and owner != row["sender"]:
             raise Conflict(
                 "ownership_moved",
-                f"The sender {row['sender']!r} no longer owns this session; {owner!r} does.",
-                f"Leave this offer, and ask {owner!r} for the session.",
+                f"The sender {row['sender']!r} no longer owns this session. Its owner is now {owner!r}.",
+                f"Do not accept this offer. Ask {owner!r} for a full_handoff of the session.",
                 owner=owner,
             )
         if full:
@@ -317,8 +321,8 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
     if action == "accept" and len(writers) > 64:
         raise Conflict(
             "limit_reached",
-            "This session already has 64 writers.",
-            "Complete a handoff of it first, or go on in a new session.",
+            "This session already has 64 writers, the maximum.",
+            "Accept again after another agent has completed its handoff of this session, or use a new session.",
         )
     await sessions.set_writers(conn, row["session_id"], owner, writers)
     if owner != session["owner"]:
@@ -327,26 +331,26 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
 
 
 def _observe(action: str, before: Record, after: Record) -> None:
-    """Count a change that has been committed, and go on with the handoff's story in the trace of its offer."""
+    """Update metrics for a committed change, and continue the handoff's trace, which begins with its offer."""
     metrics.handoff_changed(action, before, after)
     if action != "offer":
         spans.continue_story(action, before, after)
 
 
 async def _notify(conn: Connection, row: Record) -> None:
-    """Tell every process, at commit, whose inbox may have changed: names of doorbells, one a line."""
-    bells = [f"handoff:{row['id']}"]
+    """Notify every process, at commit, of the topics that changed: one topic per line (see wakeups.py)."""
+    topics = [f"handoff:{row['id']}"]
     if row["target_agent"] is not None:
-        bells.append(f"agent:{row['target_agent']}")
+        topics.append(f"agent:{row['target_agent']}")
     if row["target_capability"] is not None:
-        bells.append(f"capability:{row['target_capability']}")
+        topics.append(f"capability:{row['target_capability']}")
     if row["holder"] is not None and row["holder"] != row["target_agent"]:
-        bells.append(f"agent:{row['holder']}")
-    await conn.execute(NOTIFY, "\n".join(bells))
+        topics.append(f"agent:{row['holder']}")
+    await conn.execute(NOTIFY, "\n".join(topics))
 
 
 def view(row: Record) -> dict[str, Any]:
-    """A handoff as callers see it. What is not set is left out."""
+    """Return a handoff in the form that callers receive. Fields that are not set are left out."""
     seen = {
         "handoff_id": row["id"],
         "session_key": row["session_key"],

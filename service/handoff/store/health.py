@@ -1,4 +1,4 @@
-"""Changes of health, kept: the newest 10,000."""
+"""The history of component health changes, limited to the newest 10,000."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,16 +21,16 @@ HISTORY = """
      LIMIT $1
 """
 
-Change = tuple[datetime, str, str, str, str, float | None, float | None, str, str]  # as RECORD has them
+Change = tuple[datetime, str, str, str, str, float | None, float | None, str, str]  # the columns of RECORD, in order
 
 
 async def record(conn: Connection, changes: Sequence[Change]) -> None:
-    """Keep changes, oldest first."""
+    """Insert changes, given oldest first, and delete the oldest rows beyond the limit."""
     for change in changes:
         await conn.execute(RECORD, *change)
     await conn.execute(TRIM, KEPT)
 
 
 async def history(conn: Connection, limit: int) -> list[Record]:
-    """The newest changes of all processes, newest first."""
+    """Return the most recent changes of all processes, newest first."""
     return await conn.fetch(HISTORY, limit)

@@ -1,6 +1,6 @@
-"""Idempotency keys: the first result of a write is kept under (agent, key) and given again to whoever repeats it.
+"""Idempotency keys: the first result of a write is stored under (agent, key) and returned to every repeat of the call.
 
-Appends keep theirs inside their own statement (append.py).
+Appends store their keys in the append statement itself (append.py).
 """
 
 import hashlib
@@ -26,20 +26,23 @@ KEEP = "UPDATE idempotency SET result = $3 WHERE agent = $1 AND key = $2"
 
 
 class Keyed(Protocol):
-    """Arguments of a write: a pydantic model with an optional idempotency key."""
+    """The arguments of a write: a pydantic model with an optional idempotency key."""
 
     @property
     def idempotency_key(self) -> str | None:
-        """The caller's key."""
+        """The caller's key, if it gave one."""
         ...
 
     def model_dump(self) -> dict[str, Any]:
-        """All arguments as JSON values."""
+        """Return all arguments as JSON values."""
         ...
 
 
 def fingerprint(tool: str, args: Keyed) -> bytes:
-    """SHA-256 of the tool and its arguments in canonical form; the key and the agent, who owns the key, do not count."""
+    """Return the SHA-256 of the tool's name and its arguments in canonical form.
+
+    The idempotency key and the agent are left out: together they are the key under which the result is stored.
+    """
     rest = {name: value for name, value in args.model_dump().items() if name not in ("idempotency_key", "agent")}
     return hashlib.sha256(tool.encode() + b"\0" + orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).digest()
 
@@ -47,9 +50,9 @@ def fingerprint(tool: str, args: Keyed) -> bytes:
 async def once(
     pool: Pool, tool: str, agent: str, args: Keyed, work: Callable[[Connection], Awaitable[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Run `work` in a transaction; under an idempotency key, once, and give its first result to every repeat.
+    """Run `work` in a transaction. With an idempotency key, run it only once and return its first result to every repeat.
 
-    Raises Conflict when the key was used with other arguments.
+    Raises Conflict if the key was used before with different arguments.
     """
     key = args.idempotency_key
     if key is None:
@@ -68,22 +71,22 @@ async def once(
 
 
 def reused(key: str) -> Conflict:
-    """The key was used before, for something else."""
+    """Return the error for a key that was used before with a different call."""
     return Conflict(
         "idempotency_conflict",
-        f"The idempotency_key {key!r} was used before with other arguments.",
-        "Use a new key for a new call; repeat a call with exactly its first arguments.",
+        f"The idempotency_key {key!r} was already used with a different tool or different arguments.",
+        "For a new call, use a new key. To repeat a call, send exactly the same arguments as the first time.",
     )
 
 
-async def _claim(conn: Connection, agent: str, key: str, tool: str, print_: bytes) -> dict[str, Any] | None:
-    """Take the key for this transaction and return None; or, if it was taken, return the first result.
+async def _claim(conn: Connection, agent: str, key: str, tool: str, digest: bytes) -> dict[str, Any] | None:
+    """Claim the key for this transaction and return None, or return the first result if the key was used before.
 
-    Waits for another transaction that is just using the key. Raises Conflict when the arguments differ.
+    Waits for any other transaction that is using the key. Raises Conflict if `tool` or `digest` differs from the first use.
     """
-    if await conn.fetchval(CLAIM, agent, key, tool, print_) is not None:
+    if await conn.fetchval(CLAIM, agent, key, tool, digest) is not None:
         return None
     prior: Record | None = await conn.fetchrow(FIND, agent, key)
-    if prior is None or prior["tool"] != tool or prior["fingerprint"] != print_:
+    if prior is None or prior["tool"] != tool or prior["fingerprint"] != digest:
         raise reused(key)
     return prior["result"]

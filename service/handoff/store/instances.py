@@ -1,4 +1,4 @@
-"""Processes that are alive: each writes its own row again and again; who is not seen any more is forgotten."""
+"""Running processes: each one refreshes its own row, and rows not refreshed for an hour are deleted."""
 
 from asyncpg import Record
 
@@ -23,26 +23,26 @@ ALIVE = """
 
 
 async def seen(conn: Connection, id_: str, kind: str, version: str, operations: str | None, *, does_jobs: bool) -> None:
-    """This process is alive. `operations` is host:port of its operations port."""
+    """Record that this process is alive. `operations` is the host:port of its operations port, or None if it has none."""
     await conn.execute(SEEN, id_, kind, version, operations, does_jobs)
     await conn.execute(FORGET)
 
 
 async def jobs_done(conn: Connection, id_: str) -> None:
-    """This process has just done the jobs."""
+    """Record that this process has just run the jobs."""
     await conn.execute(JOBS_DONE, id_)
 
 
 async def jobs_age(conn: Connection) -> float | None:
-    """Seconds since any process did the jobs; None if none that is remembered ever did."""
+    """Return the seconds since any known process last ran the jobs, or None if none has."""
     return await conn.fetchval(JOBS_AGE)
 
 
 async def gone(conn: Connection, id_: str) -> None:
-    """This process has ended."""
+    """Delete the row of this process, which is stopping."""
     await conn.execute(GONE, id_)
 
 
 async def alive(conn: Connection, within_s: float) -> list[Record]:
-    """Who was seen within `within_s` seconds."""
+    """Return the processes that refreshed their row within the last `within_s` seconds, at most 1,000."""
     return await conn.fetch(ALIVE, within_s)

@@ -1,4 +1,4 @@
-"""Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. Forward only."""
+"""Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. There is no way back."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from importlib.resources import files
 from handoff.settings import Settings
 from handoff.store.connect import Connection, connect_alone
 
-LOCK_KEY = 0x68616E64  # "hand"; advisory locks share one space of numbers a database
+LOCK_KEY = 0x68616E64  # "hand" in ASCII; advisory lock keys must be unique within a database
 _FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 
 CREATE_LEDGER = """
@@ -27,7 +27,7 @@ LEDGER_EXISTS = "SELECT to_regclass('schema_migration') IS NOT NULL"
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of migrations/."""
+    """One file in migrations/."""
 
     version: int
     name: str
@@ -36,12 +36,12 @@ class Migration:
 
 
 class MigrationError(Exception):
-    """The database's history and this program's migrations do not fit together."""
+    """An applied migration differs from the file of the same version in this release."""
 
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """The migrations that this program ships, in order."""
+    """Return the migrations of this release, in order."""
     found: list[Migration] = []
     for entry in files("handoff.store").joinpath("migrations").iterdir():
         match = _FILE_NAME.match(entry.name)
@@ -52,10 +52,10 @@ def migrations() -> tuple[Migration, ...]:
 
 
 async def migrate(settings: Settings) -> list[str]:
-    """Bring the database up to this program's schema; return the names of the migrations applied.
+    """Apply all pending migrations and return their names.
 
-    Safe to run from any number of processes at once: the first does the work and the others wait for it.
-    A database that is newer than this program is left alone. Raises MigrationError when an applied file has changed.
+    Any number of processes may call this at once: the first applies the migrations and the others wait for it.
+    A database that is newer than this release is left unchanged. Raises MigrationError if an applied file has changed.
     """
     conn = await connect_alone(settings, statement_timeout="0")
     try:
@@ -67,7 +67,7 @@ async def migrate(settings: Settings) -> list[str]:
 
 
 async def pending(conn: Connection) -> list[str]:
-    """The names of the migrations that this database still lacks."""
+    """Return the names of the migrations not applied yet. Raises MigrationError if an applied file has changed."""
     if not await conn.fetchval(LEDGER_EXISTS):
         return [migration.name for migration in migrations()]
     return [migration.name for migration in await _pending(conn)]
@@ -79,8 +79,8 @@ async def _pending(conn: Connection) -> list[Migration]:
         row = applied.get(migration.version)
         if row is not None and row["sha256"] != migration.sha256:
             raise MigrationError(
-                f"{migration.name} was changed after it had been applied as {row['name']}; "
-                "restore the file, and put the change into a new one"
+                f"{migration.name} was changed after it had been applied as {row['name']}. "
+                "Restore the file, and put the change into a new migration."
             )
     return [migration for migration in migrations() if migration.version not in applied]
 

@@ -1,4 +1,4 @@
-"""Sessions: created, found by those who may see them, listed, closed."""
+"""Sessions: creating, reading, listing and closing them."""
 
 from datetime import datetime
 from typing import Any
@@ -26,7 +26,7 @@ FIND = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1"
 
 LOCK = f"SELECT {_COLUMNS} FROM session s WHERE s.id = $1 FOR NO KEY UPDATE"
 
-# A session is seen by those who take part in it, and by those to whom it is on offer.
+# A session is visible to its participants and to agents to whom it is offered.
 VISIBLE = """
     SELECT EXISTS (SELECT FROM participant WHERE session_id = $1 AND agent = $2)
         OR EXISTS (SELECT FROM handoff
@@ -66,8 +66,8 @@ PAGE_BY_STATUS = f"""
      ORDER BY s.created_at DESC, s.id DESC
      LIMIT $4
 """
-# $4 bounds what is read; what of it is not `wanted` is passed over, and the next page goes on behind it. The inner SELECT
-# is no EXISTS, which Postgres may answer by reading all sessions of $7 at once.
+# $4 limits the rows read. Rows that are not `wanted` are skipped, and the next page continues after the last row read. The
+# inner SELECT is not an EXISTS, because Postgres may run that by reading all sessions of $7 at once.
 PAGE_BY_AGENT = f"""
     SELECT {_COLUMNS},
            ($6::text IS NULL OR s.status = $6)
@@ -82,11 +82,11 @@ PAGE_BY_AGENT = f"""
      ORDER BY s.created_at DESC, s.id DESC
 """
 
-_READ_AHEAD = 4  # rows read for each row asked for, where a filter has no index of its own
+_READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
 async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]) -> Record | None:
-    """A new session of which `agent` is the owner; None when the key is taken."""
+    """Create a session owned by `agent`. Returns None if the key is already taken."""
     row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
     if row is not None:
         await join(conn, row["id"], agent)
@@ -94,12 +94,12 @@ async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy
 
 
 async def find(conn: Connection, key: str) -> Record | None:
-    """The session with this key, whoever asks."""
+    """Return the session with this key, without checking who may read it."""
     return await conn.fetchrow(FIND, key)
 
 
 async def see(conn: Connection, key: str, viewer: str | None) -> Record:
-    """The session with this key, if `viewer` may read it (None reads all). Raises NotFound."""
+    """Return the session with this key. Raises NotFound unless it exists and `viewer` is None or may read it."""
     row = await conn.fetchrow(FIND, key)
     if row is None or not await may_see(conn, row["id"], viewer):
         raise session_not_found(key)
@@ -107,35 +107,35 @@ async def see(conn: Connection, key: str, viewer: str | None) -> Record:
 
 
 async def may_see(conn: Connection, session_id: int, viewer: str | None) -> bool:
-    """Whether `viewer` takes part in the session or has it on offer."""
+    """Return whether `viewer` participates in the session or is offered it. None may see every session."""
     return viewer is None or await conn.fetchval(VISIBLE, session_id, viewer)
 
 
 async def lock(conn: Connection, session_id: int) -> Record:
-    """The session's row, locked until the transaction ends. It must exist."""
+    """Return the session's row, locked until the transaction ends. Raises LookupError if it does not exist."""
     row = await conn.fetchrow(LOCK, session_id)
     if row is None:
-        raise LookupError(f"session {session_id} is gone")
+        raise LookupError(f"session {session_id} does not exist")
     return row
 
 
 async def join(conn: Connection, session_id: int, agent: str) -> None:
-    """Let `agent` read the session from now on."""
+    """Make `agent` a participant, which may read the session from now on."""
     await conn.execute(JOIN, session_id, agent)
 
 
 async def close(conn: Connection, session_id: int, status: SessionStatus) -> Record | None:
-    """Set a final status on a session that the caller has locked."""
+    """Set the final status of a session that the caller has locked."""
     return await conn.fetchrow(CLOSE, session_id, status)
 
 
 async def set_writers(conn: Connection, session_id: int, owner: str, writers: list[str]) -> None:
-    """Say who owns a session and who may write to it. The caller has locked it."""
+    """Set the owner and the writers of a session that the caller has locked."""
     await conn.execute(SET_WRITERS, session_id, owner, writers)
 
 
 async def touch(conn: Connection, session_id: int) -> None:
-    """Note that something about the session changed."""
+    """Update the session's last activity and version after a change to something that belongs to it."""
     await conn.execute(TOUCH, session_id)
 
 
@@ -149,8 +149,11 @@ async def page(
     agent: str | None = None,
     viewer: str | None = None,
 ) -> tuple[list[Record], Record | None]:
-    """Sessions created since `since` and before the position `before`, newest first: at most `limit`, and the last row
-    read if there may be more behind it. `agent` keeps those in which it takes part, `viewer` those that it may see.
+    """Return a page of sessions, newest first, and the last row read if there may be more after it (otherwise None).
+
+    The sessions were created at or after `since` and come after the position `before` (created_at, id). At most `limit` are
+    returned; with a filter, a page may be shorter although more follow. `agent` limits the list to the sessions in which it
+    participates, and so does `viewer`.
     """
     of_agent = agent or viewer
     if of_agent is None:
@@ -172,7 +175,7 @@ async def page(
 
 
 def view(row: Record) -> dict[str, Any]:
-    """A session as callers see it."""
+    """Return a session in the form that callers receive."""
     return {
         "session_key": row["key"],
         "status": row["status"],

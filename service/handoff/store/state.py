@@ -1,12 +1,15 @@
-"""What the database holds, in one bounded statement: a figure that stands at its bound means at least as many."""
+"""Totals over the whole database, computed by one statement with bounded cost.
+
+A value that equals its bound means "at least this many".
+"""
 
 from asyncpg import Record
 
 from handoff.store.connect import Connection
 
-SESSIONS_MAX = 100_000  # counted of each status
-HANDOFFS_MAX = 10_000  # read on offer, as many held, and as many taken
-PING_PONG_MIN = 4  # handoffs of a session back and forth between the same two agents
+SESSIONS_MAX = 100_000  # counted per status
+HANDOFFS_MAX = 10_000  # read of each: offered, held, and accepted within the last hour
+PING_PONG_MIN = 4  # acceptances of one session per hour, in both directions between two agents
 
 MEASURE = """
     WITH offered AS MATERIALIZED (
@@ -42,5 +45,9 @@ MEASURE = """
 
 
 async def totals(conn: Connection, statuses: tuple[str, ...]) -> list[Record]:
-    """Rows of (figure, a, b, value): sessions by status, open handoffs by state and type, inboxes by target, ping-pong."""
+    """Return rows of (figure, a, b, value).
+
+    The figures are sessions by status, open handoffs by state and type, inbox depth and age by kind of target, and the
+    number of sessions that two agents hand back and forth.
+    """
     return await conn.fetch(MEASURE, SESSIONS_MAX, HANDOFFS_MAX, list(statuses), PING_PONG_MIN)

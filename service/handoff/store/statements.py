@@ -1,4 +1,4 @@
-"""The names of our statements, for what is measured: of each SQL text the constant that holds it, as `handoffs.CHANGE`."""
+"""Names of SQL statements, for metrics and spans: the constant that holds the text, such as `handoffs.CHANGE`."""
 
 import pkgutil
 from functools import cache
@@ -6,12 +6,12 @@ from importlib import import_module
 
 import handoff.store
 
-_TRANSACTION = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")  # the driver's own
+_TRANSACTION = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")  # sent by the driver
 
 
 @cache
 def names() -> dict[str, str]:
-    """SQL text to name."""
+    """Return the name of each statement, by its SQL text."""
     found: dict[str, str] = {}
     for module in pkgutil.iter_modules(handoff.store.__path__):
         if module.ispkg:
@@ -23,7 +23,7 @@ def names() -> dict[str, str]:
 
 
 def name_of(sql: str) -> str:
-    """A statement's name; that of a text which is no constant of ours is the driver's verb, or empty."""
+    """Return the name of a statement: our constant, the verb of a transaction command of the driver, or `other`."""
     known = names()
     found = known.get(sql)
     if found is None:

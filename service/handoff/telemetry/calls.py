@@ -1,7 +1,7 @@
-"""The record of a call: how it arrived, which trace it belongs to, and what it did on the way.
+"""The record of a call: how it arrived, which trace it belongs to, and which operations it made.
 
-Operations are noted down cheaply while the call runs. Whether the call's trace is kept is known only at its end (see
-`spans`), so a call that is not kept costs about a microsecond.
+While the call runs, operations are only appended to a list. Spans are made at its end, and only if its trace is kept (see
+`spans`), so recording a call whose trace is not kept costs about a microsecond.
 """
 
 import random
@@ -38,7 +38,7 @@ class Operation:
 class Arrival:
     """How a request arrived.
 
-    `received` is in monotonic seconds, `meta` the request's `_meta`, `headers` its HTTP headers (None over stdio).
+    `received` is in monotonic seconds, `meta` the request's `_meta`, and `headers` its HTTP headers (None over stdio).
     """
 
     received: float
@@ -48,7 +48,7 @@ class Arrival:
 
     @property
     def transport(self) -> str:
-        """OpenTelemetry's `network.transport`."""
+        """The value of OpenTelemetry's attribute `network.transport`."""
         return "pipe" if self.headers is None else "tcp"
 
 
@@ -66,7 +66,7 @@ class CallRecord:
     links: list[Link] = field(default_factory=list[Link])
 
     def add(self, operation: Operation) -> None:
-        """Note down an operation, which several calls may share. Beyond OPERATIONS_PER_CALL_MAX it is left out."""
+        """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""
         if len(self.operations) < OPERATIONS_PER_CALL_MAX:
             self.operations.append(operation)
 
@@ -97,7 +97,7 @@ def current() -> CallRecord | None:
 def begin(meta: Mapping[str, Any] | None, headers: Mapping[str, str] | None) -> CallRecord:
     """Begin a call and make it the current one.
 
-    Its parent is the span that `_meta` names, else the HTTP request's span, whose own parent the headers name.
+    Its parent is the span that `_meta` names or, without one, the HTTP request's span, whose own parent the headers name.
     """
     now = time_ns()
     parent = _extract(meta) if meta is not None and "traceparent" in meta else None
@@ -111,7 +111,7 @@ def begin(meta: Mapping[str, Any] | None, headers: Mapping[str, str] | None) -> 
 
 
 def leave() -> None:
-    """End the current call in this context: what follows is not part of it."""
+    """Make no call the current one. Operations that follow are recorded for none."""
     _current.set(None)
 
 

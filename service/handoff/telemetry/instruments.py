@@ -1,10 +1,10 @@
-"""Counters, histograms and gauges that cost well under a microsecond a record, as OpenTelemetry's points when asked.
+"""Counters, gauges and histograms that record in well under a microsecond.
 
-The SDK's own instruments cost 9 to 14 µs a record, a tenth of a whole call. These keep plain lists, and become the SDK's
-data model when a reader collects (signals.py). Each is written by one thread, the event loop's; any thread may collect it.
+The SDK's own instruments take 9 to 14 µs per record, a tenth of a whole call. These keep plain lists, and build the SDK's
+data model when a reader collects them. Only the event loop's thread may record; any thread may collect.
 
-A sum's start is when its series was first recorded, not when the process started: so a back end knows that it was nothing
-just before, and what happens for the first time is a rise.
+The start time of a cumulative series is when it was first recorded, not when the process started. A back end therefore knows
+that the value was zero just before, and shows the first event as an increase.
 """
 
 from abc import ABC, abstractmethod
@@ -18,18 +18,18 @@ from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics import export as sdk
 
 OTHER: Final = "other"
-_EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is shown: what Prometheus has seen it need not see again
+_EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is exported; Prometheus keeps it after the first scrape
 Labels = tuple[str, ...]
 Source = Callable[[], Iterable[tuple[float, Labels]]]
 Cell = TypeVar("Cell")
 
 
 class Attribute:
-    """A label: its name, and the values that it may take. Any other value is recorded as `other`; "" leaves the label out.
+    """A label: its name and the values it may take.
 
-    Values that are words of the domain are given here. Names of things in the code (tools, jobs, health components) are
-    admitted by the module that defines them. Names that are met only as the code runs (statements, error codes) are
-    learned: the first `learned_max` are kept.
+    Any other value is recorded as `other`, and "" leaves the label out. Values from the vocabulary of the domain are passed
+    to the constructor. Names defined in code (tools, jobs, health components) are admitted by the module that defines them.
+    Names known only at run time (statements, error codes) are learned until there are `learned_max` values.
     """
 
     def __init__(self, name: str, values: Iterable[str] = (), *, learned_max: int = 0) -> None:
@@ -39,20 +39,20 @@ class Attribute:
 
     @property
     def values_max(self) -> int:
-        """How many values it can take."""
+        """The largest number of values that the label can take."""
         return max(len(self._values), self._learned_max)
 
     @property
     def values(self) -> frozenset[str]:
-        """The values that it takes now, without `other` and ""."""
+        """The values allowed so far, without `other` and ""."""
         return frozenset(self._values - {OTHER, ""})
 
     def admit(self, *values: str) -> None:
-        """Allow further values: names that the calling module defines, never anything that a caller of the service chose."""
+        """Allow more values: only names that the calling module defines, never a string from a caller of the service."""
         self._values.update(values)
 
     def allowed(self, value: str) -> str:
-        """The value if it may be recorded, otherwise `other`."""
+        """Return the value if it may be recorded, otherwise `other`."""
         if value in self._values:
             return value
         if len(self._values) < self._learned_max:
@@ -62,9 +62,9 @@ class Attribute:
 
 
 class _Instrument(ABC, Generic[Cell]):
-    """A cell for each combination of labels that was seen."""
+    """The base of all instruments: one cell per combination of label values."""
 
-    source: Source | None = None  # asked, when it is collected, for what is kept elsewhere
+    source: Source | None = None  # if set, called on collection for values that are kept elsewhere
 
     def __init__(self, name: str, unit: str, description: str, *attributes: Attribute) -> None:
         self.name = name
@@ -73,32 +73,32 @@ class _Instrument(ABC, Generic[Cell]):
         self.attributes = attributes
         self._cells: dict[Labels, Cell] = {}
         self._began_ns: dict[Labels, int] = {}
-        self._asked_ns = time_ns()  # when its source was asked last
+        self._asked_ns = time_ns()  # when the source was last called
 
     @property
     def series_max(self) -> int:
-        """How many combinations of labels there can be."""
+        """The largest number of label combinations."""
         count = 1
-        for it in self.attributes:
-            count *= it.values_max
+        for attribute in self.attributes:
+            count *= attribute.values_max
         return count
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all recorded values."""
         self._cells.clear()
         self._began_ns.clear()
         self._asked_ns = time_ns()
 
     @abstractmethod
     def metric(self) -> sdk.Metric | None:
-        """What it holds now, or None if nothing was recorded."""
+        """Return the recorded values in the SDK's data model, or None if there are none."""
 
     @abstractmethod
     def _new(self) -> Cell:
-        """An empty cell."""
+        """Return an empty cell."""
 
     def _cell(self, labels: Labels) -> Cell:
-        """The cell of these labels. Labels that are not allowed are never kept, so callers can't make cells."""
+        """Return the cell of these labels; values that are not allowed share the cell of `other`, so cells are bounded."""
         found = self._cells.get(labels)
         if found is not None:
             return found
@@ -110,21 +110,21 @@ class _Instrument(ABC, Generic[Cell]):
         return found
 
     def _allowed(self, labels: Labels) -> Labels:
-        return tuple(it.allowed(value) for it, value in zip(self.attributes, labels, strict=True))
+        return tuple(attribute.allowed(value) for attribute, value in zip(self.attributes, labels, strict=True))
 
     def _named(self, labels: Labels) -> dict[str, str]:
-        return {it.name: value for it, value in zip(self.attributes, labels, strict=True) if value}
+        return {attribute.name: value for attribute, value in zip(self.attributes, labels, strict=True) if value}
 
 
 class _Number(_Instrument[list[float]]):
-    """One number for each combination of labels."""
+    """One number per combination of labels."""
 
     def add(self, amount: float, *labels: str) -> None:
-        """Move it by `amount`."""
+        """Add `amount`, which for a gauge may be negative."""
         self._cell(labels)[0] += amount
 
     def value(self, *labels: str) -> float:
-        """What it is now."""
+        """Return the current value; 0 if none was recorded."""
         found = self._cells.get(labels)
         return found[0] if found else 0.0
 
@@ -150,19 +150,21 @@ class Counter(_Number):
     """A sum that only grows."""
 
     def metric(self) -> sdk.Metric | None:
+        """Return a cumulative monotonic sum, or None if nothing was recorded."""
         points = self._numbers(summed=True)
         data = sdk.Sum(points, sdk.AggregationTemporality.CUMULATIVE, is_monotonic=True)
         return sdk.Metric(self.name, self.description, self.unit, data) if points else None
 
 
 class Gauge(_Number):
-    """A value as it is now."""
+    """A value that can go up and down."""
 
     def set(self, value: float, *labels: str) -> None:
-        """What it is now."""
+        """Set the current value."""
         self._cell(labels)[0] = value
 
     def metric(self) -> sdk.Metric | None:
+        """Return the current values, or None if there are none."""
         points = self._numbers(summed=False)
         return sdk.Metric(self.name, self.description, self.unit, sdk.Gauge(points)) if points else None
 
@@ -173,18 +175,18 @@ class _Distribution:
     sum: float
     least: float
     most: float
-    exemplars: dict[int, Exemplar]  # the last of each bucket
+    exemplars: dict[int, Exemplar]  # the latest one per bucket
 
 
 class Histogram(_Instrument[_Distribution]):
-    """How values are spread over buckets; `bounds` are upper, inclusive, ascending."""
+    """Counts of values per bucket; `bounds` are the inclusive upper bounds, in ascending order."""
 
     def __init__(self, name: str, unit: str, description: str, bounds: tuple[float, ...], *attributes: Attribute) -> None:
         super().__init__(name, unit, description, *attributes)
         self.bounds = bounds
 
     def record(self, value: float, *labels: str) -> None:
-        """Add a value."""
+        """Record a value."""
         cell = self._cell(labels)
         cell.counts[bisect_left(self.bounds, value)] += 1
         cell.sum += value
@@ -192,21 +194,22 @@ class Histogram(_Instrument[_Distribution]):
         cell.most = max(cell.most, value)
 
     def exemplify(self, value: float, trace_id: int, span_id: int, *labels: str) -> None:
-        """Name a trace in which a value that was recorded can be seen."""
+        """Attach an exemplar to a recorded value: the span in which the value was measured."""
         exemplar = Exemplar({}, value, time_ns(), span_id, trace_id)
         self._cell(labels).exemplars[bisect_left(self.bounds, value)] = exemplar
 
     def count(self, *labels: str) -> int:
-        """How many values were recorded."""
+        """Return the number of recorded values."""
         found = self._cells.get(labels)
         return sum(found.counts) if found else 0
 
     def metric(self) -> sdk.Metric | None:
+        """Return a cumulative histogram with recent exemplars, or None if nothing was recorded."""
         now = time_ns()
         points: list[sdk.HistogramDataPoint] = []
         for labels, cell in list(self._cells.items()):
-            counts = list(cell.counts)  # one step under the interpreter's lock; the count follows from it
-            exemplars = [it for it in list(cell.exemplars.values()) if it.time_unix_nano > now - _EXEMPLAR_NS]
+            counts = list(cell.counts)  # atomic under the interpreter's lock; the total is computed from this copy
+            exemplars = [each for each in list(cell.exemplars.values()) if each.time_unix_nano > now - _EXEMPLAR_NS]
             names, began_ns = self._named(labels), self._began_ns[labels]
             points.append(
                 sdk.HistogramDataPoint(

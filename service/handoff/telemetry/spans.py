@@ -1,12 +1,13 @@
-"""Spans: one per call, one for the HTTP request around it, one per statement and cache operation, and a handoff's story.
+"""Spans: of a call, the HTTP request around it, its statements and cache operations, and the stages of a handoff's life.
 
-Spans are made from the record of a call (see `calls`) once it has ended, when it is known whether it failed or was slow.
+Spans are made from the record of a call (see `calls`) when it ends, because only then is it known whether it failed or was
+slow.
 """
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from time import monotonic, time_ns
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -16,20 +17,15 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 from handoff import __version__
 from handoff.telemetry import calls
 from handoff.telemetry.calls import SAMPLED, AttributeValue, CallRecord
+from handoff.telemetry.metrics import Row
 
 SCOPE: Final = InstrumentationScope("handoff", __version__)
 
 Kept = Literal["asked", "noteworthy", "ordinary", "no"]
 
 
-class Row(Protocol):
-    """A row by column name, as the database's driver returns it."""
-
-    def __getitem__(self, column: str, /) -> Any: ...
-
-
 class _TokenBucket:
-    """Allows `per_s` takes per second, and as many at once after a second of rest."""
+    """Allows `take` to succeed `per_s` times per second, and as often at once after an idle second."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -47,10 +43,10 @@ class _TokenBucket:
 
 
 class Tracer:
-    """Decides which calls are kept, and exports their spans.
+    """Decides of which calls the traces are kept, and exports their spans.
 
-    A call whose parent was sampled is kept. Calls that failed, were slow or changed a handoff share a budget of
-    `per_s_max` per second, and all other calls share another.
+    The trace of a call whose parent was sampled is always kept. Calls that failed, were slow or changed a handoff share a
+    budget of `per_s_max` traces per second. All other calls share a second budget of the same size.
     """
 
     def __init__(self, resource: Resource, export: Callable[[ReadableSpan], None], *, per_s_max: float) -> None:
@@ -60,13 +56,13 @@ class Tracer:
         self._ordinary = _TokenBucket(per_s_max)
 
     def decide(self, record: CallRecord, *, noteworthy: bool) -> Kept:
-        """Whether the call's trace is kept, and why."""
+        """Decide whether the call's trace is kept, and why."""
         above = record.parent or record.http_parent
         if above is not None and above.trace_flags.sampled:
             return "asked"
         if noteworthy and self._noteworthy.take():
             return "noteworthy"
-        # A caller that samples and did not sample this call wants it left out. One that does not sample leaves it to us.
+        # A caller that sent a context without the sampled flag does not want this trace. Without a context, we decide.
         return "ordinary" if above is None and self._ordinary.take() else "no"
 
     def export_call(self, record: CallRecord, name: str, attributes: dict[str, AttributeValue], error: str) -> None:
@@ -85,7 +81,7 @@ class Tracer:
             described: dict[str, AttributeValue] = {
                 "http.request.method": "POST",
                 "http.route": "/mcp",
-                "http.response.status_code": 200,  # a call that fails is answered in its result
+                "http.response.status_code": 200,  # a failed call is reported in its result, not by the status
             }
             self._span("POST /mcp", http, http_parent, SpanKind.SERVER, record.start_ns, end_ns, described, "")
         self._span(name, record.context, parent, SpanKind.SERVER, record.start_ns, end_ns, attributes, error, links)
@@ -155,15 +151,15 @@ def tracer() -> Tracer | None:
     return _tracer
 
 
-# Which actions end which stage of a handoff's life: waiting as an offer, or being worked on by its holder.
+# The actions that end a stage of a handoff's life: the stage in which it is on offer, or that in which it is held.
 _ENDS_WAIT: Final = frozenset({"accept", "reject", "cancel", "expire"})
 _ENDS_WORK: Final = frozenset({"complete", "lapse"})
 
 
 def continue_story(action: str, before: Row, after: Row) -> None:
-    """Continue a handoff's story: link the current call to the offer, and add the stage that has ended to its trace.
+    """Link the current call to a handoff's offer, and export the stage that it has ended in the trace of the offer.
 
-    The current call, or the clock if there is none, has changed the handoff; `before` and `after` are its rows.
+    The current call, or the clock if there is none, has changed the handoff by `action`. `before` and `after` are its rows.
     """
     offer = calls.parse_traceparent(before["traceparent"])
     if offer is None:

@@ -1,4 +1,4 @@
-"""A session's context: add to it, read it, search it."""
+"""A session's context: appending entries, reading them, and searching them."""
 
 import hashlib
 from operator import itemgetter
@@ -33,6 +33,8 @@ SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
 
 
 class Entry(Arguments):
+    """An entry to append. `supersedes` holds sequence numbers of earlier entries of the session."""
+
     type: EntryType
     content: Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
     metadata: MetadataArg | None = None
@@ -40,8 +42,10 @@ class Entry(Arguments):
 
 
 class UpdateContext(Arguments):
-    """Append entries, durably. metadata {"question":true} marks an open question, {"path":…} a file; supersedes names
-    entries replaced or answered."""
+    """Append entries durably.
+
+    metadata {"question":true} marks an open question, {"path":…} a file; supersedes lists sequences replaced or answered.
+    """
 
     agent: AgentArg = None
     session_key: SessionKeyArg
@@ -62,7 +66,7 @@ class GetContext(Arguments):
 
 
 class SearchContext(Arguments):
-    """Search entries by words, "phrases", or, -not; in one session or in all of yours."""
+    """Search entries of one session or all of yours. query: words, "phrases", or, -not."""
 
     agent: AgentArg = None
     query: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(no_nul)]
@@ -71,6 +75,10 @@ class SearchContext(Arguments):
 
 
 async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
+    """Append the entries, together with those of other calls; return their sequence numbers and SHA-256 hashes.
+
+    Raises Invalid when an entry is larger than the settings allow, and whatever the append raises (see `store/append.py`).
+    """
     agent = acting_agent(call.caller, args.agent)
     new = [_measured(entry, call.app.settings.content_bytes_max) for entry in args.entries]
     size_bytes = sum(entry.size_bytes for entry in new)
@@ -99,6 +107,7 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
 
 
 async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
+    """Return the session with its brief, or with a page of its entries. Raises NotFound when the caller may not read it."""
     viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
     if args.view == "brief":
         session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget)
@@ -119,6 +128,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
 
 
 async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
+    """Return the entries that match, best first, and whether there are more. Raises NotFound as `get_context` does."""
     viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
     async with snapshot(call.app.pool) as conn:
         session_id = None
@@ -141,8 +151,8 @@ def _measured(entry: Entry, bytes_max: int) -> NewEntry:
     if len(content) > bytes_max:
         raise Invalid(
             "invalid_arguments",
-            f"An entry's content is {len(content)} bytes; {bytes_max} are allowed.",
-            "Split it over several entries, or keep the whole elsewhere and append a reference with a summary.",
+            f"An entry's content has {len(content)} bytes; the limit is {bytes_max} bytes.",
+            "Split the content over several entries. Nothing was appended.",
             bytes_max=bytes_max,
         )
     return NewEntry(

@@ -1,6 +1,4 @@
-"""What a tool is: a name, a manual for the model, arguments, a result, hints, the scope it needs; and the arguments that
-tools share.
-"""
+"""What a tool declares, and the arguments and checks that tools share."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -21,7 +19,10 @@ TEXT_CHARS_MAX: Final = 20_000
 
 
 class Arguments(BaseModel):
-    """Arguments as they came: no coercion, nothing unknown."""
+    """A tool's arguments, as they came: nothing is coerced, and unknown names are refused.
+
+    The docstring of a subclass is the tool's description for models. Every caller pays for its length.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -31,7 +32,7 @@ A = TypeVar("A", bound=Arguments)
 
 @dataclass(frozen=True, slots=True)
 class Tool(Generic[A]):
-    """A tool as it is declared. `result` is the JSON schema of its structured content."""
+    """A tool's declaration. `result` is the JSON schema of its structured content."""
 
     name: str
     arguments: type[A]
@@ -41,29 +42,33 @@ class Tool(Generic[A]):
     read_only: bool = False
     idempotent: bool = False
     destructive: bool = False
-    waits: bool = False  # for something to happen: such a call ends when its client goes away
-    changes_handoff: bool = False  # so that its trace is always kept: together they tell the handoff's story
+    waits: bool = False  # may wait for something to happen; such a call ends when its client goes away
+    changes_handoff: bool = False  # its traces are preferred, because together they tell the handoff's story
 
     def __post_init__(self) -> None:
-        """Make the name a value of the metrics' label."""
+        """Allow the name as a value of the metrics' label."""
         metrics.TOOL.admit(self.name)
 
 
 def no_nul(value: str) -> str:
-    """Postgres text can't hold U+0000."""
+    """The text, if Postgres can store it. Raises ValueError on U+0000."""
     if "\0" in value:
-        raise ValueError("must not contain U+0000")
+        raise ValueError("must not contain the character U+0000")
     return value
 
 
 def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON that jsonb can hold: bounded in bytes and depth, no U+0000, no number beyond 64 bits or not finite."""
+    """The metadata, if jsonb can store it within the limits.
+
+    Raises ValueError on more than METADATA_BYTES_MAX bytes or METADATA_DEPTH_MAX levels, on U+0000, and on numbers that are
+    not finite or have more than 64 bits.
+    """
     level: list[Any] = [value]
     depth = 0
     while level:
         depth += 1
         if depth > METADATA_DEPTH_MAX:
-            raise ValueError(f"must not nest deeper than {METADATA_DEPTH_MAX}")
+            raise ValueError(f"must not be nested deeper than {METADATA_DEPTH_MAX} levels")
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -71,16 +76,16 @@ def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
             elif isinstance(item, list):
                 below.extend(item)
             elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("must hold finite numbers")
+                raise ValueError("must contain only finite numbers")
         level = below
     try:
         encoded = orjson.dumps(value)
     except (TypeError, ValueError) as error:
-        raise ValueError("must be JSON with numbers within 64 bits and valid Unicode") from error
+        raise ValueError("must contain only valid Unicode, and integers of at most 64 bits") from error
     if len(encoded) > METADATA_BYTES_MAX:
-        raise ValueError(f"must be at most {METADATA_BYTES_MAX} bytes of JSON")
+        raise ValueError(f"must have at most {METADATA_BYTES_MAX} bytes as JSON")
     if b"\\u0000" in encoded:
-        raise ValueError("must not contain U+0000")
+        raise ValueError("must not contain the character U+0000")
     return value
 
 
@@ -97,27 +102,34 @@ TextArg = Annotated[str, Field(max_length=TEXT_CHARS_MAX), AfterValidator(no_nul
 
 
 def acting_agent(caller: Caller, named: str | None) -> str:
-    """Who acts: the agent that the token names, or without tokens the one that the call names.
+    """The agent that acts: the one that the token names or, without tokens, the one that the call names.
 
-    Raises Forbidden when the call names another agent than its token, Invalid when nobody is named.
+    Raises Forbidden when the call names an agent other than its token's, and Invalid when neither names one.
     """
     if caller.agent is None:
         if named is None:
-            raise Invalid("agent_required", "The call does not say which agent makes it.", "Pass your name as agent.")
+            raise Invalid(
+                "agent_required",
+                "This call does not say which agent is making it.",
+                "Repeat the call with your own name as agent, the same name in every call.",
+            )
         return named
     if named is not None and named != caller.agent:
         raise Forbidden(
             "agent_mismatch",
-            f"This token belongs to {caller.agent!r}, not to {named!r}.",
-            f"Leave agent out, or pass {caller.agent!r}.",
+            f"You are connected as {caller.agent!r}, so you can't act as {named!r}.",
+            "Repeat the call without agent.",
         )
     return caller.agent
 
 
 def properties(required: str, **types: str) -> dict[str, Any]:
-    """The JSON schema of an object: its required names, space-separated, and the type of each property."""
+    """The JSON schema of an object: the required names, separated by spaces, and the type of each property."""
     return {
         "type": "object",
         "properties": {name: {"type": type_} for name, type_ in types.items()},
         "required": required.split(),
     }
+
+
+HANDOFF_RESULT: Final = properties("handoff_id", handoff_id="integer", state="string")

@@ -1,4 +1,4 @@
-"""Sessions: register one, close one."""
+"""Registering and closing sessions."""
 
 import hashlib
 import secrets
@@ -25,7 +25,7 @@ SESSION_RESULT = properties("session_key", session_key="string", status="string"
 
 
 class RegisterSession(Arguments):
-    """Open a session that you own; a key is minted if you pass none."""
+    """Open a session that you own. Omit session_key to generate one."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg | None = None
@@ -35,7 +35,7 @@ class RegisterSession(Arguments):
 
 
 class CloseSession(Arguments):
-    """Close a session that you own. Final: it takes no more entries."""
+    """Close a session that you own, permanently."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg
@@ -44,13 +44,14 @@ class CloseSession(Arguments):
 
 
 async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
+    """Create the session and its first entry; return the session. Raises Conflict when its key is taken."""
     agent = acting_agent(call.caller, args.agent)
     key = args.session_key or f"s-{secrets.token_hex(8)}"
 
     async def work(conn: Connection) -> dict[str, Any]:
         row = await sessions.create(conn, key, agent, args.retention_policy, args.metadata or {})
         if row is None:
-            raise await _exists(conn, key)
+            raise await _key_taken(conn, key, agent)
         await events.record(conn, "session.created", session_id=row["id"], agent=agent)
         entry = _system_entry(f"Session {key} registered by {agent}.")
         first = Append(key, agent, [entry], call.received, size_bytes=entry.size_bytes)
@@ -61,6 +62,11 @@ async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
 
 
 async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
+    """Close the session; return it.
+
+    Raises NotFound when there is none, Forbidden when another agent owns it, and Conflict when it is closed already or has
+    open handoffs.
+    """
     agent = acting_agent(call.caller, args.agent)
 
     async def work(conn: Connection) -> dict[str, Any]:
@@ -72,7 +78,7 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
             raise Forbidden(
                 "not_owner",
                 f"Session {args.session_key!r} belongs to {row['owner']!r}; only its owner can close it.",
-                "Ask its owner, or take it over by a full_handoff.",
+                f"Leave it open; {row['owner']!r} can close it.",
                 owner=row["owner"],
             )
         if row["status"] not in OPEN_STATUSES:
@@ -80,8 +86,10 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
         if still_open := await handoffs.open_of_session(conn, row["id"]):
             raise Conflict(
                 "open_handoffs",
-                f"Session {args.session_key!r} has open handoffs: {', '.join(map(str, still_open))}.",
-                "Let them be completed, or cancel the offers with resolve_handoff action=cancel.",
+                f"Session {args.session_key!r} can't be closed while handoffs of it are open: "
+                f"{', '.join(map(str, still_open))}.",
+                "Cancel those still on offer with resolve_handoff action=cancel, wait until the others are completed, and "
+                "repeat the call.",
                 handoff_ids=still_open,
             )
         closed = await sessions.close(conn, row["id"], args.outcome)
@@ -93,14 +101,19 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
     return await idempotency.once(call.app.pool, "close_session", agent, args, work)
 
 
-async def _exists(conn: Connection, key: str) -> Conflict:
+async def _key_taken(conn: Connection, key: str, agent: str) -> Conflict:
+    """Another session has this key. The hint depends on whether the agent may write to that session."""
     row = await sessions.find(conn, key)
     if row is None:
         raise LookupError("a conflicting session must be there")
+    is_usable = row["status"] in OPEN_STATUSES and agent in row["writers"]
     return Conflict(
         "session_exists",
-        f"Session {key!r} exists: {row['status']}, owned by {row['owner']!r}, at sequence {row['last_sequence']}.",
-        "Go on in it with update_context if you may write to it, or register another key.",
+        f"Session {key!r} already exists: it is {row['status']}, owned by {row['owner']!r}, at sequence "
+        f"{row['last_sequence']}.",
+        "To continue this session, call update_context. To open another one, repeat the call with another session_key."
+        if is_usable
+        else "Repeat the call with another session_key, or without one to get a generated key.",
         status=row["status"],
         owner=row["owner"],
         last_sequence=row["last_sequence"],

@@ -1,4 +1,4 @@
-"""Agents at a stack, as plain threads: their ordinary work, and what they do wrong."""
+"""Agents that work on a stack, as plain threads: normal work and misbehaviour."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 class Caller:
-    """Calls tools as the holder of a token, from any thread, until the end of the block."""
+    """Calls tools with a token, from any thread, until the end of the block."""
 
     def __init__(self, stack: Stack, token: str) -> None:
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=50)
@@ -30,7 +30,10 @@ class Caller:
         self._http.close()
 
     def __call__(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """The structured content. Raises Failed when it is refused, httpx2.HTTPError when nobody answers."""
+        """Call a tool and return its structured content.
+
+        Raises Failed if it is refused, httpx2.HTTPError if nobody answers.
+        """
         request = body("tools/call", name=tool, arguments=arguments)
         answer = self._http.post("/mcp", json=request, headers=headers("tools/call", tool)).json()
         result = answer.get("result", {"isError": True})
@@ -39,7 +42,7 @@ class Caller:
         return result["structuredContent"]
 
     def session(self) -> str:
-        """Register a session; its key."""
+        """Register a session and return its key."""
         return self("register_session")["session_key"]
 
     def says(self, session: str) -> None:
@@ -47,14 +50,14 @@ class Caller:
         self("update_context", session_key=session, entries=[{"type": "message", "content": "On we go."}])
 
     def offer(self, to: str, **arguments: Any) -> int:
-        """Offer a new session; the handoff's id."""
+        """Offer a new session and return the id of the handoff."""
         asked = {"session_key": self.session(), "target_agent": to, "instructions": "Go on.", **arguments}
         return self("request_handoff", **asked)["handoff_id"]
 
 
 @contextmanager
 def again_and_again(make: Callable[[], Work], threads: int = 1, every_s: float = EVERY_S) -> Generator[None]:
-    """So many threads, each of which makes itself something to do, and does it every so often, whatever comes of it."""
+    """Run threads that each call `make()` once and then its result every `every_s` seconds; failures are ignored."""
     over = Event()
 
     def work() -> None:
@@ -76,7 +79,7 @@ def again_and_again(make: Callable[[], Work], threads: int = 1, every_s: float =
 
 
 def work_of(caller: Caller) -> Callable[[], Work]:
-    """An agent's ordinary work: it writes, reads twice what the cache may hold, and registers."""
+    """Normal work: write, read twice (so that the cache can hit), and register another session."""
 
     def make() -> Callable[[], None]:
         session = caller.session()
@@ -93,22 +96,22 @@ def work_of(caller: Caller) -> Callable[[], Work]:
 
 
 def rejects(ada: Caller, operator: Caller) -> None:
-    """An offer that its receiver turns down."""
+    """Make an offer that its receiver rejects."""
     operator("resolve_handoff", handoff_id=ada.offer("operator"), action="reject", note="Not mine.")
 
 
 def mistakes(ada: Caller) -> None:
-    """A call that names a session which does not exist."""
+    """Make a call with a session that does not exist."""
     ada("get_context", session_key="nobody-knows")
 
 
 def registers(caller: Caller) -> Callable[[], Work]:
-    """A session, and another."""
+    """Register one session after another."""
     return lambda: caller.session
 
 
 def speaks_and_reads(caller: Caller) -> Callable[[], Work]:
-    """A message and a brief that is made anew for it, and another."""
+    """Append a message and read the brief, which has to be rebuilt, over and over."""
 
     def make() -> Work:
         session = caller.session()
@@ -123,7 +126,7 @@ def speaks_and_reads(caller: Caller) -> Callable[[], Work]:
 
 
 def speaks(caller: Caller) -> Callable[[], Work]:
-    """A message to a session of its own, and another."""
+    """Append one message after another to an own session."""
 
     def make() -> Work:
         session = caller.session()
@@ -133,7 +136,10 @@ def speaks(caller: Caller) -> Callable[[], Work]:
 
 
 def registers_among_reads(ada: Caller, operator: Caller, reads: int) -> Callable[[], Work]:
-    """So many reads and one session: whatever the machine's speed, one call among them, and far less of the statements."""
+    """Make `reads` reads and register one session, over and over.
+
+    This fixes the share of registrations among the calls, whatever the machine's speed; among statements it is far lower.
+    """
 
     def make() -> Work:
         session = ada.session()
@@ -153,7 +159,7 @@ def _reads(caller: Caller, session: str, times: int) -> None:
 
 
 def takes_late_and_forgets(stack: Stack, ada: Caller, operator: Caller) -> None:
-    """Offers that wait for two hours, are taken at last, and then forgotten until their leases are over."""
+    """Make offers that wait for 2 hours, are accepted, and then lapse."""
     offered = [ada.offer("operator") for _ in range(5)]
     among = f"id IN ({', '.join(map(str, offered))})"
     stack.sql(f"UPDATE handoff SET updated_at = now() - interval '2 hours' WHERE {among} AND state = 'offered'")
@@ -163,8 +169,9 @@ def takes_late_and_forgets(stack: Stack, ada: Caller, operator: Caller) -> None:
 
 
 def seldom_ill(stack: Stack, ada: Caller, operator: Caller) -> Callable[[], Work]:
-    """Twenty-five reads and an offer that is taken; of five offers one had waited for two hours, and with one in six comes
-    a session. So whatever the machine's speed, at most one call in 29 is an offer, and one in 174 a session.
+    """Make 25 reads and an offer that is accepted. 1 offer in 5 has waited for 2 hours; every 6th time, register a session.
+
+    So at most 1 call in 29 is an offer and 1 in 174 a registration, whatever the speed of the machine.
     """
 
     def make() -> Work:
@@ -186,7 +193,7 @@ def seldom_ill(stack: Stack, ada: Caller, operator: Caller) -> Callable[[], Work
 
 
 def hands_to_and_fro(ada: Caller, operator: Caller) -> None:
-    """A session that two agents hand to each other and back, three times."""
+    """Let two agents hand a session to each other and back, three times."""
     session = ada.session()
     for _ in range(3):
         for giver, taker, name in ((ada, operator, "operator"), (operator, ada, "ada")):

@@ -1,7 +1,7 @@
-"""Whom Alertmanager and the worker tell in the tests, as people would be told: keeps what comes, and shows a certificate.
+"""A stand-in for the people that Alertmanager and the worker notify: it records what it receives, and serves a certificate.
 
-Runs in a container by itself, with nothing but Python. `GET /` is all that came; `PUT /refuse` and `DELETE /refuse` make it
-refuse and take again; `PUT /certificate` with a key and a certificate in PEM is what port 8443 shows from then on.
+Runs in its own container and needs only Python. `GET /` returns everything received; `PUT /refuse` and `DELETE /refuse` turn
+refusals on and off; `PUT /certificate`, with a key and a certificate in PEM, sets what port 8443 serves.
 """
 
 import json
@@ -13,18 +13,18 @@ from threading import Thread
 from time import time
 from typing import Any
 
-CERTIFICATE = Path("/tmp/certificate.pem")  # noqa: S108 - of its own container
+CERTIFICATE = Path("/tmp/certificate.pem")  # noqa: S108 - inside its own container
 caught: list[dict[str, Any]] = []
 refuses: set[str] = set()
 
 
 class Catch(BaseHTTPRequestHandler):
-    """POST is what is told."""
+    """Records each POST."""
 
     def do_POST(self) -> None:
         said = self._body()
         if refuses:
-            self._answer(403)  # of which Alertmanager tries no second time
+            self._answer(403)  # Alertmanager does not retry after this status
             return
         caught.append({"at": time(), "path": self.path, "said": json.loads(said)})
         self._answer(200)
@@ -45,7 +45,7 @@ class Catch(BaseHTTPRequestHandler):
         self._answer(200)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
-        """It has nothing to say."""
+        """Do not log requests."""
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -58,7 +58,7 @@ class Catch(BaseHTTPRequestHandler):
 
 
 class Show(BaseRequestHandler):
-    """Shows the certificate, and that is all."""
+    """Serves the certificate and nothing else."""
 
     def handle(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -68,12 +68,12 @@ class Show(BaseRequestHandler):
 
 
 class Shows(ThreadingTCPServer):
-    """Nobody waits for whom looks at it."""
+    """A thread per connection."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who looks goes away at once, and before there is a certificate there is nothing to show."""
+        """Ignore errors: clients disconnect at once, and before the first PUT there is no certificate."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stack that faults are done to, at the chosen pace. What was measured on it is told at the end."""
+"""The stack for the drills, at the chosen pace. The measurements are printed in the summary of the run."""
 
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -16,14 +16,14 @@ from tests.stack.drills.report import table, write
 
 @pytest.fixture(scope="session")
 def folder() -> Generator[Path]:
-    """Where the changed files are."""
+    """The folder with the changed configuration files."""
     with TemporaryDirectory(prefix="handoff-alerts-") as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="session")
 def drill(started: Start, folder: Path, say: Callable[[str], None], pytestconfig: pytest.Config) -> Generator[Drill]:
-    """The stack at work, and what is measured on it, which is told at the end."""
+    """A stack under normal load, and the measurements that are made on it."""
     pace = PACES[str(pytestconfig.getoption("pace"))]
     overlays = ["without-grafana.yaml", overlay(folder, {"grafana"}, pace)]
     given = {"deadman-url": "http://catcher:8080/deadman"}

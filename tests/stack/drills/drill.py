@@ -1,4 +1,4 @@
-"""Faults done to a stack, and how long it took until their alerts fired, were told and ended."""
+"""Injects faults into a stack, and measures how long their alerts took to fire, notify and resolve."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -13,8 +13,8 @@ from tests.stack.drills.agents import Caller
 from tests.stack.drills.pace import Pace
 from tests.stack.rules import alerts
 
-# What is told counts from its receipt; what could not be told while the fault lasted has it afterwards.
-TOLD: Final = """
+# received_at is the time of the first notification; it is after the repair if nothing could be delivered during the fault.
+NOTIFIED: Final = """
     SELECT alertname, extract(epoch FROM starts_at)::float8, extract(epoch FROM received_at)::float8,
            coalesce(extract(epoch FROM ends_at)::float8, 0)
       FROM reporting.alert WHERE starts_at > to_timestamp({since}) ORDER BY starts_at
@@ -23,9 +23,10 @@ TOLD: Final = """
 
 @dataclass(frozen=True, eq=False)
 class Fault:
-    """What is done, and the alerts that it brings about. Of these, `late` ones are told only after the repair, and the end
-    of `muted` ones is not told, for something worse mutes it. It pages once, if one of them is critical, and besides with
-    those that it shares with a fault of their own.
+    """A fault and the alerts that it causes. It must page exactly once if one of them is critical, and otherwise not at all.
+
+    `late` alerts are only notified after the repair. `muted` ones get inhibited by a more severe alert, so that their
+    resolution is not notified. `shared` alerts also page, but have a drill of their own.
     """
 
     what: str
@@ -38,20 +39,20 @@ class Fault:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds from an alert's fault until it fired and until it was stored, and from the repair until it ended, if that was
-    waited for.
+    """Seconds from the fault until the alert fired and until its notification was stored, and from the repair until it
+    resolved. The last is None if the drill did not wait for it.
     """
 
     fault: str
     pages: int
     firing_s: float
-    told_s: float
+    notified_s: float
     resolved_s: float | None
 
 
 @dataclass(frozen=True)
-class Told:
-    """An alert as it was stored, in Unix time; `end` is 0 while it fires."""
+class Notified:
+    """A stored alert. Times are Unix times; `end` is 0 while it fires."""
 
     begin: float
     receipt: float
@@ -60,7 +61,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Page:
-    """A notification that somebody is paged with: the alerts that are new in it, and where it leads."""
+    """A page: the time it was received, the alerts that are new in it, and its links."""
 
     at: float
     alerts: tuple[str, ...]
@@ -68,7 +69,7 @@ class Page:
 
 
 class Drill:
-    """A stack that faults are done to, and what came of them."""
+    """A stack into which faults are injected, and the measurements."""
 
     def __init__(self, stack: Stack, pace: Pace, ada: Caller, operator: Caller) -> None:
         self.stack = stack
@@ -76,25 +77,25 @@ class Drill:
         self.ada = ada
         self.operator = operator
         self.measured: dict[str, Measured] = {}
-        self.paged: list[Page] = []  # since the drill before
+        self.paged: list[Page] = []  # since the previous drill
         self._seen_until = time()
         self._password = stack.secret("database-grafana")
 
     def active(self) -> set[str]:
-        """The alerts that fire in Prometheus now, but for the one that always does."""
+        """The alerts that fire in Prometheus now, without the Watchdog."""
         found = self.stack.get("PROMETHEUS_PORT", "/api/v1/alerts")["data"]["alerts"]
         return {it["labels"]["alertname"] for it in found if it["state"] == "firing"} - {"Watchdog"}
 
-    def told(self, since: float) -> dict[str, list[Told]]:
-        """What was stored of each alert that began since then, the first first."""
-        found: dict[str, list[Told]] = {}
-        for line in self.stack.psql("grafana", self._password, TOLD.format(since=since)).splitlines():
+    def notified(self, since: float) -> dict[str, list[Notified]]:
+        """The stored alerts that started since then, by name, oldest first."""
+        found: dict[str, list[Notified]] = {}
+        for line in self.stack.psql("grafana", self._password, NOTIFIED.format(since=since)).splitlines():
             name, *times = line.split("|")
-            found.setdefault(name, []).append(Told(*map(float, times)))
+            found.setdefault(name, []).append(Notified(*map(float, times)))
         return found
 
     def pages(self, since: float) -> list[Page]:
-        """What people were paged with since then."""
+        """The pages received since then."""
         pages: list[Page] = []
         before: set[tuple[str, str]] = set()
         for it in self.stack.get("CATCHER_PORT", "/"):
@@ -110,11 +111,11 @@ class Drill:
         return pages
 
     def dead_mans_calls(self, since: float) -> list[float]:
-        """When the worker told of the heartbeat's silence, and of its end, by its own way."""
+        """When the dead man's switch reported that the heartbeat was silent, or that it was back, since then."""
         return [it["at"] for it in self.stack.get("CATCHER_PORT", "/") if it["path"] == "/deadman" and it["at"] > since]
 
     def watchdog(self) -> str:
-        """What the worker and the service make of the heartbeat."""
+        """The health status of alerting, as the service reports it."""
         return self.stack.get("HANDOFF_OPS_PORT", "/health")["components"]["alerting"]["status"]
 
     def rest(self) -> None:
@@ -122,8 +123,10 @@ class Drill:
         wait(lambda: not self.active(), self.pace.within_s, lambda: f"still active: {self.active()}")
 
     def do(self, *stages: Sequence[Fault]) -> None:
-        """Do the faults of each stage at once, stage upon stage, each when the alerts of the one before were told; repair
-        them; wait until all alerts are over and that was told too, if the pace lets that be. Each must have paged once.
+        """Inject the faults of a stage together, and those of the next stage once the alerts of this one were notified.
+
+        Then repair everything, wait until all alerts have resolved and that was notified, if the pace allows it, and check
+        the pages.
         """
         self.rest()
         faults = [it for stage in stages for it in stage]
@@ -147,31 +150,33 @@ class Drill:
         def over() -> bool:
             for name in names - self.active() - ended.keys():
                 ended[name] = time()
-            told = self.told(since)
-            return names == ended.keys() and all(name in told and all(row.end for row in told[name]) for name in to_tell)
+            notified = self.notified(since)
+            return names == ended.keys() and all(
+                name in notified and all(row.end for row in notified[name]) for name in to_tell
+            )
 
-        settled = over if self.pace.until_over else lambda: names <= self.told(since).keys()
-        wait(settled, self.pace.within_s, lambda: f"active {self.active()}, told {self.told(since)}")
+        settled = over if self.pace.until_over else lambda: names <= self.notified(since).keys()
+        wait(settled, self.pace.within_s, lambda: f"active {self.active()}, notified {self.notified(since)}")
         self._measure(faults, since, began, {name: max(0.0, at - repaired[name]) for name, at in ended.items()})
         self._paged_once(faults)
 
     def _see(self, since: float, names: set[str], late: set[str], fired: set[str]) -> None:
-        """Wait until alerts fire and are told, but for the late ones, which only fire."""
+        """Wait until the alerts fire and, except for the late ones, are notified."""
 
         def missing() -> set[str]:
             fired.update(self.active())
-            told = names - late
-            return (names - fired) | (told - self.told(since).keys() if told else set())
+            notified = names - late
+            return (names - fired) | (notified - self.notified(since).keys() if notified else set())
 
         wait(lambda: not missing(), self.pace.within_s, lambda: f"missing {missing()}, active {self.active()}")
 
     def _measure(self, faults: Sequence[Fault], since: float, began: dict[str, float], over_s: dict[str, float]) -> None:
-        told = self.told(since)
+        notified = self.notified(since)
         self.paged, self._seen_until = self.pages(self._seen_until), time()
         for it in faults:
             count = sum(bool({*it.alerts} & {*page.alerts}) for page in self.paged)
             for name in it.alerts:
-                first = told[name][0]
+                first = notified[name][0]
                 seconds = (first.begin - began[name], first.receipt - began[name], over_s.get(name))
                 self.measured[name] = Measured(it.what, count, *seconds)
 
@@ -181,15 +186,15 @@ class Drill:
             critical = {name for name in it.alerts if rules[name]["labels"]["severity"] == "critical"}
             count = sum(bool(critical & {*page.alerts}) for page in self.paged)
             assert count == bool(critical), f"{it.what}: {count} pages, {self.paged}"
-        assert len(paged) == len(set(paged)), f"told twice: {self.paged}"
+        assert len(paged) == len(set(paged)), f"paged twice: {self.paged}"
         brought = {name for it in faults for name in (*it.alerts, *it.shared)}
-        assert set(paged) <= brought, f"also paged: {set(paged) - brought}"
+        assert set(paged) <= brought, f"unexpected pages: {set(paged) - brought}"
 
 
 def _now(holds: Callable[[], bool]) -> bool:
     try:
         return holds()
-    except (httpx2.HTTPError, Failed):  # who is asked has only just been started again
+    except (httpx2.HTTPError, Failed):  # the queried service is just restarting
         return False
 
 
@@ -198,7 +203,7 @@ def _note(times: dict[str, float], fault: Fault) -> None:
 
 
 def wait(holds: Callable[[], bool], within_s: float, show: Callable[[], str]) -> None:
-    """Wait until something holds; in vain, it tells `show()`."""
+    """Wait until `holds()` is true. After `within_s` seconds it fails, with the result of `show()` in the message."""
     give_up = monotonic() + within_s
     while not _now(holds):
         assert monotonic() < give_up, f"not within {within_s:.0f} s: {show()}"

@@ -1,5 +1,5 @@
-"""What goes wrong in the field, done to a running stack on purpose, and repaired again. Each is a context manager: the fault
-is there inside the block, and repaired behind it.
+"""Faults as they happen in production, injected into a running stack. Each is a context manager: the fault lasts for the
+block and is repaired after it.
 """
 
 from collections.abc import Generator
@@ -23,7 +23,7 @@ BUSYBOX: Final = "busybox:1.37"
 
 @contextmanager
 def both(*contexts: AbstractContextManager[Any]) -> Generator[None]:
-    """All of them, as one fault."""
+    """All contexts together, as one fault."""
     with ExitStack() as entered:
         for it in contexts:
             entered.enter_context(it)
@@ -32,7 +32,7 @@ def both(*contexts: AbstractContextManager[Any]) -> Generator[None]:
 
 @contextmanager
 def stopped(stack: Stack, *services: str) -> Generator[None]:
-    """Services that have ended."""
+    """Services are stopped."""
     stack.compose("stop", "--timeout=2", *services)
     try:
         yield
@@ -42,7 +42,7 @@ def stopped(stack: Stack, *services: str) -> Generator[None]:
 
 @contextmanager
 def paused(stack: Stack, *services: str) -> Generator[None]:
-    """Services that hang."""
+    """Services hang."""
     stack.compose("pause", *services)
     try:
         yield
@@ -52,7 +52,7 @@ def paused(stack: Stack, *services: str) -> Generator[None]:
 
 @contextmanager
 def stuttering(stack: Stack, service: str) -> Generator[None]:
-    """A service that gets no processor for most of each second."""
+    """A service gets no CPU for most of every second."""
     container = stack.container(service)["Id"]
 
     def stutter() -> None:
@@ -68,7 +68,7 @@ def stuttering(stack: Stack, service: str) -> Generator[None]:
 
 @contextmanager
 def cut_off(stack: Stack, service: str) -> Generator[None]:
-    """A service that cannot be reached over the internal network."""
+    """A service can't be reached over the internal network."""
     container, network = stack.container(service)["Id"], f"{stack.project}_internal"
     run("docker", "network", "disconnect", network, container)
     try:
@@ -79,7 +79,7 @@ def cut_off(stack: Stack, service: str) -> Generator[None]:
 
 @contextmanager
 def hanging_proxy(stack: Stack) -> Generator[None]:
-    """The proxy of the profile `scale`, which answers nobody."""
+    """The proxy of the profile `scale` runs but does not answer."""
     scale = ("--profile", "scale")
     stack.compose(*scale, "up", "--detach", "--no-deps", "proxy")
     try:
@@ -92,7 +92,7 @@ def hanging_proxy(stack: Stack) -> Generator[None]:
 
 @contextmanager
 def trigger(stack: Stack, event: str, table: str, does: str, each: str = "STATEMENT") -> Generator[None]:
-    """Statements on a table that do something besides, in PL/pgSQL; `each` may be `ROW` with a condition."""
+    """Statements on a table also execute some PL/pgSQL. `each` may be `ROW` with a condition."""
     name = f"by_hand_{table}"
     stack.sql(
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; RETURN NEW; END $$",
@@ -105,24 +105,24 @@ def trigger(stack: Stack, event: str, table: str, does: str, each: str = "STATEM
 
 
 def slow(stack: Stack, table: str, seconds: float) -> AbstractContextManager[None]:
-    """Each insert into a table takes so long."""
+    """Every insert into a table takes this many seconds longer."""
     return trigger(stack, "INSERT", table, f"PERFORM pg_sleep({seconds})")
 
 
 def failing(stack: Stack, table: str, each: str = "STATEMENT") -> AbstractContextManager[None]:
-    """No insert into a table succeeds, of those that `each` names."""
+    """Inserts into a table fail: all of them, or those that `each` selects."""
     return trigger(stack, "INSERT", table, "RAISE EXCEPTION 'done by hand'", each)
 
 
 def failing_heartbeat(stack: Stack) -> AbstractContextManager[None]:
-    """The worker cannot leave word that the jobs are done."""
+    """The worker can't record that its jobs are done."""
     changed = "ROW WHEN (new.jobs_at IS DISTINCT FROM old.jobs_at)"
     return trigger(stack, "UPDATE", "instance", "RAISE EXCEPTION 'done by hand'", changed)
 
 
 @contextmanager
 def locked(stack: Stack, table: str) -> Generator[None]:
-    """A table that somebody keeps to himself, as a migration by hand or a forgotten transaction does."""
+    """A table is locked exclusively, as by a manual migration or a forgotten transaction."""
     keep = f"BEGIN; SET application_name = 'by-hand'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
     psql = ("psql", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff")
     stack.compose("exec", "-T", "--detach", "postgres", *psql, "-c", keep)
@@ -135,7 +135,7 @@ def locked(stack: Stack, table: str) -> Generator[None]:
 
 @contextmanager
 def connections_taken(stack: Stack, all_in_all: int) -> Generator[None]:
-    """Connections to Postgres that somebody opens and keeps, until there are so many."""
+    """Connections to Postgres are opened and held until there are `all_in_all`."""
     count = all_in_all - int(stack.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
     keep = f"""
 import asyncio, asyncpg, pathlib
@@ -160,7 +160,7 @@ def _end_by_hand(stack: Stack) -> None:
 
 @contextmanager
 def memory_short(stack: Stack, service: str, share: float) -> Generator[None]:
-    """A service that uses this share of what it may."""
+    """The memory limit of a service is lowered until it uses this share of it."""
     container = stack.container(service)
     name = container["Config"]["Env"]
     (named,) = [it.partition("=")[2] for it in name if it.startswith("OTEL_SERVICE_NAME=")]
@@ -175,7 +175,7 @@ def memory_short(stack: Stack, service: str, share: float) -> Generator[None]:
 
 @contextmanager
 def disk_filling(stack: Stack, volume: str, of_bytes: int, takes_s: float) -> Generator[None]:
-    """A file system of which more than half is used, and which somebody fills to the brim, little by little."""
+    """A file system that is more than half full is filled completely, step by step."""
     begin, little = int(of_bytes * 0.55), of_bytes // 80
     grow = f"for _ in $(seq 33); do sleep {takes_s / 33:.1f}; head -c {little} /dev/zero; done >>/it/filling"
     write = f"head -c {begin} /dev/zero >/it/filling; {grow}"
@@ -190,7 +190,7 @@ def disk_filling(stack: Stack, volume: str, of_bytes: int, takes_s: float) -> Ge
 
 @contextmanager
 def no_cache_access(stack: Stack) -> Generator[None]:
-    """A Redis that answers, and lets the service do nothing."""
+    """Redis answers, but denies the service its commands."""
     redis_cli(stack, "acl setuser default -get -set")
     try:
         yield
@@ -200,7 +200,7 @@ def no_cache_access(stack: Stack) -> Generator[None]:
 
 @contextmanager
 def crowded_cache(stack: Stack) -> Generator[None]:
-    """A Redis with far too little memory: whatever it is given has gone before it is asked for."""
+    """Redis has far too little memory, so that entries are evicted before they are read."""
     crowd = "redis.call('flushall') for i = 1, 500 do redis.call('set', 'crowd' .. i, string.rep('x', 10000)) end"
     redis_cli(stack, "config set maxmemory 3mb")
     more = f'{_LOG_IN}; exec redis-cli -r -1 -i 0.002 eval "{crowd}" 0 >/dev/null'
@@ -217,13 +217,13 @@ _LOG_IN: Final = 'export REDISCLI_AUTH="$(cat /run/secrets/redis)"'
 
 
 def redis_cli(stack: Stack, command: str) -> str:
-    """What Redis answers."""
+    """Run a Redis command and return the reply."""
     return stack.compose("exec", "-T", "redis", "sh", "-c", f"{_LOG_IN}; redis-cli {command}")
 
 
 @contextmanager
 def offer_left_lying(stack: Stack, hours: float) -> Generator[None]:
-    """A handoff that nobody takes for hours."""
+    """A handoff has been on offer for hours and nobody accepts it."""
     session = "SELECT min(id) FROM session"
     stack.sql(
         "INSERT INTO handoff (session_id, request_type, sender, target_agent, instructions, priority, state, token, lapses,"
@@ -239,7 +239,7 @@ def offer_left_lying(stack: Stack, hours: float) -> Generator[None]:
 
 @contextmanager
 def handed_to_and_fro(stack: Stack, ada: Caller, operator: Caller) -> Generator[None]:
-    """Sessions that two agents keep handing to each other; afterwards that was long ago."""
+    """Two agents keep handing sessions to each other. Afterwards the handoffs are dated back, so that the alert resolves."""
     with again_and_again(lambda: lambda: hands_to_and_fro(ada, operator)):
         yield
     stack.sql("UPDATE handoff SET accepted_at = accepted_at - interval '2 hours' WHERE request_type = 'full_handoff'")
@@ -247,7 +247,7 @@ def handed_to_and_fro(stack: Stack, ada: Caller, operator: Caller) -> Generator[
 
 @contextmanager
 def file_added(stack: Stack, file: Path, text: str, reader: str) -> Generator[None]:
-    """A configuration that has more than it should, read anew."""
+    """A configuration file gets extra text and is reloaded."""
     before = file.read_text() if file.exists() else None
     file.write_text((before or "") + text)
     stack.compose("kill", "--signal=HUP", reader)
@@ -262,7 +262,7 @@ def file_added(stack: Stack, file: Path, text: str, reader: str) -> Generator[No
 
 
 def show_certificate(stack: Stack, days: float) -> None:
-    """The catcher shows a certificate that is good for so long."""
+    """Let the catcher serve a certificate that is valid for this many days."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "catcher")])
     now = datetime.now(UTC)
@@ -276,7 +276,7 @@ def show_certificate(stack: Stack, days: float) -> None:
 
 @contextmanager
 def certificate_of(stack: Stack, days: float) -> Generator[None]:
-    """A certificate that nobody renewed in time."""
+    """A certificate was not renewed in time and has this many days left."""
     show_certificate(stack, days)
     try:
         yield
@@ -286,7 +286,7 @@ def certificate_of(stack: Stack, days: float) -> Generator[None]:
 
 @contextmanager
 def pager_refuses(stack: Stack) -> Generator[None]:
-    """Whoever is to be paged does not take it."""
+    """The receiver of pages refuses them."""
     httpx2.put(stack.url("CATCHER_PORT", "/refuse"), timeout=10).raise_for_status()
     try:
         yield

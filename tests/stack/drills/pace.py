@@ -1,6 +1,6 @@
-"""The shipped bundle, changed so that faults can be done to it: a few sizes so small that they can be filled, and a catcher.
-At the quick pace an alert takes seconds instead of minutes, for each duration is shortened by one rule. Both are made from
-the shipped files, of which nothing is written twice.
+"""The shipped bundle, adapted for drills: a few sizes are small enough to fill up, and a catcher is added. At the quick pace
+an alert takes seconds instead of minutes, because every duration is shortened by the same formula. Everything is derived
+from the shipped files, so that nothing is written twice.
 """
 
 import json
@@ -17,26 +17,26 @@ from tests.stack.bundle import HERE, ROOT
 from tests.stack.rules import seconds
 
 _WINDOW: Final = re.compile(r"\[(\w+)\]")
-WINDOW_S_MIN: Final = 6  # figures come every second; a rate wants some of them, and some are late
-LOOKBACK_S: Final = 10  # how long a series counts that is not sent any more; Prometheus's default is 5 minutes
-QUEUE_BYTES: Final = 1_000_000  # of logs, which is some seconds of a lot of work
-DISK_BYTES: Final = 64 << 20  # of the file system that the collector tells of
+WINDOW_S_MIN: Final = 6  # samples come every second; a rate needs several of them, and some are late
+LOOKBACK_S: Final = 10  # how long the last sample of a series counts; Prometheus's default is 5 minutes
+QUEUE_BYTES: Final = 1_000_000  # of logs, which a heavy load fills in seconds
+DISK_BYTES: Final = 64 << 20  # of the file system that the collector measures
 WATCHDOG_TIMEOUT_S: Final = 8
-CUT_OFF: Final = {"tool_very_slow_seconds": 3}  # a statement ends at 5, so no registering takes the 10 that ship
-_WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # seconds that an alert waits for at most, and those it waits for instead
-# What no test could wait for.
+CUT_OFF: Final = {"tool_very_slow_seconds": 3}  # statements time out after 5 s, so no registration reaches the shipped 10 s
+_WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # shipped `for` in seconds, up to and including: the quick one
+# Shipped values that take too long, or that too few calls reach, in a quick drill.
 QUICK_THRESHOLDS: Final = CUT_OFF | {
-    "jobs_age_seconds": 15,  # of jobs done every second
+    "jobs_age_seconds": 15,  # jobs run every second
     "disk_forecast_seconds": 60,
-    "tool_very_slow_calls_min": 2,  # within seconds, each of which takes some
+    "tool_very_slow_calls_min": 2,  # calls within seconds, each of which takes seconds
 }
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast things go, in seconds: `usual_s` is the work before a fault, so that windows hold some, `fill_s` how long it
-    takes to fill a disk, and `within_s` the limit of each wait. Whether it is waited until alerts are over, which takes up
-    to six hours as they ship.
+    """The pace of the drills. `usual_s`: seconds of normal load before a fault, so that the windows have data. `fill_s`:
+    seconds to fill a disk. `within_s`: the timeout of each wait. `until_over`: whether to wait until alerts have resolved,
+    which takes up to 6 hours at the shipped pace.
     """
 
     quick: bool
@@ -53,7 +53,7 @@ PACES: Final = {
 
 
 def _window(found: re.Match[str]) -> str:
-    """A window, so shortened that a longer one stays longer: 5m is 6s, 1h 13s, 3d 46s."""
+    """Shorten a window; a longer one stays longer: 5m becomes 6s, 1h 13s, 3d 46s."""
     return f"[{max(WINDOW_S_MIN, round(WINDOW_S_MIN * (seconds(found[1]) / 300) ** 0.3))}s]"
 
 
@@ -68,9 +68,9 @@ def _shorten(rules: dict[str, Any]) -> None:
         group.pop("interval", None)
         for rule in group["rules"]:
             rule["expr"] = _WINDOW.sub(_window, str(rule["expr"]))
-            if "for" in rule:  # what comes first still does
+            if "for" in rule:  # keeps their order
                 rule["for"] = next(f"{quick}s" for most_s, quick in _WAITS.items() if seconds(rule["for"]) <= most_s)
-            if "keep_firing_for" in rule:  # what outlasts the shortest windows, and what outlasts that, still does
+            if "keep_firing_for" in rule:  # still outlasts the same alerts
                 rule["keep_firing_for"] = f"{seconds(rule['keep_firing_for']) // 30 + 2}s"
 
 
@@ -92,13 +92,13 @@ def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:
 
 
 def _alertmanager(folder: Path, pace: Pace) -> None:
-    """As text, for the comments of the shipped file count. The catcher is paged when people are."""
+    """Edits the text, because comments in the shipped file matter. The catcher gets every page that people would get."""
     file = folder / "alertmanager.yml"
     text, soon = file.read_text(), "group_wait: 10s, group_interval: 1m"
     if pace.quick:
         text = re.sub(r"\bgroup_wait: (?!0s)\w+", "group_wait: 1s", text)
         text = re.sub(r"\bgroup_interval: \w+", "group_interval: 1s", text)
-        text = re.sub(r"\brepeat_interval: \d+s\b", "repeat_interval: 500ms", text)  # the heartbeat's
+        text = re.sub(r"\brepeat_interval: \d+s\b", "repeat_interval: 500ms", text)  # that of the heartbeat
         soon = "group_wait: 1s, group_interval: 1s"
     paged = f"{{matchers: [severity = critical], receiver: catcher, {soon}, repeat_interval: 4h, continue: true}}"
     text = text.replace("\n  routes:\n", f"\n  routes:\n    - {paged}\n")
@@ -110,7 +110,9 @@ def _collector(folder: Path, pace: Pace) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for it in config["exporters"].values():
         if "loki" in it["endpoint"]:
-            it["sending_queue"] = it["sending_queue"] | {"queue_size": QUEUE_BYTES}  # the others' stays: they are aliases
+            it["sending_queue"] = it["sending_queue"] | {
+                "queue_size": QUEUE_BYTES
+            }  # copied, because the queues share one object
     if pace.quick:
         for it in config["receivers"].values():
             it.update(dict.fromkeys({"collection_interval", "initial_delay"} & it.keys(), "1s"))
@@ -122,12 +124,12 @@ def _collector(folder: Path, pace: Pace) -> None:
 
 
 def _as_written(service: str) -> dict[str, Any]:
-    """A service of compose.yaml, its variables not filled in."""
+    """A service in compose.yaml, with its variables not filled in."""
     return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service]
 
 
 def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
-    """Write the changed files below `folder`; the Compose file that puts them in place, and adds the catcher."""
+    """Write the changed files below `folder`. Returns the Compose file that mounts them and adds the catcher."""
     for name in ("prometheus", "alertmanager", "otel-collector"):
         shutil.copytree(ROOT / name, folder / name)
     _prometheus(folder / "prometheus", left_out, pace)
@@ -167,9 +169,9 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
                 "volumes": [f"{ROOT / HERE}/drills/catcher.py:/catcher.py:ro"],
             },
         },
-        # Prometheus still sees a Loki that the collector can't reach.
+        # So that Prometheus still reaches a Loki that is cut off from the collector.
         "networks": {"sight": {"internal": True}},
-        # A file system of its own, which can be filled.
+        # A separate file system that can be filled.
         "volumes": {"otel-collector": {"driver_opts": {
             "type": "tmpfs", "device": "tmpfs", "o": f"size={DISK_BYTES},uid=10001,gid=10001,mode=0700",
         }}},

@@ -1,4 +1,4 @@
-"""What the drills measured, as docs/alerts.md has it."""
+"""Writes what the drills measured to docs/alerts.md."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,35 +11,37 @@ from tests.stack.rules import alerts
 DOCUMENT: Final = ROOT / "docs" / "alerts.md"
 _HEAD: Final = """# Each alert, and the fault that fires it
 
-Written by `.venv/bin/pytest tests/stack/drills --write-alerts`, which does each fault to a running stack, repairs
-it, and looks at what came. The stack is the shipped one at a quicker pace: rules are evaluated each second, their windows
-are shortened (5 minutes to 6 s, 3 days to 46 s), and `for` to 1 to 5 s. So the seconds tell how things follow one another,
-not how long they take in the field. There an alert waits for what the last column says, on top of the 15 s of a scrape and
-an evaluation, and of 10 s in Alertmanager (tickets outside: 30 s) for what belongs together to come together.
+Written by `.venv/bin/pytest tests/stack/drills --write-alerts`, which injects each fault into a running stack, repairs it,
+and records what happened. The stack is the shipped one at a quicker pace: rules are evaluated every second, their windows
+are shortened (5 minutes to 6 s, 3 days to 46 s), and so is `for` (to 1 to 5 s). So these times show the order of events, not
+how long they take in production. There, the condition has to hold for the time in the last column before the alert fires;
+on top of that come up to 15 s each for the scrape and the evaluation, and 10 s (warnings to people: 30 s) in which
+Alertmanager waits for alerts of the same group.
 
-*Told* is when it was stored from Alertmanager's notification; *over* counts from the repair. *Pages* are the notifications
-that people were paged with for that fault, all its alerts together: one, if one of them is critical, or the drill fails.
+*Fires after* and *Notified after* count from the fault; notified means that the service stored Alertmanager's notification.
+*Resolved after* counts from the repair. *Pages* is the number of pages sent to people for the fault, over all its alerts.
+The drill fails unless a fault with a critical alert pages exactly once, and any other fault not at all.
 
-| Alert | Severity | Fault | Fires after (s) | Told after (s) | Over after (s) | Pages | Shipped: waits |
+| Alert | Severity | Fault | Fires after (s) | Notified after (s) | Resolved after (s) | Pages | Shipped `for` |
 |---|---|---|---|---|---|---|---|
 """
 _SHIPPED: Final = """
 ## At the shipped pace
 
-Written by the same command with `--pace shipped`, a fault at a time: nothing is shortened, a stack is six minutes at work
-before its fault is done, and it is not waited for the end. A row names the fault that it was measured with.
+Written by the same command with `--pace shipped`, one fault at a time. Nothing is shortened, the stack is under load for
+6 minutes before the fault, and the drill does not wait until the alert resolves. Each row names the fault that was used.
 
-| Alert | Fault | Fires after (s) | Told after (s) |
+| Alert | Fault | Fires after (s) | Notified after (s) |
 |---|---|---|---|
 """
 
 
 def table(measured: Mapping[str, Measured], pace: Pace) -> list[str]:
-    """The table's lines, an alert each."""
+    """The rows of the table, one per alert."""
     rules = alerts()
     lines: list[str] = []
     for name, it in sorted(measured.items()):
-        seconds = f"{it.firing_s:.1f} | {it.told_s:.1f}"
+        seconds = f"{it.firing_s:.1f} | {it.notified_s:.1f}"
         if pace.quick:
             rule = rules.get(name.partition(" ")[0])
             severity, waits = (rule["labels"]["severity"], rule["for"]) if rule else ("critical", "4m of silence")
@@ -50,7 +52,7 @@ def table(measured: Mapping[str, Measured], pace: Pace) -> list[str]:
 
 
 def write(measured: Mapping[str, Measured], pace: Pace) -> None:
-    """Write the page's table for a pace: the quick one anew, of the shipped one the lines that were measured."""
+    """Write the table of a pace: the quick one is replaced, in the shipped one only the measured rows are."""
     quick, _, shipped = DOCUMENT.read_text().partition(_SHIPPED)
     if pace.quick:
         quick = _HEAD + "".join(f"{line}\n" for line in table(measured, pace))

@@ -1,4 +1,4 @@
-"""Programs that stop, hang or can't be told of, and what fills up: alerts by their faults."""
+"""Drills for programs that stop, hang or can't be reached, and for resources that run out."""
 
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -65,7 +65,7 @@ def test_the_collector_stopped_pages_once_with_links_to_this_stack(drill: Drill)
     }
 
 
-def test_programs_that_stop_or_hang_are_told_of(drill: Drill) -> None:
+def test_programs_that_stop_or_hang_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault("worker stopped", lambda it: stopped(it.stack, "worker"), ("HandoffWorkerAbsent",)),
@@ -76,7 +76,7 @@ def test_programs_that_stop_or_hang_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_a_pager_that_refuses_is_told_of_elsewhere(drill: Drill) -> None:
+def test_a_pager_that_refuses_raises_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -89,7 +89,7 @@ def test_a_pager_that_refuses_is_told_of_elsewhere(drill: Drill) -> None:
     )
 
 
-def test_configurations_that_are_wrong_are_told_of(drill: Drill, folder: Path) -> None:
+def test_broken_configuration_raises_alerts(drill: Drill, folder: Path) -> None:
     prometheus = folder / "prometheus"
     drill.do(
         [
@@ -109,7 +109,7 @@ def test_configurations_that_are_wrong_are_told_of(drill: Drill, folder: Path) -
     )
 
 
-def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
+def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
@@ -119,7 +119,7 @@ def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
                 muted=("HandoffDiskFilling", "HandoffDiskHigh"),
             ),
             Fault(
-                "certificate of 10 days",
+                "certificate with 10 days left",
                 lambda it: certificate_of(it.stack, 10),
                 ("HandoffCertificateExpiring",),
                 muted=("HandoffCertificateExpiring",),
@@ -130,24 +130,26 @@ def test_what_fills_up_or_runs_out_is_told_of(drill: Drill) -> None:
                 ("HandoffDatabaseConnectionsHigh",),
             ),
             Fault(
-                "worker's memory at 85 %",
+                "worker's memory at 85%",
                 lambda it: memory_short(it.stack, "worker", 0.85),
                 ("HandoffMemoryHigh",),
                 muted=("HandoffMemoryHigh",),
             ),
         ],
         [
-            Fault("certificate of 2 days", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)),
-            Fault("worker's memory at 97 %", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
+            Fault(
+                "certificate with 2 days left", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)
+            ),
+            Fault("worker's memory at 97%", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
         ],
     )
 
 
-def test_a_worker_that_is_stuck_is_told_of(drill: Drill) -> None:
+def test_a_stuck_worker_raises_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "heartbeat can't be written",
+                "worker's heartbeat can't be written",
                 lambda it: failing_heartbeat(it.stack),
                 ("HandoffWorkerJobFailing", "HandoffWorkerStalled"),
                 muted=("HandoffWorkerJobFailing",),
@@ -156,11 +158,11 @@ def test_a_worker_that_is_stuck_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_logs_that_can_not_be_sent_are_told_of(drill: Drill) -> None:
+def test_logs_that_cannot_be_sent_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "Loki can't be reached, its queue full",
+                "Loki unreachable, its queue full",
                 lambda it: both(cut_off(it.stack, "loki"), again_and_again(speaks(it.ada), threads=4, every_s=0.01)),
                 ("HandoffCollectorQueueFilling", "HandoffTelemetryDropped", "HandoffTelemetryRefused"),
             )

@@ -1,4 +1,4 @@
-"""What agents leave or do over and over, and how their calls fare: alerts by their faults."""
+"""Drills for misbehaving agents, and for calls that are slow or fail."""
 
 import re
 from collections.abc import Generator
@@ -34,19 +34,19 @@ RUNBOOK: Final = ROOT / "prometheus" / "runbook.md"
 OPERATORS: Final = "ROW WHEN (new.owner = 'operator')"
 
 
-def test_what_agents_leave_or_do_over_and_over_is_told_of(drill: Drill) -> None:
+def test_old_offers_ping_pong_and_bad_calls_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "an offer that nobody takes for two hours", lambda it: offer_left_lying(it.stack, 2), ("HandoffOfferTooOld",)
+                "an offer that nobody accepts for 2 hours", lambda it: offer_left_lying(it.stack, 2), ("HandoffOfferTooOld",)
             ),
             Fault(
-                "sessions handed to and fro",
+                "sessions handed back and forth",
                 lambda it: handed_to_and_fro(it.stack, it.ada, it.operator),
                 ("HandoffPingPong",),
             ),
             Fault(
-                "calls that name no session",
+                "calls with an unknown session",
                 lambda it: again_and_again(lambda: lambda: mistakes(it.ada), threads=2, every_s=0.02),
                 ("HandoffRefusalRatioHigh",),
             ),
@@ -54,11 +54,11 @@ def test_what_agents_leave_or_do_over_and_over_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_offers_that_are_turned_down_are_told_of(drill: Drill) -> None:
+def test_rejected_offers_raise_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "offers turned down",
+                "offers rejected",
                 lambda it: again_and_again(lambda: lambda: rejects(it.ada, it.operator)),
                 ("HandoffRejectRatioHigh",),
             )
@@ -66,11 +66,11 @@ def test_offers_that_are_turned_down_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_handoffs_that_are_taken_late_and_forgotten_are_told_of(drill: Drill) -> None:
+def test_handoffs_accepted_late_and_left_to_lapse_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "handoffs taken late and forgotten",
+                "handoffs accepted late and left to lapse",
                 lambda it: again_and_again(lambda: lambda: takes_late_and_forgets(it.stack, it.ada, it.operator), threads=2),
                 ("HandoffLeasesLapsing", "HandoffAcceptBudgetBurn"),
             )
@@ -78,7 +78,7 @@ def test_handoffs_that_are_taken_late_and_forgotten_are_told_of(drill: Drill) ->
     )
 
 
-def test_a_cache_that_refuses_or_forgets_is_told_of(drill: Drill) -> None:
+def test_a_cache_that_refuses_or_evicts_too_early_raises_alerts(drill: Drill) -> None:
     drill.do([Fault("Redis refuses", lambda it: no_cache_access(it.stack), ("HandoffCacheErrorRatioHigh",))])
     drill.do(
         [
@@ -91,11 +91,11 @@ def test_a_cache_that_refuses_or_forgets_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_slow_statements_are_told_of(drill: Drill) -> None:
+def test_slow_statements_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registering takes 1.6 s",
+                "registrations take 1.6 s",
                 lambda it: both(slow(it.stack, "session", 1.6), again_and_again(registers(it.operator), threads=5)),
                 ("HandoffToolSlow", "HandoffDatabaseSlowStatements", "HandoffLatencyBudgetBurn"),
             )
@@ -103,11 +103,11 @@ def test_slow_statements_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
+def test_a_locked_table_pages_once(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "context_entry locked, 14 write",
+                "context_entry locked, 14 writers",
                 lambda it: both(
                     locked(it.stack, "context_entry"),
                     again_and_again(speaks(it.ada), threads=14),
@@ -121,18 +121,18 @@ def test_a_table_that_somebody_locked_pages_once(drill: Drill) -> None:
 
 @contextmanager
 def found_by_runbook(stack: Stack) -> Generator[None]:
-    """Who keeps a table to himself is named by the question that the runbook asks."""
-    (question,) = set(re.findall(r"Who blocks whom: `([^`]+)`", RUNBOOK.read_text()))
+    """Check that the query in the runbook finds the session that holds the lock."""
+    (question,) = set(re.findall(r"Blocked sessions and who blocks them: `([^`]+)`", RUNBOOK.read_text()))
     holder = stack.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'by-hand'")
     eventually(lambda: holder in re.findall(r"[{,](\d+)\b", stack.sql(question)), show=lambda: stack.sql(question))
     yield
 
 
-def test_a_tool_that_is_very_slow_is_told_of(drill: Drill) -> None:
+def test_a_very_slow_tool_raises_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registering takes 3.6 s",
+                "registrations take 3.6 s",
                 lambda it: both(slow(it.stack, "session", 3.6), again_and_again(registers(it.operator), threads=2)),
                 ("HandoffToolVerySlow",),
             )
@@ -140,11 +140,11 @@ def test_a_tool_that_is_very_slow_is_told_of(drill: Drill) -> None:
     )
 
 
-def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
+def test_calls_that_pile_up_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "17 write at once",
+                "17 writers at once",
                 lambda it: both(
                     slow(it.stack, "context_entry", 0.2), again_and_again(speaks(it.ada), threads=17, every_s=0.01)
                 ),
@@ -154,7 +154,7 @@ def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
         ],
         [
             Fault(
-                "14 more write",
+                "14 more writers",
                 lambda it: again_and_again(speaks(it.ada), threads=14, every_s=0.01),
                 ("HandoffConcurrentCallsCritical",),
             )
@@ -162,11 +162,11 @@ def test_calls_that_pile_up_are_told_of(drill: Drill) -> None:
     )
 
 
-def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Drill) -> None:
+def test_failing_calls_and_then_failing_statements_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "one agent's registering fails",
+                "one agent's registrations fail",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=5), every_s=0.05),
@@ -187,11 +187,11 @@ def test_calls_that_fail_are_told_of_and_then_the_statements_that_fail(drill: Dr
     )
 
 
-def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: Drill) -> None:
+def test_a_few_failing_calls_raise_a_budget_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "one call in 25 fails",
+                "1 call in 25 fails",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     again_and_again(registers_among_reads(it.ada, it.operator, reads=24), threads=2, every_s=0.1),
@@ -202,11 +202,11 @@ def test_a_few_calls_that_fail_are_told_of_by_the_budget_that_they_burn(drill: D
     )
 
 
-def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill) -> None:
+def test_slowly_burning_budgets_raise_warnings(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "few calls fail, few take 0.7 s, and one offer in five is taken late",
+                "a few calls fail, a few take 0.7 s, and 1 offer in 5 is accepted late",
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     slow(it.stack, "handoff", 0.7),
@@ -218,5 +218,5 @@ def test_budgets_that_are_spent_slowly_are_told_of_as_what_can_wait(drill: Drill
     )
 
 
-def test_a_service_that_gets_no_processor_is_told_of(drill: Drill) -> None:
+def test_a_service_without_cpu_raises_an_alert(drill: Drill) -> None:
     drill.do([Fault("service stutters", lambda it: stuttering(it.stack, "service"), ("HandoffEventLoopLag",))])

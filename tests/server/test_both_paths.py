@@ -1,4 +1,4 @@
-"""The edge's short way and the SDK's long one, and both protocol eras, answer the same: good calls, bad ones and worse."""
+"""The edge's short path, the SDK's long one, and both protocol eras give the same answers, to good and bad requests."""
 
 import json
 import re
@@ -19,7 +19,7 @@ CHANGES_BY_NATURE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z|s-[0-9a-f]{16}")
 def request(
     arguments: str = '{"agent": "alice"}', *, number: str = "1", name: str = '"register_session"', meta: str | None = None
 ) -> str:
-    """A tool call as text, so that it can be what no serialiser would write."""
+    """A tool call as text, so that it can contain what no serialiser would write."""
     params = f'{{"name": {name}, "arguments": {arguments}, "_meta": {meta or json.dumps(META)}}}'
     return f'{{"jsonrpc": "2.0", "id": {number}, "method": "tools/call", "params": {params}}}'
 
@@ -29,7 +29,7 @@ def metadata(value: str) -> str:
 
 
 def normalised(value: Any) -> Any:
-    """An answer without what differs from call to call; JSON in text as JSON."""
+    """An answer without the values that differ from call to call, and with JSON in strings parsed."""
     if isinstance(value, dict):
         return {name: normalised(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -39,13 +39,13 @@ def normalised(value: Any) -> Any:
     return CHANGES_BY_NATURE.sub("~", value) if isinstance(value, str) else value
 
 
-Ways = Callable[[bytes, list[tuple[str, str]]], Awaitable[list[tuple[int, Any]]]]
+Paths = Callable[[bytes, list[tuple[str, str]]], Awaitable[list[tuple[int, Any]]]]
 
 
 @pytest.fixture
-async def ways(app: App, db: asyncpg.Connection) -> AsyncGenerator[Ways]:
-    """What is answered with and without the short way, to a database that is empty each time."""
-    async with edge(app) as short, edge(app, short_way=False) as long:
+async def paths(app: App, db: asyncpg.Connection) -> AsyncGenerator[Paths]:
+    """The answers with and without the short path, each from an empty database."""
+    async with edge(app) as short, edge(app, short_path=False) as long:
 
         async def answers(content: bytes, sent: list[tuple[str, str]]) -> list[tuple[int, Any]]:
             found: list[tuple[int, Any]] = []
@@ -62,7 +62,7 @@ async def ways(app: App, db: asyncpg.Connection) -> AsyncGenerator[Ways]:
 
 SENT = list(headers("tools/call", "register_session").items())
 GOOD, REFUSED = 200, 400
-CODES = (-32700, -32600, -32602, -32020, "invalid_arguments", "agent_required")  # -32020: a header does not fit
+CODES = (-32700, -32600, -32602, -32020, "invalid_arguments", "agent_required")  # -32020: a header disagrees with the body
 HEADERS: list[tuple[str, str | None, int]] = [
     ("accept", None, 406),
     ("accept", "text/event-stream", 406),
@@ -79,7 +79,7 @@ HEADERS: list[tuple[str, str | None, int]] = [
     ("mcp-name", "REGISTER_SESSION", 400),
     ("mcp-name", "=?base64?cmVnaXN0ZXJfc2Vzc2lvbg==?=", 200),
     ("mcp-name", "  register_session\t ", 200),
-    ("mcp-protocol-version", None, 200),  # as the first revisions had it
+    ("mcp-protocol-version", None, 200),  # the first revisions had no such header
     ("mcp-protocol-version", "1999-01-01", 400),
     ("mcp-protocol-version", " 2026-07-28 ", 200),
     ("mcp-session-id", "anything", 200),
@@ -91,8 +91,8 @@ BODIES: dict[str, tuple[str, int]] = {
     "a negative number": (request(number="-7"), GOOD),
     "a number of 64 bits": (request(number=str(2**63)), GOOD),
     "a number above 64 bits": (request(number=str(10**30)), GOOD),
-    "no number but null": (request(number="null"), REFUSED),
-    "a broken number": (request(number="1.5"), REFUSED),
+    "null as the id": (request(number="null"), REFUSED),
+    "a fraction as the id": (request(number="1.5"), REFUSED),
     "an unknown tool": (request(name='"no_such_tool"'), REFUSED),
     "a tool whose name is a number": (request(name="7"), REFUSED),
     "no arguments": (request("null"), GOOD),
@@ -100,14 +100,14 @@ BODIES: dict[str, tuple[str, int]] = {
     "an argument twice: the last counts": (request('{"agent": "alice", "agent": "bob", "session_key": "t"}'), GOOD),
     "metadata of the envelope, unknown": (request(meta=json.dumps(META | {"traceparent": "00-a-b-01"})), GOOD),
     "no envelope": (request(meta="{}"), REFUSED),
-    "capabilities that are none": (
+    "malformed capabilities": (
         request(meta=json.dumps(META | {"io.modelcontextprotocol/clientCapabilities": 7})),
         REFUSED,
     ),
     "a byte order mark": ("\ufeff" + request(), GOOD),
-    "space behind it": (request() + " \r\n\t", GOOD),
-    "anything else behind it": (request() + "x", REFUSED),
-    "half of it": (request()[:-9], REFUSED),
+    "trailing space": (request() + " \r\n\t", GOOD),
+    "trailing text": (request() + "x", REFUSED),
+    "a truncated body": (request()[:-9], REFUSED),
     "a batch": (f"[{request()}]", REFUSED),
     "deep metadata": (metadata("[" * 500 + "]" * 500), GOOD),
     "metadata too deep to read": (metadata("[" * 1_500 + "]" * 1_500), REFUSED),
@@ -123,15 +123,15 @@ BODIES: dict[str, tuple[str, int]] = {
 }
 KEPT = {
     "a call", "a number as text", "a negative number", "a number of 64 bits", "a number above 64 bits",
-    "an argument twice: the last counts", "metadata of the envelope, unknown", "a byte order mark", "space behind it",
+    "an argument twice: the last counts", "metadata of the envelope, unknown", "a byte order mark", "trailing space",
     "the largest of 64 bits", "a large float",
 }  # fmt: skip
 
 
-async def test_a_body_is_answered_the_same_on_both_ways(ways: Ways, db: asyncpg.Connection) -> None:
+async def test_both_paths_answer_a_body_the_same(paths: Paths, db: asyncpg.Connection) -> None:
     for what, (content, status) in BODIES.items():
         named = "no_such_tool" if what == "an unknown tool" else "register_session"
-        short, long = await ways(content.encode(), list(headers("tools/call", named).items()))
+        short, long = await paths(content.encode(), list(headers("tools/call", named).items()))
 
         assert short == long, what
         assert short[0] == status, what
@@ -142,29 +142,29 @@ async def test_a_body_is_answered_the_same_on_both_ways(ways: Ways, db: asyncpg.
             assert not re.search("Traceback|SELECT|asyncpg|pydantic", json.dumps(short[1])), what
 
 
-async def test_an_unknown_tool_is_an_error_of_the_protocol(ways: Ways) -> None:
-    short, long = await ways(request(name='"nothing"').encode(), list(headers("tools/call", "nothing").items()))
+async def test_an_unknown_tool_is_a_protocol_error(paths: Paths) -> None:
+    short, long = await paths(request(name='"nothing"').encode(), list(headers("tools/call", "nothing").items()))
 
     assert short == long
     assert (short[1]["error"]["code"], short[1]["error"]["message"]) == (-32602, "Unknown tool: nothing")
 
 
-async def test_a_header_counts_the_same_on_both_ways(ways: Ways, db: asyncpg.Connection) -> None:
+async def test_both_paths_treat_a_header_the_same(paths: Paths, db: asyncpg.Connection) -> None:
     for name, value, status in HEADERS:
         sent = [pair for pair in SENT if pair[0] != name] + ([(name, value)] if value is not None else [])
-        short, long = await ways(request().encode(), sent)
+        short, long = await paths(request().encode(), sent)
 
         assert short == long, (name, value)
         assert short[0] == status, (name, value)
         assert await db.fetchval("SELECT count(*) FROM session") == (status == 200), (name, value)
 
 
-async def test_a_header_that_decides_may_not_stand_twice(ways: Ways, db: asyncpg.Connection) -> None:
+async def test_a_duplicate_of_a_significant_header_is_refused(paths: Paths, db: asyncpg.Connection) -> None:
     others = {"host": "localhost", "origin": "http://localhost", "authorization": "Bearer x"}
     for name in ("mcp-name", "mcp-method", "mcp-protocol-version", *others):
         value = (dict(SENT) | others)[name]
         first = [] if name in dict(SENT) or name == "host" else [(name, value)]
-        short, long = await ways(request().encode(), [*SENT, *first, (name, value)])
+        short, long = await paths(request().encode(), [*SENT, *first, (name, value)])
 
         assert short == long, name
         assert short[0] == 400, name
@@ -186,15 +186,17 @@ async def test_the_older_protocol_gives_the_same_results(app: App, db: asyncpg.C
         await db.execute("TRUNCATE session, idempotency RESTART IDENTITY CASCADE")
         async with edge(app) as http:
             answered = [await in_era(http, era, tool, arguments) for tool, arguments in story]
-        results[era] = [{name: it.get(name) for name in ("content", "structuredContent", "isError")} for it in answered]
+        results[era] = [
+            {name: result.get(name) for name in ("content", "structuredContent", "isError")} for result in answered
+        ]
 
     older, current = (normalised(results[era]) for era in sorted(results))
     assert older == current
-    assert [bool(it["isError"]) for it in current] == [False, True, True, False, False, False, True]
+    assert [bool(result["isError"]) for result in current] == [False, True, True, False, False, False, True]
 
 
 async def in_era(http: httpx2.AsyncClient, era: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A tool's result, as the protocol of a date has it."""
+    """A tool's result under the protocol of a date."""
     if era == "2026-07-28":
         return (await call(http, tool, arguments)).json()["result"]
     older = body("tools/call", name=tool, arguments=arguments)

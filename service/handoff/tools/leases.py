@@ -1,0 +1,264 @@
+"""Holding a handoff by a lease, and settling it."""
+
+from typing import Any, Literal
+
+from asyncpg import Record
+
+from handoff.context import Call
+from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
+from handoff.model import HELD_STATES, HandoffAction
+from handoff.store import handoffs, idempotency, sessions
+from handoff.store.connect import Connection
+from handoff.tools.contract import (
+    HANDOFF_RESULT,
+    AgentArg,
+    Arguments,
+    BudgetArg,
+    HandoffIdArg,
+    IdempotencyKeyArg,
+    LeaseArg,
+    TextArg,
+    TokenArg,
+    Tool,
+    acting_agent,
+    properties,
+)
+from handoff.views import brief_of, handoff_view
+
+ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")
+OPERATOR = "operator"  # the agent that an admin tool acts as where the caller has no token
+
+
+class AcceptHandoff(Arguments):
+    """Accept an offer; returns a lease token and the brief."""
+
+    agent: AgentArg = None
+    handoff_id: HandoffIdArg
+    lease_seconds: LeaseArg = None
+    token_budget: BudgetArg = 1_500
+    idempotency_key: IdempotencyKeyArg = None
+
+
+class RenewHandoff(Arguments):
+    """Extend your lease, or resume a blocked handoff."""
+
+    agent: AgentArg = None
+    handoff_id: HandoffIdArg
+    token: TokenArg
+    lease_seconds: LeaseArg = None
+    idempotency_key: IdempotencyKeyArg = None
+
+
+class ResolveHandoff(Arguments):
+    """End or block a handoff.
+
+    Holder (with token): complete, block. Target agent: reject. Sender: cancel. note: outcome or reason.
+    """
+
+    agent: AgentArg = None
+    handoff_id: HandoffIdArg
+    action: Literal["complete", "block", "reject", "cancel"]
+    token: TokenArg | None = None
+    note: TextArg | None = None
+    idempotency_key: IdempotencyKeyArg = None
+
+
+class LapseHandoff(Arguments):
+    """End a handoff's lease now, so that it is on offer again."""
+
+    handoff_id: HandoffIdArg
+    idempotency_key: IdempotencyKeyArg = None
+
+
+async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
+    """Give the agent the lease; return the handoff, and the session's brief within `token_budget`.
+
+    Raises NotFound when the agent may not see the handoff, Forbidden when it is offered to others, and Conflict when it is
+    not on offer.
+    """
+    agent = acting_agent(call.caller, args.agent)
+    lease_s = args.lease_seconds or call.app.settings.lease_s_default
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        row = await _current(call, conn, args.handoff_id)
+        await _must_see(conn, row, agent)
+        if row["state"] == "offered" and not await handoffs.is_addressed(conn, row["id"], agent):
+            raise _not_addressed(row, agent)
+        return handoff_view(await handoffs.transition(conn, row, "accept", agent=agent, lease_s=lease_s))
+
+    taken = await idempotency.once(call.app.pool, "accept_handoff", agent, args, work)
+    _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget)
+    whole = {part.get("handoff_id") for part in brief["parts"] if "cut" not in part}
+    if taken["handoff_id"] in whole:  # the brief has the instructions, so they need not be sent twice
+        del taken["instructions"]
+    return {"handoff": taken, "brief": brief}
+
+
+async def renew_handoff(call: Call, args: RenewHandoff) -> dict[str, Any]:
+    """Extend the lease from now on; return the handoff. Raises Conflict when `token` does not hold it."""
+    agent = acting_agent(call.caller, args.agent)
+    lease_s = args.lease_seconds or call.app.settings.lease_s_default
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        row = await _held(call, conn, args.handoff_id, agent, args.token, "renew")
+        return handoff_view(await handoffs.transition(conn, row, "renew", agent=agent, lease_s=lease_s))
+
+    return await idempotency.once(call.app.pool, "renew_handoff", agent, args, work)
+
+
+async def resolve_handoff(call: Call, args: ResolveHandoff) -> dict[str, Any]:
+    """Complete, block, reject or cancel a handoff; return it.
+
+    Raises Invalid when the action lacks its token or note, NotFound when the agent may not see the handoff, Forbidden when
+    the action is not the agent's to take, and Conflict when the state or the token does not allow it.
+    """
+    agent = acting_agent(call.caller, args.agent)
+    action = args.action
+    if action in ("complete", "block") and args.token is None:
+        raise Invalid(
+            "invalid_arguments",
+            f"action={action} needs the token of your lease.",
+            "Repeat the call with the token that accept_handoff returned; get_inbox shows it too.",
+        )
+    if action in ("block", "reject") and not args.note:
+        raise Invalid(
+            "invalid_arguments",
+            f"action={action} needs a note that gives the reason.",
+            "Repeat the call with the reason as note.",
+        )
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        if action in ("complete", "block"):
+            row = await _held(call, conn, args.handoff_id, agent, args.token or 0, action)
+        else:
+            row = await _current(call, conn, args.handoff_id)
+            await _must_see(conn, row, agent)
+            session = await sessions.lock(conn, row["session_id"])
+            _check_may_end_offer(row, agent, action, session["owner"])
+        changed = await handoffs.transition(
+            conn,
+            row,
+            action,
+            agent=agent,
+            lease_s=call.app.settings.blocked_lease_s,
+            outcome=args.note if action == "complete" else None,
+            reason=args.note if action != "complete" else None,
+        )
+        return handoff_view(changed)
+
+    return await idempotency.once(call.app.pool, "resolve_handoff", agent, args, work)
+
+
+async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
+    """End the lease; return the handoff. Raises NotFound, and Conflict when nobody holds it."""
+
+    async def work(conn: Connection) -> dict[str, Any]:
+        row = await _current(call, conn, args.handoff_id)
+        if row["state"] == "blocked":
+            row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
+        return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent))
+
+    return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
+
+
+async def _current(call: Call, conn: Connection, handoff_id: int) -> Record:
+    """The handoff, locked, after any lapse or expiry that is due."""
+    row = await handoffs.lock(conn, handoff_id)
+    if row is None:
+        raise handoff_not_found(handoff_id)
+    return await handoffs.settle(conn, row, call.app.settings.lapses_max)
+
+
+async def _must_see(conn: Connection, row: Record, agent: str) -> None:
+    """Raise NotFound unless the agent may see the handoff."""
+    if not await handoffs.may_see(conn, row, agent):
+        raise handoff_not_found(row["id"])
+
+
+def _not_addressed(row: Record, agent: str) -> Forbidden:
+    """The handoff is offered to others. The hint depends on who asks: its sender, or anyone else."""
+    capability = row["target_capability"]
+    target = repr(row["target_agent"]) if capability is None else f"agents with the capability {capability!r}"
+    if row["sender"] == agent:
+        hint = "Wait until it is accepted. To withdraw the offer, call resolve_handoff action=cancel."
+    elif capability is None:
+        hint = f"Leave it to {target}; get_inbox lists the handoffs that you can accept."
+    else:
+        hint = (
+            "If you have this capability, call get_inbox with all your capabilities, this one included, and repeat the "
+            "call. If not, leave the handoff to others."
+        )
+    return Forbidden("not_addressed", f"Handoff {row['id']} is offered to {target}, not to {agent!r}.", hint)
+
+
+async def _held(call: Call, conn: Connection, handoff_id: int, agent: str, token: int, action: HandoffAction) -> Record:
+    """The handoff, locked, if `agent` holds it by `token`. Raises Conflict that names who holds it now."""
+    row = await _current(call, conn, handoff_id)
+    await _must_see(conn, row, agent)
+    if row["state"] in HELD_STATES and row["holder"] != agent:
+        raise _stale_token(
+            row,
+            f"Handoff {handoff_id} is held by {row['holder']!r}, so token {token} of {agent!r} is not valid.",
+            "Stop working on it; get_inbox lists the handoffs that you hold.",
+        )
+    if row["state"] in HELD_STATES and row["token"] != token:
+        raise _stale_token(
+            row,
+            f"{agent!r} holds handoff {handoff_id}, but not by token {token}.",
+            "get_inbox shows the current token. If you accepted the handoff with it, repeat the call with that token; if "
+            "another process with your name did, stop working on the handoff.",
+        )
+    if row["state"] == "offered" and row["token"] >= token:
+        raise _stale_token(
+            row,
+            f"The lease of token {token} on handoff {handoff_id} has lapsed, and nobody holds the handoff now.",
+            "To continue, call accept_handoff again: it returns a new token.",
+        )
+    if row["state"] not in HELD_STATES:
+        raise handoffs.wrong_state(row, action)
+    return row
+
+
+def _stale_token(row: Record, message: str, hint: str) -> Conflict:
+    """The token does not hold the handoff, which the details describe as it is now."""
+    holder = row["holder"] if row["state"] in HELD_STATES else None
+    return Conflict("stale_token", message, hint, holder=holder, state=row["state"])
+
+
+def _check_may_end_offer(row: Record, agent: str, action: str, owner: str) -> None:
+    """Raise Forbidden unless the agent may cancel the handoff, or reject it."""
+    if action == "cancel" and agent not in (row["sender"], owner):
+        if row["state"] == "accepted" and row["holder"] == agent:
+            hint = "You hold it: end it with action=complete, or pause it with action=block."
+        elif row["state"] == "offered" and row["target_agent"] == agent:
+            hint = "To decline it, repeat the call with action=reject and the reason as note."
+        else:
+            hint = f"Leave it; {row['sender']!r} can cancel it while it is offered."
+        raise Forbidden(
+            "not_sender",
+            f"Handoff {row['id']} was sent by {row['sender']!r}; only the sender and the session's owner can cancel it.",
+            hint,
+        )
+    if action == "reject" and row["target_agent"] != agent:
+        hint = (
+            "To withdraw the offer, repeat the call with action=cancel."
+            if agent in (row["sender"], owner)
+            else "Leave it as it is; get_inbox lists the handoffs that you can accept."
+        )
+        raise Forbidden(
+            "not_addressed",
+            f"Handoff {row['id']} is not addressed to {agent!r} by name, so {agent!r} can't reject it.",
+            hint,
+        )
+
+
+ACCEPT_HANDOFF = Tool("accept_handoff", AcceptHandoff, accept_handoff, ACCEPTED_RESULT, "write", changes_handoff=True)
+RENEW_HANDOFF = Tool(
+    "renew_handoff", RenewHandoff, renew_handoff, HANDOFF_RESULT, "write", idempotent=True, changes_handoff=True
+)
+RESOLVE_HANDOFF = Tool(
+    "resolve_handoff", ResolveHandoff, resolve_handoff, HANDOFF_RESULT, "write", destructive=True, changes_handoff=True
+)
+LAPSE_HANDOFF = Tool(
+    "lapse_handoff", LapseHandoff, lapse_handoff, HANDOFF_RESULT, "admin", destructive=True, changes_handoff=True
+)
