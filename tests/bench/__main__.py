@@ -46,9 +46,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
     options = parser.parse_args()
     cores = os.sched_getaffinity(0)
-    os.environ["BENCH_LOAD_CORE"] = str(
-        max(cores)
-    )  # child processes share our core; only the load generator moves to this one
+    # Child processes share our core; only the load generator moves to the other one.
+    os.environ["BENCH_LOAD_CORE"] = str(max(cores))
     os.sched_setaffinity(0, {min(cores)})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="handoff-bench-")))

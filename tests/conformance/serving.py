@@ -20,9 +20,7 @@ def serving(command: Sequence[str]) -> Generator[str]:
         finally:
             server.terminate()
             try:
-                server.communicate(
-                    timeout=STOP_TIMEOUT_S
-                )  # reads its last lines too, so that it does not write to a closed pipe
+                server.communicate(timeout=STOP_TIMEOUT_S)  # keeps reading: it must not write to a closed pipe
             except subprocess.TimeoutExpired:
                 server.kill()
                 raise
