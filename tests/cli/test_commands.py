@@ -155,7 +155,7 @@ def test_a_busy_port_is_a_clear_message_and_starts_nothing(data_dir: Path) -> No
         (["serve"], {}, "HANDOFF_DATABASE_URL is not set"),
         (["serve"], {"port": "x"}, "HANDOFF_PORT"),
         (["serve"], {"pool_size": "0"}, "HANDOFF_POOL_SIZE"),
-        (["serve", "--host", "0.0.0.0"], {"database_url": "postgresql://localhost/x"}, "HANDOFF_TOKENS_FILE is needed"),
+        (["serve", "--host", "0.0.0.0"], {"database_url": "postgresql://localhost/x"}, "set HANDOFF_TOKENS_FILE"),
         (["migrate"], {}, "HANDOFF_DATABASE_URL is not set"),
         (["nonsense"], {}, "invalid choice"),
         ([], {}, "required"),

@@ -39,7 +39,7 @@ SECRET = "s3cret"
             2,
             ["HANDOFF_PORT: ", "HANDOFF_LOG_LEVEL: ", "HANDOFF_POOL_SIZE: "],
         ),
-        (["serve", "--agent", "me"], {"database_url": "postgresql://h/x"}, 2, ["--agent names the one client of --stdio"]),
+        (["serve", "--agent", "me"], {"database_url": "postgresql://h/x"}, 2, ["--agent goes with --stdio"]),
         (["serve", "--stdio", "--agent", "'; drop table session;--"], {}, 2, ["--agent must match"]),
         (["serve", "--stdio", "--agent", "a\n"], {}, 2, ["--agent must match"]),
         (["serve", "--stdio", "--agent", "a" * 101], {}, 2, ["--agent must match"]),
