@@ -16,6 +16,7 @@ from handoff.cache import LocalCache, brief_key, open_cache
 from handoff.encoding import to_json
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
+from handoff.store.migrate import migrate
 from tests.agents import Agent
 
 
@@ -101,6 +102,7 @@ async def test_a_brief_is_cached_under_the_version_of_its_session_and_shared_by_
 
 async def test_two_databases_on_one_redis_never_read_each_others_briefs(shared: Settings, empty_database_url: str) -> None:
     elsewhere = shared.model_copy(update={"database_url": SecretStr(empty_database_url)})
+    await migrate(elsewhere)
     async with (
         open_app(shared) as first,
         open_app(elsewhere) as second,

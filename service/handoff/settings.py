@@ -239,10 +239,10 @@ class Settings(BaseSettings):
         try:
             hosts = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2].split(",") if value is not None else []
         except ValueError:
-            raise ValueError("this is not a valid URL") from None
+            raise ValueError("must be a valid URL") from None
         ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
         if not all(port.isascii() and port.isdigit() for port in ports if port):
-            raise ValueError("the port is not a number; in a name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
+            raise ValueError("the port must be a number; in a user name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
         return value
 
     @field_validator("redis_url")

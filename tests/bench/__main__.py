@@ -1,7 +1,8 @@
-"""What a durable `update_context` costs beside a no-op of a stock server, measured in one run.
+"""Measures the cost of a durable `update_context`, relative to a no-op tool of a plain MCP server.
 
-Each round measures the no-op and every variant of the real call in turn; a figure is the best of its rounds, since what
-disturbs a shared machine only ever makes it slower. The servers and Postgres share one core, the load has the other.
+Each round measures the no-op and every variant of the real call in turn. The result is the best round of each, because
+disturbances on a shared machine only ever make it slower. The servers and Postgres share one core; the load generator uses
+another.
 """
 
 import argparse
@@ -29,23 +30,24 @@ from handoff.cli.embedded import ensure_database, postgres
 from tests.bench.load import META
 
 TOKEN = "bench-token"
-LOGGED, OBSERVED = "with a log line", "with telemetry"  # telemetry off by its setting, and on; a line a call in both
+LOGGED, OBSERVED = "with a log line", "with telemetry"  # telemetry off and on; one log line per call in both
 HEALTH_TARGET_S = 1.0
-TELEMETRY_TARGET = 1.15  # server CPU of a call with telemetry over one without, at 32 in flight
+TELEMETRY_TARGET = 1.15  # server CPU per call with telemetry, divided by that without, with 32 calls in flight
 CONTENT = "The receiver needs what was decided, why, and what is still open. " * 9
-CPU_TARGET, CALLS_TARGET = 1.0, 0.5  # of the no-op, at 32 in flight
+CPU_TARGET, CALLS_TARGET = 1.0, 0.5  # relative to the no-op, with 32 calls in flight
 VARIANTS = (("32 sessions", 32, 32), ("one session", 32, 1), ("32 sessions", 1, 32), ("one session", 1, 1))
 
 
 def main() -> int:
-    """Measure and print; with --check, exit 1 when a target is missed."""
+    """Measure and print; with --check, return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
     options = parser.parse_args()
     cores = os.sched_getaffinity(0)
-    os.environ["BENCH_LOAD_CORE"] = str(max(cores))  # what is started from here shares our core, but the load moves away
+    # Child processes share our core; only the load generator moves to the other one.
+    os.environ["BENCH_LOAD_CORE"] = str(max(cores))
     os.sched_setaffinity(0, {min(cores)})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="handoff-bench-")))
@@ -56,7 +58,7 @@ def main() -> int:
         environment = {
             "HANDOFF_DATABASE_URL": database,
             "HANDOFF_TOKENS_FILE": str(tokens),
-            "HANDOFF_SESSION_ENTRIES_MAX": "10000000",  # one session takes more here than it should in life
+            "HANDOFF_SESSION_ENTRIES_MAX": "10000000",  # more than a real session should ever hold
         }
         handoff = [str(Path(sys.executable).parent / "handoff"), "serve", "--port"]
         service = stack.enter_context(_server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
@@ -81,9 +83,9 @@ def _measure(
 ) -> dict[tuple[str, int, str], list[dict[str, float]]]:
     rows: dict[tuple[str, int, str], list[dict[str, float]]] = {}
 
-    def one(name: str, in_flight: int, what: str, server: tuple[int, int], plan: dict[str, Any]) -> None:
+    def run_one(name: str, in_flight: int, what: str, server: tuple[int, int], plan: dict[str, Any]) -> None:
         plan |= {"port": server[1], "in_flight": in_flight, "token": TOKEN}
-        _load(plan | {"seconds": min(0.5, seconds)})  # warm
+        _load(plan | {"seconds": min(0.5, seconds)})  # warm-up
         before = _cpu_s(server[0]), _cpu_s(postmaster)
         result = _load(plan | {"seconds": seconds})
         result["server_us"] = (_cpu_s(server[0]) - before[0]) / result["calls"] * 1e6
@@ -93,19 +95,19 @@ def _measure(
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         for in_flight in (32, 1):
-            one("no-op", in_flight, "", servers["no-op"], {"tool": "noop", "arguments": [{"text": CONTENT}]})
+            run_one("no-op", in_flight, "", servers["no-op"], {"tool": "noop", "arguments": [{"text": CONTENT}]})
             for what, variant_in_flight, sessions in VARIANTS:
                 if variant_in_flight == in_flight:
                     arguments = [
                         {"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys[:sessions]
                     ]
                     for name in ("update_context", LOGGED, OBSERVED):
-                        one(name, in_flight, what, servers[name], {"tool": "update_context", "arguments": arguments})
+                        run_one(name, in_flight, what, servers[name], {"tool": "update_context", "arguments": arguments})
     return rows
 
 
 def _health(seconds: float, port: int, ops: int, keys: list[str]) -> dict[str, float]:
-    """Seconds until health is answered, p99 of each way to ask, at twice as many calls in flight as saturate the service."""
+    """Return the p99 latency of both health endpoints, in seconds, at twice the load that saturates the service."""
     arguments = [{"session_key": key, "entries": [{"type": "message", "content": CONTENT}]} for key in keys]
     plan = {"port": port, "in_flight": 64, "token": TOKEN, "tool": "update_context", "arguments": arguments}
     request = {"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "handoff://health", "_meta": META}}
@@ -133,21 +135,21 @@ def _health(seconds: float, port: int, ops: int, keys: list[str]) -> dict[str, f
                 time.sleep(0.02)
 
     give_up = time.monotonic() + 20
-    while not _is_well(ops):
+    while not _is_healthy(ops):
         if time.monotonic() > give_up:
-            raise SystemExit("the service with telemetry did not get well")
+            raise SystemExit("the service with telemetry did not become healthy")
         time.sleep(0.2)
     done = threading.Event()
     with ThreadPoolExecutor(4) as askers:
         asking = [askers.submit(ask) for _ in range(4)]
         _load(plan | {"seconds": max(3.0, seconds)})
         done.set()
-        for it in asking:
-            it.result()
+        for future in asking:
+            future.result()
     return {name: sorted(times)[int(len(times) * 0.99)] for name, times in took.items()}
 
 
-def _is_well(ops: int) -> bool:
+def _is_healthy(ops: int) -> bool:
     try:
         return httpx2.get(f"http://127.0.0.1:{ops}/health", timeout=5).json()["status"] != "unhealthy"
     except (httpx2.HTTPError, KeyError):
@@ -155,7 +157,7 @@ def _is_well(ops: int) -> bool:
 
 
 def _telemetry(sink_port: int, ops: int) -> dict[str, str]:
-    """Everything on: each call's log line, and all signals by OTLP."""
+    """Return the settings that turn on all signals over OTLP."""
     return {
         "HANDOFF_TELEMETRY": "true",
         "HANDOFF_OPS_PORT": str(ops),
@@ -169,7 +171,7 @@ def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], health: di
     print(f"\n{head}{'Postgres µs':>13}{'load core':>11}{'CPU/no-op':>11}{'calls/no-op':>13}")
     missed = 0
     best = {key: _best(results) for key, results in rows.items()}
-    for (name, in_flight, what), row in sorted(best.items(), key=lambda it: (-it[0][1], it[0][0])):
+    for (name, in_flight, what), row in sorted(best.items(), key=lambda item: (-item[0][1], item[0][0])):
         line = f"{name:<16}{in_flight:>10}  {what:<12}{row['calls_per_s']:>9.0f}{row['p50_ms']:>8.2f}{row['p99_ms']:>8.2f}"
         line += f"{row['server_us']:>11.0f}{row['postgres_us']:>13.0f}{row['client_core']:>10.0%}"
         if name != "no-op":
@@ -184,13 +186,13 @@ def _report(rows: dict[tuple[str, int, str], list[dict[str, float]]], health: di
     print()
     for (name, in_flight, what), row in best.items():
         if name == OBSERVED:
-            off, silent = (best[it, in_flight, what]["server_us"] for it in (LOGGED, "update_context"))
+            off, silent = (best[other, in_flight, what]["server_us"] for other in (LOGGED, "update_context"))
             ratio = row["server_us"] / off
-            line = f"telemetry on over off, {in_flight} in flight, {what}: {ratio:.2f} of the server's CPU"
+            line = f"server CPU with telemetry, relative to without, {in_flight} in flight, {what}: {ratio:.2f}"
             if in_flight == 32:
                 missed += ratio > TELEMETRY_TARGET
                 line += "  reached" if ratio <= TELEMETRY_TARGET else f"  MISSED: at most {TELEMETRY_TARGET}"
-            print(f"{line}; {row['server_us'] / silent:.2f} of one that logs no calls either")
+            print(f"{line}; {row['server_us'] / silent:.2f} relative to a service that logs no calls either")
     for name, p99_s in health.items():
         missed += p99_s > HEALTH_TARGET_S
         reached = "reached" if p99_s <= HEALTH_TARGET_S else f"MISSED: at most {HEALTH_TARGET_S} s"
@@ -218,11 +220,13 @@ def _load(plan: dict[str, Any]) -> dict[str, float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """CPU seconds of a process, of its children, and of the children that have ended."""
+    """Return the CPU seconds of a process and its children, including those that have ended."""
     process = psutil.Process(pid)
     own = process.cpu_times()
     living = [child.cpu_times() for child in process.children(recursive=True)]
-    return own.user + own.system + own.children_user + own.children_system + sum(it.user + it.system for it in living)
+    return (
+        own.user + own.system + own.children_user + own.children_system + sum(child.user + child.system for child in living)
+    )
 
 
 def _free_port() -> int:
@@ -233,7 +237,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _server(command: list[str], environment: dict[str, str]) -> Generator[tuple[int, int]]:
-    """A server as a process; yields its pid and its port, once it listens."""
+    """Run a server until the end of the block; yield its process id and port once it accepts connections."""
     port = _free_port()
     process = subprocess.Popen([*command, str(port)], env=os.environ | environment, stdout=subprocess.DEVNULL)
     try:

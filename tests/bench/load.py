@@ -1,6 +1,6 @@
-"""The load: raw HTTP/1.1 over keep-alive connections, prebuilt requests, a process and a core of its own.
+"""The load generator: prebuilt raw HTTP/1.1 requests over keep-alive connections, in a process and on a core of its own.
 
-Reads a plan as JSON on standard input, prints what it measured as JSON. Any answer that is not a success fails the run.
+Reads a plan as JSON from standard input and prints its measurements as JSON. Any answer that is not a success fails the run.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ META = {
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; the next goes out as soon as the answer is whole."""
+    """A connection with one request in flight; it sends the next one as soon as an answer is complete."""
 
     def __init__(self, load: "Load") -> None:
         self._load = load
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    """A plan: port, in_flight, seconds, tool, arguments (one per session, taken in turn), token."""
+    """A run of a plan: port, in_flight, seconds, tool, arguments (one set per session, used in turn) and token."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
@@ -77,24 +77,24 @@ class Load:
         self._requests = [self._build(arguments) for arguments in plan["arguments"]]
 
     def request(self) -> bytes | None:
-        """The next request, or None when the time is over."""
+        """Return the next request, or None if the time is up."""
         if time.perf_counter() > self._until:
             return None
         return self._requests[next(self._numbers) % len(self._requests)]
 
     def finished(self) -> None:
-        """A connection has sent its last."""
+        """Record that a connection has sent its last request."""
         self._open -= 1
         if self._open == 0 and not self._done.done():
             self._done.set_result(None)
 
     def fail(self, why: bytes) -> None:
-        """The run is worth nothing."""
+        """Fail the run."""
         if self._open > 0 and not self._done.done() and time.perf_counter() <= self._until:
             self._done.set_exception(RuntimeError(why[:500].decode(errors="replace")))
 
     async def run(self) -> dict[str, float]:
-        """Send until the time is over; calls/s, latencies in ms, and the share of a core that this took."""
+        """Send until the time is up; return calls per second, latencies in ms, and the share of a core that this used."""
         loop = asyncio.get_running_loop()
         cpu, began = time.process_time(), time.perf_counter()
         for _ in range(self.plan["in_flight"]):

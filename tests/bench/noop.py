@@ -1,4 +1,4 @@
-"""The yardstick: a no-op tool of a plain MCPServer, stateless, JSON responses, on uvloop."""
+"""The baseline: a no-op tool of a plain MCPServer, stateless, with JSON responses, on uvloop."""
 
 import sys
 

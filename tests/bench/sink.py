@@ -1,4 +1,4 @@
-"""A collector that takes everything and keeps nothing, on the load's core: what is measured is what sending costs."""
+"""A collector that discards everything, on the load generator's core, so that only the cost of sending is measured."""
 
 import asyncio
 import os

@@ -19,14 +19,19 @@ SECRET = "s3cret"
     ("arguments", "settings", "status", "says"),
     [
         (["serve"], {"redis_url": "nonsense"}, 2, ["HANDOFF_REDIS_URL: must begin with redis://"]),
-        (["serve"], {"redis_url": f"redis://:{SECRET}/x@host:6379"}, 2, ["HANDOFF_REDIS_URL: the port is no number"]),
+        (["serve"], {"redis_url": f"redis://:{SECRET}/x@host:6379"}, 2, ["HANDOFF_REDIS_URL: the port must be a number"]),
         (
             ["serve"],
             {"database_url": f"postgresql://me:{SECRET}/x@host/y"},
             2,
-            ["HANDOFF_DATABASE_URL: the port is no number"],
+            ["HANDOFF_DATABASE_URL: the port must be a number"],
         ),
-        (["serve"], {"database_url": f"postgresql://me:{SECRET}\u2100@[host/y"}, 2, ["HANDOFF_DATABASE_URL: is no URL"]),
+        (
+            ["serve"],
+            {"database_url": f"postgresql://me:{SECRET}\u2100@[host/y"},
+            2,
+            ["HANDOFF_DATABASE_URL: must be a valid URL"],
+        ),
         (["doctor"], {"database_url": f"postgresql://me:{SECRET}#x@host/y"}, 1, []),
         (
             ["serve"],

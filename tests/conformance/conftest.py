@@ -12,14 +12,14 @@ from tests.processes import free_port
 
 @pytest.fixture(scope="session")
 def npm_packages() -> Path:
-    """The conformance suite and the Inspector, installed at the first use on this machine."""
+    """The folder of the conformance suite and the Inspector, which are installed on first use."""
     return npm.install()
 
 
 @pytest.fixture(scope="session")
 def service_url() -> Generator[str]:
-    """The real service as a newcomer starts it: `handoff run`, with a Postgres of its own on a fresh folder."""
-    # Not below pytest's own folder, which only its user may enter: as root, Postgres runs as another.
+    """The real service, started with `handoff run` on an empty folder, with its own Postgres."""
+    # Not in pytest's tmp_path, which only its own user may enter: as root, Postgres runs as another user.
     with TemporaryDirectory(prefix="handoff-tests-") as folder:
         run = [sys.executable, "-m", "handoff", "run", "--data-dir", folder, "--port", str(free_port())]
         with serving(run) as url:

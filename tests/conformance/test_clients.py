@@ -1,4 +1,4 @@
-"""The real service before clients that others wrote: mcpcheck, and the Inspector's command line."""
+"""The real service with third-party clients: mcpcheck and the Inspector's command line."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.external, pytest.mark.timeout(npm.INSTALL_TIMEOUT_S + 
 TOOL_IS_ERROR: Final = 5  # the Inspector's exit status
 
 
-def test_mcpcheck_finds_nothing_to_complain_about(service_url: str) -> None:
+def test_mcpcheck_passes_all_its_checks(service_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mcpcheck", service_url, "--probe", "all", "--strict", "--json"],
         capture_output=True,
@@ -30,12 +30,12 @@ def test_mcpcheck_finds_nothing_to_complain_about(service_url: str) -> None:
     assert done.returncode == 0
 
 
-@pytest.fixture(params=["legacy", "modern"])  # the Inspector's words for 2025-11-25 and 2026-07-28
+@pytest.fixture(params=["legacy", "modern"])  # the Inspector's names for 2025-11-25 and 2026-07-28
 def inspector(request: pytest.FixtureRequest, service_url: str, npm_packages: Path, tmp_path: Path) -> "Inspector":
     return Inspector(service_url, request.param, npm_packages, tmp_path)
 
 
-def test_the_inspector_plays_a_handover_with_all_ten_tools(inspector: "Inspector") -> None:
+def test_the_inspector_completes_a_handoff_with_all_ten_tools(inspector: "Inspector") -> None:
     key, ada, bob = (f"{name}-{inspector.era}" for name in ("migration", "ada", "bob"))
     listed = {tool["name"] for tool in inspector.list_tools()}
 
@@ -63,7 +63,7 @@ def test_the_inspector_plays_a_handover_with_all_ten_tools(inspector: "Inspector
     assert len(listed) == 10
 
 
-def test_the_inspector_shows_a_tool_error_with_what_to_try(inspector: "Inspector") -> None:
+def test_the_inspector_shows_a_tool_error_with_its_hint(inspector: "Inspector") -> None:
     result = inspector.run("tools/call", "--tool-name", "get_context", "--tool-arg", "agent=ada", "session_key=nowhere")
 
     assert result["isError"]
@@ -73,7 +73,7 @@ def test_the_inspector_shows_a_tool_error_with_what_to_try(inspector: "Inspector
 
 
 class Inspector:
-    """The Inspector's command line, a process a call. `called` holds the tools that it called."""
+    """The Inspector's command line, one process per call. `called` holds the names of the tools called."""
 
     def __init__(self, url: str, era: str, packages: Path, home: Path) -> None:
         self.era = era
@@ -83,7 +83,7 @@ class Inspector:
         self._options = ("--cli", url, "--transport", "http", "--protocol-era", era, "--format", "json")
 
     def list_tools(self) -> list[dict[str, Any]]:
-        """The tools; --strict fails on a schema that some model's API can't take."""
+        """Return the tools; --strict fails on a schema that some model's API would reject."""
         return self.run("tools/list", "--strict")["tools"]
 
     def call(self, tool: str, **arguments: str | int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The protocol's own suite, at both revisions that the service speaks."""
+"""The official conformance suite of MCP, for both revisions that the service supports."""
 
 import json
 import re
@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.external, pytest.mark.timeout(npm.INSTALL_TIMEOUT_S + 
 
 REVISIONS: Final = ["2025-11-25", "2026-07-28"]
 SCORED: Final = {"2025-11-25": 30, "2026-07-28": 37}
-# What the suite runs without scoring it: its own reference server can't pass these yet, or they are newer than the
-# revision. This edge passes them, so here they count.
+# Scenarios that the suite runs but does not score, because its reference server does not pass them yet or because they are
+# newer than the revision. This edge passes them, so here they count.
 UNSCORED: Final = {
     "2025-11-25": {"json-schema-2020-12", "server-session-lifecycle"},
     "2026-07-28": {"json-schema-2020-12", "http-header-validation", "http-custom-header-server-validation"},
 }
-# What asks for no tool, prompt or resource by name, nor for a feature that the service does without.
+# Scenarios that need no particular tool, prompt or resource, and no feature that the service does not use.
 ON_THE_SERVICE: Final = {
     "2025-11-25": {"server-initialize", "ping", "tools-list", "resources-list", "dns-rebinding-protection"},
     "2026-07-28": {
@@ -43,7 +43,7 @@ def fixture_url() -> Generator[str]:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_the_edge_passes_every_scenario_of_the_suite_on_its_fixtures(
+def test_the_edge_passes_every_scenario_of_the_suite_on_the_fixtures(
     revision: str, npm_packages: Path, fixture_url: str, tmp_path: Path
 ) -> None:
     required = _required(npm_packages, revision)
@@ -56,7 +56,7 @@ def test_the_edge_passes_every_scenario_of_the_suite_on_its_fixtures(
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_the_service_as_it_runs_passes_every_scenario_that_needs_no_fixture(
+def test_the_real_service_passes_every_scenario_that_needs_no_fixture(
     revision: str, npm_packages: Path, service_url: str, tmp_path: Path
 ) -> None:
     _, problems = _run_suite(npm_packages, service_url, revision, tmp_path)
@@ -65,7 +65,7 @@ def test_the_service_as_it_runs_passes_every_scenario_that_needs_no_fixture(
 
 
 def _required(packages: Path, revision: str) -> set[str]:
-    """The server scenarios that the suite's own requirements name for a revision."""
+    """Return the server scenarios that the suite requires for a revision."""
     text = (packages / npm.CONFORMANCE / "requirements" / f"{revision}.yaml").read_text()
     section = re.search(r"^server:\n((?:  - .+\n)+)", text, re.MULTILINE)
     assert section
@@ -73,9 +73,9 @@ def _required(packages: Path, revision: str) -> set[str]:
 
 
 def _run_suite(packages: Path, url: str, revision: str, folder: Path) -> tuple[int, dict[str, list[str]]]:
-    """The suite's exit status, and the problems that it saw in each scenario.
+    """Run the suite; return its exit status and the problems per scenario.
 
-    Stricter than the suite's own verdict: a warning is a problem too, and so is a scenario in which no check succeeded.
+    This is stricter than the suite's own verdict: a warning is a problem, and so is a scenario in which no check succeeded.
     """
     options = ("--url", url, "--requirements", revision, "--output-dir", str(folder / "results"))
     done = npm.run(packages, npm.CONFORMANCE, "server", *options, home=folder)
@@ -83,8 +83,8 @@ def _run_suite(packages: Path, url: str, revision: str, folder: Path) -> tuple[i
     for file in (folder / "results").glob("server-*/checks.json"):
         scenario = re.sub(r"^server-(.+)-\d{4}-\d\d-\d\dT[\d-]+Z$", r"\1", file.parent.name)
         checks = json.loads(file.read_bytes())
-        wrong = [f"{it['id']}: {it.get('errorMessage')}" for it in checks if it["status"] in {"FAILURE", "WARNING"}]
-        checked = any(it["status"] == "SUCCESS" for it in checks)
+        wrong = [f"{one['id']}: {one.get('errorMessage')}" for one in checks if one["status"] in {"FAILURE", "WARNING"}]
+        checked = any(one["status"] == "SUCCESS" for one in checks)
         problems[scenario] = wrong if checked else [*wrong, "no check succeeded"]
     return done.returncode, problems
 

@@ -1,4 +1,4 @@
-"""When certificates expire that others show: read over TLS, whoever signed them."""
+"""Expiry times of other servers' certificates, read over TLS, whoever signed them."""
 
 import asyncio
 import ssl
@@ -26,7 +26,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 @asynccontextmanager
 async def showing(folder: Path, until: datetime) -> AsyncGenerator[str]:
-    """A server that shows a certificate of its own making; its address."""
+    """Run a TLS server with a self-signed certificate; yield its address."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -51,7 +51,7 @@ def forgotten() -> Any:
     metrics.CERTIFICATES_UNREADABLE.reset()
 
 
-async def test_the_first_to_expire_is_the_figure_and_who_shows_it_is_named(
+async def test_the_metric_is_the_earliest_expiry_and_the_log_names_its_address(
     tmp_path: Path, logged: list[dict[str, Any]]
 ) -> None:
     soon, later, over = NOW + timedelta(days=2), NOW + timedelta(days=60), NOW - timedelta(days=1)
@@ -59,12 +59,12 @@ async def test_the_first_to_expire_is_the_figure_and_who_shows_it_is_named(
         await certificates.check((first, second))
         assert metrics.CERTIFICATE_EXPIRY.value() == soon.timestamp()
         assert metrics.CERTIFICATES_UNREADABLE.value() == 0
-        assert [it["address"] for it in logged if it["event"] == "certificate.expires"] == [first]
+        assert [line["address"] for line in logged if line["event"] == "certificate.expires"] == [first]
         await certificates.check((second, third))
-        assert metrics.CERTIFICATE_EXPIRY.value() == over.timestamp(), "one that is over is read too"
+        assert metrics.CERTIFICATE_EXPIRY.value() == over.timestamp(), "an expired certificate is read too"
 
 
-async def test_one_that_can_not_be_read_is_counted_and_named_and_hides_no_other(
+async def test_an_unreadable_certificate_is_counted_and_logged_and_does_not_hide_others(
     tmp_path: Path, logged: list[dict[str, Any]]
 ) -> None:
     until = NOW + timedelta(days=60)
@@ -73,14 +73,14 @@ async def test_one_that_can_not_be_read_is_counted_and_named_and_hides_no_other(
         await certificates.check((nobody, address))
     assert metrics.CERTIFICATES_UNREADABLE.value() == 1
     assert metrics.CERTIFICATE_EXPIRY.value() == until.timestamp()
-    assert [it["address"] for it in logged if it["event"] == "certificate.unreadable"] == [nobody]
+    assert [line["address"] for line in logged if line["event"] == "certificate.unreadable"] == [nobody]
     await certificates.check((nobody,))
-    assert metrics.CERTIFICATE_EXPIRY.metric() is None, "a figure that nobody can read is not shown"
+    assert metrics.CERTIFICATE_EXPIRY.metric() is None, "without a readable certificate there is no value"
 
 
 @pytest.mark.parametrize(
     "value", ["host", "host:", ":443", "host:0", "host:70000", ",".join(["host:1"] * (CERTIFICATES_MAX + 1))]
 )
-def test_what_is_no_address_is_refused(value: str) -> None:
+def test_an_invalid_address_is_refused(value: str) -> None:
     with pytest.raises(ValidationError, match="certificates"):
-        Settings(certificates=value)  # pyright: ignore[reportArgumentType] - as an environment variable has it
+        Settings(certificates=value)  # pyright: ignore[reportArgumentType] - a string, as in the environment

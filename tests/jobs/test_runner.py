@@ -1,4 +1,4 @@
-"""The jobs: done by one process at a time, taken over when it goes, and figures that are the database's."""
+"""The jobs run in one process at a time, are taken over when it stops, and measure what the database holds."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from tests.agents import PAST, Agent, until
 from tests.processes import HANDOFF, environment
 
 
-async def test_of_several_processes_one_does_the_jobs_and_another_takes_over(settings: Settings) -> None:
+async def test_one_of_several_processes_runs_the_jobs_and_another_takes_over(settings: Settings) -> None:
     ran: list[str] = []
 
     def jobs(name: str) -> list[Job]:
@@ -46,7 +46,7 @@ async def test_of_several_processes_one_does_the_jobs_and_another_takes_over(set
         scopes["two"].cancel()
 
 
-async def test_a_job_that_fails_is_logged_counted_and_tried_again(settings: Settings, logged: list[dict[str, Any]]) -> None:
+async def test_a_job_that_fails_is_logged_counted_and_retried(settings: Settings, logged: list[dict[str, Any]]) -> None:
     tries: list[int] = []
 
     async def fail(_: App) -> None:
@@ -63,7 +63,7 @@ async def test_a_job_that_fails_is_logged_counted_and_tried_again(settings: Sett
     assert failed[0]["job"] == "settle"
 
 
-async def test_the_gauges_are_what_the_database_holds(app: App, agent: Agent, db: asyncpg.Connection) -> None:
+async def test_the_gauges_match_the_database(app: App, agent: Agent, db: asyncpg.Connection) -> None:
     keys = [await agent.session() for _ in range(4)]
     await agent.ok("close_session", agent="alice", session_key=keys[0], outcome="completed")
     held = await agent.offer(keys[1])
@@ -86,7 +86,7 @@ async def test_the_gauges_are_what_the_database_holds(app: App, agent: Agent, db
     assert abs(metrics.MEASURED_AT.value() - time.time()) < 5
 
 
-async def test_the_worker_settles_what_the_service_leaves_to_it_and_stops_at_once(
+async def test_the_worker_settles_overdue_handoffs_and_stops_promptly(
     database_url: str, settings: Settings, db: asyncpg.Connection
 ) -> None:
     async with open_app(settings.model_copy(update={"jobs": False})) as app:
@@ -118,7 +118,7 @@ async def test_the_worker_settles_what_the_service_leaves_to_it_and_stops_at_onc
         assert await db.fetchval("SELECT count(*) FROM instance WHERE kind = 'worker'") == 0
 
 
-async def test_a_session_handed_to_and_fro_is_counted_and_one_handed_on_is_not(app: App, agent: Agent) -> None:
+async def test_a_session_handed_back_and_forth_is_counted_and_one_handed_on_is_not(app: App, agent: Agent) -> None:
     async def hand(key: str, giver: str, taker: str) -> None:
         handoff = await agent.offer(key, taker, giver, request_type="full_handoff")
         token = await agent.accept(handoff, taker)
@@ -128,11 +128,11 @@ async def test_a_session_handed_to_and_fro_is_counted_and_one_handed_on_is_not(a
         await measure.run(app)
         return metrics.PING_PONG.value()
 
-    on, to_and_fro = await agent.session(), await agent.session()
+    handed_on, back_and_forth = await agent.session(), await agent.session()
     for giver, taker in (("alice", "bob"), ("bob", "carol"), ("carol", "dave"), ("dave", "erin")):
-        await hand(on, giver, taker)
+        await hand(handed_on, giver, taker)
     for _ in range(2):
         assert await counted() == 0
-        await hand(to_and_fro, "alice", "bob")
-        await hand(to_and_fro, "bob", "alice")
+        await hand(back_and_forth, "alice", "bob")
+        await hand(back_and_forth, "bob", "alice")
     assert await counted() == 1

@@ -1,4 +1,4 @@
-"""Instruments against their obvious twins, and their bounds."""
+"""Instruments record exact values, and their number of series is bounded."""
 
 import time
 from itertools import pairwise
@@ -20,7 +20,7 @@ def points(instrument: Counter | Gauge | Histogram) -> dict[tuple[tuple[str, str
 
 
 @given(st.lists(st.floats(min_value=0, max_value=100, allow_nan=False)))
-def test_a_histogram_counts_what_falls_into_each_bucket_upper_bounds_included(values: list[float]) -> None:
+def test_a_histogram_counts_the_values_per_bucket_including_its_upper_bound(values: list[float]) -> None:
     bounds = (1.0, 2.5, 50.0)
     histogram = Histogram("h", "s", "", bounds, KIND)
     for value in values:
@@ -38,7 +38,7 @@ def test_a_histogram_counts_what_falls_into_each_bucket_upper_bounds_included(va
     assert abs(point.sum - sum(values)) < 1e-6 * (1 + abs(point.sum))
 
 
-def test_labels_that_are_not_allowed_are_other_and_make_no_cells() -> None:
+def test_label_values_that_are_not_allowed_become_other_and_create_no_series() -> None:
     counter = Counter("c", "", "", KIND)
     for number in range(1_000):
         counter.add(1, f"hostile-{number}")
@@ -51,7 +51,7 @@ def test_labels_that_are_not_allowed_are_other_and_make_no_cells() -> None:
     assert counter.series_max == 4
 
 
-def test_names_that_are_met_one_by_one_are_bounded_too() -> None:
+def test_label_values_learned_at_run_time_are_bounded() -> None:
     counter = Counter("c", "", "", Attribute("code", learned_max=5))
     for number in range(100):
         counter.add(1, f"code-{number}")
@@ -67,24 +67,24 @@ def test_an_empty_label_is_left_out() -> None:
     assert list(points(gauge)) == [()]
 
 
-def test_a_gauge_asks_its_source_when_it_is_collected() -> None:
+def test_a_gauge_calls_its_source_when_it_is_collected() -> None:
     gauge = Gauge("g", "", "", KIND)
     gauge.source = lambda: [(7.0, ("a",)), (1.0, ("hostile",))]
 
     assert {labels: point.value for labels, point in points(gauge).items()} == {(("kind", "a"),): 7, (("kind", OTHER),): 1}
 
 
-def test_an_exemplar_is_the_last_of_its_bucket() -> None:
+def test_an_exemplar_is_the_latest_of_its_bucket() -> None:
     histogram = Histogram("h", "s", "", (1.0,), KIND)
     for value, trace in ((0.5, 1), (0.7, 2), (3.0, 3)):
         histogram.record(value, "a")
         histogram.exemplify(value, trace, 9, "a")
 
     exemplars = points(histogram)[("kind", "a"),].exemplars
-    assert [(it.trace_id, it.value) for it in exemplars] == [(2, 0.7), (3, 3.0)]
+    assert [(exemplar.trace_id, exemplar.value) for exemplar in exemplars] == [(2, 0.7), (3, 3.0)]
 
 
-def test_an_exemplar_is_shown_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exemplar_is_exported_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     histogram = Histogram("h", "s", "", (1.0,), KIND)
     histogram.record(0.5, "a")
     histogram.exemplify(0.5, 1, 9, "a")
@@ -94,7 +94,7 @@ def test_an_exemplar_is_shown_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
     assert points(histogram)[("kind", "a"),].exemplars == []
 
 
-def test_a_sum_begins_when_it_was_first_recorded_so_that_its_first_value_is_a_rise() -> None:
+def test_a_series_starts_when_it_is_first_recorded_so_that_its_first_value_is_an_increase() -> None:
     counter, histogram = Counter("c", "", "", KIND), Histogram("h", "s", "", (1.0,), KIND)
     begun: dict[str, tuple[int, int]] = {}
     for kind in ("a", "b"):
@@ -110,7 +110,7 @@ def test_a_sum_begins_when_it_was_first_recorded_so_that_its_first_value_is_a_ri
             assert before <= found[("kind", kind),].start_time_unix_nano <= after
 
 
-def test_what_is_kept_elsewhere_begins_when_it_was_asked_for_the_last_time_before_it_was_there() -> None:
+def test_a_series_from_a_source_starts_at_the_last_collection_that_did_not_include_it() -> None:
     kept: list[tuple[float, tuple[str, ...]]] = [(1, ("a",))]
     made = time.time_ns()
     counter = Counter("c", "", "", KIND)

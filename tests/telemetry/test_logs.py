@@ -1,4 +1,4 @@
-"""What is logged, and what never is."""
+"""What is logged, and what is never logged."""
 
 import io
 import json
@@ -17,7 +17,7 @@ SAID = "check failed\nDETAIL:  Failing row contains (1, rosebud\nand more rosebu
 log = structlog.get_logger("test")
 
 
-def test_a_logged_stack_leaves_out_the_row_that_postgres_names() -> None:
+def test_a_logged_stack_trace_omits_the_row_contents_in_postgres_errors() -> None:
     stream = io.StringIO()
     configure_logs("info", stream)
     try:
@@ -46,7 +46,7 @@ def test_a_logged_stack_leaves_out_the_row_that_postgres_names() -> None:
         ("host=postgres password=hunter22 user=x", "hunter22"),
     ],
 )
-def test_what_looks_like_a_secret_is_taken_out_wherever_it_stands(
+def test_text_that_looks_like_a_secret_is_redacted_in_any_field(
     logged: list[dict[str, Any]], text: str, secret: str
 ) -> None:
     log.info("test.said", detail=text, nested={"deep": {"er": text}})
@@ -58,7 +58,7 @@ def test_what_looks_like_a_secret_is_taken_out_wherever_it_stands(
     assert logged[1]["event"] == "library.logged"
 
 
-def test_fields_that_are_named_like_secrets_or_content_are_taken_out(logged: list[dict[str, Any]]) -> None:
+def test_fields_named_like_secrets_or_content_are_redacted(logged: list[dict[str, Any]]) -> None:
     log.info("test.said", password="rosebud", nested={"authorization": "rosebud"}, content="rosebud", agent="alice")
 
     assert "rosebud" not in str(logged)
@@ -66,27 +66,29 @@ def test_fields_that_are_named_like_secrets_or_content_are_taken_out(logged: lis
     assert set(logged[0]) == {"time", "level", "event", "password", "nested", "content", "agent"}
 
 
-def test_levels_are_by_event_and_follow_the_file(tmp_path: Path) -> None:
+def test_levels_are_set_per_event_and_follow_the_file(tmp_path: Path) -> None:
     file = tmp_path / "logging"
     filters = Filters("info")
     assert [filters.passes("x", level) for level in (10, 20, 30)] == [False, True, True]
 
-    file.write_text("# what to hear\n* warning\nx debug\ny off\n")
+    file.write_text("# levels per event\n* warning\nx debug\ny off\n")
     filters.follow(file)
     assert [filters.passes(event, 10) for event in ("x", "y", "z")] == [True, False, False]
     assert [filters.passes(event, 40) for event in ("x", "y", "z")] == [True, False, True]
 
     file.write_text("* debug and more\nthis is no level: shout\n")
     filters.refresh()
-    assert (filters.level, filters.events) == (20, {})  # what is wrong is left out, and the default holds
+    assert (filters.level, filters.events) == (20, {})  # invalid lines are ignored, and the default applies
     file.unlink()
     filters.refresh()
     assert filters.level == 20
 
 
-def test_libraries_are_heard_from_warnings_on_and_their_errors_once_with_the_stack(logged: list[dict[str, Any]]) -> None:
+def test_libraries_are_logged_from_warnings_up_and_their_errors_once_with_the_stack_trace(
+    logged: list[dict[str, Any]],
+) -> None:
     logging.getLogger("mcp.server").info("chatter")
-    logging.getLogger("opentelemetry.exporter").error("said by us already")
+    logging.getLogger("opentelemetry.exporter").error("already logged by us")
     try:
         raise ValueError("odd")
     except ValueError:
@@ -96,7 +98,7 @@ def test_libraries_are_heard_from_warnings_on_and_their_errors_once_with_the_sta
     assert logged[0]["exception"].count("ValueError: odd") == 1
 
 
-def test_a_reader_who_hangs_delays_nobody() -> None:
+def test_a_reader_that_hangs_does_not_delay_logging() -> None:
     reading = threading.Event()
 
     class Stuck(io.StringIO):

@@ -1,4 +1,4 @@
-"""What is measured: names held to the code, labels that callers can't widen, counts that agree with the database."""
+"""Metrics: names match the code, callers cannot add label values, and counts match the database."""
 
 import re
 from typing import Any
@@ -24,7 +24,7 @@ from tests.processes import serving
 from tests.requests import body, headers
 
 
-def test_labels_take_the_names_that_the_code_defines() -> None:
+def test_labels_allow_the_names_that_the_code_defines() -> None:
     assert {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} <= metrics.TOOL.values
     assert {job.name for job in JOBS} == metrics.JOB.values
     assert set(THRESHOLDS) == set(REMEDIES) == set(CHECKS) == metrics.COMPONENT.values
@@ -32,46 +32,46 @@ def test_labels_take_the_names_that_the_code_defines() -> None:
     assert len(set(names().values())) + 8 < metrics.STATEMENT.values_max
 
 
-def test_instruments_follow_the_rules_that_rules_and_dashboards_count_on() -> None:
-    assert len({it.name for it in metrics.INSTRUMENTS}) == len(metrics.INSTRUMENTS)
-    for it in metrics.INSTRUMENTS:
-        assert re.fullmatch(r"(handoff|mcp|http|db)\.[a-z._]+", it.name), it.name
-        assert it.description.endswith("."), it.name
-        assert "/" not in it.unit, f"{it.name}: rates have no unit of their own"
-        if isinstance(it, Histogram):
-            assert list(it.bounds) == sorted(set(it.bounds)), it.name
-            odd = [bound for bound in it.bounds if bound == int(bound) or not 1e-4 <= bound < 1e6]
-            assert not odd, f"{it.name}: le has two spellings: {odd}"
+def test_instruments_follow_the_conventions_that_rules_and_dashboards_rely_on() -> None:
+    assert len({instrument.name for instrument in metrics.INSTRUMENTS}) == len(metrics.INSTRUMENTS)
+    for instrument in metrics.INSTRUMENTS:
+        assert re.fullmatch(r"(handoff|mcp|http|db)\.[a-z._]+", instrument.name), instrument.name
+        assert instrument.description.endswith("."), instrument.name
+        assert "/" not in instrument.unit, f"{instrument.name}: record a count, not a rate"
+        if isinstance(instrument, Histogram):
+            assert list(instrument.bounds) == sorted(set(instrument.bounds)), instrument.name
+            odd = [bound for bound in instrument.bounds if bound == int(bound) or not 1e-4 <= bound < 1e6]
+            assert not odd, f"{instrument.name}: Prometheus would write le in two ways: {odd}"
 
 
-def test_all_series_that_there_can_be_are_few() -> None:
-    """Callers choose neither names nor labels, so this bound holds whatever they send."""
-    for it in metrics.INSTRUMENTS:
-        size = len(it.bounds) + 3 if isinstance(it, Histogram) else 1
-        # A tool fails by few of the codes, and methods have no tools; but even all combinations have a bound.
-        assert it.series_max * size < 10**8, it.name
-        assert it.series_max < 500 or it is metrics.OPERATION_DURATION or it in MANY, it.name
+def test_the_largest_number_of_series_is_small() -> None:
+    """Callers choose neither names nor label values, so this bound holds whatever they send."""
+    for instrument in metrics.INSTRUMENTS:
+        size = len(instrument.bounds) + 3 if isinstance(instrument, Histogram) else 1
+        # Most combinations never occur, such as a method other than tools/call with a tool; but all are bounded.
+        assert instrument.series_max * size < 10**8, instrument.name
+        assert instrument.series_max < 500 or instrument is metrics.OPERATION_DURATION or instrument in MANY, instrument.name
 
 
 MANY = (metrics.HTTP_DURATION, metrics.STATEMENT_DURATION)
 
 
 def exposed(app: App) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """All samples of the exposition: name and labels to value."""
+    """Return all samples of the exposition: value by name and labels."""
     assert app.signals is not None
     families = text_string_to_metric_families(app.signals.exposition().decode())
     return {
-        (it.name, tuple(sorted(it.labels.items()))): it.value
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
-        for it in family.samples
-        if not it.name.endswith("_created")
+        for sample in family.samples
+        if not sample.name.endswith("_created")
     }
 
 
 OF_CALLS = ("mcp.", "http.", "handoff.refusals", "handoff.calls", "handoff.context")
 
 
-async def test_hostile_input_makes_no_series(database_url: str, collector: Collector) -> None:
+async def test_hostile_input_creates_no_series(database_url: str, collector: Collector) -> None:
     with serving(database_url=database_url, telemetry="true", ops_port=0) as service:
 
         async def series() -> int:
@@ -111,7 +111,7 @@ def values_of(metric: Any) -> set[str]:
     return {str(value) for point in points for value in attributes(point).values()}
 
 
-async def test_what_is_pushed_and_what_is_scraped_are_the_same(observed: App, collector: Collector) -> None:
+async def test_pushed_and_scraped_metrics_are_the_same(observed: App, collector: Collector) -> None:
     async with Client(build_server(observed)) as client:
         agent = Agent(client)
         await agent.accept(await agent.offer(await agent.session()))
@@ -126,7 +126,7 @@ async def test_what_is_pushed_and_what_is_scraped_are_the_same(observed: App, co
         assert instrument.name in pushed
     for name, metric in pushed.items():
         flat = name.replace(".", "_")
-        assert [it for it in scraped if it.startswith(flat)], f"{name} is pushed, and not scraped"
+        assert [other for other in scraped if other.startswith(flat)], f"{name} is pushed but not scraped"
         kind = metric.WhichOneof("data")
         if kind == "histogram" and name == "mcp.server.operation.duration":
             calls = {
@@ -143,20 +143,20 @@ async def test_what_is_pushed_and_what_is_scraped_are_the_same(observed: App, co
 
 
 class Change:
-    """By how much instruments have moved since it was made."""
+    """By how much instruments have changed since this object was created."""
 
     def __init__(self, *instruments: Counter | Gauge | Histogram) -> None:
-        self._before = {it.name: self._read(it) for it in instruments}
+        self._before = {instrument.name: self._read(instrument) for instrument in instruments}
         self._instruments = instruments
 
     def __call__(self) -> dict[str, float]:
-        return {it.name: self._read(it) - self._before[it.name] for it in self._instruments}
+        return {instrument.name: self._read(instrument) - self._before[instrument.name] for instrument in self._instruments}
 
     @staticmethod
-    def _read(it: Counter | Gauge | Histogram) -> float:
-        metric = it.metric()
+    def _read(instrument: Counter | Gauge | Histogram) -> float:
+        metric = instrument.metric()
         points: Any = [] if metric is None else metric.data.data_points
-        return sum(point.count if isinstance(it, Histogram) else point.value for point in points)
+        return sum(point.count if isinstance(instrument, Histogram) else point.value for point in points)
 
 
 async def test_counts_agree_with_what_the_database_committed(agent: Agent, db: asyncpg.Connection) -> None:
@@ -168,7 +168,7 @@ async def test_counts_agree_with_what_the_database_committed(agent: Agent, db: a
     handoff_id = await agent.offer(key, idempotency_key="offer")
     assert await agent.offer(key, idempotency_key="offer") == handoff_id
     token = await agent.accept(handoff_id)
-    await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)  # rolled back: counts for nothing
+    await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)  # rolled back, so not counted
     await agent.refused("update_context", agent="eve", session_key=key, entries=[{"type": "message", "content": "x"}])
     await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="complete", token=token)
 
@@ -182,21 +182,21 @@ async def test_counts_agree_with_what_the_database_committed(agent: Agent, db: a
     }
 
 
-async def test_a_brief_that_is_given_out_is_measured_with_what_it_left_out(agent: Agent) -> None:
+async def test_a_returned_brief_is_measured_with_the_number_of_omitted_entries(agent: Agent) -> None:
     key = await agent.session()
     for number in range(30):
         await agent.says(key, f"{number} " * 60)
     change = Change(metrics.BRIEF_SIZE, metrics.BRIEF_OMITTED)
 
     asked = {"agent": "alice", "session_key": key, "token_budget": 300}
-    answers = [await agent.ok("get_context", **asked) for _ in range(2)]  # the second is from the cache, and given out too
+    answers = [await agent.ok("get_context", **asked) for _ in range(2)]  # the second comes from the cache and counts too
 
     omitted = answers[0]["brief"]["omitted"]["entries"]
     assert omitted > 0
     assert change() == {"handoff.brief.size": 2, "handoff.brief.omitted": 2 * omitted}
 
 
-async def test_nothing_is_counted_that_was_not_committed(agent: Agent, db: asyncpg.Connection) -> None:
+async def test_a_change_that_is_not_committed_is_not_counted(agent: Agent, db: asyncpg.Connection) -> None:
     key = await agent.session()
     handoff_id = await agent.offer(key)
     await db.execute(
@@ -206,12 +206,12 @@ async def test_nothing_is_counted_that_was_not_committed(agent: Agent, db: async
     )
     change = Change(metrics.TRANSITIONS, metrics.TIME_TO_ACCEPT)
 
-    await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)  # all went well until the commit
+    await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)  # the commit itself fails
 
     assert set(change().values()) == {0}
 
 
-async def test_calls_under_way_and_those_that_wait_are_told_apart(app: App, agent: Agent) -> None:
+async def test_active_and_waiting_calls_are_counted_separately(app: App, agent: Agent) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: agent.ok("get_inbox", agent="bob", wait_seconds=20))
         await until(lambda: metrics.WAITING_CALLS.value() == 1)
@@ -220,7 +220,7 @@ async def test_calls_under_way_and_those_that_wait_are_told_apart(app: App, agen
     assert metrics.WAITING_CALLS.value() == 0
 
 
-def test_every_change_of_a_handoff_has_a_label() -> None:
+def test_every_action_on_a_handoff_has_a_label_value() -> None:
     for action in ("offer", *EVENT_OF_ACTION):
         assert metrics.ACTION.allowed(action) == action
     assert metrics.ERROR.values_max <= 50

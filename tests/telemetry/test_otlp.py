@@ -1,4 +1,4 @@
-"""Telemetry never delays or fails an answer, whatever the collector does; what was dropped is counted."""
+"""Telemetry never delays or fails an answer, whatever the collector does, and dropped records are counted."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ ENTRY = {"type": "message", "content": "rosebud"}
 
 
 def calls(service: Service, count: int) -> float:
-    """Make calls; the seconds that the slowest took."""
+    """Make calls one after the other; return the duration of the slowest, in seconds."""
     slowest = 0.0
     with httpx2.Client(base_url=f"http://127.0.0.1:{service.port}") as http:
         for number in range(count):
@@ -34,7 +34,7 @@ def calls(service: Service, count: int) -> float:
 
 
 def figures(ops: int) -> dict[str, float]:
-    """What the service says of its signals: sent and dropped, by signal."""
+    """Return the service's metrics about its own telemetry, by metric and signal."""
     text = httpx2.get(f"http://127.0.0.1:{ops}/metrics").text
     return {
         f"{sample.name.removeprefix('handoff_telemetry_').removesuffix('_total')} {sample.labels['signal']}": sample.value
@@ -56,7 +56,7 @@ def test_all_three_signals_arrive_and_agree(database_url: str, collector: Collec
     assert (len(lines), len(spans), sum(point.count for point in points)) == (20, 20, 20)
     assert {line["trace_id"] for line in lines} == {span.trace_id.hex() for span in spans}
     assert {line["span_id"] for line in lines} == {span.span_id.hex() for span in spans}
-    exemplars = {it.trace_id.hex() for point in points for it in point.exemplars}
+    exemplars = {exemplar.trace_id.hex() for point in points for exemplar in point.exemplars}
     assert exemplars
     assert exemplars <= {line["trace_id"] for line in lines}
     wrote = lines[-1]
@@ -66,7 +66,7 @@ def test_all_three_signals_arrive_and_agree(database_url: str, collector: Collec
 
 
 @pytest.mark.parametrize("fault", ["down", "hanging", "refusing", "unavailable"])
-def test_a_collector_that_fails_costs_no_answer_and_no_delay_at_the_end(
+def test_a_failing_collector_delays_neither_answers_nor_shutdown(
     database_url: str, collector: Collector, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     if fault == "down":
@@ -86,12 +86,12 @@ def test_a_collector_that_fails_costs_no_answer_and_no_delay_at_the_end(
     assert figures(ops)["sent logs"] == 0
     began = time.monotonic()
     printed = stop(service)
-    assert time.monotonic() - began < 4  # 2 s for what is left, and the rest of a stop
+    assert time.monotonic() - began < 4  # 2 s to send the remaining records, and the rest of the shutdown
     assert service.process.returncode == 0
     assert printed.count('"event":"tool.call"') == 100
 
 
-async def test_what_was_away_comes_when_the_collector_is_back(
+async def test_records_are_delivered_when_the_collector_is_back(
     database_url: str, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector.status = 503
@@ -101,10 +101,10 @@ async def test_what_was_away_comes_when_the_collector_is_back(
         await until(lambda: figures(ops)["away logs" if "away logs" in figures(ops) else "away_seconds logs"] > 0)
         assert collector.lines() == []
         collector.status = 200
-        await until(lambda: len([it for it in collector.lines() if it["event"] == "tool.call"]) == 50, within_s=25)
+        await until(lambda: len([line for line in collector.lines() if line["event"] == "tool.call"]) == 50, within_s=25)
         assert figures(ops)["dropped logs"] == 0
         events = [line["event"] for line in collector.lines()]
-        assert events.count("telemetry.away") <= 3  # once a signal, not once a try
+        assert events.count("telemetry.away") <= 3  # once per signal, not once per attempt
 
 
 def test_levels_change_while_the_service_runs(database_url: str, tmp_path: Path) -> None:

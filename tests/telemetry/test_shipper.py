@@ -1,4 +1,4 @@
-"""Records on their way out: in order, bounded, counted, never waited for."""
+"""The shipper sends records in order from a bounded queue, counts what it drops, and never blocks its callers."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ from handoff.telemetry.shipper import Shipper, Verdict
 def until(holds: Callable[[], bool]) -> None:
     give_up = time.monotonic() + 5
     while not holds():
-        assert time.monotonic() < give_up, "it did not come to hold in time"
+        assert time.monotonic() < give_up, "the condition was not met in time"
         time.sleep(0.005)
 
 
 class Receiver:
-    """Takes, refuses or is away, as told."""
+    """A receiver whose verdict a test chooses: taken, refused or away."""
 
     def __init__(self) -> None:
         self.verdict: Verdict = "taken"
@@ -36,7 +36,7 @@ def shipper(receiver: Callable[[Sequence[int]], Verdict], queue_max: int = 100) 
     return Shipper("logs", receiver, queue_max=queue_max, batch_max=8, every_s=0.01, on_change=changed)
 
 
-def test_everything_that_was_offered_arrives_once_and_in_order() -> None:
+def test_every_record_arrives_once_and_in_order() -> None:
     receiver = Receiver()
     out = shipper(receiver, queue_max=1_000)
     for number in range(500):
@@ -47,12 +47,12 @@ def test_everything_that_was_offered_arrives_once_and_in_order() -> None:
     assert (out.state().sent, out.state().dropped, out.state().waiting) == (500, 0, 0)
 
 
-def test_what_a_receiver_that_is_away_cannot_take_waits_and_beyond_the_bound_the_oldest_are_dropped_and_counted() -> None:
+def test_records_wait_for_an_unreachable_receiver_and_beyond_the_bound_the_oldest_are_dropped_and_counted() -> None:
     receiver = Receiver()
     receiver.verdict = "away"
     out = shipper(receiver, queue_max=100)
     out.put(-1)
-    until(lambda: out.state().away_s > 0)  # a first batch is on its way, and stays
+    until(lambda: out.state().away_s > 0)  # the first batch is being sent, and stays queued
     for number in range(250):
         out.put(number)
 
@@ -66,7 +66,7 @@ def test_what_a_receiver_that_is_away_cannot_take_waits_and_beyond_the_bound_the
     out.stop(1)
 
 
-def test_what_is_refused_is_counted_and_does_not_stop_the_rest() -> None:
+def test_refused_records_are_counted_and_do_not_block_later_ones() -> None:
     receiver = Receiver()
     receiver.verdict = "refused"
     out = shipper(receiver)
@@ -81,7 +81,7 @@ def test_what_is_refused_is_counted_and_does_not_stop_the_rest() -> None:
     assert receiver.changes == []
 
 
-def test_a_receiver_that_hangs_delays_neither_who_offers_nor_the_end() -> None:
+def test_a_receiver_that_hangs_delays_neither_callers_nor_the_stop() -> None:
     hang = threading.Event()
 
     def hanging(_: Sequence[int]) -> Verdict:
@@ -100,7 +100,7 @@ def test_a_receiver_that_hangs_delays_neither_who_offers_nor_the_end() -> None:
     hang.set()
 
 
-def test_what_is_left_at_the_end_counts_as_dropped() -> None:
+def test_records_left_at_the_stop_count_as_dropped() -> None:
     receiver = Receiver()
     receiver.verdict = "away"
     out = shipper(receiver)

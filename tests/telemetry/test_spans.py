@@ -1,4 +1,4 @@
-"""One trace tells a handoff; errors and slow calls are kept; content and keys are in no span."""
+"""One trace shows a whole handoff; traces of errors and slow calls are kept; spans contain no content and no keys."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -36,7 +36,7 @@ def hexed(value: bytes) -> str:
 
 
 async def named(collector: Collector, name: str, count: int = 1) -> list[Any]:
-    """The spans of a name, once there are so many."""
+    """Wait until there are `count` spans of this name, and return them."""
     await until(lambda: len([span for span in collector.spans() if span.name == name]) >= count)
     return [span for span in collector.spans() if span.name == name]
 
@@ -51,7 +51,7 @@ async def call(http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], t
     return answer.json()["result"]
 
 
-async def test_a_call_is_a_child_of_its_meta_and_linked_to_its_http_span(
+async def test_a_call_is_a_child_of_the_traceparent_in_its_meta_and_linked_to_its_http_span(
     http: httpx2.AsyncClient, collector: Collector
 ) -> None:
     await call(http, "register_session", {"agent": "alice"}, SENDER)
@@ -67,13 +67,13 @@ async def test_a_call_is_a_child_of_its_meta_and_linked_to_its_http_span(
         "mcp.protocol.version": "2026-07-28",
         "network.transport": "tcp",
     }
-    statements = [it for it in collector.spans() if it.parent_span_id == span.span_id]
-    assert {it.name for it in statements} >= {"sessions.CREATE", "append.APPEND"}
-    assert all(span.start_time_unix_nano <= it.start_time_unix_nano for it in statements)
-    assert all(it.end_time_unix_nano <= span.end_time_unix_nano for it in statements)
+    statements = [child for child in collector.spans() if child.parent_span_id == span.span_id]
+    assert {statement.name for statement in statements} >= {"sessions.CREATE", "append.APPEND"}
+    assert all(span.start_time_unix_nano <= statement.start_time_unix_nano for statement in statements)
+    assert all(statement.end_time_unix_nano <= span.end_time_unix_nano for statement in statements)
 
 
-async def test_without_a_meta_the_http_span_is_the_parent_and_its_header_the_parent_of_that(
+async def test_without_a_meta_the_http_span_is_the_parent_and_continues_its_header(
     http: httpx2.AsyncClient, collector: Collector
 ) -> None:
     http.headers["traceparent"] = RECEIVER
@@ -86,7 +86,7 @@ async def test_without_a_meta_the_http_span_is_the_parent_and_its_header_the_par
     assert list(span.links) == []
 
 
-async def test_a_traceparent_that_is_none_is_left_aside(http: httpx2.AsyncClient, collector: Collector) -> None:
+async def test_an_invalid_traceparent_is_ignored(http: httpx2.AsyncClient, collector: Collector) -> None:
     for bad in ("garbage", "00-" + "0" * 32 + "-2222222222222222-01", "x" * 10_000):
         assert not (await call(http, "register_session", {"agent": "alice"}, bad))["isError"]
 
@@ -95,7 +95,7 @@ async def test_a_traceparent_that_is_none_is_left_aside(http: httpx2.AsyncClient
     assert bytes(16) not in {span.trace_id for span in spans}
 
 
-async def test_one_trace_tells_a_handoff(http: httpx2.AsyncClient, collector: Collector) -> None:
+async def test_one_trace_shows_a_whole_handoff(http: httpx2.AsyncClient, collector: Collector) -> None:
     key = (await call(http, "register_session", {"agent": "alice"}))["structuredContent"]["session_key"]
     asked = {"agent": "alice", "session_key": key, "target_agent": "bob", "instructions": "Go on."}
     handoff_id = (await call(http, "request_handoff", asked, SENDER))["structuredContent"]["handoff_id"]
@@ -121,7 +121,7 @@ async def test_one_trace_tells_a_handoff(http: httpx2.AsyncClient, collector: Co
     assert offered.start_time_unix_nano <= wait.start_time_unix_nano < work.end_time_unix_nano
 
 
-async def test_a_lease_that_lapses_ends_the_work_as_an_error(
+async def test_a_lapsed_lease_ends_the_work_span_as_an_error(
     observed: App, collector: Collector, db: asyncpg.Connection
 ) -> None:
     async with Client(build_server(observed)) as client:
@@ -134,7 +134,7 @@ async def test_a_lease_that_lapses_ends_the_work_as_an_error(
     assert attributes(work)["error.type"] == "lapse"
 
 
-async def test_what_fails_or_changes_a_handoff_is_kept_and_of_the_rest_no_more_than_the_budget(
+async def test_noteworthy_and_ordinary_traces_are_each_kept_within_their_own_budget(
     observed: App, collector: Collector
 ) -> None:
     tracer = Tracer(observed.signals.resource, lambda _: None, per_s_max=3) if observed.signals else None
@@ -161,7 +161,7 @@ async def test_an_unsampled_parent_does_not_hide_an_error(http: httpx2.AsyncClie
     assert [span for span in collector.spans() if span.name == "tools/call register_session"] == []
 
 
-async def test_spans_hold_neither_content_nor_keys(http: httpx2.AsyncClient, collector: Collector) -> None:
+async def test_spans_contain_neither_content_nor_keys(http: httpx2.AsyncClient, collector: Collector) -> None:
     marker = "rosebud"
     key = f"s-{marker}"
     await call(http, "register_session", {"agent": "alice", "session_key": key, "metadata": {"about": marker}}, SENDER)
@@ -175,7 +175,9 @@ async def test_spans_hold_neither_content_nor_keys(http: httpx2.AsyncClient, col
     assert marker.encode() not in b"".join(collector.bodies["traces"])
 
 
-async def test_appends_that_shared_a_statement_each_show_it(http: httpx2.AsyncClient, collector: Collector) -> None:
+async def test_appends_that_share_a_statement_each_have_a_span_for_it(
+    http: httpx2.AsyncClient, collector: Collector
+) -> None:
     from tests.agents import all_of
 
     key = (await call(http, "register_session", {"agent": "alice"}))["structuredContent"]["session_key"]
@@ -184,13 +186,13 @@ async def test_appends_that_shared_a_statement_each_show_it(http: httpx2.AsyncCl
 
     calls = await named(collector, "tools/call update_context", 12)
     for span in calls:
-        shown = [it for it in collector.spans() if it.parent_span_id == span.span_id]
-        assert [it.name for it in shown] == ["append.APPEND"]
+        shown = [child for child in collector.spans() if child.parent_span_id == span.span_id]
+        assert [child.name for child in shown] == ["append.APPEND"]
         assert shown[0].kind == SpanKind.CLIENT.value + 1  # OTLP counts from 1
         assert attributes(shown[0])["db.operation.batch.size"] >= 1
 
 
-def test_a_call_notes_down_no_more_than_its_bound() -> None:
+def test_a_call_records_a_bounded_number_of_operations() -> None:
     record = CallRecord(1, 2, None, 0)
     for _ in range(500):
         record.add(finished("sessions.FIND", 0, ""))
@@ -199,5 +201,5 @@ def test_a_call_notes_down_no_more_than_its_bound() -> None:
     assert parse_traceparent(record.traceparent) is not None
 
 
-async def test_with_telemetry_off_nothing_is_kept(app: App) -> None:
+async def test_with_telemetry_off_there_is_no_tracer(app: App) -> None:
     assert (app.signals, spans.tracer()) == (None, None)

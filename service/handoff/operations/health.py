@@ -110,7 +110,7 @@ class Health:
         }
 
     async def close(self) -> None:
-        """Remove this process from the registry, and close the connection."""
+        """Cancel a check in progress, remove this process from the registry, and close the connection."""
         if self._checking is not None:
             self._checking.cancel()
             await asyncio.gather(self._checking, return_exceptions=True)

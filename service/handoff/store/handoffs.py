@@ -78,7 +78,7 @@ LATEST_OF_SESSION = f"""
 
 # One list after a position (priority, id): the rest of that priority, then the lower priorities. Comparing the pair would
 # read every row before the position, because the index descends in priority and ascends in id.
-_BEHIND = """
+_AFTER = """
         (SELECT * FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
         UNION ALL
         (SELECT * FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
@@ -87,12 +87,12 @@ _BEHIND = """
 INBOX = f"""
     SELECT {_COLUMNS}, s.key AS session_key
       FROM (
-        {_BEHIND.format(list="target_agent = $1 AND state = 'offered'")}
+        {_AFTER.format(list="target_agent = $1 AND state = 'offered'")}
         UNION ALL
         (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a, LATERAL (
-        {_BEHIND.format(list="target_capability = a.capability AND state = 'offered' AND sender <> $1")}) c)
+        {_AFTER.format(list="target_capability = a.capability AND state = 'offered' AND sender <> $1")}) c)
         UNION ALL
-        {_BEHIND.format(list="holder = $1 AND state IN ('accepted', 'blocked')")}
+        {_AFTER.format(list="holder = $1 AND state IN ('accepted', 'blocked')")}
       ) h JOIN session s ON s.id = h.session_id
      ORDER BY h.priority DESC, h.id
      LIMIT $4
