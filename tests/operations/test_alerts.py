@@ -24,6 +24,7 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from tests.agents import Agent, until
+from tests.processes import PATIENCE_S
 from tests.server.test_auth import bearer, line
 from tests.server.test_http import edge
 from tests.test_faults import own_postgres, pids, signal_to
@@ -158,7 +159,7 @@ async def test_one_about_the_database_itself_is_refused_and_stored_when_it_is_ba
                     signal_to(pid, signal.SIGCONT)
             db = await asyncpg.connect(url)
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     while len(await kept(db)) < 2:
                         await asyncio.sleep(0.1)
                 await asyncio.sleep(1.5)  # it is not stored once more

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from handoff.simulation.runner import Job
 from handoff.simulation.schedule import REQUEST_TYPES, Act, acts
 from handoff.simulation.steps import STRANGE_REQUEST, Answer, Play, Step
 from handoff.simulation.work import JobImpossible, job_of, script_of, work
-from tests.processes import HANDOFF, Service, environment, serving, stop
+from tests.processes import HANDOFF, PATIENCE_S, Service, environment, serving, stop
 
 
 def rehearsed(act: Act, ids: Iterator[int]) -> list[Step]:
@@ -120,18 +120,43 @@ def calls(printed: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in printed.splitlines() if '"event":"tool.call"' in line]
 
 
-async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_refused(
-    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+def work_until(holds: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let agents of this process work until something holds, and clear up for as long as that takes."""
+
+    async def report(_: object, __: float) -> None:
+        await until(holds)
+
+    monkeypatch.setattr("handoff.simulation.work._report", report)  # the end of it ends the work
+    monkeypatch.setattr("handoff.simulation.work.CALLS_LEFT_S", PATIENCE_S)
+    monkeypatch.setattr("handoff.simulation.work.CLEARING_S", PATIENCE_S)
+
+
+async def test_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_refused(
+    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Step, Answer]] = []
+
+    async def all_seen() -> bool:
+        used = {step.call for step, answer in seen if "error" not in answer}
+        codes = {answer.get("error", {}).get("code") for _, answer in seen}
+        kinds = {row["kind"].removeprefix("handoff.") for row in await db.fetch("SELECT DISTINCT kind FROM event")}
+        types = await db.fetchval("SELECT count(DISTINCT request_type) FROM handoff")
+        return (
+            {tool.name for tool in TOOLS} <= used
+            and {*get_args(HandoffState), "renewed", "lapsed"} <= kinds
+            and types == len(get_args(RequestType))
+            and len(codes) > 6
+        )
+
+    work_until(all_seen, monkeypatch)
     with serving(database_url=database_url, settle_interval_s=0.5, lapses_max=0) as service:  # one lapse lets it expire
-        job = Job(service.url, NAMES[:6], seed=1, pace=40, for_s=12)
+        job = Job(service.url, NAMES[:6], seed=1, pace=40)
         status = await work(job, watched(script_of(job), seen))
 
         async def settled() -> bool:
             return await db.fetchval("SELECT count(*) FROM handoff WHERE state IN ('offered', 'accepted', 'blocked')") == 0
 
-        await until(settled, within_s=3)  # the clock may have to take one lease that has just lapsed
+        await until(settled)  # the clock may have to take one lease that has just lapsed
         made = calls(stop(service))
     said = capsys.readouterr().out
 
@@ -153,7 +178,7 @@ async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_on
     # The clearing up at the end is not in the script; it may be refused too, when a lease lapses meanwhile.
     assert 0 <= sum(call["outcome"] != "ok" for call in made) - len(by_tool) <= 3
     assert "not as meant" not in said
-    assert re.search(r"^Ended after 0:00:1\d: \d+ calls, \d+ handoffs completed, \d+ refused$", said, re.MULTILINE)
+    assert re.search(r"^Ended after 0:0\d:\d\d: \d+ calls, \d+ handoffs completed, \d+ refused$", said, re.MULTILINE)
 
     assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") <= 1, "it lies around"
 
@@ -169,12 +194,11 @@ def working(service: Service, *arguments: str) -> Generator["subprocess.Popen[st
             demo.kill()
 
 
-async def until(what: Callable[[], Any], within_s: float = 15) -> None:
+async def until(what: Callable[[], Any]) -> None:
     """Wait until something that is asked of the database holds."""
-    give_up = time.monotonic() + within_s
-    while not await what():
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.1)
+    async with asyncio.timeout(PATIENCE_S):
+        while not await what():
+            await asyncio.sleep(0.1)
 
 
 async def test_they_go_on_when_the_service_was_killed_and_say_once_that_it_was_away(
@@ -195,7 +219,7 @@ async def test_they_go_on_when_the_service_was_killed_and_say_once_that_it_was_a
 
             await until(more_is_done)
             demo.send_signal(signal.SIGINT)
-            said, _ = demo.communicate(timeout=10)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
 
     assert demo.returncode == 0, said
     assert (said.count("does not answer"), said.count("answers again")) == (1, 1), said
@@ -203,9 +227,8 @@ async def test_they_go_on_when_the_service_was_killed_and_say_once_that_it_was_a
     assert "Traceback" not in said
 
 
-async def test_they_end_within_two_seconds_when_told_to_and_leave_nothing_open(
-    database_url: str, db: asyncpg.Connection
-) -> None:
+async def test_they_end_when_told_to_and_leave_nothing_open(database_url: str, db: asyncpg.Connection) -> None:
+    # What the end takes is bounded in itself, by CALLS_LEFT_S and CLEARING_S: what is not cleared by then is left open.
     with serving(database_url=database_url) as service:
         for by in (signal.SIGINT, signal.SIGTERM):
             before = await db.fetchval("SELECT count(*) FROM session")
@@ -216,11 +239,8 @@ async def test_they_end_within_two_seconds_when_told_to_and_leave_nothing_open(
             with working(service, "--pace", "20") as demo:
                 await until(begun)
                 demo.send_signal(by)
-                told = time.monotonic()
-                said, _ = demo.communicate(timeout=10)
-                took_s = time.monotonic() - told
+                said, _ = demo.communicate(timeout=PATIENCE_S)
             assert (demo.returncode, said.splitlines()[-1].split()[0]) == (0, "Ended")
-            assert took_s < 2
             assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") == 0
 
 
@@ -232,12 +252,12 @@ def test_with_a_tokens_file_its_names_are_the_agents_and_the_time_ends_it(databa
     with serving(database_url=database_url, tokens_file=known) as service:
         began = time.monotonic()
         with working(service, "--for", "3", "--pace", "40", "--fault", "failing", "--tokens-file", str(theirs)) as demo:
-            said, _ = demo.communicate(timeout=30)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
         took_s = time.monotonic() - began
         made = calls(stop(service))
 
     assert demo.returncode == 0, said
-    assert 3 < took_s < 9
+    assert took_s > 3  # and it ended: nothing else would have ended it
     assert "not as meant" not in said
     assert {call["agent"] for call in made if call["outcome"] == "ok"} == set(names)
     assert "agent_mismatch" in {call["outcome"] for call in made}
@@ -248,10 +268,10 @@ def test_who_is_not_let_in_is_told_what_to_do(database_url: str, tmp_path: Path)
     tokens.write_text(f"{hashlib.sha256(b'x').hexdigest()} ada read,write\n")
     with serving(database_url=database_url, tokens_file=tokens) as service:
         with working(service) as demo:
-            said, _ = demo.communicate(timeout=20)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
         elsewhere = Service(service.process, service.port)
         with working(elsewhere, "--url", service.url.replace("/mcp", "/")) as lost:
-            told, _ = lost.communicate(timeout=20)
+            told, _ = lost.communicate(timeout=PATIENCE_S)
 
     assert (demo.returncode, lost.returncode) == (1, 1)
     assert "--tokens-file" in said.splitlines()[-1]
@@ -295,7 +315,7 @@ def test_what_is_refused_on_the_command_line_is_a_sentence() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -321,15 +341,36 @@ async def test_the_end_comes_even_if_a_breaking_connection_takes_it_for_its_own(
 
     monkeypatch.setattr(Line, "run", deaf)
     job = Job("http://127.0.0.1:1/mcp", NAMES[:2], for_s=0.1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await work(job, script_of(job)) == 0
     assert swallowed == 2
 
 
 async def test_each_fault_shows_its_mark(
-    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once, each among agents of its own."""
+    accepted = "SELECT count(*) FROM event WHERE kind = 'handoff.accepted' AND agent LIKE $1"
+    offered = "SELECT count(*) FROM handoff WHERE sender LIKE $1"
+    lapses = "SELECT coalesce(sum(lapses), 0)::int FROM handoff WHERE sender LIKE $1"
+    volley = "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
+    largest = "SELECT coalesce(max(size_bytes), 0) FROM context_entry WHERE author LIKE $1"
+
+    async def figure(name: str, query: str) -> float:
+        return await db.fetchval(query, f"{name}-%")
+
+    async def marks_show() -> bool:
+        """Those that come with time. That they are missing where they should be is asserted at the end."""
+        return (
+            await figure("none", accepted) >= 6
+            and await figure("slow", offered) > 3
+            and await figure("failing", offered) >= 3
+            and await figure("silent", lapses) > 2 * await figure("none", lapses) + 1
+            and await figure("ping-pong", volley) >= 6
+            and await figure("growing", largest) > 200_000
+        )
+
+    work_until(marks_show, monkeypatch)
     with serving(database_url=database_url, settle_interval_s=0.5) as service:
         paces = {"none": 8, "slow": 6, "failing": 10, "silent": 20, "ping-pong": 12, "growing": 30}
         companies = {
@@ -338,7 +379,6 @@ async def test_each_fault_shows_its_mark(
                 tuple(f"{name}-{number}" for number in range(4)),
                 pace=pace,
                 faults=() if name == "none" else (next(it for it in FAULTS if it == name),),
-                for_s=10,
             )
             for name, pace in paces.items()
         }
@@ -348,19 +388,12 @@ async def test_each_fault_shows_its_mark(
     assert set(statuses) == {0}
     assert "not as meant" not in capsys.readouterr().out
 
-    async def figure(name: str, query: str) -> float:
-        return await db.fetchval(query, f"{name}-%")
-
     def refused_share(name: str) -> float:
         theirs = [call for call in made if call.get("agent", "").startswith(f"{name}-")]
         return sum(call["outcome"] != "ok" for call in theirs) / len(theirs)
 
-    accepted = "SELECT count(*) FROM event WHERE kind = 'handoff.accepted' AND agent LIKE $1"
-    lapses = "SELECT sum(lapses)::int FROM handoff WHERE sender LIKE $1"
-    volley = "SELECT max(n) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
-    largest = "SELECT max(size_bytes) FROM context_entry WHERE author LIKE $1"
     assert await figure("slow", accepted) == 0 < await figure("none", accepted)
-    assert await figure("slow", "SELECT count(*) FROM handoff WHERE sender LIKE $1") > 3
+    assert await figure("slow", offered) > 3
     assert refused_share("failing") > 0.2  # and those whose arguments could not be read, of which no agent is known
     assert refused_share("none") < 0.1
     assert await figure("silent", lapses) > 2 * await figure("none", lapses)
