@@ -91,7 +91,7 @@ def test_neither_tokens_nor_passwords_nor_content_are_logged(database_url: str, 
     service = start(database_url=with_password, tokens_file=tokens, log_level="debug")
     try:
         wait_until_ready(service)
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=PATIENCE_S) as client:
 
             def post(content: object, authorization: str, tool: str = "update_context") -> int:
                 sent = headers("tools/call", tool, authorization=authorization)
@@ -122,7 +122,7 @@ def test_a_client_of_the_older_protocol_that_goes_away_does_not_go_on_waiting(da
     content = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}).encode()
     older = head(length=len(content)).replace(b"2026-07-28", b"2025-11-25")
     request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
-    with serving(database_url=database_url, waiters_max=1) as service, httpx2.Client() as client:
+    with serving(database_url=database_url, waiters_max=1) as service, httpx2.Client(timeout=PATIENCE_S) as client:
 
         def place_is_taken() -> bool:
             answer = client.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=PATIENCE_S)

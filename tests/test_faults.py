@@ -41,9 +41,7 @@ def post(client: httpx2.Client, port: int, tool: str, arguments: dict[str, Any])
     """A tool's answer, or None when nobody answered."""
     request = body("tools/call", name=tool, arguments=arguments)
     try:
-        answer = client.post(
-            f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=PATIENCE_S
-        )
+        answer = client.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool))
     except httpx2.HTTPError:
         return None
     result = answer.json()["result"]
@@ -61,7 +59,7 @@ async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_not
     enough = threading.Event()
 
     def write(writer: int) -> None:
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=PATIENCE_S) as client:
             for number in range(10_000):
                 content = f"{writer}/{number}"
                 entry = {"type": "message", "content": content}
@@ -78,7 +76,7 @@ async def test_a_service_killed_under_load_loses_nothing_and_a_retry_doubles_not
                 if enough.is_set():
                     return
 
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=PATIENCE_S) as client:
         for name in ("s0", "s1", "s2"):
             assert post(client, port, "register_session", {"agent": "alice", "session_key": name})
     with ThreadPoolExecutor(writers) as threads:

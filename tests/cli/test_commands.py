@@ -95,7 +95,9 @@ def test_the_data_survive_a_stop_and_a_kill(data_dir: Path) -> None:
         import httpx2
 
         request = body("tools/call", name=tool, arguments=arguments)
-        return httpx2.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool)).text
+        return httpx2.post(
+            f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=PATIENCE_S
+        ).text
 
     port = free_port()
     run = Run(data_dir, port)
