@@ -37,7 +37,8 @@ class Service:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as response:
                 return response.status
         except urllib.error.HTTPError as error:
-            return error.code
+            with error:  # it is the response too, and Python 3.14 warns of one that nobody closed
+                return error.code
         except OSError:
             return 0
 
