@@ -1,7 +1,6 @@
 """A fake collector: an OTLP receiver over HTTP that can be made slow or failing. The real one is tested in tests/stack."""
 
 import threading
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,11 +13,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """What was received, and how to answer: with HTTP `status`, after `delay_s` seconds."""
+    """What was taken, and how it answers: with `status`, and while `answering` is not set, not at all."""
 
     def __init__(self) -> None:
         self.status = 200
-        self.delay_s = 0.0
+        self.answering = threading.Event()
+        self.answering.set()
+        self.answers = 0
         self.bodies: dict[str, list[bytes]] = {"traces": [], "metrics": [], "logs": []}
 
         self.server = _Server(("127.0.0.1", 0), _Handler)
@@ -71,9 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         collector = self.server.collector
         body = self.rfile.read(int(self.headers["content-length"]))
-        time.sleep(collector.delay_s)
+        collector.answering.wait()
         if collector.status == 200:
             collector.bodies[self.path.rsplit("/", 1)[1]].append(body)
+        collector.answers += 1
         self.send_response_only(collector.status)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -88,6 +90,7 @@ def collecting() -> Generator[Collector]:
     try:
         yield collector
     finally:
+        collector.answering.set()
         collector.server.shutdown()
         collector.server.server_close()
 

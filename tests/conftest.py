@@ -23,6 +23,7 @@ from handoff.telemetry.logs import configure_logs, forward_logs
 from tests.agents import Agent
 from tests.collector import Collector, collecting
 
+pytest_plugins = ["tests.hung", "tests.report"]
 _numbers = itertools.count(1)
 
 

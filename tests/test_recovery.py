@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +17,8 @@ from handoff.cli.embedded import postgres
 from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
-from tests.agents import Agent, until
-from tests.processes import serving, wait_until_ready
+from tests.agents import LONG_WAIT_S, Agent, until
+from tests.processes import PATIENCE_S, serving, wait_until_ready
 from tests.server.test_http import edge
 from tests.test_faults import QUICK, own_postgres, until_written
 
@@ -52,9 +51,9 @@ async def test_a_change_made_while_the_listen_connection_was_lost_is_noticed_aft
 
     async def wait() -> None:
         async with Client(build_server(app)) as other:
-            found.extend((await Agent(other).ok("get_inbox", agent="bob", wait_seconds=30))["handoffs"])
+            found.extend((await Agent(other).ok("get_inbox", agent="bob", wait_seconds=LONG_WAIT_S))["handoffs"])
 
-    with anyio.fail_after(15):
+    with anyio.fail_after(LONG_WAIT_S):  # woken: a wait that runs out finds the offer too
         async with agent.client.listen(resource_subscriptions=[INBOX]) as subscription, anyio.create_task_group() as group:
             group.start_soon(wait)
             await until(lambda: app.wakeups._waiters == 1)
@@ -96,7 +95,7 @@ async def test_waiting_calls_and_subscribers_survive_a_restart_of_postgres() -> 
             async def wait() -> None:
                 """Wait as a client does: repeat a call that fails with a retryable error."""
                 while not found:
-                    result = await waiting.call_tool("get_inbox", {"agent": "bob", "wait_seconds": 30})
+                    result = await waiting.call_tool("get_inbox", {"agent": "bob", "wait_seconds": LONG_WAIT_S})
                     said = json.loads(getattr(result.content[0], "text", ""))
                     if result.is_error:
                         assert (said["error"]["code"], said["error"]["retryable"]) == ("unavailable", True)
@@ -104,7 +103,7 @@ async def test_waiting_calls_and_subscribers_survive_a_restart_of_postgres() -> 
                     else:
                         found.extend(said["handoffs"])
 
-            with anyio.fail_after(25):
+            with anyio.fail_after(PATIENCE_S):
                 async with (
                     listening.listen(resource_subscriptions=[INBOX]) as subscription,
                     anyio.create_task_group() as group,
@@ -183,8 +182,8 @@ async def test_readiness_reports_what_is_wrong_with_the_database(
     assert "the database" in refused[1]
 
 
-async def test_a_stop_releases_waiting_calls_of_the_older_protocol(database_url: str) -> None:
-    arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": 30}}
+async def test_a_stop_does_not_wait_for_clients_of_the_older_protocol(database_url: str) -> None:
+    arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": LONG_WAIT_S}}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
     with serving(database_url=database_url) as service:
         content = json.dumps(request).encode()
@@ -194,15 +193,15 @@ async def test_a_stop_releases_waiting_calls_of_the_older_protocol(database_url:
         with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
             wire.sendall(f"{head}accept: application/json, text/event-stream\r\n\r\n".encode() + content)
             with pytest.raises(TimeoutError):
-                wire.recv(1)  # the call is waiting
-            started = time.monotonic()
+                wire.recv(1)  # it waits
             service.process.terminate()
-            wire.settimeout(5)
+            wire.settimeout(PATIENCE_S)
             answer = b"".join(iter(lambda: wire.recv(65_536), b""))  # to the end of the connection
-            status = await anyio.to_thread.run_sync(service.process.wait, 10)
+            status = await anyio.to_thread.run_sync(service.process.wait, PATIENCE_S)
 
+    # Were it waited for, a stop would have cut it off after its grace of 5 s, without an answer.
     assert b'"handoffs":[]' in answer
-    assert (status, time.monotonic() - started < 3) == (0, True)
+    assert status == 0
 
 
 async def crash(*_: Any, **__: Any) -> Any:

@@ -12,9 +12,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from tests.processes import HANDOFF, environment, free_port, serving
-
-STARTED, ENDED = 30, 20
+from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, serving
 
 
 @pytest.fixture
@@ -40,16 +38,14 @@ class Run:
 
     def until_it_says(self, words: str) -> None:
         assert self.process.stdout is not None
-        give_up = time.monotonic() + STARTED
         while words not in self.printed:
-            assert time.monotonic() < give_up, self.printed
             line = self.process.stdout.readline()
             assert line, f"`handoff run` ended: {self.printed}"
             self.printed += line
 
     def end(self, how: signal.Signals = signal.SIGINT) -> int:
         os.killpg(self.process.pid, how)
-        self.printed += self.process.communicate(timeout=ENDED)[0]
+        self.printed += self.process.communicate(timeout=PATIENCE_S)[0]
         return self.process.returncode
 
 
@@ -65,7 +61,7 @@ def postgres_of(data_dir: Path) -> list[int]:
 
 def handoff(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [HANDOFF, *arguments], env=environment(**settings), capture_output=True, text=True, timeout=30, check=False
+        [HANDOFF, *arguments], env=environment(**settings), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -99,14 +95,16 @@ def test_the_data_survive_a_stop_and_a_kill(data_dir: Path) -> None:
         import httpx2
 
         request = body("tools/call", name=tool, arguments=arguments)
-        return httpx2.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool)).text
+        return httpx2.post(
+            f"http://127.0.0.1:{port}/mcp", json=request, headers=headers("tools/call", tool), timeout=PATIENCE_S
+        ).text
 
     port = free_port()
     run = Run(data_dir, port)
     run.until_it_says("Ctrl-C")
     assert '"isError":false' in call(port, "register_session", {"agent": "alice", "session_key": "kept"})
     os.kill(run.process.pid, signal.SIGKILL)
-    run.process.communicate(timeout=ENDED)
+    run.process.communicate(timeout=PATIENCE_S)
     assert postgres_of(data_dir), "the kill should have left Postgres behind, or this proves nothing"
 
     run = Run(data_dir, port)
@@ -251,7 +249,13 @@ def test_a_closed_pipe_on_standard_output_is_not_an_error() -> None:
     reads, writes = os.pipe()
     os.close(reads)
     done = subprocess.run(
-        [HANDOFF, "doctor"], env=environment(), stdout=writes, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        [HANDOFF, "doctor"],
+        env=environment(),
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     os.close(writes)
 

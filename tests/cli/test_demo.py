@@ -24,7 +24,7 @@ from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, GetContext
 from handoff.tools.offers import GetInbox, RequestHandoff
 from tests.agents import Agent
-from tests.processes import HANDOFF, Service, environment, serving
+from tests.processes import HANDOFF, PATIENCE_S, Service, environment, serving
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,7 +35,7 @@ MODULES = sorted((ROOT / "service" / "handoff" / "store").glob("*.py"))
 
 def run_demo(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [HANDOFF, "demo", "--url", url], env=environment(), capture_output=True, text=True, timeout=50, check=False
+        [HANDOFF, "demo", "--url", url], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -199,7 +199,7 @@ def run(code: str, service: Service, **variables: str) -> subprocess.CompletedPr
         env=environment() | variables,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.cli.test_commands import Run, data_dir, handoff, postgres_of
-from tests.processes import free_port
+from tests.processes import PATIENCE_S, free_port
 
 __all__ = ["data_dir"]  # a fixture
 SECRET = "s3cret"
@@ -106,14 +106,14 @@ def test_a_data_folder_with_a_long_path_works(data_dir: Path) -> None:
 def test_stopping_or_closing_the_terminal_leaves_no_postgres_behind(data_dir: Path, how: signal.Signals, when: str) -> None:
     run = Run(data_dir, free_port())
     run.until_it_says(when)
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + PATIENCE_S
     while not postgres_of(data_dir):
         assert time.monotonic() < give_up
     os.kill(run.process.pid, how)
-    run.printed += run.process.communicate(timeout=20)[0]
+    run.printed += run.process.communicate(timeout=PATIENCE_S)[0]
 
     assert run.process.returncode == (0 if when == "Ctrl-C" else 130)
     assert "Traceback" not in run.printed
-    give_up = time.monotonic() + 5  # processes of initdb end when they notice that their parent is gone
+    give_up = time.monotonic() + PATIENCE_S  # what initdb had begun ends when it finds its parent gone
     while postgres_of(data_dir):
         assert time.monotonic() < give_up, run.printed

@@ -25,6 +25,7 @@ from handoff.settings import Settings
 from handoff.store.migrate import migrate
 from handoff.telemetry import metrics
 from tests.agents import Agent, until
+from tests.processes import PATIENCE_S
 from tests.server.test_auth import bearer, line
 from tests.server.test_http import edge
 from tests.test_faults import own_postgres, pids, signal_to
@@ -163,7 +164,7 @@ async def test_a_notification_while_the_database_hangs_is_refused_and_stored_whe
                     signal_to(pid, signal.SIGCONT)
             db = await asyncpg.connect(url)
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     while len(await kept(db)) < 2:
                         await asyncio.sleep(0.1)
                 await asyncio.sleep(1.5)  # so that it would be stored a second time, if it were kept

@@ -15,13 +15,13 @@ from mcp import Client
 from handoff.app import open_app
 from handoff.context import App
 from handoff.operations.checks import CHECKS, memory_limit
-from handoff.operations.health import Health
+from handoff.operations.health import CHECK_TIMEOUT_S, Health
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from handoff.telemetry.shipper import Shipment
 from tests.agents import Agent, until
-from tests.processes import free_port, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, free_port, serving, start, stop, wait_until_ready
 from tests.test_faults import own_postgres, pids, signal_to
 
 
@@ -82,32 +82,24 @@ async def test_dropped_records_degrade_telemetry_until_the_next_check(app: App) 
 
 async def test_a_database_that_hangs_delays_no_report_and_changes_are_stored_when_it_is_back() -> None:
     ops = free_port()
-    quick: dict[str, Any] = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5, "health_interval_s": 0.3}
+    # The database's own timeouts are long, so that nothing but the bound of a look at it lets the answers come.
+    patient: dict[str, Any] = {"statement_timeout_s": 60, "connect_timeout_s": 60, "health_interval_s": 0.3}
     with (
         own_postgres() as (url, folder),
-        serving(database_url=url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.5, **quick) as service,
-        httpx2.Client(base_url=f"http://127.0.0.1:{ops}") as http,
+        serving(database_url=url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.5, **patient) as service,
+        httpx2.Client(base_url=f"http://127.0.0.1:{ops}", timeout=PATIENCE_S) as http,
     ):
         await until(lambda: http.get("/health").json()["status"] == "healthy")
         hung = pids(folder)
         for pid in hung:
             signal_to(pid, __import__("signal").SIGSTOP)
         try:
-            slowest = 0.0
-
-            def told() -> bool:
-                nonlocal slowest
-                began = time.monotonic()
-                report = http.get("/health").json()
-                slowest = max(slowest, time.monotonic() - began)
-                return report["status"] == "unhealthy"
-
-            await until(told)
+            await until(lambda: http.get("/health").json()["status"] == "unhealthy")
             for _ in range(5):
-                told()
-            assert slowest < 1
+                assert http.get("/health").json()["status"] == "unhealthy"
             component = http.get("/health").json()["components"]["database"]
             assert component["status"] == "unhealthy"
+            assert component["detail"] == f"no answer within {CHECK_TIMEOUT_S} s"
             assert component["todo"]
             async with Client(service.url) as client:
                 assert (await Agent(client).read("handoff://health"))["status"] == "unhealthy"
@@ -203,11 +195,11 @@ def test_the_operations_port_serves_health_targets_and_metrics(database_url: str
     ops = free_port()
     with (
         serving(database_url=database_url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.2),
-        httpx2.Client(base_url=f"http://127.0.0.1:{ops}") as http,
+        httpx2.Client(base_url=f"http://127.0.0.1:{ops}", timeout=PATIENCE_S) as http,
     ):
         assert http.get("/healthz").json() == {"status": "alive"}
         assert http.get("/nothing").status_code == 404
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + PATIENCE_S
         while http.get("/targets").json() != [{"targets": [f"127.0.0.1:{ops}"], "labels": {"kind": "service"}}]:
             assert time.monotonic() < give_up
             time.sleep(0.1)
@@ -221,7 +213,7 @@ def test_a_malformed_request_to_the_operations_port_leaves_only_json_in_the_log(
     service = start(database_url=database_url, telemetry="true", ops_port=ops)
     try:
         wait_until_ready(service)
-        with socket.create_connection(("127.0.0.1", ops), 5) as connection:
+        with socket.create_connection(("127.0.0.1", ops), PATIENCE_S) as connection:
             connection.sendall(b"NO REQUEST AT ALL\r\n\r\n")
             assert b"400" in connection.recv(200)
     finally:
@@ -237,7 +229,9 @@ def test_an_operations_port_that_is_taken_ends_in_a_clear_message(database_url: 
     ops = free_port()
     with serving(database_url=database_url, telemetry="true", ops_port=ops):
         settings = environment(database_url=database_url, telemetry="true", ops_port=ops, port=free_port())
-        done = subprocess.run([HANDOFF, "work"], env=settings, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            [HANDOFF, "work"], env=settings, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
     assert done.returncode == 1
     assert "HANDOFF_OPS_PORT" in done.stderr
     assert "Traceback" not in done.stderr

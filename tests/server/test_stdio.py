@@ -8,7 +8,7 @@ from typing import Any
 from mcp import Client, StdioServerParameters
 
 from tests.agents import Agent
-from tests.processes import HANDOFF, environment
+from tests.processes import HANDOFF, PATIENCE_S, environment
 from tests.requests import body
 
 
@@ -32,7 +32,7 @@ def exchange(database_url: str, *requests: dict[str, Any], arguments: tuple[str,
         server.stdin.write("".join(json.dumps(request) + "\n" for request in requests))
         server.stdin.flush()
         lines = [server.stdout.readline() for _ in requests]
-        rest, logged = server.communicate(timeout=20)
+        rest, logged = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 0, logged
     return [json.loads(line) for line in [*lines, *rest.splitlines()]], logged
 
@@ -85,7 +85,7 @@ def test_lines_that_are_not_requests_do_no_harm_and_every_response_is_protocol(d
         said: list[dict[str, Any]] = []
         while not {1, 2} <= {answer.get("id") for answer in said}:
             said.append(json.loads(server.stdout.readline()))
-        _, logged = server.communicate(timeout=20)
+        _, logged = server.communicate(timeout=PATIENCE_S)
 
     assert all(answer["jsonrpc"] == "2.0" and ("error" in answer or "result" in answer) for answer in said)
     assert [answer["result"]["isError"] for answer in said if answer.get("id") in (1, 2)] == [False, False]
@@ -102,7 +102,7 @@ def test_the_server_stops_when_its_client_closes_its_end(database_url: str) -> N
         server.stdin.flush()
         server.stdout.readline()  # wait until it serves
         waiting = call(2, "get_inbox", agent="bob", wait_seconds=30)
-        server.communicate(json.dumps(waiting) + "\n", timeout=20)
+        server.communicate(json.dumps(waiting) + "\n", timeout=PATIENCE_S)
 
     assert (server.returncode, monotonic() - started < 10) == (0, True)
 

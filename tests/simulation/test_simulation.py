@@ -26,7 +26,7 @@ from handoff.simulation.client import AgentClient
 from handoff.simulation.options import SimulationOptions
 from handoff.simulation.schedule import REQUEST_TYPE_BATCH, ScheduledScenario, scheduled_scenarios
 from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step, Steps, error_code
-from tests.processes import HANDOFF, Service, environment, serving, stop
+from tests.processes import HANDOFF, PATIENCE_S, Service, environment, serving, stop
 
 
 def steps_of(scenario: ScheduledScenario, ids: Iterator[int]) -> list[Step]:
@@ -201,7 +201,7 @@ async def test_the_agents_continue_after_the_service_was_killed_and_report_once_
 
             await until(more_is_done)
             demo.send_signal(signal.SIGINT)
-            said, _ = demo.communicate(timeout=10)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
 
     assert demo.returncode == 0, said
     assert (said.count("does not answer"), said.count("answers again")) == (1, 1), said
@@ -223,7 +223,7 @@ async def test_a_signal_ends_the_simulation_within_two_seconds_and_leaves_nothin
                 await until(begun)
                 demo.send_signal(by)
                 told = time.monotonic()
-                said, _ = demo.communicate(timeout=10)
+                said, _ = demo.communicate(timeout=PATIENCE_S)
                 took_s = time.monotonic() - told
             assert (demo.returncode, said.splitlines()[-1].split()[0]) == (0, "Stopped")
             assert took_s < 2
@@ -238,7 +238,7 @@ def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url
     with serving(database_url=database_url, tokens_file=known) as service:
         began = time.monotonic()
         with working(service, "--for", "3", "--pace", "40", "--fault", "failing", "--tokens-file", str(theirs)) as demo:
-            said, _ = demo.communicate(timeout=30)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
         took_s = time.monotonic() - began
         made = calls(stop(service))
 
@@ -254,10 +254,10 @@ def test_a_service_that_the_agents_cannot_use_ends_the_simulation_with_what_to_d
     tokens.write_text(f"{hashlib.sha256(b'x').hexdigest()} ada read,write\n")
     with serving(database_url=database_url, tokens_file=tokens) as service:
         with working(service) as demo:
-            said, _ = demo.communicate(timeout=20)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
         elsewhere = Service(service.process, service.port)
         with working(elsewhere, "--url", service.url.replace("/mcp", "/")) as lost:
-            told, _ = lost.communicate(timeout=20)
+            told, _ = lost.communicate(timeout=PATIENCE_S)
 
     assert (demo.returncode, lost.returncode) == (1, 1)
     assert "--tokens-file" in said.splitlines()[-1]
@@ -301,7 +301,7 @@ def test_an_option_that_is_refused_ends_the_command_with_one_line() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
 

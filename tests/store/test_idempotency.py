@@ -12,6 +12,7 @@ from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import Agent, all_of, kinds
+from tests.processes import PATIENCE_S
 from tests.store.appends import item, sequences
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -144,7 +145,7 @@ async def test_a_key_that_another_tool_is_using_is_a_conflict_even_after_a_deadl
 
 
 async def waits_for_a_lock(db: asyncpg.Connection) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         while not await db.fetchval(WAITING):
             await db.execute("SELECT pg_stat_clear_snapshot()")
             await anyio.sleep(0.005)

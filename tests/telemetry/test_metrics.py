@@ -20,7 +20,7 @@ from handoff.telemetry import metrics
 from handoff.telemetry.instruments import Counter, Gauge, Histogram
 from tests.agents import Agent, until
 from tests.collector import Collector, attributes
-from tests.processes import serving
+from tests.processes import PATIENCE_S, serving
 from tests.requests import body, headers
 
 
@@ -95,7 +95,7 @@ async def test_hostile_input_creates_no_series(database_url: str, collector: Col
                 request = body("tools/call", name=tool, arguments=arguments)
                 await http.post("/mcp", json=request, headers=headers("tools/call", tool))
 
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}") as http:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=PATIENCE_S) as http:
             await attack(http, 0)
             await attack(http, 1)
             before = await series()

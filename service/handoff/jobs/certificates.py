@@ -6,7 +6,6 @@ from time import time
 from typing import Final
 
 import structlog
-from cryptography import x509
 
 from handoff.context import App
 from handoff.telemetry import metrics
@@ -48,6 +47,8 @@ async def expiry(address: str) -> float:
 
     Raises OSError (of which TimeoutError and ssl.SSLError are subclasses) or ValueError when it can't be read.
     """
+    from cryptography import x509  # a large package, for what most processes never do
+
     host, _, port = address.rpartition(":")
     anyone = ssl.create_default_context()
     anyone.check_hostname = False

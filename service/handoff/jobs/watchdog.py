@@ -7,7 +7,6 @@ Alertmanager.
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import aiohttp
 import structlog
 
 from handoff.context import App
@@ -88,6 +87,8 @@ async def _report(app: App, status: str, since: datetime | None) -> None:
     url = app.settings.watchdog_webhook()
     if url is None:
         return
+    import aiohttp  # a large package, for what most processes never do
+
     text = f"{_SUMMARY}. See {ALERTNAME} in the runbook." if status == "firing" else "Alerting works again."
     message = {"text": f"[{status.upper()}] {text}", "status": status, "alertname": ALERTNAME}
     message["since"] = (since or datetime.now(UTC)).isoformat()

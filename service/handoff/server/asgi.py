@@ -1,5 +1,6 @@
 """What the HTTP edge is built of: reading bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -10,7 +11,10 @@ from handoff.settings import Settings
 from handoff.telemetry import metrics
 
 _JSON: Final = (b"content-type", b"application/json")
-_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # a second one might be the one that counts elsewhere
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # the one that is checked must be the only one
+# A string, or what has begun as one: were its end required, many a quote would begin a search up to the end of the body.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class Allowed:
@@ -70,6 +74,21 @@ async def _part(receive: Receive) -> Message:
     if message["type"] == "http.disconnect":
         raise RequestCutOff
     return message
+
+
+def nests_deeper(body: bytes, levels: int) -> bool:
+    """Whether JSON nests lists and objects deeper than a number of levels, which is known before it is parsed.
+
+    What parsers can take differs from one to another and between Python's versions, so none of them may decide.
+    """
+    if body.count(b"[") + body.count(b"{") <= levels:
+        return False
+    depth = 0
+    for bracket in _STRING.sub(b"", body).translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > levels:
+            return True
+    return False
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -36,6 +36,7 @@ from handoff.server.asgi import (
     disconnected,
     has_duplicates,
     host_names,
+    nests_deeper,
     read_body,
     refuse,
     replay,
@@ -57,6 +58,10 @@ Readiness = Callable[[], Awaitable[str | None]]
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
+_JSON_DEPTH_MAX: Final = 512  # Python 3.11 reads a little less than 1,000 levels, orjson 1,024, Python 3.14 many more
+_TOO_DEEP: Final = to_json(  # worded as the SDK refuses JSON that it can't parse
+    {"jsonrpc": "2.0", "id": None, "error": {"code": types.PARSE_ERROR, "message": "Parse error"}}
+)
 
 
 class Edge:
@@ -219,6 +224,8 @@ class Edge:
                 f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
                 CLOSE,
             )
+        if nests_deeper(body, _JSON_DEPTH_MAX):
+            return await respond(send, 400, _TOO_DEEP)
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
