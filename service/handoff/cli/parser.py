@@ -64,11 +64,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_work(demo: argparse.ArgumentParser) -> None:
     work = demo.add_argument_group(
-        "agents at work",
+        "simulated agents (--work)",
         "Simulated agents register, write, search, hand over, accept late, reject, block, forget, complete and make"
         " mistakes, until Ctrl-C.",
     )
-    work.add_argument("--work", action="store_true", help="let agents work, instead of playing the story of two")
+    work.add_argument("--work", action="store_true", help="run simulated agents instead of the two-agent demo")
     work.add_argument("--for", type=float, metavar="SECONDS", dest="for_s", help="stop after this time")
     work.add_argument("--agents", type=int, default=6, metavar="N", help="number of agents, 2 to 24 (default 6)")
     work.add_argument("--pace", type=float, default=2.0, metavar="N", help="calls per second, 0.1 to 100 (default 2)")
