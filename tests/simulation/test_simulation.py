@@ -123,8 +123,11 @@ def calls(printed: str) -> list[dict[str, Any]]:
 def work_until(holds: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let agents of this process work until something holds, and clear up for as long as that takes."""
 
+    looking = asyncio.Lock()  # for companies beside one another look through one connection
+
     async def report(_: object, __: float) -> None:
-        await until(holds)
+        async with looking:
+            await until(holds)
 
     monkeypatch.setattr("handoff.simulation.work._report", report)  # the end of it ends the work
     monkeypatch.setattr("handoff.simulation.work.CALLS_LEFT_S", PATIENCE_S)
