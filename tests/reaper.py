@@ -42,10 +42,11 @@ def start() -> None:
 def left_behind(folder: str) -> list[psutil.Process]:
     """The processes that belong to a run."""
     found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == folder or Path(process.cwd()).is_relative_to(folder):
-                found.append(process)
+    for process in psutil.process_iter(["name", "environ", "cwd", "cmdline"]):  # None where only its own user may read it
+        environ, works_in, arguments = (process.info[name] for name in ("environ", "cwd", "cmdline"))
+        is_ours = (environ or {}).get(MARK) == folder or Path(works_in or "/").is_relative_to(folder)
+        if is_ours or (process.info["name"] == "postgres" and any(it.startswith(f"{folder}/") for it in arguments or ())):
+            found.append(process)
     return found
 
 

@@ -50,12 +50,12 @@ class Run:
 
 
 def postgres_of(data_dir: Path) -> list[int]:
-    """The Postgres processes that use a data folder."""
+    """The Postgres processes that work in a data folder. In a container, root sees only the arguments of another user's."""
     here = str(data_dir / "postgres")
     return [
         process.info["pid"]
-        for process in psutil.process_iter(["pid", "cwd", "status"])
-        if process.info["cwd"] == here and process.info["status"] != psutil.STATUS_ZOMBIE
+        for process in psutil.process_iter(["pid", "cwd", "cmdline", "status"])
+        if here in (process.info["cwd"], *(process.info["cmdline"] or ())) and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
 
