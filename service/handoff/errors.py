@@ -62,8 +62,8 @@ def database_unavailable() -> Unavailable:
     return Unavailable(
         "unavailable",
         "The database did not answer in time. This call may or may not have taken effect.",
-        "Repeat this call unchanged in a few seconds. A write needs the same idempotency_key: if the first call took effect, "
-        "you get its result.",
+        "Repeat this call unchanged in a few seconds. A write needs the same idempotency_key: if the first call took "
+        "effect, you get its result.",
     )
 
 

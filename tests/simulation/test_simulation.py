@@ -126,22 +126,8 @@ def calls(printed: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in printed.splitlines() if '"event":"tool.call"' in line]
 
 
-def work_until(holds: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let agents of this process work until something holds, and clear up for as long as that takes."""
-
-    looking = asyncio.Lock()  # for companies beside one another look through one connection
-
-    async def report(_: object, __: float) -> None:
-        async with looking:
-            await until(holds)
-
-    monkeypatch.setattr("handoff.simulation.work._report", report)  # the end of it ends the work
-    monkeypatch.setattr("handoff.simulation.work.CALLS_LEFT_S", PATIENCE_S)
-    monkeypatch.setattr("handoff.simulation.work.CLEARING_S", PATIENCE_S)
-
-
-async def test_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_refused(
-    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+async def test_in_a_short_while_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_refused(
+    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[Step, Answer]] = []
     with serving(database_url=database_url, settle_interval_s=0.5, lapses_max=0) as service:  # one lapse lets it expire
