@@ -14,9 +14,9 @@ from handoff.cli.embedded import postgres
 from tests import reaper
 
 reaper.start()
-subprocess.Popen(["sleep", "1000"], start_new_session=True)
+started = subprocess.Popen(["sleep", "1000"], start_new_session=True)
 with postgres(Path(tempfile.mkdtemp())):
-    print(tempfile.gettempdir(), flush=True)
+    print(tempfile.gettempdir(), started.pid, flush=True)
     time.sleep(1000)
 """
 
@@ -24,9 +24,10 @@ with postgres(Path(tempfile.mkdtemp())):
 async def test_what_a_killed_test_process_started_is_ended_and_its_folder_removed() -> None:
     with subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True) as killed:  # noqa: ASYNC220
         assert killed.stdout is not None
-        folder = killed.stdout.readline().strip()
-        names = {process.name() for process in left_behind(folder)}
+        folder, started = killed.stdout.readline().split()
+        running = left_behind(folder)
         killed.kill()
-    assert {"postgres", "sleep"} <= names
+    assert int(started) in {process.pid for process in running}
+    assert "postgres" in {process.name() for process in running}
 
     await until(lambda: not left_behind(folder) and not Path(folder).exists())
