@@ -19,15 +19,15 @@ doctor: .venv/.ready         ## what is wrong here, and what to do about it
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
 	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 
-# One stack more at a time than there are processors: most of their time is waiting, and a drill on a crowded machine proves
-# nothing. What each prints comes when it has ended.
+# As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
+# has ended.
 LANES := bundle pages outages work
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
-	@$(MAKE) --no-print-directory --jobs=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) --keep-going --output-sync=target $(LANES:%=test-stack-%)
+	@$(MAKE) --no-print-directory --jobs=$$(getconf _NPROCESSORS_ONLN) --keep-going --output-sync=target $(LANES:%=test-stack-%)
 
 test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* $($*_tests)
