@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import time
@@ -65,6 +66,7 @@ def image_of(version: str, tag: str) -> None:
     with TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(folder, filter="data")
+        shutil.copy(ROOT / "LICENSE", folder)  # which the Dockerfile copies, and that version did not have
         run("docker", "build", "-q", "-t", tag, "-f", "service/Dockerfile", folder, timeout_s=600)
 
 
