@@ -153,7 +153,7 @@ async def test_a_resource_without_updates_cannot_be_subscribed_to(agent: Agent, 
     await agent.session(session_key="s")
     await agent.read(uri)
 
-    with pytest.raises(Exception, match="nothing is ever said of it") as caught:
+    with pytest.raises(Exception, match="changes are not announced for it") as caught:
         async with agent.client.listen(resource_subscriptions=[uri]):
             pass
     assert getattr(caught.value, "code", None) == -32602
@@ -214,7 +214,7 @@ async def test_an_unexpected_error_in_a_resource_is_hidden_from_the_caller_and_l
     monkeypatch.setattr("handoff.store.sessions.find", crash)
     monkeypatch.setattr("handoff.store.sessions.see", crash)
 
-    with pytest.raises(Exception, match="a defect") as caught:
+    with pytest.raises(Exception, match="because of a bug") as caught:
         await agent.read("handoff://sessions/s")
 
     error: Any = caught.value

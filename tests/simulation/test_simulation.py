@@ -330,9 +330,36 @@ async def test_the_simulation_ends_even_if_a_breaking_connection_swallows_the_ca
 
 
 async def test_each_fault_has_its_effect(
-    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+    database_url: str, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All faults at the same time, each with its own agents."""
+    """All faults at the same time, each with its own agents, which work until the effects show."""
+    accepted = "SELECT count(*) FROM event WHERE kind = 'handoff.accepted' AND agent LIKE $1"
+    offered = "SELECT count(*) FROM handoff WHERE sender LIKE $1"
+    lapses = "SELECT coalesce(sum(lapses), 0)::int FROM handoff WHERE sender LIKE $1"
+    handoffs = (
+        "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
+    )
+    largest = "SELECT coalesce(max(size_bytes), 0) FROM context_entry WHERE author LIKE $1"
+    shared = asyncio.Lock()  # all simulations look through one connection
+
+    async def figure(name: str, query: str) -> float:
+        return await db.fetchval(query, f"{name}-%")
+
+    async def effects_show() -> bool:
+        async with shared:
+            return (
+                await figure("none", accepted) >= 6
+                and await figure("slow", offered) > 3
+                and await figure("failing", offered) >= 3
+                and await figure("silent", lapses) > 2 * await figure("none", lapses)
+                and await figure("ping-pong", handoffs) >= 6
+                and await figure("growing", largest) > 200_000
+            )
+
+    async def wait_for_effects(_: object, __: float) -> None:
+        await until(effects_show)
+
+    monkeypatch.setattr("handoff.cli.demo_work._print_progress", wait_for_effects)  # its end stops the simulation
     with serving(database_url=database_url, settle_interval_s=0.5) as service:
         paces = {"none": 8, "slow": 6, "failing": 10, "silent": 20, "ping-pong": 12, "growing": 30}
         simulations = {
@@ -341,7 +368,6 @@ async def test_each_fault_has_its_effect(
                 tuple(f"{name}-{number}" for number in range(4)),
                 pace=pace,
                 faults=tuple(fault for fault in FAULTS if fault == name),
-                for_s=10,
             )
             for name, pace in paces.items()
         }
@@ -353,19 +379,12 @@ async def test_each_fault_has_its_effect(
     assert set(statuses) == {0}
     assert "unexpected" not in capsys.readouterr().out
 
-    async def figure(name: str, query: str) -> float:
-        return await db.fetchval(query, f"{name}-%")
-
     def refused_share(name: str) -> float:
         calls_made = [call for call in made if call.get("agent", "").startswith(f"{name}-")]
         return sum(call["outcome"] != "ok" for call in calls_made) / len(calls_made)
 
-    accepted = "SELECT count(*) FROM event WHERE kind = 'handoff.accepted' AND agent LIKE $1"
-    lapses = "SELECT sum(lapses)::int FROM handoff WHERE sender LIKE $1"
-    handoffs = "SELECT max(n) FROM (SELECT count(*) AS n FROM handoff WHERE sender LIKE $1 GROUP BY session_id) t"
-    largest = "SELECT max(size_bytes) FROM context_entry WHERE author LIKE $1"
     assert await figure("slow", accepted) == 0 < await figure("none", accepted)
-    assert await figure("slow", "SELECT count(*) FROM handoff WHERE sender LIKE $1") > 3
+    assert await figure("slow", offered) > 3
     assert refused_share("failing") > 0.2  # and those whose arguments could not be read, of which no agent is known
     assert refused_share("none") < 0.1
     assert await figure("silent", lapses) > 2 * await figure("none", lapses)
