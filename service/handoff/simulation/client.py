@@ -33,7 +33,7 @@ class ServiceUnusable(Exception):
 
 
 class AgentClient:
-    """One agent's connection. `run` keeps it open; `call` uses it."""
+    """One agent's connection. `run` keeps it open until `close`; `call` uses it."""
 
     def __init__(self, url: str, agent: str, token: str | None, on_disconnect: Callable[[], None]) -> None:
         self.agent = agent
@@ -44,11 +44,14 @@ class AgentClient:
         self._connected = asyncio.Event()
         self._was_connected = False
         self._created_at = monotonic()
+        self._closing = False
+        self._running: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Keep the connection open until cancelled. Raises ServiceUnusable if it can't be opened at all."""
+        """Keep the connection open until `close`. Raises ServiceUnusable if it can't be opened at all."""
+        self._running = asyncio.current_task()
         pauses = backoff()
-        while True:
+        while not self._closing:
             try:
                 async with httpx2.AsyncClient(headers=self._headers, timeout=CALL_TIMEOUT_S) as http:
                     await self._check_service(http)
@@ -61,8 +64,19 @@ class AgentClient:
             finally:
                 self._connected.clear()
                 self._client = None
-            self._on_disconnect()
-            await asyncio.sleep(next(pauses))
+            if not self._closing:
+                self._on_disconnect()
+                await asyncio.sleep(next(pauses))
+
+    def close(self) -> None:
+        """Let `run` close the connection and end.
+
+        It is cancelled only once, because a second time would interrupt the closing. A connection that breaks just then may
+        swallow the cancellation, so `run` also looks at whether it is to end.
+        """
+        self._closing = True
+        if self._running is not None:
+            self._running.cancel()
 
     async def _check_service(self, http: httpx2.AsyncClient) -> None:
         status = (await http.post(self._url, json={})).status_code

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -82,6 +82,7 @@ class Runner:
         self._clients = {
             name: AgentClient(options.url, name, options.tokens.get(name), self._unreachable) for name in options.names
         }
+        self._connections: list[asyncio.Task[None]] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._running: set[RunningScenario] = set()
         self._queue: list[tuple[float, int, RunningScenario]] = []  # a heap: due time, order of arrival
@@ -103,10 +104,12 @@ class Runner:
 
         While the service is unreachable, the agents wait for it.
         """
-        self._tasks = [asyncio.create_task(client.run()) for client in self._clients.values()]
+        self._connections = [asyncio.create_task(client.run()) for client in self._clients.values()]
         calls = asyncio.create_task(self._make_calls())
-        self._tasks += [calls, asyncio.create_task(stop.wait())]
-        ended, _ = await asyncio.wait(self._tasks, timeout=self._options.for_s, return_when=asyncio.FIRST_COMPLETED)
+        self._tasks = [calls, asyncio.create_task(stop.wait())]
+        ended, _ = await asyncio.wait(
+            self._connections + self._tasks, timeout=self._options.for_s, return_when=asyncio.FIRST_COMPLETED
+        )
         for task in ended:
             task.result()  # raises what went wrong
         self._finishing.set()
@@ -115,12 +118,20 @@ class Runner:
         calls.cancel()
         await asyncio.wait((calls,), timeout=CANCEL_S)
         cleanup = asyncio.create_task(self._clean_up())
+        self._tasks.append(cleanup)
         await asyncio.wait((cleanup,), timeout=CLEANUP_S)
         cleanup.cancel()
 
     async def close(self) -> None:
-        """Close the agents' connections."""
-        await _cancel(self._tasks)
+        """End the calls, then close the agents' connections."""
+        self._finishing.set()
+        for task in self._tasks:
+            if not task.cancelling():  # a second cancellation would interrupt what the first one closes
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients.values():
+            client.close()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _make_calls(self) -> None:
         """Start calls at the chosen pace until the run ends. Ends with the calls that are pending."""
@@ -163,6 +174,8 @@ class Runner:
     async def _make_call(self, scenario: RunningScenario) -> None:
         try:
             answer = await self._call_until_answered(scenario)
+        except NoAnswer:
+            return
         finally:
             self._pending_calls -= 1
         self.totals.add(scenario.next_step, answer)
@@ -175,12 +188,17 @@ class Runner:
             self._queue_changed.set()
 
     async def _call_until_answered(self, scenario: RunningScenario) -> Answer:
-        """Make the scenario's next call, repeatedly until it is answered; its idempotency key makes that safe."""
+        """Make the scenario's next call, repeatedly until it is answered; its idempotency key makes that safe.
+
+        Raises NoAnswer if the run ends first.
+        """
         pauses = backoff()
         while True:
             try:
                 answer = await self._call(scenario)
             except NoAnswer:
+                if self._finishing.is_set():
+                    raise
                 self._unreachable()
                 await asyncio.sleep(next(pauses))
             else:
@@ -221,12 +239,3 @@ async def _wait(event: asyncio.Event, for_s: float | None) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(for_s):
             await event.wait()
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks until all have ended: a client whose connection breaks just then may swallow a cancellation."""
-    while any(not task.done() for task in tasks):
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=CANCEL_S)
-    await asyncio.gather(*tasks, return_exceptions=True)
