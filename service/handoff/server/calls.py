@@ -87,7 +87,7 @@ async def call_tool(
         changes_handoff=tool.changes_handoff,
         request_bytes=arrival.size_bytes,
     )
-    if "idempotency_key" in tool.arguments.model_fields:
+    if tool.takes_key:
         subject.repeatable = "by its key" if arguments.get("idempotency_key") else "no"
 
     async def run() -> bytes:

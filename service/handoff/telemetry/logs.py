@@ -163,8 +163,8 @@ def configure_logs(level: str, stream: TextIO | None = None) -> Filters:
     filters = Filters(level)
     _log = _Log(stream or sys.stderr, filters)
     structlog.configure(
-        processors=[_filter, structlog.processors.format_exc_info, _render],
-        wrapper_class=structlog.make_filtering_bound_logger(0),  # `_filter` decides, since its levels change at run time
+        processors=[_render],
+        wrapper_class=_Logger,
         logger_factory=lambda *_: _Output(),
         cache_logger_on_first_use=True,
     )
@@ -228,16 +228,39 @@ _own = structlog.get_logger(__name__)
 Event = structlog.typing.EventDict
 
 
-def _filter(_: object, method: str, event: Event) -> Event:
-    if _log is None or not _log.filters.passes(event["event"], LEVELS.get(method, 40)):
-        raise structlog.DropEvent
-    return event
+class _Logger(structlog.BoundLoggerBase):
+    """The methods of `log`. Each asks the filters first, whose levels change at run time."""
+
+    def debug(self, event: str, **fields: Any) -> None:
+        if _passes(event, LEVELS["debug"]):
+            self._proxy_to_logger("debug", event, **fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        if _passes(event, LEVELS["info"]):
+            self._proxy_to_logger("info", event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        if _passes(event, LEVELS["warning"]):
+            self._proxy_to_logger("warning", event, **fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        if _passes(event, LEVELS["error"]):
+            self._proxy_to_logger("error", event, **fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        self.error(event, **{"exc_info": True, **fields})
+
+
+def _passes(event: str, level: int) -> bool:
+    return _log is not None and _log.filters.passes(event, level)
 
 
 def _render(_: object, method: str, event: Event) -> tuple[tuple[LogLine], dict[str, Any]]:
-    """The last processor: turns the event into a line, the argument of `_Output`'s methods."""
-    if "exception" in event:
-        event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
+    """Turn the event into a line, the argument of `_Output`'s methods."""
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(_, method, event)
+        if "exception" in event:
+            event["exception"] = _DETAIL.sub("\nDETAIL:  (left out)", event["exception"])
     at_ns = time_ns()
     name: str = event.pop("event")
     line: dict[str, Any] = {"time": _rfc3339(at_ns), "level": method, "event": name, **redacted(event)}
@@ -263,7 +286,7 @@ class _Output:
         if _log.forward is not None:
             _log.forward(line)
 
-    debug = info = warning = error = critical = _write
+    debug = info = warning = error = _write
 
 
 def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +298,7 @@ def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
         if name in SECRET_KEYS:
             kept[name] = _REDACTED
         else:
-            kept[name] = redacted(value) if isinstance(value, Mapping) else value
+            kept[name] = redacted(value) if isinstance(value, dict) else value
     return kept
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import orjson
@@ -44,10 +44,12 @@ class Tool(Generic[A]):
     destructive: bool = False
     waits: bool = False  # may wait for something to happen; such a call ends when its client goes away
     changes_handoff: bool = False  # its traces are preferred, because together they tell the handoff's story
+    takes_key: bool = field(init=False)  # whether a call can be repeated by its idempotency key
 
     def __post_init__(self) -> None:
         """Allow the name as a value of the metrics' label."""
         metrics.TOOL.admit(self.name)
+        object.__setattr__(self, "takes_key", "idempotency_key" in self.arguments.model_fields)
 
 
 def no_nul(value: str) -> str:
