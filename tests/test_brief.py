@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from handoff.brief import BYTES_PER_TOKEN, TEXT_CHARS_MAX, compose
 from handoff.encoding import to_json
-from handoff.model import ENTRY_TYPES, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX
+from handoff.model import ENTRY_TYPES, MARKS, SEQUENCE_MAX, SESSION_KEY_CHARS_MAX, EntryCounts, EntryType
 from tests.agents import Agent
 
-KINDS = ("handoff", "decision", "question", "summary", "message", "file", "tool_call", "system")  # most important first
+KINDS = ("handoff", "pinned", "decision", "question", "todo", "file", "summary", "message", "tool_call", "system")
 
 
 def repeated(text: str, times: int) -> str:
@@ -34,7 +34,9 @@ def row(kind: str, text: str, path: str | None, *, whole: bool, question: bool) 
         "size_bytes": len(text.encode()) + (0 if whole else 10),
         "metadata": {"path": path} if path else None,
         "author": "ada",
-        "question": question,
+        "mark": "question" if question else None,
+        "supersedes": None,
+        "others": None,
     }
 
 
@@ -61,17 +63,27 @@ offers = st.builds(offer, texts, st.sampled_from(["offered", "completed"]))
 
 def brief(entries: list[dict[str, Any]], handoffs: list[dict[str, Any]], budget: int, unseen: int = 0) -> dict[str, Any]:
     numbered = [{**entry, "sequence": len(entries) - place + unseen} for place, entry in enumerate(entries)]
-    counts = {kind: sum(entry["type"] == kind for entry in entries) for kind in ENTRY_TYPES}
+    counts = Counter[EntryType](entry["type"] for entry in entries)
     counts["message"] += unseen
+    counts["decision"] += 3
     return compose(
         session_key="s",
-        as_of_sequence=len(entries) + unseen,
+        as_of_sequence=len(entries) + unseen + 3,
         entries=numbered,
         handoffs=handoffs,
-        counts={kind: count for kind, count in counts.items() if count},
-        superseded=3,
+        counts=EntryCounts(
+            counts, {"decision": 3}, Counter((entry["mark"], entry["type"]) for entry in entries if entry["mark"])
+        ),
         token_budget=budget,
     )
+
+
+def numbered(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {len(entries) - place: entry for place, entry in enumerate(entries)}
+
+
+def kind_of(entry: dict[str, Any]) -> str:
+    return entry["mark"] or entry["type"]
 
 
 @hypothesis_settings(max_examples=150, deadline=None)
@@ -84,10 +96,11 @@ def test_a_brief_stays_within_its_budget_and_its_counts_add_up(
     assert len(to_json(made)) <= budget * BYTES_PER_TOKEN
     assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN)
     shown = {number for part in made["parts"] if part["kind"] != "handoff" for number in part["sequences"]}
-    assert made["omitted"]["entries"] == len(entries) + unseen - len(shown) == sum(made["omitted"]["by_type"].values())
-    left_out = Counter(entry["type"] for place, entry in enumerate(entries) if len(entries) - place + unseen not in shown)
+    assert made["omitted"]["entries"] == len(entries) + unseen - len(shown) == sum(made["omitted"]["by_kind"].values())
+    left_out = Counter(kind_of(entry) for place, entry in enumerate(entries) if len(entries) - place + unseen not in shown)
     left_out["message"] += unseen
-    assert made["omitted"]["by_type"] == {kind: count for kind, count in left_out.items() if count}
+    assert made["omitted"]["by_kind"] == {kind: count for kind, count in left_out.items() if count}
+    assert made["omitted"]["superseded"] == 3
     assert made["omitted"]["cut"] == sum("cut" in part for part in made["parts"])
     assert made == brief(entries, handoffs, budget, unseen)
 
@@ -100,12 +113,20 @@ def test_the_newest_entries_of_a_kind_come_first_and_none_is_left_out_in_favour_
     made = brief(entries, handoffs, budget)
     everything = brief([entry | {"content": "."} for entry in entries], [], 1_000_000)
 
-    order = [KINDS.index(part["kind"]) for part in made["parts"]]
+    messages = [number for number, entry in numbered(entries).items() if kind_of(entry) == "message"]
+    first = min(messages, default=0)
+    parts = [part for part in made["parts"] if part["sequences"] != [first]]  # the first message has a place of its own
+    order = [KINDS.index(part["kind"]) for part in parts]
     assert order == sorted(order)
     for kind in KINDS[1:]:
-        newest = [part["sequences"][-1] for part in made["parts"] if part["kind"] == kind]
+        newest = [part["sequences"][-1] for part in parts if part["kind"] == kind]
         assert newest == sorted(newest, reverse=True)
-        assert newest == [part["sequences"][-1] for part in everything["parts"] if part["kind"] == kind][: len(newest)]
+        of_kind = [
+            part["sequences"][-1]
+            for part in everything["parts"]
+            if part["kind"] == kind and (kind == "handoff" or part["sequences"] != [first])
+        ]
+        assert newest == of_kind[: len(newest)]
 
 
 @hypothesis_settings(max_examples=100, deadline=None)
@@ -115,15 +136,15 @@ def test_a_cut_part_is_marked_and_begins_with_the_text_of_its_entry(
 ) -> None:
     made = brief(entries, handoffs, budget)
 
-    whole = {len(entries) - place: entry for place, entry in enumerate(entries)}
+    whole = numbered(entries)
     for part in made["parts"]:
         if part["kind"] == "handoff":
             texts_of, is_whole = [handoff["instructions"] for handoff in handoffs], True
         else:
             entry = whole[part["sequences"][-1]]
-            path = entry["metadata"]["path"] if part["kind"] == "file" and entry["metadata"] else None
-            texts_of = [path or entry["content"]]
-            is_whole = path is not None or entry["size_bytes"] == len(entry["content"].encode())
+            assert part.get("path") == (entry["metadata"] or {}).get("path")
+            texts_of = [entry["content"]]
+            is_whole = entry["size_bytes"] == len(entry["content"].encode())
         if part["text"] in texts_of:
             assert ("cut" in part) != is_whole
         else:
@@ -153,8 +174,11 @@ def test_the_longest_key_and_the_largest_numbers_still_fit_the_smallest_budget(b
             row("message", "x" * 4_000, None, whole=True, question=False) | {"sequence": SEQUENCE_MAX, "author": "a" * 100}
         ],
         handoffs=[],
-        counts=dict.fromkeys(ENTRY_TYPES, 10_000_000),
-        superseded=10_000_000,
+        counts=EntryCounts(
+            dict.fromkeys(ENTRY_TYPES, 30_000_000),
+            dict.fromkeys(ENTRY_TYPES, 10_000_000),
+            {(mark, type_): 3_000_000 for mark in MARKS for type_ in ENTRY_TYPES},
+        ),
         token_budget=budget,
     )
 
@@ -170,7 +194,7 @@ def test_with_a_large_enough_budget_nothing_is_cut_or_left_out(
 
     made = brief(whole, [handoff | {"outcome": "done"} for handoff in handoffs], 200_000)
 
-    assert made["omitted"] == {"entries": 0, "by_type": {}, "superseded": 3, "cut": 0}
+    assert made["omitted"] == {"entries": 0, "by_kind": {}, "superseded": 3, "cut": 0}
     texts_shown: list[str] = [part["text"] for part in made["parts"]]
     texts_given = [str(entry["content"]) for entry in whole] + [handoff["instructions"] for handoff in handoffs]
     assert sorted(texts_shown) == sorted(texts_given)
@@ -182,9 +206,9 @@ async def test_the_most_important_kinds_come_first_and_within_them_the_newest_en
         {"type": "message", "content": "old news"},
         {"type": "decision", "content": "use Postgres"},
         {"type": "message", "content": "Which port?", "metadata": {"question": True}},
-        {"type": "file", "content": "…", "metadata": {"path": "a.py"}},
+        {"type": "file", "content": "begun", "metadata": {"path": "a.py"}},
         {"type": "decision", "content": "use port 80"},
-        {"type": "file", "content": "…", "metadata": {"path": "a.py"}},
+        {"type": "file", "content": "half done", "metadata": {"path": "a.py"}},
         {"type": "message", "content": "new news"},
     ]
     await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
@@ -197,9 +221,9 @@ async def test_the_most_important_kinds_come_first_and_within_them_the_newest_en
         ("decision", "use port 80", [6]),
         ("decision", "use Postgres", [3]),
         ("question", "Which port?", [4]),
-        ("message", "new news", [8]),
         ("message", "old news", [2]),
-        ("file", "a.py", [5, 7]),
+        ("file", "half done", [5, 7]),
+        ("message", "new news", [8]),
     ]
 
 
@@ -216,7 +240,7 @@ async def test_superseded_entries_and_answered_questions_are_left_out(agent: Age
     made = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
 
     assert [part["text"] for part in made["parts"] if part["kind"] in ("decision", "question")] == ["use Postgres on 5432"]
-    assert (made["omitted"]["superseded"], made["omitted"]["entries"]) == (2, 2)
+    assert (made["omitted"]["superseded"], made["omitted"]["entries"]) == (2, 0)
 
 
 @pytest.mark.parametrize("budget", [200, 1_500, 5_000])
@@ -278,12 +302,103 @@ async def test_a_brief_of_five_hundred_entries_fits_the_default_budget_and_is_re
     assert len(to_json(made)) <= 1_500 * BYTES_PER_TOKEN
     assert made["tokens"] == ceil(len(to_json(made)) / BYTES_PER_TOKEN) > 1_200
     shown = {number for part in made["parts"] for number in part["sequences"]}
-    assert made["omitted"]["entries"] + len(shown) == 502 == made["as_of_sequence"]
     assert made["omitted"]["superseded"] == 4
+    assert made["omitted"]["entries"] + len(shown) + 4 == 502 == made["as_of_sequence"]
     assert not shown & {2, 3, 4, 499}
-    kinds = [part["kind"] for part in made["parts"]]
+    kinds = [part["kind"] for part in made["parts"] if part["sequences"] != [8]]  # the first message has its own place
     assert list(dict.fromkeys(kinds)) == [kind for kind in KINDS[1:] if kind in kinds]
     assert {"decision", "question", "summary", "message"} <= set(kinds)
     assert (await agent.ok("get_context", agent="alice", session_key=key))["brief"] == made
     small = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=300))["brief"]
     assert small["tokens"] <= 300
+
+
+async def test_what_was_superseded_stays_so_however_much_is_superseded_later(agent: Agent) -> None:
+    key = await agent.session()
+    first = [
+        {"type": "decision", "content": "We use MySQL."},
+        {"type": "message", "content": "Which port?", "metadata": {"question": True}},
+    ]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=first)
+    answer = [{"type": "decision", "content": "Postgres, not MySQL, on 5432.", "supersedes": [2, 3]}]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=answer)
+    last = (await agent.ok("update_context", agent="alice", session_key=key, entries=[{"type": "file", "content": "0"}]))[
+        "last_sequence"
+    ]
+    for _ in range(21):
+        entries = [{"type": "file", "content": "x", "supersedes": [last]}] * 50
+        last = (await agent.ok("update_context", agent="alice", session_key=key, entries=entries))["last_sequence"]
+
+    made = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=20_000))["brief"]
+    summary = await agent.read(f"handoff://summary/{key}")
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", limit=3)
+    found = await agent.ok("search_context", agent="alice", query="MySQL", session_key=key)
+
+    assert [part["text"] for part in made["parts"] if part["kind"] in ("decision", "question")] == [answer[0]["content"]]
+    assert made["parts"][0]["supersedes"] == [2, 3]
+    assert [point["text"] for point in summary["key_points"]] == [answer[0]["content"]]
+    assert [entry.get("superseded_by") for entry in page["entries"]] == [None, 4, 4]
+    assert {match["sequence"]: match.get("superseded_by") for match in found["matches"]} == {2: 4, 4: None}
+    assert made["omitted"]["superseded"] == 2 + 21
+
+
+async def test_nothing_that_fits_is_left_out_and_what_is_left_out_is_counted_by_kind(agent: Agent) -> None:
+    key = await agent.session()
+    decisions = [{"type": "decision", "content": f"decision {number}"} for number in range(45)]
+    questions = [{"type": "message", "content": f"question {n}?", "metadata": {"question": True}} for n in range(45)]
+    work = [{"type": "system", "content": f"to do {n}", "metadata": {"todo": True}} for n in range(5)]
+    for entries in (decisions, questions, work):
+        await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+
+    whole = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=20_000))["brief"]
+    small = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=500))["brief"]
+    listed = await agent.ok("get_context", agent="alice", session_key=key, view="entries", only="question", limit=100)
+
+    assert (whole["omitted"]["entries"], whole["omitted"]["by_kind"]) == (0, {})
+    shown = Counter(part["kind"] for part in whole["parts"])
+    assert (shown["decision"], shown["question"], shown["todo"]) == (45, 45, 5)
+    left = Counter(part["kind"] for part in small["parts"])
+    assert small["omitted"]["by_kind"]["question"] == 45 - left["question"] > 0
+    assert [entry["content"] for entry in listed["entries"]] == [entry["content"] for entry in questions]
+
+
+@pytest.mark.parametrize("mark", ["pinned", "todo"])
+async def test_a_marked_entry_is_shown_before_newer_ones_until_it_is_superseded(agent: Agent, mark: str) -> None:
+    key = await agent.session()
+    entry = {"type": "message", "content": "Never delete the old table.", "metadata": {mark: True}}
+    await agent.ok("update_context", agent="alice", session_key=key, entries=[entry])
+    for _ in range(4):
+        await agent.ok(
+            "update_context", agent="alice", session_key=key, entries=[{"type": "message", "content": "so on " * 20}] * 50
+        )
+
+    made = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=400))["brief"]
+    assert [part["text"] for part in made["parts"] if part["kind"] == mark] == [entry["content"]]
+
+    done = [{"type": "message", "content": "It is gone.", "supersedes": [2]}]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=done)
+    made = (await agent.ok("get_context", agent="alice", session_key=key, token_budget=400))["brief"]
+    assert mark not in {part["kind"] for part in made["parts"]}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"question": "true"},
+        {"question": 1},
+        {"Question": True},
+        {"todo ": True},
+        {"pinned": None},
+        {"path": 7},
+        {"Path": "a"},
+    ],
+)
+async def test_a_mark_that_is_nearly_right_is_refused_by_name(agent: Agent, metadata: dict[str, Any]) -> None:
+    key = await agent.session()
+    entry = {"type": "file", "content": "?", "metadata": metadata}
+    error = await agent.refused("update_context", agent="alice", session_key=key, entries=[entry])
+
+    (name,) = metadata
+    assert error["code"] == "invalid_arguments"
+    assert name.strip().lower() in error["message"]
+    assert (await agent.ok("get_context", agent="alice", session_key=key))["session"]["last_sequence"] == 1

@@ -1,8 +1,9 @@
 """The brief: what a receiver needs to know about a session, within a token budget.
 
-Tokens are estimated as bytes of JSON divided by four. Kinds of entries are ordered by importance, and entries of one kind
-from newest to oldest. Each kind may use a share of the remaining budget, so that none starves the kinds after it. A second
-pass over the kinds, in the same order, uses what is left. The module is pure and deterministic: rows in, a dict out.
+Tokens are estimated as bytes of JSON divided by four. Groups of entries are ordered by importance, and the entries of one
+group from newest to oldest. Each group may use a share of the remaining budget, so that none starves the groups after it. A
+second pass over the groups, in the same order, uses what is left, so nothing that fits is left out. The module is pure and
+deterministic: rows in, a dict out.
 """
 
 from collections import Counter
@@ -11,25 +12,30 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from handoff.encoding import to_json
-from handoff.model import EntryType
+from handoff.model import ENTRY_TYPES, MARKS, EntryCounts, Mark
 
 BYTES_PER_TOKEN: Final = 4
-NEWEST: Final[dict[EntryType, int]] = {
-    "decision": 40, "summary": 3, "message": 40, "file": 60, "tool_call": 15, "system": 3,
-}  # entries considered per type  # fmt: skip
+CANDIDATES_MAX: Final = 2_000  # entries considered of each type and mark
+PART_BYTES_MIN: Final = 50  # no part is smaller
 TEXT_CHARS_MAX: Final = 4_000  # per entry
 _PART_OVERHEAD_BYTES: Final = 2  # the comma, and one byte for rounding
-_SHARES: Final[tuple[tuple[str, float], ...]] = (
-    ("handoff", 0.5),
-    ("decision", 0.4),
-    ("question", 0.5),
-    ("summary", 0.4),
-    ("message", 0.6),
-    ("file", 0.6),
-    ("tool_call", 0.6),
-    ("system", 1.0),
-)
+# The groups, most important first, and the share of the remaining budget that each may use before the others had theirs.
+_SHARES: Final[Mapping[str, float]] = {
+    "handoff": 0.5,
+    "pinned": 0.5,
+    "decision": 0.4,
+    "question": 0.5,
+    "todo": 0.5,
+    "first message": 0.5,
+    "file": 0.4,
+    "summary": 0.4,
+    "message": 0.6,
+    "tool_call": 0.6,
+    "system": 1.0,
+}
+_HANDOFF_BYTES_MAX: Final = 1_600  # at first; accept_handoff returns the instructions whole beside a brief that cuts them
 _CUT_CHARS_MIN: Final = 40  # a shorter excerpt would be of no use
+_OTHERS_MAX: Final = 4  # earlier entries on the same file that a part names
 
 
 @dataclass(slots=True)
@@ -40,6 +46,7 @@ class _Candidate:
     whole: bool
     author: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    is_begun: bool = False  # a part with the beginning of its text is chosen
 
     def part(self, chars: int | None = None) -> dict[str, Any]:
         cut = chars is not None and chars < len(self.text)
@@ -59,8 +66,7 @@ def compose(
     as_of_sequence: int,
     entries: Sequence[Mapping[str, Any]],
     handoffs: Sequence[Mapping[str, Any]],
-    counts: Mapping[str, int],
-    superseded: int,
+    counts: EntryCounts,
     token_budget: int,
 ) -> dict[str, Any]:
     """Return the brief of a session; its JSON is at most `token_budget` * 4 bytes long.
@@ -68,23 +74,25 @@ def compose(
     Args:
         session_key: the session's key.
         as_of_sequence: the session's last sequence number.
-        entries: rows of `store.entries.for_brief`: newest first, without superseded ones.
+        entries: rows of `store.entries.for_brief`: valid entries, newest first.
         handoffs: views of the session's newest handoffs, newest first.
-        counts: the number of entries per type in the whole session.
-        superseded: the number of superseded entries in the whole session.
+        counts: the counts of the whole session's entries.
         token_budget: the maximum size, in tokens.
     """
-    by_kind = _candidates(entries, handoffs)
-    types = {row["sequence"]: row["type"] for row in entries}
-    frame = _frame(session_key, as_of_sequence, [], counts, superseded, types)
+    best = _by_sequence(entries)
+    groups = _candidates(best, handoffs)
+    frame = _frame(session_key, as_of_sequence, [], counts, best)
     left = token_budget * BYTES_PER_TOKEN - len(to_json(frame)) - 16  # the digits that the final numbers may add
-    chosen: dict[str, list[dict[str, Any]]] = {kind: [] for kind, _ in _SHARES}
-    for kind, share in _SHARES:
-        left -= _fill(by_kind[kind], chosen[kind], int(left * share), cut_further=False)
-    for kind, _ in _SHARES:
-        left -= _fill(by_kind[kind], chosen[kind], left, cut_further=True)
-    parts = [part for kind, _ in _SHARES for part in chosen[kind]]
-    brief = _frame(session_key, as_of_sequence, parts, counts, superseded, types)
+    chosen: dict[str, list[dict[str, Any]]] = {group: [] for group in _SHARES}
+    for group, share in _SHARES.items():
+        budget = min(int(left * share), _HANDOFF_BYTES_MAX) if group == "handoff" else int(left * share)
+        left -= _fill(groups[group], chosen[group], budget, cut_further=False)
+    for group in _SHARES:
+        if groups[group] and groups[group][0].is_begun:  # there may be room for more of its text now
+            left += _size(chosen[group].pop())
+        left -= _fill(groups[group], chosen[group], left, cut_further=True)
+    parts = [part for group in _SHARES for part in chosen[group]]
+    brief = _frame(session_key, as_of_sequence, parts, counts, best)
     brief["tokens"] = _tokens(len(to_json(brief)) - len("0"))
     return brief
 
@@ -100,22 +108,28 @@ def _tokens(size_bytes: int) -> int:
 def _fill(waiting: list[_Candidate], chosen: list[dict[str, Any]], budget: int, *, cut_further: bool) -> int:
     """Move candidates from `waiting` to `chosen` while they fit into `budget` bytes; return the bytes used.
 
-    A candidate that does not fit is cut if it would be the first of its kind, or if `cut_further` is true.
+    The first one that does not fit is cut if it is the first of its group, or if `cut_further` is true. It then stays in
+    `waiting` too, so that a second call can replace the part by a longer one.
     """
     used = 0
     while waiting:
         candidate = waiting[0]
         part = candidate.part()
-        size = len(to_json(part)) + _PART_OVERHEAD_BYTES
-        if used + size > budget:
+        if used + _size(part) > budget:
             part = _cut(candidate, budget - used) if cut_further or not chosen else None
             if part is None:
                 return used
-            size = len(to_json(part)) + _PART_OVERHEAD_BYTES
+            candidate.is_begun = True
+            chosen.append(part)
+            return used + _size(part)
         chosen.append(part)
-        used += size
+        used += _size(part)
         waiting.pop(0)
     return used
+
+
+def _size(part: dict[str, Any]) -> int:
+    return len(to_json(part)) + _PART_OVERHEAD_BYTES
 
 
 def _cut(candidate: _Candidate, budget: int) -> dict[str, Any] | None:
@@ -125,30 +139,59 @@ def _cut(candidate: _Candidate, budget: int) -> dict[str, Any] | None:
     while low <= high:
         middle = (low + high) // 2
         part = candidate.part(middle)
-        if len(to_json(part)) + _PART_OVERHEAD_BYTES <= budget:
+        if _size(part) <= budget:
             best, low = part, middle + 1
         else:
             high = middle - 1
     return best
 
 
-def _candidates(entries: Sequence[Mapping[str, Any]], handoffs: Sequence[Mapping[str, Any]]) -> dict[str, list[_Candidate]]:
-    found: dict[str, list[_Candidate]] = {kind: [] for kind, _ in _SHARES}
+def _by_sequence(entries: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Return the entries by sequence number, each once, with its most important mark."""
+    place: dict[Mark | None, int] = {mark: place for place, mark in enumerate(MARKS)}
+    best: dict[int, Mapping[str, Any]] = {}
+    for row in entries:
+        known = best.get(row["sequence"])
+        if known is None or place.get(row["mark"], len(place)) < place.get(known["mark"], len(place)):
+            best[row["sequence"]] = row
+    return best
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """Return what an entry is shown and counted as: its mark, or else its type."""
+    return row["mark"] or row["type"]
+
+
+def _candidates(
+    entries: Mapping[int, Mapping[str, Any]], handoffs: Sequence[Mapping[str, Any]]
+) -> dict[str, list[_Candidate]]:
+    found: dict[str, list[_Candidate]] = {group: [] for group in _SHARES}
     for row in handoffs:
         found["handoff"].append(_of_handoff(row))
-    files: dict[str, list[int]] = {}
-    for row in entries:
-        kind = "question" if row["question"] else row["type"]
-        path = (row["metadata"] or {}).get("path") if kind == "file" else None
-        if isinstance(path, str):
-            files.setdefault(path[:500], []).append(row["sequence"])
-            continue
+    known_paths: set[str] = set()
+    for sequence in sorted(entries, reverse=True):
+        row = entries[sequence]
+        kind = _kind(row)
         text: str = row["content"]
+        extra: dict[str, Any] = {}
+        if row["mark"] is not None and row["type"] != "message":
+            extra["type"] = row["type"]
+        path = (row["metadata"] or {}).get("path")
+        if isinstance(path, str):
+            extra["path"] = path[:500]
+        if row["supersedes"]:
+            extra["supersedes"] = row["supersedes"]
+        sequences = [sequence]
+        if kind == "file" and isinstance(path, str):
+            if path in known_paths:
+                continue
+            known_paths.add(path)
+            earlier = [other for other in row["others"] or [] if other != sequence]
+            sequences = [*sorted(earlier)[-_OTHERS_MAX:], sequence]
         whole = len(text.encode()) == row["size_bytes"]
-        found[kind].append(_Candidate(kind, [row["sequence"]], text, whole, row["author"]))
-    for path, sequences in files.items():
-        found["file"].append(_Candidate("file", sorted(sequences)[-5:], path, whole=True))
-    found["file"].sort(key=lambda candidate: -candidate.sequences[-1])
+        found[kind].append(_Candidate(kind, sequences, text, whole, row["author"], extra))
+    if found["message"]:  # the oldest, which usually says what the task is
+        found["first message"].append(found["message"].pop())
     return found
 
 
@@ -168,21 +211,28 @@ def _frame(
     session_key: str,
     as_of_sequence: int,
     parts: list[dict[str, Any]],
-    counts: Mapping[str, int],
-    superseded: int,
-    types: Mapping[int, str],
+    counts: EntryCounts,
+    entries: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    shown: set[int] = {number for part in parts if part["kind"] != "handoff" for number in part["sequences"]}
-    shown_of = Counter(types[number] for number in shown)
+    left_out = Counter[str]()
+    for entry_type in ENTRY_TYPES:
+        marked = sum(count for (_, type_), count in counts.marked.items() if type_ == entry_type)
+        left_out[entry_type] = counts.all.get(entry_type, 0) - counts.superseded.get(entry_type, 0) - marked
+    for (mark, _), count in counts.marked.items():
+        left_out[mark] += count
+    for part in parts:
+        if part["kind"] != "handoff":
+            for number in part["sequences"]:
+                left_out[_kind(entries[number]) if number in entries else part["kind"]] -= 1
     return {
         "session_key": session_key,
         "as_of_sequence": as_of_sequence,
         "tokens": 0,
         "parts": parts,
         "omitted": {
-            "entries": sum(counts.values()) - len(shown),
-            "by_type": {name: count - shown_of[name] for name, count in counts.items() if count > shown_of[name]},
-            "superseded": superseded,
+            "entries": left_out.total(),
+            "by_kind": {kind: count for kind, count in left_out.items() if count},
+            "superseded": sum(counts.superseded.values()),
             "cut": sum("cut" in part for part in parts),
         },
     }

@@ -12,6 +12,10 @@ RetentionPolicy = Literal["standard", "extended", "short"]
 EntryType = Literal["message", "file", "tool_call", "system", "decision", "summary"]
 ENTRY_TYPES: Final[tuple[EntryType, ...]] = get_args(EntryType)
 
+# What an entry's metadata can mark it as, most important first: {"pinned": true} and so on.
+Mark = Literal["pinned", "question", "todo"]
+MARKS: Final[tuple[Mark, ...]] = get_args(Mark)
+
 RequestType = Literal["context_transfer", "full_handoff", "collaboration"]
 HandoffState = Literal["offered", "accepted", "blocked", "completed", "rejected", "cancelled", "expired"]
 HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cancel", "lapse", "expire"]
@@ -55,6 +59,15 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:@+=~-]*$"
 SESSION_KEY_CHARS_MAX: Final = 255
 AGENT_CHARS_MAX: Final = 100
 SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser represents exactly
+
+
+@dataclass(frozen=True, slots=True)
+class EntryCounts:
+    """How many entries a session has: all and superseded ones by type, and valid marked ones by (mark, type)."""
+
+    all: Mapping[EntryType, int]
+    superseded: Mapping[EntryType, int]
+    marked: Mapping[tuple[Mark, EntryType], int]
 
 
 def actions_from(state: HandoffState) -> list[HandoffAction]:

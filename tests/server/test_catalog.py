@@ -33,7 +33,7 @@ async def http(app: App) -> AsyncGenerator[httpx2.AsyncClient]:
         yield client
 
 
-async def test_the_whole_response_to_tools_list_stays_under_two_thousand_tokens(http: httpx2.AsyncClient) -> None:
+async def test_the_whole_response_to_tools_list_stays_under_2_300_tokens(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list"))
 
     assert len(answer.json()["result"]["tools"]) == len(TOOLS) == 10

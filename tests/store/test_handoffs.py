@@ -7,6 +7,10 @@ import anyio
 import asyncpg
 import pytest
 
+from handoff.context import App
+from handoff.store import handoffs
+from handoff.store.connect import connection
+from handoff.views import handoff_view
 from tests.agents import Agent, kinds
 
 
@@ -194,3 +198,48 @@ async def test_an_invalid_offer_is_refused_and_nothing_is_written(
 
     assert (await agent.refused("request_handoff", **arguments))["code"] == code
     assert await db.fetchval("SELECT count(*) FROM handoff") == 0
+
+
+async def test_what_to_do_next_depends_on_who_reads(agent: Agent, app: App) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, to="bob")
+
+    async def steps() -> dict[str | None, str]:
+        async with connection(app.pool) as conn:
+            row = await handoffs.find(conn, handoff_id)
+            assert row is not None
+            return {viewer: handoff_view(row, viewer).get("next", "") for viewer in ("alice", "bob", "carol", None)}
+
+    offered = await steps()
+    inbox = await agent.ok("get_inbox", agent="bob")
+    token = await agent.accept(handoff_id)
+    accepted = await steps()
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="block", token=token, note="no key")
+    blocked = await steps()
+    await agent.ok("renew_handoff", agent="bob", handoff_id=handoff_id, token=token)
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, action="complete", token=token)
+    completed = await steps()
+
+    assert offered["bob"].startswith("It is offered to you: call accept_handoff")
+    assert inbox["handoffs"][0]["next"] == offered["bob"]
+    assert offered["alice"].startswith("Wait until it is accepted.")
+    assert offered["carol"] == offered[None] == "Leave it to bob, to whom it is offered."
+    assert accepted["bob"].startswith("You hold it: work on it")
+    assert accepted["alice"].startswith("Wait: bob is working on it.")
+    assert accepted["carol"] == accepted[None] == "Leave it to bob, who is working on it."
+    assert blocked["bob"].startswith("You hold it, and it is blocked")
+    assert blocked["alice"].startswith("bob holds it and is blocked")
+    assert blocked["carol"] == blocked[None] == "Leave it to bob, who holds it and is blocked."
+    assert set(completed.values()) == {""}
+
+
+async def test_an_offer_to_a_capability_tells_those_who_may_have_it_what_to_do(agent: Agent) -> None:
+    key = await agent.session()
+    await agent.ok("get_inbox", agent="bob", capabilities=["sql"])
+    asked = await agent.ok(
+        "request_handoff", agent="alice", session_key=key, target_capability="sql", instructions="Tune it."
+    )
+    inbox = await agent.ok("get_inbox", agent="bob")
+
+    assert asked["next"].startswith("Wait until it is accepted.")
+    assert inbox["handoffs"][0]["next"].startswith("If you have declared the capability sql, call accept_handoff")

@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handoff import brief, store
+from handoff import store
+from handoff.model import ENTRY_TYPES, MARKS
 from handoff.store import append, entries, events, handoffs, idempotency, sessions
 from tests.conftest import _database, _execute
 
@@ -203,11 +204,18 @@ async def test_a_page_of_entries_reads_one_page(filled: asyncpg.Connection) -> N
 
 
 async def test_a_brief_reads_the_newest_entries_per_type_and_not_the_whole_session(filled: asyncpg.Connection) -> None:
-    scans = await plan(filled, entries.BRIEF, 5, list(brief.NEWEST), list(brief.NEWEST.values()), 1_000)
+    wanted = 20
+    scans = await plan(filled, entries.BRIEF, 5, list(ENTRY_TYPES), [wanted] * len(ENTRY_TYPES), 1_000, 1_000_000, wanted)
 
-    # The scans also read superseded entries and questions, and skip them.
-    skipped = 1_500 // 40 + 1_500 // 50
-    assert most(scans, "context_entry") <= sum(brief.NEWEST.values()) + skipped
+    # The scans of types also read marked entries, and skip them; the last one finds the first message.
+    skipped = 1_500 // 50
+    assert most(scans, "context_entry") <= wanted * (len(ENTRY_TYPES) + len(MARKS)) + skipped + 1
+    read = {scan["index"] for scan in scans if scan["rows"]}
+    assert {"context_entry_valid", "context_entry_open_question"} <= read
+
+
+async def test_entries_are_counted_without_reading_them(filled: asyncpg.Connection) -> None:
+    assert most(await plan(filled, entries.COUNT_MARKED, 5), "context_entry") <= 1_500 // 50
 
 
 @pytest.mark.parametrize("position", [(10, 0), (5, 9_000), (0, 15_000)])

@@ -228,7 +228,7 @@ async def _grace_finishes(grace: DemoAgent, inbox: dict[str, Any]) -> dict[str, 
     accepted = await grace.call("accept_handoff", handoff_id=offer["handoff_id"])
     key, token, brief = offer["session_key"], accepted["handoff"]["token"], accepted["brief"]
     task, rule, question = (_first(brief, kind) for kind in ("handoff", "decision", "question"))
-    done = {part["text"]: part["sequences"] for part in brief["parts"] if part["kind"] == "file"}
+    done = {part["path"]: part["sequences"] for part in brief["parts"] if part["kind"] == "file"}
     grace.report("accept_handoff", f"token {token}; a brief of {brief['tokens']} tokens:")
     for part in (task, rule, question):
         _quote(part["kind"], part["text"])

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from handoff.context import Call
 from handoff.encoding import from_cursor, to_cursor
-from handoff.model import SEQUENCE_MAX, EntryType
+from handoff.errors import Invalid
+from handoff.model import SEQUENCE_MAX, EntryType, Mark
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
 from handoff.store import entries, sessions
 from handoff.store.connect import snapshot
@@ -14,16 +15,22 @@ from handoff.views import summary_of
 
 
 class ContextQuery(Query):
-    """Pages through entries after a sequence number, or after a cursor, which takes precedence; filters by type."""
+    """Pages through entries after a sequence number, or after a cursor, which takes precedence.
+
+    Filters by type, or else for valid entries with a mark.
+    """
 
     after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     cursor: Annotated[str | None, Field(max_length=200)] = None
     limit: LimitArg = 20
     type: EntryType | None = None
+    only: Mark | None = None
 
 
 async def read_context(call: Call, path: dict[str, str], query: ContextQuery) -> dict[str, Any]:
     """A page of the session's entries, oldest first. Raises NotFound when the caller may not read the session."""
+    if query.type is not None and query.only is not None:
+        raise Invalid("invalid_arguments", "type and only can't be combined.", "Repeat the request with one of the two.")
     after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else query.after
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
@@ -34,6 +41,7 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
             limit=query.limit,
             bytes_max=call.app.settings.page_bytes_max,
             type_=query.type,
+            mark=query.only,
         )
     page: dict[str, Any] = {"session_key": path["key"], "entries": [entries.view(row) for row in rows]}
     if rows and rows[-1]["sequence"] < session["last_sequence"]:

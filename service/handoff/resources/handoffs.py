@@ -38,7 +38,7 @@ async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str
         row = await handoffs.find(conn, handoff_id)
         if row is None or not await handoffs.may_see(conn, row, call.caller.viewer(None)):
             raise handoff_not_found(handoff_id)
-    return handoff_view(row)
+    return handoff_view(row, call.caller.agent)
 
 
 def _inbox_of_another(agent: str, viewer: str | None) -> Forbidden:

@@ -66,9 +66,16 @@ WITH item AS MATERIALIZED (
 ), bumped AS (
     UPDATE session s
        SET last_sequence = f.top, content_bytes = content_bytes + f.size_bytes, version = version + 1, status = 'active',
-           last_activity_at = now(), expires_at = now() + l.active_for
+           last_activity_at = now(), expires_at = now() + l.active_for,
+           entry_counts = (SELECT array_agg(before + more ORDER BY place)
+                             FROM unnest(s.entry_counts, c.counts) WITH ORDINALITY AS t (before, more, place))
       FROM (SELECT id, max(base + n) AS top, sum(size_bytes) AS size_bytes FROM fresh GROUP BY id) f
       JOIN locked l USING (id)
+      JOIN (SELECT id, ARRAY[count(*) FILTER (WHERE type = 'message'), count(*) FILTER (WHERE type = 'file'),
+                             count(*) FILTER (WHERE type = 'tool_call'), count(*) FILTER (WHERE type = 'system'),
+                             count(*) FILTER (WHERE type = 'decision'), count(*) FILTER (WHERE type = 'summary')] AS counts
+              FROM unnest($10::int[], $12::text[]) AS e (i, type) JOIN fresh USING (i)
+             GROUP BY id) c USING (id)
      WHERE s.id = f.id
 ), woken AS (
     INSERT INTO event (session_id, kind, agent, at)

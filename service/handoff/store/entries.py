@@ -1,66 +1,90 @@
 """Reads context entries: pages, the input of a brief, counts and full-text search."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from asyncpg import Record
 
-from handoff.model import ENTRY_TYPES, EntryType
+from handoff.model import ENTRY_TYPES, EntryCounts, EntryType, Mark
 from handoff.store.connect import Connection
 
-# The page ends after about $4 bytes of content, but always holds at least one entry.
-PAGE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
-      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
-              FROM (SELECT * FROM context_entry
-                     WHERE session_id = $1 AND sequence > $2
-                     ORDER BY sequence LIMIT $3) t) p
-     WHERE before_bytes < $4
-     ORDER BY sequence
-"""
-PAGE_BY_TYPE = """
-    SELECT sequence, type, content, metadata, supersedes, size_bytes, content_hash, author, created_at
-      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
-              FROM (SELECT * FROM context_entry
-                     WHERE session_id = $1 AND type = $5 AND sequence > $2
-                     ORDER BY sequence LIMIT $3) t) p
-     WHERE before_bytes < $4
-     ORDER BY sequence
-"""
+# Valid entries with a mark. For each there is an index with exactly this condition.
+_PINNED = """superseded_by IS NULL AND metadata @> '{"pinned": true}'"""
+_QUESTION = """superseded_by IS NULL AND metadata @> '{"question": true}'"""
+_UNMARKED = """(metadata IS NULL OR NOT (metadata @> '{"pinned": true}' OR metadata @> '{"question": true}'
+                                        OR metadata @> '{"todo": true}'))"""
+_TODO = """superseded_by IS NULL AND metadata @> '{"todo": true}'"""
 
-# The newest entries of each type and the newest questions, without superseded ones. $2 and $3 are the types and the number
-# of entries wanted of each; $4 is the number of characters to return of each entry's content.
-BRIEF = """
-    WITH superseded AS MATERIALIZED (
-        SELECT DISTINCT unnest(supersedes) AS sequence
-          FROM (SELECT supersedes FROM context_entry
-                 WHERE session_id = $1 AND supersedes IS NOT NULL
-                 ORDER BY sequence DESC LIMIT 1000) s
-    )
-    SELECT e.sequence, e.type, left(e.content, $4) AS content, e.metadata, e.author, e.size_bytes, e.created_at,
-           e.question
-      FROM (
-        SELECT n.*, false AS question
-          FROM unnest($2::text[], $3::int[]) AS wanted (type, newest),
-               LATERAL (SELECT * FROM context_entry
-                         WHERE session_id = $1 AND type = wanted.type
-                           AND sequence NOT IN (SELECT sequence FROM superseded)
-                           AND (metadata IS NULL OR NOT metadata @> '{"question": true}')
-                         ORDER BY sequence DESC LIMIT wanted.newest) n
+# The page ends after about $4 bytes of content, but always holds at least one entry.
+_PAGE = """
+    SELECT sequence, type, content, metadata, supersedes, superseded_by, size_bytes, content_hash, author, created_at
+      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
+              FROM (SELECT * FROM context_entry
+                     WHERE session_id = $1 AND sequence > $2 AND {which}
+                     ORDER BY sequence LIMIT $3) t) p
+     WHERE before_bytes < $4
+     ORDER BY sequence
+"""
+PAGE = _PAGE.format(which="true")
+PAGE_BY_TYPE = _PAGE.format(which="type = $5")
+PAGE_OF_PINNED = _PAGE.format(which=_PINNED)
+PAGE_OF_QUESTIONS = _PAGE.format(which=_QUESTION)
+PAGE_OF_TODOS = _PAGE.format(which=_TODO)
+_PAGE_OF: Final[dict[Mark, str]] = {"pinned": PAGE_OF_PINNED, "question": PAGE_OF_QUESTIONS, "todo": PAGE_OF_TODOS}
+
+# The newest valid entries, $4 characters of each: of type $2[n] at most $3[n], of each mark at most $6, and of each no more
+# than could fit into $5 bytes. Of the entries on one file only the newest counts; `others` has the earlier ones too. The
+# first message, which usually says what the task is, is always there, so it may be there twice.
+BRIEF = f"""
+    WITH newest AS (
+        SELECT e.* FROM unnest($2::text[], $3::int[]) AS wanted (type, entries), LATERAL (
+            SELECT *, NULL AS mark FROM context_entry
+             WHERE session_id = $1 AND type = wanted.type AND superseded_by IS NULL
+               AND {_UNMARKED}
+             ORDER BY sequence DESC LIMIT wanted.entries) e
         UNION ALL
-        (SELECT q.*, true
-           FROM context_entry q
-          WHERE session_id = $1 AND metadata @> '{"question": true}'
-            AND sequence NOT IN (SELECT sequence FROM superseded)
-          ORDER BY sequence DESC LIMIT 40)
-      ) e
-     ORDER BY e.sequence DESC
+        (SELECT *, 'pinned' FROM context_entry WHERE session_id = $1 AND {_PINNED} ORDER BY sequence DESC LIMIT $6)
+        UNION ALL
+        (SELECT *, 'question' FROM context_entry WHERE session_id = $1 AND {_QUESTION} ORDER BY sequence DESC LIMIT $6)
+        UNION ALL
+        (SELECT *, 'todo' FROM context_entry WHERE session_id = $1 AND {_TODO} ORDER BY sequence DESC LIMIT $6)
+    ), numbered AS (
+        SELECT *, row_number() OVER of_file AS place, array_agg(sequence) OVER of_file AS others
+          FROM newest
+        WINDOW of_file AS (PARTITION BY mark, type, CASE type WHEN 'file' THEN coalesce(metadata ->> 'path', sequence::text)
+                                                              ELSE sequence::text END
+                           ORDER BY sequence DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+    ), sized AS (
+        SELECT *, sum(least(size_bytes, $4)) OVER (PARTITION BY mark, type ORDER BY sequence DESC) - least(size_bytes, $4)
+                  AS before_bytes
+          FROM numbered WHERE place = 1
+    )
+    SELECT sequence, type, mark, left(content, $4) AS content, metadata, supersedes, author, size_bytes, others
+      FROM sized WHERE before_bytes < $5
+    UNION ALL
+    (SELECT sequence, type, NULL, left(content, $4), metadata, supersedes, author, size_bytes, NULL
+       FROM context_entry
+      WHERE session_id = $1 AND type = 'message' AND 'message' = ANY ($2) AND superseded_by IS NULL AND {_UNMARKED}
+      ORDER BY sequence LIMIT 1)
+     ORDER BY sequence DESC
 """
 COUNTS = """
-    SELECT type, count(*) AS entries FROM context_entry WHERE session_id = $1 GROUP BY type
+    SELECT type, count(*) AS entries, count(superseded_by) AS superseded
+      FROM context_entry WHERE session_id = $1
+     GROUP BY type
 """
-COUNT_SUPERSEDED = """
-    SELECT count(DISTINCT gone) FROM (SELECT unnest(supersedes) AS gone FROM context_entry
-                                       WHERE session_id = $1 AND supersedes IS NOT NULL) s
+# Of several marks the most important one counts.
+COUNT_MARKED = f"""
+    SELECT mark, type, count(*) AS entries
+      FROM (SELECT sequence, type, (array_agg(mark ORDER BY place))[1] AS mark
+              FROM (SELECT sequence, type, 'pinned' AS mark, 1 AS place FROM context_entry
+                     WHERE session_id = $1 AND {_PINNED}
+                    UNION ALL
+                    SELECT sequence, type, 'question', 2 FROM context_entry WHERE session_id = $1 AND {_QUESTION}
+                    UNION ALL
+                    SELECT sequence, type, 'todo', 3 FROM context_entry WHERE session_id = $1 AND {_TODO}) marked
+             GROUP BY sequence, type) entry
+     GROUP BY mark, type
 """
 PEOPLE = """
     SELECT author, count(*) AS entries FROM context_entry WHERE session_id = $1
@@ -89,7 +113,7 @@ SEARCH = """
     ), best AS MATERIALIZED (
         SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
     )
-    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at,
+    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at, e.superseded_by,
            ts_headline('english', left(e.content, 20000), asked.query,
                        'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**')
            AS snippet
@@ -108,30 +132,48 @@ async def page(
     limit: int,
     bytes_max: int,
     type_: EntryType | None = None,
+    mark: Mark | None = None,
 ) -> list[Record]:
-    """Return the entries after sequence number `after`, in order: at most `limit` and about `bytes_max` bytes of content."""
+    """Return the entries after sequence number `after`, in order: at most `limit` and about `bytes_max` bytes of content.
+
+    `type_` limits them to one type, or else `mark` to the valid entries with this mark.
+    """
     if type_ is not None:
         return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, type_)
-    return await conn.fetch(PAGE, session_id, after, limit, bytes_max)
+    return await conn.fetch(PAGE if mark is None else _PAGE_OF[mark], session_id, after, limit, bytes_max)
 
 
-async def for_brief(conn: Connection, session_id: int, newest: dict[EntryType, int], chars: int) -> list[Record]:
-    """Return the newest entries of each type and up to 40 questions, newest first, without superseded ones.
+async def for_brief(
+    conn: Connection, session_id: int, newest: Mapping[EntryType, int], marked: int, *, chars: int, bytes_max: int
+) -> list[Record]:
+    """Return valid entries, newest first: of each type and mark as many as could fit into `bytes_max` bytes.
 
-    `newest` is the number of entries wanted of each type. Content is cut at `chars` characters.
+    At most `newest` of each type and `marked` of each mark, with at most `chars` characters of their content. An entry with
+    several marks is there once for each.
     """
-    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars)
+    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars, bytes_max, marked)
 
 
-async def counts(conn: Connection, session_id: int) -> dict[str, int]:
-    """Return the number of entries per type, in the order of ENTRY_TYPES, without types that have none."""
-    found = {row["type"]: row["entries"] for row in await conn.fetch(COUNTS, session_id)}
-    return {name: found[name] for name in ENTRY_TYPES if name in found}
+async def counts(conn: Connection, session: Record) -> EntryCounts:
+    """Return the counts of a session's entries, without types that have none.
 
-
-async def superseded(conn: Connection, session_id: int) -> int:
-    """Return the number of entries that later entries supersede."""
-    return await conn.fetchval(COUNT_SUPERSEDED, session_id)
+    They stand in the session's row, unless a process of an older release appended to it.
+    """
+    of_all: dict[EntryType, int]
+    gone: dict[EntryType, int]
+    if sum(session["entry_counts"]) == session["last_sequence"]:
+        of_all = dict(zip(ENTRY_TYPES, session["entry_counts"], strict=True))
+        gone = dict(zip(ENTRY_TYPES, session["superseded_counts"], strict=True))
+    else:
+        rows = {row["type"]: row for row in await conn.fetch(COUNTS, session["id"])}
+        of_all = {name: rows[name]["entries"] for name in ENTRY_TYPES if name in rows}
+        gone = {name: rows[name]["superseded"] for name in ENTRY_TYPES if name in rows}
+    marked = {(row["mark"], row["type"]): row["entries"] for row in await conn.fetch(COUNT_MARKED, session["id"])}
+    return EntryCounts(
+        {name: count for name, count in of_all.items() if count},
+        {name: count for name, count in gone.items() if count},
+        marked,
+    )
 
 
 async def authors(conn: Connection, session_id: int) -> dict[str, int]:
@@ -174,4 +216,6 @@ def view(row: Record) -> dict[str, Any]:
         seen["metadata"] = row["metadata"]
     if row["supersedes"] is not None:
         seen["supersedes"] = row["supersedes"]
+    if row["superseded_by"] is not None:
+        seen["superseded_by"] = row["superseded_by"]
     return seen

@@ -10,7 +10,8 @@ from handoff.model import RetentionPolicy, SessionStatus
 from handoff.store.connect import Connection
 
 _COLUMNS = """s.id, s.key, s.created_by, s.owner, s.writers, s.status, s.retention_policy, s.metadata, s.created_at,
-    s.expires_at, s.last_activity_at, s.last_sequence, s.content_bytes, s.version"""
+    s.expires_at, s.last_activity_at, s.last_sequence, s.content_bytes, s.version,
+    s.entry_counts, s.superseded_counts"""
 
 CREATE = f"""
     INSERT INTO session AS s (key, created_by, owner, writers, status, retention_policy, metadata, created_at,

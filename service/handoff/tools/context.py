@@ -1,7 +1,6 @@
 """A session's context: appending entries, reading them, and searching them."""
 
 import hashlib
-from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -9,7 +8,7 @@ from pydantic import AfterValidator, Field
 from handoff.context import Call
 from handoff.encoding import to_json
 from handoff.errors import Invalid
-from handoff.model import SEQUENCE_MAX, EntryType
+from handoff.model import MARKS, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
 from handoff.store.connect import snapshot
@@ -29,7 +28,25 @@ from handoff.tools.contract import (
 from handoff.views import brief_of
 
 ENTRIES_PER_CALL_MAX = 50
+PATH_CHARS_MAX = 500
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+
+
+def marks_count(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if each of its marks counts. Raises ValueError, so that none is accepted and then ignored."""
+    for name, value in metadata.items():
+        mark = name.strip().casefold()
+        if mark in MARKS:
+            if name != mark:
+                raise ValueError(f"{name!r} is not a mark; write {mark!r}")
+            if not isinstance(value, bool):
+                raise ValueError(f"{mark!r} must be true or false, without quotes")
+        elif mark == "path":
+            if name != mark:
+                raise ValueError(f"{name!r} is not a mark; write 'path'")
+            if not isinstance(value, str) or not 1 <= len(value) <= PATH_CHARS_MAX:
+                raise ValueError(f"'path' must be text of 1 to {PATH_CHARS_MAX} characters")
+    return metadata
 
 
 class Entry(Arguments):
@@ -37,14 +54,15 @@ class Entry(Arguments):
 
     type: EntryType
     content: Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
-    metadata: MetadataArg | None = None
+    metadata: Annotated[MetadataArg, AfterValidator(marks_count)] | None = None
     supersedes: Annotated[list[SequenceArg], Field(max_length=32)] | None = None
 
 
 class UpdateContext(Arguments):
     """Append entries durably.
 
-    metadata {"question":true} marks an open question, {"path":…} a file; supersedes lists sequences replaced or answered.
+    metadata {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief must show,
+    {"path":…} a file, whose newest entry counts. supersedes lists sequences that this entry replaces, answers or closes.
     """
 
     agent: AgentArg = None
@@ -55,12 +73,13 @@ class UpdateContext(Arguments):
 
 
 class GetContext(Arguments):
-    """Read a session: a brief within token_budget, or its entries page by page."""
+    """Read a session: a brief within token_budget, or its entries page by page; only: valid ones with this mark."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg
     view: Literal["brief", "entries"] = "brief"
     token_budget: BudgetArg = 1_500
+    only: Mark | None = None
     after_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
@@ -110,6 +129,12 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
     """Return the session with its brief, or with a page of its entries. Raises NotFound when the caller may not read it."""
     viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
     if args.view == "brief":
+        if args.only is not None:
+            raise Invalid(
+                "invalid_arguments",
+                "only selects among entries, so it needs view=entries.",
+                f"Repeat the call with view=entries, or without only: a brief shows every open {args.only} that fits.",
+            )
         session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget)
         return {"session": sessions.view(session), "brief": brief}
     async with snapshot(call.app.pool) as conn:
@@ -120,6 +145,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
             after=args.after_sequence,
             limit=args.limit,
             bytes_max=call.app.settings.page_bytes_max,
+            mark=args.only,
         )
     page: dict[str, Any] = {"session": sessions.view(session), "entries": [entries.view(row) for row in rows]}
     if rows and rows[-1]["sequence"] < session["last_sequence"]:
@@ -141,8 +167,8 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
             viewer=viewer if session_id is None else None,
             limit=args.limit + 1,
         )
-    fields = ("session_key", "sequence", "type", "author", "created_at", "snippet")
-    matches = [dict(zip(fields, itemgetter(*fields)(row), strict=True)) for row in rows[: args.limit]]
+    fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "snippet")
+    matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
     return {"matches": matches, "more": len(rows) > args.limit}
 
 

@@ -84,7 +84,7 @@ async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
         await _must_see(conn, row, agent)
         if row["state"] == "offered" and not await handoffs.is_addressed(conn, row["id"], agent):
             raise _not_addressed(row, agent)
-        return handoff_view(await handoffs.transition(conn, row, "accept", agent=agent, lease_s=lease_s))
+        return handoff_view(await handoffs.transition(conn, row, "accept", agent=agent, lease_s=lease_s), agent)
 
     taken = await idempotency.once(call.app.pool, "accept_handoff", agent, args, work)
     _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget)
@@ -101,7 +101,7 @@ async def renew_handoff(call: Call, args: RenewHandoff) -> dict[str, Any]:
 
     async def work(conn: Connection) -> dict[str, Any]:
         row = await _held(call, conn, args.handoff_id, agent, args.token, "renew")
-        return handoff_view(await handoffs.transition(conn, row, "renew", agent=agent, lease_s=lease_s))
+        return handoff_view(await handoffs.transition(conn, row, "renew", agent=agent, lease_s=lease_s), agent)
 
     return await idempotency.once(call.app.pool, "renew_handoff", agent, args, work)
 
@@ -144,7 +144,7 @@ async def resolve_handoff(call: Call, args: ResolveHandoff) -> dict[str, Any]:
             outcome=args.note if action == "complete" else None,
             reason=args.note if action != "complete" else None,
         )
-        return handoff_view(changed)
+        return handoff_view(changed, agent)
 
     return await idempotency.once(call.app.pool, "resolve_handoff", agent, args, work)
 
@@ -156,7 +156,7 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
         row = await _current(call, conn, args.handoff_id)
         if row["state"] == "blocked":
             row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
-        return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent))
+        return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent), call.caller.agent)
 
     return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
 

@@ -108,7 +108,7 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 deadline_minutes=args.deadline_minutes,
             ),
         )
-        return handoff_view(row)
+        return handoff_view(row, agent)
 
     return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
 
