@@ -22,7 +22,7 @@ from tests.requests import body, headers
 from tests.server.test_bad_input import BAD
 from tests.server.test_http import edge
 
-TOKENS_MAX = 2_000
+TOKENS_MAX = 2_300
 BYTES_PER_TOKEN = 4
 NEEDS_MORE_THAN_A_SCHEMA = ("content", "cursor", "metadata", "agent", "entries", "supersedes")
 

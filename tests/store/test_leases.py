@@ -165,3 +165,59 @@ async def test_a_handoff_that_cannot_be_settled_does_not_delay_the_others(
     states = [(await agent.read(f"handoff://handoffs/{handoff_id}"))["state"] for handoff_id in ids]
     assert states == ["accepted", "offered", "offered"]
     assert [line["handoff_id"] for line in logged if line["event"] == "settle.failed"] == [ids[0]]
+
+
+async def test_a_holder_cannot_write_once_its_lease_has_passed_even_if_no_job_has_noticed(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    for request_type in ("context_transfer", "collaboration", "full_handoff"):
+        handoff_id = await agent.offer(key, request_type=request_type)
+        token = await agent.accept(handoff_id)
+        await agent.says(key, "mine to write", agent="bob", token=token)
+        await db.execute("UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1", handoff_id)
+        before = await db.fetchval("SELECT last_sequence FROM session WHERE key = $1", key)
+
+        for arguments in ({}, {"token": token}):
+            error = await agent.refused(
+                "update_context",
+                agent="bob",
+                session_key=key,
+                entries=[{"type": "message", "content": "too late"}],
+                **arguments,
+            )
+            assert error["code"] == "stale_token", request_type
+        assert await db.fetchval("SELECT last_sequence FROM session WHERE key = $1", key) == before
+        await agent.ok("resolve_handoff", agent="alice", handoff_id=handoff_id, action="cancel")
+        await agent.says(key, "the sender still writes")
+
+
+async def test_a_process_with_an_older_token_cannot_write_under_a_newer_one_of_the_same_agent(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    old = await agent.accept(handoff_id)
+    await db.execute("UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1", handoff_id)
+    new = await agent.accept(handoff_id)
+
+    error = await agent.refused(
+        "update_context", agent="bob", session_key=key, token=old, entries=[{"type": "message", "content": "stale"}]
+    )
+
+    assert error["code"] == "stale_token"
+    await agent.says(key, "current", agent="bob", token=new)
+
+
+async def test_who_may_write_for_another_reason_writes_on_after_a_lease_has_passed(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    done = await agent.offer(key, request_type="collaboration")
+    token = await agent.accept(done)
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=done, action="complete", token=token)
+    passed = await agent.offer(key)
+    await agent.accept(passed)
+    await db.execute("UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1", passed)
+
+    await agent.says(key, "a collaborator for good", agent="bob")

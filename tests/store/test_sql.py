@@ -279,6 +279,7 @@ def columns(numbers: list[int]) -> list[Any]:
         *([value] * count for value in (1, "message", "x", None, "", 1, bytes(32))),
         ["active", "dormant"],
         10_000,
+        [None] * count,
     ]
 
 

@@ -36,21 +36,27 @@ log = structlog.get_logger(__name__)
 APPEND = """
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
-                         $9::bigint[])
-           AS t (i, key, agent, expected, n, supersedes_max, idempotency_key, fingerprint, size_bytes)
+                         $9::bigint[], $20::bigint[])
+           AS t (i, key, agent, expected, n, supersedes_max, idempotency_key, fingerprint, size_bytes, token)
 ), locked AS MATERIALIZED (
-    SELECT s.id, s.key, s.status, s.writers, s.last_sequence, p.active_for
+    SELECT s.id, s.key, s.status, s.owner, s.writers, s.last_sequence, p.active_for
       FROM session s JOIN retention_policy p ON p.name = s.retention_policy
      WHERE s.key = ANY ($2::text[])
      ORDER BY s.key
        FOR NO KEY UPDATE OF s
 ), checked AS MATERIALIZED (
     SELECT item.*, l.id, l.status, l.last_sequence,
+           lease.lapsed,
            m.tool AS prior_tool, m.fingerprint AS prior_fingerprint, m.sequence AS prior_sequence, m.created_at AS prior_at,
            CASE WHEN m.key IS NOT NULL THEN 'prior'
                 WHEN l.id IS NULL THEN 'unknown'
                 WHEN NOT item.agent = ANY (l.writers) THEN 'not_writer'
                 WHEN NOT l.status = ANY ($18::text[]) THEN 'closed'
+                WHEN item.token IS NOT NULL AND lease.by_token IS NOT TRUE THEN 'stale_token'
+                WHEN lease.lapsed IS NOT NULL AND NOT lease.held AND (l.owner <> item.agent OR lease.full_lapsed)
+                     AND NOT EXISTS (SELECT FROM handoff h
+                                      WHERE h.session_id = l.id AND h.holder = item.agent AND h.state = 'completed'
+                                        AND h.request_type <> 'context_transfer') THEN 'lapsed'
                 WHEN item.expected <> l.last_sequence THEN 'expected'
                 WHEN item.supersedes_max > l.last_sequence THEN 'supersedes'
                 WHEN l.last_sequence + sum(item.n) OVER (PARTITION BY l.id ORDER BY item.i) > $19 THEN 'full'
@@ -58,6 +64,14 @@ WITH item AS MATERIALIZED (
       FROM item
       LEFT JOIN locked l USING (key)
       LEFT JOIN idempotency m ON m.agent = item.agent AND m.key = item.idempotency_key
+      LEFT JOIN LATERAL (
+        SELECT bool_or(h.lease_expires_at > now()) AS held,
+               bool_or(h.lease_expires_at > now() AND h.token = item.token) AS by_token,
+               max(h.id) FILTER (WHERE h.lease_expires_at <= now()) AS lapsed,
+               bool_or(h.lease_expires_at <= now() AND h.request_type = 'full_handoff') AS full_lapsed
+          FROM handoff h
+         WHERE h.session_id = l.id AND h.holder = item.agent AND h.state IN ('accepted', 'blocked')
+      ) lease ON true
 ), fresh AS MATERIALIZED (
     SELECT i, id, agent, n, idempotency_key, fingerprint, size_bytes,
            last_sequence + sum(n) OVER (PARTITION BY id ORDER BY i) - n AS base
@@ -97,7 +111,7 @@ WITH item AS MATERIALIZED (
       FROM fresh
      WHERE idempotency_key IS NOT NULL
 )
-SELECT c.i, c.verdict, c.status, c.last_sequence, f.base, now() AS at,
+SELECT c.i, c.verdict, c.status, c.last_sequence, c.lapsed, f.base, now() AS at,
        c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
   FROM checked c LEFT JOIN fresh f USING (i)
 """
@@ -147,6 +161,7 @@ class Append:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     size_bytes: int = 0
+    token: int | None = None
     record: calls.CallRecord | None = field(default_factory=calls.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -327,6 +342,7 @@ def _columns(batch: list[Append], entries_max: int) -> list[Any]:
         [entry.content_hash for _, _, entry in entries],
         list(OPEN_STATUSES),
         entries_max,
+        [item.token for item in batch],
     ]
 
 
@@ -342,6 +358,20 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
             raise not_a_writer(item.agent, item.session_key)
         case "closed":
             raise session_closed(item.session_key, row["status"])
+        case "stale_token":
+            raise Conflict(
+                "stale_token",
+                f"{item.agent!r} does not hold a handoff of session {item.session_key!r} by token {item.token}.",
+                "get_inbox shows the handoffs that you hold, with their tokens. If this one is not there, stop working on it.",
+            )
+        case "lapsed":
+            raise Conflict(
+                "stale_token",
+                f"The lease of {item.agent!r} on handoff {row['lapsed']} has lapsed, and with it the right to write to session "
+                f"{item.session_key!r}. Nothing was appended.",
+                f"To continue, call accept_handoff handoff_id={row['lapsed']} again, and then repeat this call. If another agent "
+                "has accepted it, stop working on it.",
+            )
         case "expected":
             raise Conflict(
                 "sequence_mismatch",

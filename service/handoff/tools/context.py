@@ -20,6 +20,7 @@ from handoff.tools.contract import (
     IdempotencyKeyArg,
     MetadataArg,
     SessionKeyArg,
+    TokenArg,
     Tool,
     acting_agent,
     no_nul,
@@ -63,12 +64,14 @@ class UpdateContext(Arguments):
 
     metadata {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief must show,
     {"path":…} a file, whose newest entry counts. supersedes lists sequences that this entry replaces, answers or closes.
+    token: your lease's; refused once it no longer holds.
     """
 
     agent: AgentArg = None
     session_key: SessionKeyArg
     entries: Annotated[list[Entry], Field(min_length=1, max_length=ENTRIES_PER_CALL_MAX)]
     expected_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] | None = None
+    token: TokenArg | None = None
     idempotency_key: IdempotencyKeyArg = None
 
 
@@ -112,6 +115,7 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
             idempotency_key=args.idempotency_key,
             fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
             size_bytes=size_bytes,
+            token=args.token,
         )
     )
     return {
