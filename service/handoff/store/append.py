@@ -354,26 +354,33 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
             if row["prior_tool"] != "update_context" or row["prior_fingerprint"] != item.fingerprint:
                 raise reused(item.idempotency_key or "")
             return Appended(row["prior_sequence"], row["prior_at"], replayed=True)
+        case _:
+            raise _refusal(item, row, settings)
+
+
+def _refusal(item: Append, row: Record, settings: Settings) -> HandoffError:
+    """Return the error of an append that was not made."""
+    match row["verdict"]:
         case "not_writer":
-            raise not_a_writer(item.agent, item.session_key)
+            return not_a_writer(item.agent, item.session_key)
         case "closed":
-            raise session_closed(item.session_key, row["status"])
+            return session_closed(item.session_key, row["status"])
         case "stale_token":
-            raise Conflict(
+            return Conflict(
                 "stale_token",
                 f"{item.agent!r} does not hold a handoff of session {item.session_key!r} by token {item.token}.",
-                "get_inbox shows the handoffs that you hold, with their tokens. If this one is not there, stop working on it.",
+                "get_inbox shows the handoffs that you hold, with their tokens. If this is none of them, stop working on it.",
             )
         case "lapsed":
-            raise Conflict(
+            return Conflict(
                 "stale_token",
-                f"The lease of {item.agent!r} on handoff {row['lapsed']} has lapsed, and with it the right to write to session "
-                f"{item.session_key!r}. Nothing was appended.",
-                f"To continue, call accept_handoff handoff_id={row['lapsed']} again, and then repeat this call. If another agent "
-                "has accepted it, stop working on it.",
+                f"The lease of {item.agent!r} on handoff {row['lapsed']} has lapsed, and with it the right to write to "
+                f"session {item.session_key!r}. Nothing was appended.",
+                f"To continue, call accept_handoff handoff_id={row['lapsed']} again and then repeat this call. If another "
+                "agent has accepted it, stop working on it.",
             )
         case "expected":
-            raise Conflict(
+            return Conflict(
                 "sequence_mismatch",
                 f"expected_sequence was {item.expected_sequence}, but the last sequence is {row['last_sequence']}.",
                 f"Read the new entries with get_context view=entries after_sequence={item.expected_sequence}. "
@@ -381,21 +388,21 @@ def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
                 current_sequence=row["last_sequence"],
             )
         case "supersedes":
-            raise Invalid(
+            return Invalid(
                 "invalid_arguments",
                 f"supersedes names sequence {item.supersedes_max}, but the last sequence is {row['last_sequence']}.",
                 "In supersedes, use only sequence numbers of entries that existed before this call.",
                 current_sequence=row["last_sequence"],
             )
         case "full":
-            raise Conflict(
+            return Conflict(
                 "limit_reached",
                 f"Session {item.session_key!r} would exceed the limit of {settings.session_entries_max} entries.",
                 "Close this session, register a new one, and begin it with a summary of this one.",
                 current_sequence=row["last_sequence"],
             )
         case _:
-            raise session_not_found(item.session_key)
+            return session_not_found(item.session_key)
 
 
 def not_a_writer(agent: str, session_key: str) -> Forbidden:
