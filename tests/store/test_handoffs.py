@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from handoff.context import App
-from handoff.store import handoffs
+from handoff.store import entries, handoffs
 from handoff.store.connect import connection
 from handoff.views import handoff_view
 from tests.agents import Agent, kinds
@@ -38,11 +38,36 @@ async def test_the_context_digest_covers_exactly_the_entries_that_were_handed_ov
     handoff = await agent.read(f"handoff://handoffs/{await agent.offer(key)}")
     await agent.says(key, "after the offer")
 
-    entries = (await agent.ok("get_context", agent="alice", session_key=key, view="entries"))["entries"]
-    handed = entries[: handoff["as_of_sequence"]]
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries")
+    handed = page["entries"][: handoff["as_of_sequence"]]
     digest = hashlib.sha256(b"".join(bytes.fromhex(entry["content_hash"]) for entry in handed)).hexdigest()
 
     assert [entry["sequence"] for entry in handed] == [1, 2, 3]
+    assert handoff["context_digest"] == digest
+
+
+async def test_appends_go_on_while_the_context_is_hashed_and_the_digest_covers_them(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await agent.session()
+    for number in range(7):
+        await agent.says(key, f"entry {number}")
+    hash_entries, appended = entries.add_hashes, False
+
+    async def append_meanwhile(*arguments: Any, **named: Any) -> None:
+        nonlocal appended
+        await hash_entries(*arguments, **named)
+        if not appended:
+            await agent.says(key, "meanwhile")  # would hang if the session were locked by now
+            appended = True
+
+    monkeypatch.setattr(entries, "_HASHES_MAX", 3)
+    monkeypatch.setattr(entries, "add_hashes", append_meanwhile)
+    handoff = await agent.read(f"handoff://handoffs/{await agent.offer(key)}")
+
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", limit=100)
+    digest = hashlib.sha256(b"".join(bytes.fromhex(entry["content_hash"]) for entry in page["entries"])).hexdigest()
+    assert handoff["as_of_sequence"] == len(page["entries"]) == 9
     assert handoff["context_digest"] == digest
 
 

@@ -369,13 +369,13 @@ def _refusal(item: Append, row: Record, settings: Settings) -> HandoffError:
             return Conflict(
                 "stale_token",
                 f"{item.agent!r} does not hold a handoff of session {item.session_key!r} by token {item.token}.",
-                "get_inbox shows the handoffs that you hold, with their tokens. If this is none of them, stop working on it.",
+                "get_inbox shows the handoffs that you hold, with their tokens. If it is none of them, stop working on it.",
             )
         case "lapsed":
             return Conflict(
                 "stale_token",
-                f"The lease of {item.agent!r} on handoff {row['lapsed']} has lapsed, and with it the right to write to "
-                f"session {item.session_key!r}. Nothing was appended.",
+                f"The lease of {item.agent!r} on handoff {row['lapsed']} has lapsed, and with it the right to write to"
+                f" session {item.session_key!r}. Nothing was appended.",
                 f"To continue, call accept_handoff handoff_id={row['lapsed']} again and then repeat this call. If another "
                 "agent has accepted it, stop working on it.",
             )

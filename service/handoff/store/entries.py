@@ -1,12 +1,21 @@
 """Reads context entries: pages, the input of a brief, counts and full-text search."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from asyncpg import Record
 
 from handoff.model import ENTRY_TYPES, EntryCounts, EntryType, Mark
 from handoff.store.connect import Connection
+
+
+class Digest(Protocol):
+    """One of hashlib's digests in progress."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add data."""
+        ...
+
 
 # Valid entries with a mark. For each there is an index with exactly this condition.
 _PINNED = """superseded_by IS NULL AND metadata @> '{"pinned": true}'"""
@@ -99,6 +108,12 @@ EDGES = """
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
 """
 
+HASHES = """
+    SELECT string_agg(content_hash, ''::bytea ORDER BY sequence)
+      FROM context_entry WHERE session_id = $1 AND sequence > $2 AND sequence <= $3
+"""
+_HASHES_MAX = 10_000  # per statement
+
 # Bounds the work: only the newest 500 matches are ranked, and a snippet comes from the first 20,000 characters.
 SEARCH = """
     WITH asked AS MATERIALIZED (SELECT websearch_to_tsquery('english', $1) AS query),
@@ -184,6 +199,12 @@ async def authors(conn: Connection, session_id: int) -> dict[str, int]:
 async def first_and_last_message(conn: Connection, session_id: int, chars: int) -> list[Record]:
     """Return the first and the last message, cut at `chars` characters, or an empty list if there are no messages."""
     return await conn.fetch(EDGES, session_id, chars)
+
+
+async def add_hashes(conn: Connection, digest: Digest, session_id: int, *, after: int, up_to: int) -> None:
+    """Add the content hashes of entries to a digest, in order: those after one sequence number, up to another."""
+    for start in range(after, up_to, _HASHES_MAX):
+        digest.update(await conn.fetchval(HASHES, session_id, start, min(start + _HASHES_MAX, up_to)))
 
 
 async def search(

@@ -21,12 +21,7 @@ OFFER = f"""
     INSERT INTO handoff AS h (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
                               deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
                               traceparent)
-    SELECT s.id, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, s.last_sequence,
-           (SELECT sha256(coalesce(string_agg(e.content_hash, ''::bytea ORDER BY e.sequence), ''::bytea))
-              FROM context_entry e WHERE e.session_id = s.id AND e.sequence <= s.last_sequence),
-           now(), now(), $9
-      FROM session s
-     WHERE s.id = $1
+    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11)
  RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = $1) AS session_key
 """
 
@@ -112,7 +107,10 @@ NOTIFY = "SELECT pg_notify('handoff', $1)"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline."""
+    """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline.
+
+    `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order.
+    """
 
     session_id: int
     request_type: RequestType
@@ -122,6 +120,8 @@ class Offer:
     instructions: str
     priority: int
     deadline_minutes: int | None
+    as_of_sequence: int
+    context_digest: bytes
 
 
 async def offer(conn: Connection, new: Offer) -> Record:
@@ -137,6 +137,8 @@ async def offer(conn: Connection, new: Offer) -> Record:
         new.instructions,
         new.priority,
         new.deadline_minutes,
+        new.as_of_sequence,
+        new.context_digest,
         record.traceparent if record is not None else None,
     )
     if row is None:

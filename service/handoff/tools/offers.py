@@ -1,6 +1,7 @@
 """Offering a handoff, and finding the handoffs that are open for an agent."""
 
 import asyncio
+import hashlib
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -9,7 +10,7 @@ from handoff.context import Call
 from handoff.encoding import from_cursor
 from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
-from handoff.store import agents, handoffs, idempotency, sessions
+from handoff.store import agents, entries, handoffs, idempotency, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection, transact
 from handoff.tools.contract import (
@@ -83,7 +84,13 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
         found = await sessions.find(conn, args.session_key)
         if found is None:
             raise session_not_found(args.session_key)
+        if agent not in found["writers"]:
+            raise not_a_writer(agent, args.session_key)
+        # Entries never change, so most of the digest is made before the lock, which would delay appends.
+        digest, hashed = hashlib.sha256(), found["last_sequence"]
+        await entries.add_hashes(conn, digest, found["id"], after=0, up_to=hashed)
         session = await sessions.lock(conn, found["id"])
+        await entries.add_hashes(conn, digest, found["id"], after=hashed, up_to=session["last_sequence"])
         if agent not in session["writers"]:
             raise not_a_writer(agent, args.session_key)
         if args.request_type == "full_handoff" and agent != session["owner"]:
@@ -106,6 +113,8 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 instructions=args.instructions,
                 priority=args.priority,
                 deadline_minutes=args.deadline_minutes,
+                as_of_sequence=session["last_sequence"],
+                context_digest=digest.digest(),
             ),
         )
         return handoff_view(row, agent)
