@@ -169,3 +169,31 @@ async def test_an_offer_made_while_the_listen_connection_was_lost_is_found_after
                 )
                 await agent.offer(key)
     assert len(found) == 1
+
+
+async def test_an_offer_to_nobody_is_made_with_a_warning_that_names_similar_agents_the_sender_knows(agent: Agent) -> None:
+    shared, other = await agent.session(), await agent.session(agent="mallory")
+    await agent.accept(await agent.offer(shared, to="Grace"), agent="Grace")
+    await agent.accept(await agent.offer(other, to="graeme", agent="mallory"), agent="graeme")
+
+    async def warning(**target: str) -> str | None:
+        offer = {"agent": "alice", "session_key": shared, "instructions": "Go on."}
+        return (await agent.ok("request_handoff", **offer, **target)).get("warning")
+
+    for name in ("graec", "grace"):
+        told = await warning(target_agent=name)
+        assert told is not None
+        assert f"No agent named {name!r} has been seen" in told
+        assert "You share a session with 'Grace'." in told
+        assert "graeme" not in told
+    assert "You share" not in (await warning(target_agent="zoe") or "")
+    assert await warning(target_agent="Grace") is None
+    assert await warning(target_agent="graeme") is None  # it has been seen, even if not by the sender
+
+    await agent.ok("get_inbox", agent="zoe")
+    assert await warning(target_agent="zoe") is None
+    assert "No other agent has declared the capability 'sql'" in (await warning(target_capability="sql") or "")
+    await agent.ok("get_inbox", agent="alice", capabilities=["sql"])
+    assert await warning(target_capability="sql") is not None
+    await agent.ok("get_inbox", agent="zoe", capabilities=["sql"])
+    assert await warning(target_capability="sql") is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -117,9 +118,26 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 context_digest=digest.digest(),
             ),
         )
-        return handoff_view(row, agent)
+        warning = await _warning(conn, agent, args)
+        return handoff_view(row, agent) | ({"warning": warning} if warning else {})
 
     return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
+
+
+async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str | None:
+    """Return what the sender should know if nobody here can accept the offer so far."""
+    withdraw = "If the name is wrong, withdraw the offer with resolve_handoff action=cancel and offer it again."
+    if args.target_agent is None:
+        capability = args.target_capability or ""
+        if any(name != agent for name in await agents.with_capability(conn, capability)):
+            return None
+        return f"No other agent has declared the capability {capability!r} so far. {withdraw}"
+    if await agents.has_been_seen(conn, args.target_agent):
+        return None
+    by_folded = {name.casefold(): name for name in await agents.known_to(conn, agent)}
+    near = [by_folded[folded] for folded in get_close_matches(args.target_agent.casefold(), by_folded)]
+    similar = f" You share a session with {' and '.join(map(repr, near))}." if near else ""
+    return f"No agent named {args.target_agent!r} has been seen here so far.{similar} {withdraw}"
 
 
 async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
@@ -129,6 +147,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
     when a token without the scope `write` declares capabilities, and Invalid when the cursor is not one of this list.
     """
     agent = acting_agent(call.caller, args.agent)
+    after = tuple(from_cursor(args.cursor, range(10), int)) if args.cursor is not None else INBOX_START
     if args.capabilities is not None:
         if "write" not in call.caller.scopes:
             raise Forbidden(
@@ -142,7 +161,9 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
             await agents.declare(conn, agent, wanted)
 
         await transact(call.app.pool, declare)
-    after = tuple(from_cursor(args.cursor, range(10), int)) if args.cursor is not None else INBOX_START
+    else:
+        async with connection(call.app.pool) as conn:
+            await agents.appear(conn, agent)
     loop = asyncio.get_running_loop()
     give_up = loop.time() + args.wait_seconds
     bells = [f"agent:{agent}"]
