@@ -50,7 +50,7 @@ async def paths(app: App, db: asyncpg.Connection) -> AsyncGenerator[Paths]:
         async def answers(content: bytes, sent: list[tuple[str, str]]) -> list[tuple[int, Any]]:
             found: list[tuple[int, Any]] = []
             for http in (short, long):
-                await db.execute("TRUNCATE session, idempotency RESTART IDENTITY CASCADE")
+                await db.execute("TRUNCATE session, idempotency, agent RESTART IDENTITY CASCADE")
                 http.headers.clear()
                 answer = await http.post("/mcp", content=content, headers=[("host", "localhost"), *sent])
                 is_json = answer.headers.get("content-type") == "application/json"
@@ -189,7 +189,7 @@ async def test_the_older_protocol_gives_the_same_results(app: App, db: asyncpg.C
     ]
     results: dict[str, list[Any]] = {}
     for era in ("2026-07-28", "2025-11-25"):
-        await db.execute("TRUNCATE session, idempotency RESTART IDENTITY CASCADE")
+        await db.execute("TRUNCATE session, idempotency, agent RESTART IDENTITY CASCADE")
         async with edge(app) as http:
             answered = [await in_era(http, era, tool, arguments) for tool, arguments in story]
         results[era] = [
