@@ -14,8 +14,8 @@ from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
-from handoff.store.append import AppendLane
 from handoff.store.connect import Pool, open_pool
+from handoff.store.lane import AppendLane
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.logs import Filters, follow_filters
 from handoff.telemetry.otlp import Signals, start_signals

@@ -9,8 +9,8 @@ from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
-from handoff.store.append import AppendLane
 from handoff.store.connect import Pool
+from handoff.store.lane import AppendLane
 from handoff.telemetry.otlp import Signals
 from handoff.wakeups import Wakeups
 

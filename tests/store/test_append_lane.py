@@ -12,7 +12,8 @@ from handoff.context import App
 from handoff.errors import HandoffError
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
-from handoff.store.append import Append, AppendLane, NewEntry
+from handoff.store.append import Append, NewEntry
+from handoff.store.lane import AppendLane
 from tests.agents import Agent, all_of
 from tests.store.appends import item, sequences
 
@@ -23,7 +24,7 @@ def batches_of(app: App, *items: Append) -> list[list[Append]]:
     lane._waiting.extend(items)
     batches: list[list[Append]] = []
     while lane._waiting:
-        batches.append(lane._take())
+        batches.append(lane._take(lane._waiting))
     return batches
 
 
@@ -106,3 +107,24 @@ async def test_a_database_that_refuses_connections_is_a_retryable_error(
             await admin.close()
 
     assert (error["code"], error["retryable"]) == ("unavailable", True)
+
+
+async def test_a_locked_session_delays_no_append_to_another_one(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    locked, free = await agent.session(), await agent.session()
+    async with open_app(settings.model_copy(update={"pool_size": 4})) as app:
+        held = db.transaction()
+        await held.start()
+        await db.execute("SELECT FROM session WHERE key = $1 FOR UPDATE", locked)
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(app.lane.append, item(locked))
+            for _ in range(20):
+                await app.lane.append(item(free))  # would wait for the locked session, and this test for itself
+            assert await sequences(db, locked) == [1]
+            await held.rollback()
+        await app.lane.drain()
+
+    assert await sequences(db, free) == list(range(1, 22))
+    assert await sequences(db, locked) == [1, 2, 3, 4, 5, 6]

@@ -1,30 +1,23 @@
-"""Appends with group commit: waiting appends go to Postgres as one statement over arrays.
+"""The append: one statement over arrays, for the entries of many calls.
 
-Each caller is answered after the commit. No timer is involved: a batch is whatever arrived while the previous one was being
-committed. A lone append therefore pays nothing for batching, and under load one round trip, one row lock per session and one
-flush to disk serve up to `append_batch_max` appends. An item that cannot be applied (unknown session, not a writer, wrong
-expected_sequence) comes back as a row that says why; it does not fail the rest of the batch.
+An item that cannot be applied (unknown session, not a writer, wrong expected_sequence) comes back as a row that says why; it
+does not fail the rest.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from time import monotonic, time_ns
-from typing import Any, Final
+from typing import Any
 
-import asyncpg
 import structlog
 from asyncpg import Record
 
-from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, Unavailable, session_closed, session_not_found
+from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, EntryType
 from handoff.settings import Settings
-from handoff.store.connect import Connection, Pool, after_commit, connection
+from handoff.store.connect import Connection, after_commit
 from handoff.store.idempotency import reused
 from handoff.telemetry import calls, metrics
 
@@ -33,7 +26,7 @@ log = structlog.get_logger(__name__)
 # Sessions are locked in key order, so that two processes cannot deadlock on them. At READ COMMITTED the locked rows are the
 # newest versions, whatever this statement's snapshot contains. The idempotency lookup (`m`) sees only the snapshot, so a key
 # that another process has just used violates the primary key; the batch is then run again item by item.
-APPEND = """
+_APPEND = """
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
                          $9::bigint[], $20::bigint[])
@@ -43,12 +36,13 @@ WITH item AS MATERIALIZED (
       FROM session s JOIN retention_policy p ON p.name = s.retention_policy
      WHERE s.key = ANY ($2::text[])
      ORDER BY s.key
-       FOR NO KEY UPDATE OF s
+       FOR NO KEY UPDATE OF s {wait}
 ), checked AS MATERIALIZED (
     SELECT item.*, l.id, l.status, l.last_sequence,
            lease.lapsed,
            m.tool AS prior_tool, m.fingerprint AS prior_fingerprint, m.sequence AS prior_sequence, m.created_at AS prior_at,
            CASE WHEN m.key IS NOT NULL THEN 'prior'
+                WHEN l.id IS NULL AND EXISTS (SELECT FROM session s WHERE s.key = item.key) THEN 'locked'
                 WHEN l.id IS NULL THEN 'unknown'
                 WHEN NOT item.agent = ANY (l.writers) THEN 'not_writer'
                 WHEN NOT l.status = ANY ($18::text[]) THEN 'closed'
@@ -115,12 +109,8 @@ SELECT c.i, c.verdict, c.status, c.last_sequence, c.lapsed, f.base, now() AS at,
        c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
   FROM checked c LEFT JOIN fresh f USING (i)
 """
-
-# Errors of a statement that raced another process for a lock or a key. Run again, it sees what the other process committed.
-# A single append can lose more than one race: first a deadlock, then its key to a process that ran in the meantime.
-_RACES = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
-_RACES_LOST_MAX = 3
-_SPAN: Final[dict[str, calls.AttributeValue]] = {"db.system.name": "postgresql", "db.query.summary": "append.APPEND"}
+APPEND = _APPEND.replace("{wait}", "")
+APPEND_UNLOCKED = _APPEND.replace("{wait}", "SKIP LOCKED")  # the verdict on a session that is locked is `locked`
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,153 +156,17 @@ class Append:
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class AppendLane:
-    """The queue of appends, one per process: while one batch is being committed, the next one collects."""
-
-    def __init__(self, pool: Pool, settings: Settings) -> None:
-        self._pool = pool
-        self._settings = settings
-        self._waiting: deque[Append] = deque()
-        self._running: asyncio.Task[None] | None = None
-        metrics.APPENDS_WAITING.source = lambda: [(len(self._waiting), ())]
-
-    async def append(self, item: Append) -> Appended:
-        """Append and wait for the commit. A caller that is cancelled does not undo its append.
-
-        Raises:
-            HandoffError: why the append was not made, or, if it is `unavailable`, that its outcome is unknown.
-        """
-        if len(self._waiting) >= self._settings.append_queue_max:
-            raise _overloaded()
-        self._waiting.append(item)
-        if self._running is None:
-            self._running = asyncio.create_task(self._run(), context=Context())  # not the caller's: it serves all calls
-        return await asyncio.shield(item.answer)
-
-    async def drain(self) -> None:
-        """Wait until every queued append has been answered."""
-        while self._running is not None:
-            await asyncio.shield(self._running)
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                batch = self._take()
-                if batch:
-                    await self._commit(batch)
-        finally:
-            self._running = None
-
-    def _take(self) -> list[Append]:
-        """Remove from the queue the longest prefix whose appends can share a statement, in order.
-
-        An append with an expected_sequence must be the only one for its session, and each idempotency key may occur once.
-        An append that would break this starts the next batch, which sees what this one wrote.
-        """
-        batch: list[Append] = []
-        sessions: set[str] = set()
-        alone: set[str] = set()
-        keys: set[tuple[str, str]] = set()
-        size_bytes = 0
-        oldest = monotonic() - self._settings.append_wait_s_max
-        while self._waiting and len(batch) < self._settings.append_batch_max:
-            item = self._waiting[0]
-            if item.answer.done():
-                self._waiting.popleft()
-                continue
-            if item.received < oldest:
-                self._waiting.popleft()
-                _fail([item], _overloaded())
-                continue
-            owned_key = (item.agent, item.idempotency_key) if item.idempotency_key is not None else None
-            if batch and (
-                item.session_key in alone
-                or (item.expected_sequence is not None and item.session_key in sessions)
-                or (owned_key is not None and owned_key in keys)
-                or size_bytes + item.size_bytes > self._settings.append_batch_bytes_max
-            ):
-                break
-            self._waiting.popleft()
-            batch.append(item)
-            size_bytes += item.size_bytes
-            sessions.add(item.session_key)
-            if item.expected_sequence is not None:
-                alone.add(item.session_key)
-            if owned_key is not None:
-                keys.add(owned_key)
-        return batch
-
-    async def _commit(self, batch: list[Append]) -> None:
-        try:
-            await self._execute(batch)
-        except HandoffError as error:
-            _fail(batch, error)
-        except Exception as error:
-            if len(batch) == 1 and not isinstance(error, _RACES):
-                log.exception("append.failed", error=type(error).__name__)
-                _fail(batch, error)
-            else:
-                await self._commit_one_by_one(batch)
-
-    async def _commit_one_by_one(self, batch: list[Append]) -> None:
-        for item in batch:
-            try:
-                await self._execute_alone(item)
-            except HandoffError as error:
-                _fail([item], error)
-            except Exception as error:
-                log.exception("append.failed", error=type(error).__name__)
-                _fail([item], error)
-
-    async def _execute_alone(self, item: Append) -> None:
-        for _ in range(_RACES_LOST_MAX):
-            with suppress(*_RACES):
-                return await self._execute([item])
-        return await self._execute([item])
-
-    async def _execute(self, batch: list[Append]) -> None:
-        start_ns, error = time_ns(), ""
-        try:
-            async with connection(self._pool) as conn:
-                rows = await conn.fetch(APPEND, *_columns(batch, self._settings.session_entries_max))
-        except Exception as raised:
-            error = type(raised).__name__
-            raise
-        finally:
-            attributes = {**_SPAN, "db.operation.batch.size": len(batch)}
-            operation = calls.finished("append.APPEND", start_ns, error, **attributes)
-            for item in batch:
-                if item.record is not None:
-                    item.record.add(operation)
-        metrics.APPEND_BATCH.record(len(batch))
-        retried: list[Append] = []
-        for row in rows:
-            item = batch[row["i"]]
-            if item.answer.done():
-                continue
-            if row["verdict"] == "full" and len(batch) > 1:
-                retried.append(item)  # the count included items ahead of it in the batch that wrote nothing
-                continue
-            try:
-                done = _outcome(item, row, self._settings)
-                item.answer.set_result(done)
-                _count(item, done)
-            except HandoffError as error:
-                _fail([item], error)
-        await self._commit_one_by_one(retried)
-
-
 async def append_within(conn: Connection, item: Append, settings: Settings) -> Appended:
     """Append within the caller's transaction. Raises the HandoffError that says why the append was not made."""
-    row = await conn.fetchrow(APPEND, *_columns([item], settings.session_entries_max))
+    row = await conn.fetchrow(APPEND, *columns([item], settings.session_entries_max))
     if row is None:
         raise LookupError("the append statement returned no row")
-    done = _outcome(item, row, settings)
-    after_commit(partial(_count, item, done))
+    done = outcome(item, row, settings)
+    after_commit(partial(count, item, done))
     return done
 
 
-def _count(item: Append, done: Appended) -> None:
+def count(item: Append, done: Appended) -> None:
     """Update the metrics for a committed append."""
     if done.replayed:
         metrics.REPLAYS.add(1, "update_context")
@@ -320,7 +174,8 @@ def _count(item: Append, done: Appended) -> None:
         metrics.entries_appended([(entry.type, entry.size_bytes) for entry in item.entries])
 
 
-def _columns(batch: list[Append], entries_max: int) -> list[Any]:
+def columns(batch: list[Append], entries_max: int) -> list[Any]:
+    """Return the arguments of APPEND."""
     entries = [(i, n, entry) for i, item in enumerate(batch) for n, entry in enumerate(item.entries, 1)]
     return [
         list(range(len(batch))),
@@ -346,7 +201,8 @@ def _columns(batch: list[Append], entries_max: int) -> list[Any]:
     ]
 
 
-def _outcome(item: Append, row: Record, settings: Settings) -> Appended:
+def outcome(item: Append, row: Record, settings: Settings) -> Appended:
+    """Return what became of an append, from its row of APPEND's result. Raises the HandoffError that says why it was not made."""
     match row["verdict"]:
         case "ok":
             return Appended(int(row["base"]) + 1, row["at"], replayed=False)
@@ -412,18 +268,3 @@ def not_a_writer(agent: str, session_key: str) -> Forbidden:
         f"{agent!r} may not write to session {session_key!r}: it neither owns the session nor holds a handoff of it.",
         "Find a handoff of this session with get_inbox and accept it, or register a session of your own.",
     )
-
-
-def _overloaded() -> Unavailable:
-    return Unavailable(
-        "overloaded",
-        "Too many appends are waiting to be written. This one was not written.",
-        "Call again in one second.",
-    )
-
-
-def _fail(batch: list[Append], error: Exception) -> None:
-    for item in batch:
-        if not item.answer.done():
-            item.answer.set_exception(error)
-            item.answer.exception()  # marks it as retrieved: a cancelled caller never reads it
