@@ -122,6 +122,7 @@ async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_er
             if result.is_error:
                 error = json.loads(getattr(result.content[0], "text", ""))["error"]
                 assert (error["code"], error["retryable"]) == ("unavailable", True), f"after statement {number}"
+                assert ("idempotency_key" in error["try"]) == ("idempotency_key" in arguments)
             assert await rows(db) - before in (written, Counter()), f"after statement {number}"
 
             await agent.ok(tool, **arguments)
