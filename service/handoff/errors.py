@@ -55,9 +55,18 @@ class Unavailable(HandoffError):
 
 
 def database_unavailable() -> Unavailable:
-    """Return the error for a database that did not answer.
+    """Return the error for a database that did not answer. For a write, callers receive `outcome_unknown` instead."""
+    return Unavailable(
+        "unavailable",
+        "The database did not answer in time.",
+        "Repeat this call unchanged in a few seconds.",
+    )
 
-    Whether a write took effect is unknown. Only a repeat with the same idempotency key is safe.
+
+def outcome_unknown() -> Unavailable:
+    """Return the error for a write during which the database did not answer.
+
+    Whether it took effect is unknown. Only a repeat with the same idempotency key is safe.
     """
     return Unavailable(
         "unavailable",

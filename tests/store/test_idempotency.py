@@ -1,16 +1,21 @@
 """Idempotency keys: a repeated call takes effect once and returns the first result, in whichever process it arrives."""
 
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import anyio
 import asyncpg
+import orjson
 from mcp import Client
 
 from handoff.app import open_app
 from handoff.context import App
+from handoff.model import RetentionPolicy
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
+from handoff.store.idempotency import fingerprint
+from handoff.tools.sessions import RegisterSession
 from tests.agents import Agent, all_of, kinds
 from tests.processes import PATIENCE_S
 from tests.store.appends import item, sequences
@@ -196,6 +201,54 @@ async def test_a_repeated_write_with_its_key_takes_effect_once(agent: Agent, db:
     assert error["code"] == "idempotency_conflict"
     assert await kinds(agent, key) == ["offered", "accepted", "completed"]
     assert await db.fetchval("SELECT count(*) FROM session") == 1
+
+
+def test_only_the_arguments_that_were_sent_count() -> None:
+    class Later(RegisterSession):
+        """The tool in a later version, with another default and a new argument."""
+
+        retention_policy: RetentionPolicy = "extended"
+        color: str | None = None
+
+    sent = {"agent": "alice", "metadata": {"a": None}, "idempotency_key": "k"}
+    now, later = RegisterSession.model_validate(sent), Later.model_validate(sent)
+    assert fingerprint("register_session", later) == fingerprint("register_session", now)
+    null = RegisterSession.model_validate(sent | {"session_key": None})
+    assert fingerprint("register_session", null) == fingerprint("register_session", now)
+    for other in ({"metadata": {}}, {"retention_policy": "short"}, {"session_key": "s"}):
+        differs = RegisterSession.model_validate(sent | other)
+        assert fingerprint("register_session", differs) != fingerprint("register_session", now)
+
+
+async def test_a_write_made_by_the_version_before_is_replayed_after_the_upgrade(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = "s"
+    entry = {"type": "message", "content": "x", "metadata": {"a": None}}
+    whole_entry = entry | {"supersedes": None}
+    lease: dict[str, Any] = {"handoff_id": 1, "token": 1}
+    offer = {"session_key": key, "instructions": "x", "target_agent": "bob"}
+    whole_offer = {**offer, "target_capability": None, "request_type": "context_transfer", "priority": 5}
+    calls: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+        ("register_session", "alice", {"session_key": key}, {"retention_policy": "standard", "metadata": None}),
+        ("update_context", "alice", {"session_key": key, "entries": [entry]}, {"entries": [whole_entry]}),
+        ("request_handoff", "alice", offer, {**whole_offer, "deadline_minutes": None}),
+        ("accept_handoff", "bob", {"handoff_id": 1}, {"lease_seconds": None, "token_budget": 1_500}),
+        ("renew_handoff", "bob", lease, {"lease_seconds": None}),
+        ("resolve_handoff", "bob", lease | {"action": "complete"}, {"note": None}),
+        ("close_session", "alice", {"session_key": key}, {"outcome": "completed"}),
+    ]
+    calls[1][3]["expected_sequence"] = None
+    for tool, name, arguments, rest in calls:
+        keyed = {"agent": name, **arguments, "idempotency_key": tool}
+        first = await agent.ok(tool, **keyed)
+        former = sha256(tool.encode() + b"\0" + orjson.dumps(arguments | rest, option=orjson.OPT_SORT_KEYS)).digest()
+        await db.execute("UPDATE idempotency SET fingerprint = $2 WHERE key = $1", tool, former)
+        again = await agent.ok(tool, **keyed)
+        if tool == "update_context":
+            assert again == first | {"replayed": True}
+        else:
+            assert again == first
 
 
 async def test_a_refused_write_leaves_its_key_unused(agent: Agent) -> None:

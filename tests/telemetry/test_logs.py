@@ -98,6 +98,51 @@ def test_libraries_are_logged_from_warnings_up_and_their_errors_once_with_the_st
     assert logged[0]["exception"].count("ValueError: odd") == 1
 
 
+class Unprintable:
+    """A value whose own methods raise."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    __str__ = __repr__
+
+
+def test_what_json_cannot_hold_is_logged_as_escaped_text(logged: list[dict[str, Any]]) -> None:
+    stream = io.StringIO()
+    configure_logs("info", stream)
+    fields = {"text": "half \ud800", "deep": {"er": "\udfff", "password": "rosebud"}, "keys": {1: 2}, "big": 2**70}
+    log.info("test.said", agent="alice", unprintable=Unprintable(), **fields)
+    log.info("test.said", agent="bob")
+
+    flush_logs()
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["agent"], first["text"], first["big"]) == ("alice", r"half \ud800", str(2**70))
+    assert (r"\udfff" in first["deep"], first["keys"], first["unprintable"]) == (True, "{1: 2}", "(Unprintable)")
+    assert "rosebud" not in str(first)
+    assert second["agent"] == "bob"
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "says"),
+    [
+        ("%d of %d", ("one",), "%d of %d"),
+        ("half %s", ("\ud800",), r"half \ud800"),
+        ("%s", (Unprintable(),), "RuntimeError"),
+        (Unprintable(), (), "(unreadable)"),
+    ],
+)
+def test_a_library_that_logs_something_odd_is_not_disturbed(
+    logged: list[dict[str, Any]], message: Any, arguments: tuple[Any, ...], says: str
+) -> None:
+    [bridge] = [each for each in logging.getLogger().handlers if type(each).__module__ == configure_logs.__module__]
+    logging.addLevelName(25, "bind")  # the name of a method of our logger, which it must not be taken for
+    for level in (logging.INFO, 25):
+        bridge.handle(logging.LogRecord("some.library", level, "", 0, message, arguments, None))
+
+    assert [(line["event"], line["level"]) for line in logged] == [("library.logged", "info")] * 2
+    assert all(says in line["message"] for line in logged)
+
+
 def test_a_reader_that_hangs_does_not_delay_logging() -> None:
     reading = threading.Event()
 

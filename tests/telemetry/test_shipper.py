@@ -82,6 +82,41 @@ def test_refused_records_are_counted_and_do_not_block_later_ones() -> None:
     assert receiver.changes == []
 
 
+def test_a_record_that_makes_send_raise_is_dropped_and_counted_and_all_others_are_sent_in_order() -> None:
+    receiver = Receiver()
+    receiver.verdict = "away"
+
+    def failing(records: Sequence[int]) -> Verdict:
+        if 3 in records and receiver.verdict == "taken":
+            raise ValueError(records)
+        return receiver(records)
+
+    out = shipper(failing)
+    for number in range(20):
+        out.put(number)
+    receiver.verdict = "taken"
+    until(lambda: out.state().waiting == 0)
+    for number in range(20, 40):
+        out.put(number)
+    out.stop(2)
+
+    assert receiver.taken == [number for number in range(40) if number != 3]
+    assert (out.state().sent, out.state().dropped, out.state().waiting) == (39, 1, 0)
+
+
+def test_a_send_that_always_raises_drops_what_it_is_given_and_says_so() -> None:
+    def failing(_: Sequence[int]) -> Verdict:
+        raise OSError
+
+    out = shipper(failing)
+    for number in range(20):
+        out.put(number)
+    until(lambda: out.state().dropped == 20)
+    out.put(20)
+    until(lambda: out.state().dropped == 21)
+    out.stop(1)
+
+
 def test_a_receiver_that_hangs_delays_neither_who_offers_nor_the_end() -> None:
     hang, let_go = threading.Event(), threading.Event()
 

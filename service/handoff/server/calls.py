@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from handoff.context import App, Call
 from handoff.encoding import to_json
-from handoff.errors import Forbidden, HandoffError, Invalid
+from handoff.errors import Forbidden, HandoffError, Invalid, outcome_unknown
 from handoff.model import Caller, Scope
 from handoff.resources.contract import match, parsed_query
 from handoff.server.catalog import RESOURCES, tools_of
@@ -150,6 +150,8 @@ async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[]
             subject.response_bytes = len(result)
     except Exception as raised:  # noqa: BLE001 - `_crashed` logs it
         error = raised if isinstance(raised, HandoffError) else _crashed(subject, raised)
+        if error.code == "unavailable" and subject.repeatable != "as it is":
+            error = outcome_unknown()
         code = error.code
         result = Failure(error, to_json({"error": error.as_dict()}))
         subject.response_bytes = len(result.body)

@@ -151,6 +151,7 @@ class Append:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     size_bytes: int = 0
+    former_fingerprint: bytes | None = None  # as version 0.1.0 stored it; see idempotency.py
     token: int | None = None
     record: calls.CallRecord | None = field(default_factory=calls.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -202,12 +203,13 @@ def columns(batch: list[Append], entries_max: int) -> list[Any]:
 
 
 def outcome(item: Append, row: Record, settings: Settings) -> Appended:
-    """Return what became of an append, from its row of APPEND's result. Raises the HandoffError that says why it was not made."""
+    """Return what became of an append, from its row of APPEND's result. Raises the HandoffError of one that was not made."""
     match row["verdict"]:
         case "ok":
             return Appended(int(row["base"]) + 1, row["at"], replayed=False)
         case "prior":
-            if row["prior_tool"] != "update_context" or row["prior_fingerprint"] != item.fingerprint:
+            same = row["prior_fingerprint"] in (item.fingerprint, item.former_fingerprint)
+            if row["prior_tool"] != "update_context" or not same:
                 raise reused(item.idempotency_key or "")
             return Appended(row["prior_sequence"], row["prior_at"], replayed=True)
         case _:

@@ -192,7 +192,7 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
     try:
         yield conn
     except (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        if isinstance(error, asyncpg.InterfaceError) and not conn.is_closed():
+        if isinstance(error, asyncpg.InterfaceError) and not _is_lost(conn):
             raise  # a misuse of the driver, not a lost connection
         # A timeout is an OSError: a server that does not answer will not answer a cancel request either. The driver raises
         # InternalClientError when the server has closed the connection and the driver has not noticed yet.
@@ -201,8 +201,15 @@ async def connection(pool: Pool) -> AsyncGenerator[Connection]:
                 conn.terminate()
         raise database_unavailable() from error
     finally:
-        with suppress(*AWAY, asyncpg.InterfaceError):
+        with suppress(*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await pool.release(conn, timeout=1)
+
+
+def _is_lost(conn: Connection) -> bool:
+    try:
+        return conn.is_closed()
+    except asyncpg.InterfaceError:  # the pool has taken the connection away, as it does as soon as the server closes one
+        return True
 
 
 async def transact(pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -6,7 +6,7 @@ Appends store their keys in the append statement itself (append.py).
 import hashlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 from asyncpg import Record
@@ -33,18 +33,55 @@ class Keyed(Protocol):
         """The caller's key, if it gave one."""
         ...
 
-    def model_dump(self) -> dict[str, Any]:
-        """Return all arguments as JSON values."""
+    def model_dump(self, *, exclude_unset: bool, exclude_none: bool) -> dict[str, Any]:
+        """Return the arguments as JSON values."""
         ...
 
 
-def fingerprint(tool: str, args: Keyed) -> bytes:
-    """Return the SHA-256 of the tool's name and its arguments in canonical form.
+# The defaults of 0.1.0, which its fingerprints contained: of each tool, and of each entry of an append. They serve retries
+# over an upgrade from it, and can go, with `former_fingerprint`, in the second release after it.
+_FORMER_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "register_session": {"session_key": None, "retention_policy": "standard", "metadata": None},
+    "close_session": {"outcome": "completed"},
+    "update_context": {"expected_sequence": None},
+    "request_handoff": {
+        "target_agent": None,
+        "target_capability": None,
+        "request_type": "context_transfer",
+        "priority": 5,
+        "deadline_minutes": None,
+    },
+    "accept_handoff": {"lease_seconds": None, "token_budget": 1_500},
+    "renew_handoff": {"lease_seconds": None},
+    "resolve_handoff": {"token": None, "note": None},
+}
+_FORMER_ENTRY_DEFAULTS: Final[dict[str, Any]] = {"metadata": None, "supersedes": None}
 
-    The idempotency key and the agent are left out: together they are the key under which the result is stored.
+
+def fingerprint(tool: str, args: Keyed) -> bytes:
+    """Return the SHA-256 of the tool's name and of the arguments that were sent, in canonical form.
+
+    Defaults are left out, so that a new optional argument changes no fingerprint, and so are nulls, which mean the same. The
+    idempotency key and the agent are left out too: together they are the key under which the result is stored.
     """
-    rest = {name: value for name, value in args.model_dump().items() if name not in ("idempotency_key", "agent")}
-    return hashlib.sha256(tool.encode() + b"\0" + orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).digest()
+    return _digest(tool, _sent(args))
+
+
+def former_fingerprint(tool: str, args: Keyed) -> bytes:
+    """Return the fingerprint as version 0.1.0 stored it, with its defaults for what was not sent."""
+    sent = _FORMER_DEFAULTS.get(tool, {}) | _sent(args)
+    if "entries" in sent:
+        sent["entries"] = [_FORMER_ENTRY_DEFAULTS | entry for entry in sent["entries"]]
+    return _digest(tool, sent)
+
+
+def _sent(args: Keyed) -> dict[str, Any]:
+    sent = args.model_dump(exclude_unset=True, exclude_none=True)
+    return {name: value for name, value in sent.items() if name not in ("idempotency_key", "agent")}
+
+
+def _digest(tool: str, args: dict[str, Any]) -> bytes:
+    return hashlib.sha256(tool.encode() + b"\0" + orjson.dumps(args, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 async def once(
@@ -59,7 +96,7 @@ async def once(
         return await transact(pool, work)
 
     async def claimed(conn: Connection) -> dict[str, Any]:
-        prior = await _claim(conn, agent, key, tool, fingerprint(tool, args))
+        prior = await _claim(conn, agent, key, tool, args)
         if prior is not None:
             after_commit(partial(metrics.REPLAYS.add, 1, tool))
             return prior
@@ -79,14 +116,15 @@ def reused(key: str) -> Conflict:
     )
 
 
-async def _claim(conn: Connection, agent: str, key: str, tool: str, digest: bytes) -> dict[str, Any] | None:
+async def _claim(conn: Connection, agent: str, key: str, tool: str, args: Keyed) -> dict[str, Any] | None:
     """Claim the key for this transaction and return None, or return the first result if the key was used before.
 
-    Waits for any other transaction that is using the key. Raises Conflict if `tool` or `digest` differs from the first use.
+    Waits for any other transaction that is using the key. Raises Conflict if `tool` or `args` differ from the first use.
     """
+    digest = fingerprint(tool, args)
     if await conn.fetchval(CLAIM, agent, key, tool, digest) is not None:
         return None
     prior: Record | None = await conn.fetchrow(FIND, agent, key)
-    if prior is None or prior["tool"] != tool or prior["fingerprint"] != digest:
+    if prior is None or prior["tool"] != tool or prior["fingerprint"] not in (digest, former_fingerprint(tool, args)):
         raise reused(key)
     return prior["result"]

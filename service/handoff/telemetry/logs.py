@@ -216,12 +216,22 @@ def _write(stream: TextIO, lines: Sequence[str]) -> Verdict:
 
 
 class _Bridge(logging.Handler):
-    """Turns what libraries log into lines like ours."""
+    """Turns what libraries log into lines like ours. It never raises into the library that logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = "error" if record.levelno >= 40 else "warning" if record.levelno >= 30 else record.levelname.lower()
-        write = getattr(_own, level, _own.info)
-        write("library.logged", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        level = next((name for name in ("error", "warning", "info") if record.levelno >= LEVELS[name]), "debug")
+        write = getattr(_own, level)
+        try:
+            write("library.logged", logger=record.name, message=_message(record), exc_info=record.exc_info)
+        except Exception as error:  # noqa: BLE001 - a library must not fail because of what it logs
+            write("library.logged", logger=record.name, message="(unreadable)", error=type(error).__name__)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001 - arguments that don't fit, or whose own methods raise
+        return f"{record.msg} (its arguments don't fit: {type(error).__name__})"
 
 
 _own = structlog.get_logger(__name__)
@@ -268,12 +278,31 @@ def _render(_: object, method: str, event: Event) -> tuple[tuple[LogLine], dict[
     trace_id, span_id = (record.trace_id, record.span_id) if record is not None else (0, 0)
     if trace_id:
         line["trace_id"], line["span_id"] = f"{trace_id:032x}", f"{span_id:016x}"
-    text = orjson.dumps(line, default=str).decode()
+    text = _json(line)
     for hint in _HINTS:
         if hint in text:
             text = _SECRET.sub(_REDACTED, text)
             break
     return (LogLine(at_ns, method, name, text, trace_id, span_id),), {}
+
+
+def _json(line: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(line, default=str).decode()
+    except TypeError:
+        return orjson.dumps({name: _writable(value) for name, value in line.items()}).decode()
+
+
+def _writable(value: object) -> orjson.Fragment | str:
+    """The value as JSON; one that JSON can't hold as text, in which half surrogate pairs are escaped."""
+    try:
+        return orjson.Fragment(orjson.dumps(value, default=str))
+    except TypeError:
+        try:
+            text = str(value)
+        except Exception:  # noqa: BLE001 - raised by the value's own method
+            text = f"({type(value).__name__})"
+        return text.encode(errors="backslashreplace").decode()
 
 
 class _Output:

@@ -27,7 +27,8 @@ class Shipper(Generic[Record]):
     """Sends records in batches, in order.
 
     Records that the receiver can't take yet wait in a queue. When it holds `queue_max` records, the oldest are dropped and
-    counted. `put` takes about a microsecond and never blocks.
+    counted. So is a record with which `send` raises; the others of its batch are sent without it. `put` takes about a
+    microsecond and never blocks.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Shipper(Generic[Record]):
         self._every_s = every_s
         self._on_change = on_change
         self._batch: list[Record] = []  # used by the thread only; kept until it is taken or refused
+        self._singly = False  # whether the batch is sent record by record
         self._sent = 0
         self._refused = 0
         self._overflowed = 0
@@ -117,17 +119,25 @@ class Shipper(Generic[Record]):
         if not self._batch:
             with self._lock:
                 self._batch = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
-        verdict = self._send(self._batch)
+        sending = self._batch[:1] if self._singly else self._batch
+        try:
+            verdict = self._send(sending)
+        except Exception:  # noqa: BLE001 - whatever it is, the thread must go on; the records are counted as dropped
+            verdict = "refused"
+            if len(sending) > 1:
+                self._singly = True
+                return verdict
         if verdict == "away":
             if self._away_since is None:
                 self._away_since = monotonic()
                 self._report(away=True)
             return verdict
         if verdict == "taken":
-            self._sent += len(self._batch)
+            self._sent += len(sending)
         else:
-            self._refused += len(self._batch)
-        self._batch = []
+            self._refused += len(sending)
+        self._batch = self._batch[len(sending) :]
+        self._singly = self._singly and bool(self._batch)
         if self._away_since is not None:
             self._away_since = None
             self._report(away=False)

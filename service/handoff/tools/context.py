@@ -12,7 +12,7 @@ from handoff.model import MARKS, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
 from handoff.store.connect import snapshot
-from handoff.store.idempotency import fingerprint
+from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.tools.contract import (
     AgentArg,
     Arguments,
@@ -114,6 +114,7 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
             expected_sequence=args.expected_sequence,
             idempotency_key=args.idempotency_key,
             fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
+            former_fingerprint=former_fingerprint("update_context", args) if args.idempotency_key is not None else None,
             size_bytes=size_bytes,
             token=args.token,
         )
