@@ -188,7 +188,13 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
     first = handoff("migrate", database_url=empty_database_url)
     second = handoff("migrate", database_url=empty_database_url)
 
-    names = ("0001_sessions_context_handoffs.sql", "0002_signals.sql", "0003_alerts.sql", "0004_processing_ms_nullable.sql")
+    names = [
+        "0001_sessions_context_handoffs.sql",
+        "0002_signals.sql",
+        "0003_alerts.sql",
+        "0004_processing_ms_nullable.sql",
+        "0005_superseded_by.sql",
+    ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
 

@@ -9,11 +9,11 @@ import httpx2
 import jsonschema
 import pytest
 from mcp import Client
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from handoff.app import open_app
 from handoff.context import App
-from handoff.server.catalog import ADMIN_TOOLS, TOOLS, list_tools
+from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS, list_tools
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.tools.contract import Tool
@@ -33,7 +33,7 @@ async def http(app: App) -> AsyncGenerator[httpx2.AsyncClient]:
         yield client
 
 
-async def test_the_whole_response_to_tools_list_stays_under_2_300_tokens(http: httpx2.AsyncClient) -> None:
+async def test_the_whole_response_to_tools_list_stays_under_its_limit_of_tokens(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/list"))
 
     assert len(answer.json()["result"]["tools"]) == len(TOOLS) == 10
@@ -190,3 +190,27 @@ async def test_discovery_announces_only_capabilities_that_exist(agent: Agent) ->
     assert capabilities.resources is not None
     assert (capabilities.tools.list_changed, capabilities.resources.list_changed) == (False, False)
     assert capabilities.resources.subscribe is True
+
+
+def unbounded(schema: Any, path: str) -> list[str]:
+    """Return the paths of integers in a JSON schema that lack a minimum or a maximum."""
+    if isinstance(schema, list):
+        return [found for number, part in enumerate(schema) for found in unbounded(part, f"{path}.{number}")]
+    if not isinstance(schema, dict):
+        return []
+    lacks = schema.get("type") == "integer" and not {"minimum", "maximum"} <= schema.keys()
+    return [path] * lacks + [found for name, part in schema.items() for found in unbounded(part, f"{path}.{name}")]
+
+
+@pytest.mark.parametrize(
+    "model", [*(tool.arguments for tool in (*TOOLS, *ADMIN_TOOLS)), *{resource.query for resource in RESOURCES}]
+)
+def test_every_integer_of_a_tool_or_a_resource_has_both_bounds(model: type[BaseModel]) -> None:
+    assert unbounded(model.model_json_schema(), model.__name__) == []
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), 0, -1])
+async def test_an_integer_out_of_bounds_is_refused_over_the_protocol_without_http_too(agent: Agent, number: int) -> None:
+    for tool, arguments in (("accept_handoff", {}), ("renew_handoff", {"token": 1})):
+        error = await agent.refused(tool, agent="bob", handoff_id=number, **arguments)
+        assert error["code"] == "invalid_arguments"

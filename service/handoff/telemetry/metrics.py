@@ -27,7 +27,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=16)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=80)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
 CACHE_OPERATION: Final = Attribute("operation", ("get", "put"))
