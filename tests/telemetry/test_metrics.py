@@ -1,24 +1,29 @@
 """Metrics: names match the code, callers cannot add label values, and counts match the database."""
 
 import re
+from time import monotonic
 from typing import Any
 
 import anyio
 import asyncpg
 import httpx2
+import pytest
 from mcp import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from handoff.context import App
 from handoff.jobs.table import JOBS
-from handoff.model import EVENT_OF_ACTION
+from handoff.model import EVENT_OF_ACTION, Caller
 from handoff.operations.checks import CHECKS, REMEDIES, THRESHOLDS
+from handoff.server.calls import ClientGone, call_tool
 from handoff.server.catalog import ADMIN_TOOLS, TOOLS
 from handoff.server.protocol import build_server
-from handoff.store.statements import names
+from handoff.store.connect import connection
+from handoff.store.statements import name_of, names
 from handoff.telemetry import metrics
+from handoff.telemetry.calls import Arrival
 from handoff.telemetry.instruments import Counter, Gauge, Histogram
-from tests.agents import Agent, until
+from tests.agents import LONG_WAIT_S, Agent, until
 from tests.collector import Collector, attributes
 from tests.processes import PATIENCE_S, serving
 from tests.requests import body, headers
@@ -225,3 +230,19 @@ def test_every_action_on_a_handoff_has_a_label_value() -> None:
         assert metrics.ACTION.allowed(action) == action
     assert metrics.ERROR.values_max <= 50
     assert metrics.CODE.values_max <= 50
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled_and_a_lost_race_as_no_failed_statement(app: App) -> None:
+    cancelled = ("tools/call", "get_inbox", "cancelled", "cancelled", "pipe")
+    before = metrics.OPERATION_DURATION.count(*cancelled)
+    waiting = {"agent": "bob", "wait_seconds": LONG_WAIT_S}
+    with pytest.raises(ClientGone):
+        await call_tool(app, Caller(), "get_inbox", waiting, Arrival(monotonic()), lambda: anyio.sleep(0.1))
+    assert metrics.OPERATION_DURATION.count(*cancelled) == before + 1
+
+    race = "DO $$ BEGIN RAISE unique_violation; END $$"
+    failed = metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with connection(app.pool) as conn:
+            await conn.execute(race)
+    assert metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError") == failed

@@ -33,6 +33,7 @@ metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ)
 
 _PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 _ERRORS_SHOWN: Final = 3
+_CANCELLED: Final = "cancelled"  # the caller has gone or given up, which is no error: the recording rules leave it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[]
     in_progress = metrics.WAITING_CALLS if subject.is_waiting else metrics.ACTIVE_CALLS
     if subject.tool:
         in_progress.add(1)
-    code = "cancelled"
+    code = _CANCELLED
     result: T | Failure
     try:
         result = await run()
@@ -166,7 +167,7 @@ async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[]
 def _record(app: App, record: calls.CallRecord, subject: Subject, arrival: Arrival, code: str) -> None:
     """Record a call that has ended. `code` is the error code that the caller receives, empty if it succeeded."""
     duration_s = monotonic() - arrival.received
-    error = "" if not code else "tool_error" if subject.tool else code
+    error = "tool_error" if subject.tool and code not in ("", _CANCELLED) else code
     trace: tuple[int, int] | None = None
     tracer = spans.tracer()
     if tracer is not None:

@@ -43,6 +43,10 @@ ACQUIRE_TIMEOUT_S = 5.0  # includes the time to open a new connection
 UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # timed, but not traced: spans of a call are limited
 
 
+# What ends a statement without its having failed: a lost race, after which it is run again, or a caller that has gone.
+_EXPECTED: Final = (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError, asyncio.CancelledError)
+
+
 class MeasuredConnection(asyncpg.Connection):
     """A connection that times each statement under its name and adds it to the record of the current call."""
 
@@ -69,6 +73,8 @@ async def _timed(query: str, running: Awaitable[T]) -> T:
     error = ""
     try:
         return await running
+    except _EXPECTED:
+        raise
     except BaseException as raised:
         error = type(raised).__name__
         raise

@@ -17,7 +17,8 @@ from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, 
 # Attributes
 METHOD: Final = Attribute("mcp.method.name")  # admitted by server/protocol.py
 TOOL: Final = Attribute("gen_ai.tool.name")  # admitted by tools/contract.py
-# `tool_error` for a tool, otherwise an error code or an exception's class; left out when the call succeeded
+# `tool_error` for a tool, `cancelled` for a call whose caller has gone, otherwise an error code or an exception's class;
+# left out when the call succeeded
 ERROR: Final = Attribute("error.type", learned_max=48)
 CODE: Final = Attribute("handoff.error.code", learned_max=48)  # the error code that the caller received
 TRANSPORT: Final = Attribute("network.transport", ("tcp", "pipe"))
