@@ -14,7 +14,7 @@ from handoff.operations import alerts as notifications
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
-from handoff.server import auth, protocol
+from handoff.server import auth, edge, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import entries
@@ -44,6 +44,7 @@ def limits() -> str:
     indexed = f"the first {_indexed_chars()} characters of an entry"
     ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
     rows = (
+        ("JSON values per request, names included", _n(edge.JSON_VALUES_MAX)),
         ("entries per call", _n(ENTRIES_PER_CALL_MAX)),
         ("entries that one entry supersedes", _upper(Entry, "supersedes")),
         ("metadata", f"{_n(contract.METADATA_BYTES_MAX)} bytes of JSON, {contract.METADATA_DEPTH_MAX} levels deep"),

@@ -94,6 +94,7 @@ async def test_a_call_beyond_the_tokens_scopes_is_refused(http: httpx2.AsyncClie
         ("update_context", {"session_key": "s", "entries": [{"type": "message", "content": "x"}]}),
         ("accept_handoff", {"handoff_id": 1}),
         ("get_inbox", {"capabilities": ["review"]}),
+        ("update_context", {"no_such": "argument"}),  # the scope comes first
     ):
         assert await code(http, "reader", tool, **arguments) == "scope_missing"
     assert (await said(http, "reader", "get_inbox"))["handoffs"] == []

@@ -3,12 +3,21 @@
 import base64
 import json
 import re
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import asyncpg
 import httpx2
+import pytest
 
 from handoff.context import App
+from handoff.errors import Invalid
+from handoff.server.asgi import excess
+from handoff.server.calls import NAMES_MAX, validated
+from handoff.server.catalog import ADMIN_TOOLS, TOOLS
+from handoff.server.edge import JSON_VALUES_MAX
+from handoff.tools.context import Entry, UpdateContext
 from tests.agents import Agent
 from tests.requests import META, PROTOCOL, body, call, headers
 from tests.server.test_http import edge
@@ -227,3 +236,72 @@ async def test_a_bad_uri_is_a_clear_error_and_nothing_changes(app: App, db: asyn
             assert len(answer.content) < 2_500
             assert not TELLS_TOO_MUCH.search(error["message"]), error
         assert await rows(db) == before
+
+
+MANY = 300_000
+UNKNOWN_NAMES = {f"a{number}": 1 for number in range(MANY)}
+LARGE: dict[str, dict[str, Any]] = {
+    "unknown names": UNKNOWN_NAMES,
+    "unknown names of entries": UPDATE | {"entries": [dict.fromkeys(map(str, range(MANY // 50)), 1)] * 50},
+    "too many entries": UPDATE | {"entries": [{"a": 1}] * MANY},
+    "too much metadata": entry(metadata={"a": [0] * MANY}),
+}
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """The shortest of three durations, in seconds: the one that other processes disturbed least."""
+    durations: list[float] = []
+    for _ in range(3):
+        began = perf_counter()
+        work()
+        durations.append(perf_counter() - began)
+    return min(durations)
+
+
+@pytest.mark.parametrize("arguments", LARGE.values(), ids=list(LARGE))
+def test_refusing_large_arguments_costs_less_than_parsing_them(arguments: dict[str, Any]) -> None:
+    def refuse() -> None:
+        with pytest.raises(Invalid):
+            validated(UpdateContext, arguments)
+
+    encoded = json.dumps(arguments)
+    assert fastest(refuse) < fastest(lambda: json.loads(encoded))
+
+
+def test_no_tool_takes_as_many_names_as_are_refused_unseen() -> None:
+    assert all(len(model.model_fields) <= NAMES_MAX for model in (Entry, *(tool.arguments for tool in TOOLS + ADMIN_TOOLS)))
+
+
+PREFIX = b"[" + b"[]," * 600
+BODIES = {
+    "lists": (PREFIX + b"[]," * 1_000_000 + b"0]", "values"),
+    "nested lists": (b"[" + (b"[" * 400 + b"]" * 400 + b",") * 4_000 + b"0]", "values"),
+    "numbers": (b"[" + b"0," * 2_000_000 + b"0]", "values"),
+    "strings": (PREFIX + b'"",' * 1_000_000 + b"0]", "values"),
+    "strings of a backslash": (PREFIX + rb'"\\",' * 1_000_000 + b"0]", "values"),
+    "names": (json.dumps(UNKNOWN_NAMES).encode(), "values"),
+}
+
+
+def test_what_strings_contain_is_not_counted() -> None:
+    code = json.dumps([[]] * 600 + ['[{"a": "\\", "b": [1, 2]}]\n' * 100_000]).encode()
+    assert excess(code, values_max=JSON_VALUES_MAX, levels_max=512) is None
+
+
+@pytest.mark.parametrize(("content", "found"), BODIES.values(), ids=list(BODIES))
+def test_what_a_body_has_too_much_of_is_found_at_less_than_the_cost_of_parsing_it(content: bytes, found: str | None) -> None:
+    def look() -> None:
+        assert excess(content, values_max=JSON_VALUES_MAX, levels_max=512) == found
+
+    assert fastest(look) < fastest(lambda: json.loads(content))
+
+
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with edge(app) as http:
+        most = {f"a{number}": 1 for number in range(JSON_VALUES_MAX // 2 - 20)}
+        assert "invalid_arguments" in (await call(http, "get_inbox", most)).text
+        monkeypatch.setattr("orjson.loads", None)
+        answer = await call(http, "get_inbox", UNKNOWN_NAMES)
+
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "too_many_values"

@@ -34,9 +34,9 @@ from handoff.server.asgi import (
     RequestCutOff,
     accepts_json,
     disconnected,
+    excess,
     has_duplicates,
     host_names,
-    nests_deeper,
     read_body,
     refuse,
     replay,
@@ -59,6 +59,7 @@ _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
 _JSON_DEPTH_MAX: Final = 512  # Python 3.11 reads a little less than 1,000 levels, orjson 1,024, Python 3.14 many more
+JSON_VALUES_MAX: Final = 50_000  # names included; more would hold up the event loop for too long to parse
 _TOO_DEEP: Final = to_json(  # worded as the SDK refuses JSON that it can't parse
     {"jsonrpc": "2.0", "id": None, "error": {"code": types.PARSE_ERROR, "message": "Parse error"}}
 )
@@ -111,11 +112,11 @@ class Edge:
         received = monotonic()
         status = 0
         try:
-            status = await self._answer(scope, receive, send, received)
+            status = await self._answer(scope, receive, send)
         finally:
             metrics.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, received: float) -> int:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
         scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
@@ -159,8 +160,8 @@ class Edge:
         caller = self._caller(headers)
         if caller is None:
             return await _refuse_unauthorized(send)
-        scope["handoff.caller"], scope["handoff.received"], scope["handoff.headers"] = caller, received, headers
-        return await self._mcp(scope, receive, send, headers, caller, received)
+        scope["handoff.caller"], scope["handoff.headers"] = caller, headers
+        return await self._mcp(scope, receive, send, headers, caller)
 
     async def _notification(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
         """Answer a notification from Alertmanager, once it is stored."""
@@ -209,9 +210,7 @@ class Edge:
             )
         return await respond(send, 200, to_json({"stored": stored}))
 
-    async def _mcp(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, received: float
-    ) -> int:
+    async def _mcp(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller) -> int:
         try:
             body = await read_body(receive, headers, self._settings.body_bytes_max)
         except RequestCutOff:  # an unfinished request must not take effect
@@ -224,8 +223,9 @@ class Edge:
                 f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
                 CLOSE,
             )
-        if nests_deeper(body, _JSON_DEPTH_MAX):
-            return await respond(send, 400, _TOO_DEEP)
+        received = scope["handoff.received"] = monotonic()  # how long the client took to send it is not the call's time
+        if (refused := await _refuse_excess(send, body)) is not None:
+            return refused
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
@@ -298,6 +298,17 @@ class Edge:
             structured,
             self._end[reply.is_error],
         )
+
+
+async def _refuse_excess(send: Send, body: bytes) -> int | None:
+    """Refuse a body that would cost too much to parse; return the status, or None if there is no reason to."""
+    too_much = excess(body, values_max=JSON_VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
+    if too_much is None:
+        return None
+    if too_much == "levels":
+        return await respond(send, 400, _TOO_DEEP)
+    message = f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls."
+    return await refuse(send, 413, "too_many_values", message)
 
 
 async def _refuse_unauthorized(send: Send) -> int:

@@ -65,21 +65,7 @@ def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError on more than METADATA_BYTES_MAX bytes or METADATA_DEPTH_MAX levels, on U+0000, and on numbers that are
     not finite or have more than 64 bits.
     """
-    level: list[Any] = [value]
-    depth = 0
-    while level:
-        depth += 1
-        if depth > METADATA_DEPTH_MAX:
-            raise ValueError(f"must not be nested deeper than {METADATA_DEPTH_MAX} levels")
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                raise ValueError("must contain only finite numbers")
-        level = below
+    _check_values(value)
     try:
         encoded = orjson.dumps(value)
     except (TypeError, ValueError) as error:
@@ -89,6 +75,24 @@ def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
     if b"\\u0000" in encoded:
         raise ValueError("must not contain the character U+0000")
     return value
+
+
+def _check_values(metadata: dict[str, Any]) -> None:
+    level: list[Any] = [metadata]
+    for _ in range(METADATA_DEPTH_MAX):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("must contain only finite numbers")
+            if len(below) > METADATA_BYTES_MAX:  # each takes more than a byte, so the rest need not be looked at
+                raise ValueError(f"must have at most {METADATA_BYTES_MAX} bytes as JSON")
+        level = below
+    if level:
+        raise ValueError(f"must not be nested deeper than {METADATA_DEPTH_MAX} levels")
 
 
 AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
