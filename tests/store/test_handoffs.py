@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from handoff.context import App
+from handoff.model import SEQUENCE_MAX
 from handoff.store import entries, handoffs
 from handoff.store.connect import connection
 from handoff.views import handoff_view
@@ -124,7 +125,7 @@ async def test_an_unknown_handoff_and_one_between_other_agents_get_the_same_erro
         ("resolve_handoff", {"action": "cancel"}),
     ]
     for tool, arguments in calls:
-        for unknown in (handoff_id, 4_711, 0, -1):
+        for unknown in (handoff_id, 4_711, SEQUENCE_MAX):
             error = await agent.refused(tool, agent="mallory", handoff_id=unknown, **arguments)
             assert error["code"] == "handoff_not_found"
             assert error["message"] == f"There is no handoff {unknown} that you may see."

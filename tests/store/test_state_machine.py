@@ -129,7 +129,7 @@ class Story:
                 self._do(settle_overdue(self._world.app))
                 self.expected.settle()
             case "accept" | "cancel" | "reject" | "renew" | "block" | "complete":
-                return self._attempt(does, agent, self.expected.token - behind)
+                return self._attempt(does, agent, max(0, self.expected.token - behind))
             case _:
                 raise ValueError(does)
         return True

@@ -101,7 +101,7 @@ SessionKeyArg = Annotated[str, Field(max_length=SESSION_KEY_CHARS_MAX, pattern=N
 IdempotencyKeyArg = Annotated[str | None, Field(min_length=1, max_length=255), AfterValidator(lambda v: v and no_nul(v))]
 MetadataArg = Annotated[dict[str, Any], AfterValidator(metadata_fits)]
 HandoffIdArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
-TokenArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+TokenArg = Annotated[int, Field(ge=0, le=SEQUENCE_MAX)]
 LeaseArg = Annotated[int | None, Field(ge=5, le=86_400)]
 BudgetArg = Annotated[int, Field(ge=200, le=20_000)]
 TextArg = Annotated[str, Field(max_length=TEXT_CHARS_MAX), AfterValidator(no_nul)]
