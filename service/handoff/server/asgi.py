@@ -74,7 +74,7 @@ async def _part(receive: Receive) -> Message:
 
 
 def excess(body: bytes, *, values_max: int, levels_max: int) -> Literal["values", "levels"] | None:
-    """What JSON has too much of, if anything. This is known before it is parsed, at a fraction of the cost.
+    """What JSON has too much of, if anything. This is known before it is parsed.
 
     `values_max` limits values and names together. What parsers can nest differs from one to another and between Python's
     versions, so none of them may decide.

@@ -307,8 +307,12 @@ async def _refuse_excess(send: Send, body: bytes) -> int | None:
         return None
     if too_much == "levels":
         return await respond(send, 400, _TOO_DEEP)
-    message = f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls."
-    return await refuse(send, 413, "too_many_values", message)
+    return await refuse(
+        send,
+        413,
+        "too_many_values",
+        f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
+    )
 
 
 async def _refuse_unauthorized(send: Send) -> int:
