@@ -63,7 +63,7 @@ SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser re
 
 @dataclass(frozen=True, slots=True)
 class EntryCounts:
-    """How many entries a session has: all and superseded ones by type, and valid marked ones by (mark, type)."""
+    """How many entries a session has: all of them and the superseded ones by type, the valid marked ones by (mark, type)."""
 
     all: Mapping[EntryType, int]
     superseded: Mapping[EntryType, int]

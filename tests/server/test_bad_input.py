@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import httpx2
 import pytest
+from mcp import MCPError
 
 from handoff.context import App
 from handoff.errors import Invalid
@@ -305,3 +306,38 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(app: App
 
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_many_values"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"question": "true"},
+        {"question": 1},
+        {"Question": True},
+        {"todo ": True},
+        {"pinned": None},
+        {"path": 7},
+        {"Path": "a"},
+    ],
+)
+async def test_a_mark_that_is_nearly_right_is_refused_by_name(agent: Agent, metadata: dict[str, Any]) -> None:
+    key = await agent.session()
+    entry = {"type": "file", "content": "?", "metadata": metadata}
+    error = await agent.refused("update_context", agent="alice", session_key=key, entries=[entry])
+
+    (name,) = metadata
+    assert error["code"] == "invalid_arguments"
+    assert name.strip().lower() in error["message"]
+    assert (await agent.ok("get_context", agent="alice", session_key=key))["session"]["last_sequence"] == 1
+
+
+async def test_a_filter_that_would_not_count_is_refused(agent: Agent) -> None:
+    key = await agent.session()
+
+    error = await agent.refused("get_context", agent="alice", session_key=key, only="todo")
+    assert (error["code"], error["message"]) == (
+        "invalid_arguments",
+        "only selects among entries, so it needs view=entries.",
+    )
+    with pytest.raises(MCPError, match="type and only can't be combined"):
+        await agent.read(f"handoff://context/{key}?type=file&only=todo")

@@ -17,7 +17,7 @@ from handoff.views import summary_of
 class ContextQuery(Query):
     """Pages through entries after a sequence number, or after a cursor, which takes precedence.
 
-    Filters by type, or else for valid entries with a mark.
+    Filters by type or, among valid entries, by mark.
     """
 
     after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0

@@ -20,9 +20,9 @@ class Digest(Protocol):
 # Valid entries with a mark. For each there is an index with exactly this condition.
 _PINNED = """superseded_by IS NULL AND metadata @> '{"pinned": true}'"""
 _QUESTION = """superseded_by IS NULL AND metadata @> '{"question": true}'"""
+_TODO = """superseded_by IS NULL AND metadata @> '{"todo": true}'"""
 _UNMARKED = """(metadata IS NULL OR NOT (metadata @> '{"pinned": true}' OR metadata @> '{"question": true}'
                                         OR metadata @> '{"todo": true}'))"""
-_TODO = """superseded_by IS NULL AND metadata @> '{"todo": true}'"""
 
 # The page ends after about $4 bytes of content, but always holds at least one entry.
 _PAGE = """
