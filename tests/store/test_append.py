@@ -12,6 +12,7 @@ from mcp import Client
 from handoff.app import open_app
 from handoff.context import App
 from handoff.errors import HandoffError
+from handoff.model import ENTRY_TYPES
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.append import Append, NewEntry
@@ -336,3 +337,29 @@ async def test_content_above_the_limit_in_bytes_is_refused(settings: Settings, d
 
     assert (error["code"], error["bytes_max"]) == ("invalid_arguments", 1_024)
     assert len(await sequences(db, key)) == 2
+
+
+async def test_the_counts_in_a_sessions_row_are_those_of_its_entries_and_are_not_trusted_when_incomplete(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    types = ["message", "file", "decision", "decision", "summary"]
+    for supersedes in ([], [2, 3], [3, 4]):
+        entries: list[dict[str, Any]] = [{"type": type_, "content": "x"} for type_ in types]
+        entries[0] |= {"supersedes": supersedes} if supersedes else {}
+        await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+
+    row = await db.fetchrow("SELECT entry_counts, superseded_counts FROM session WHERE key = $1", key)
+    assert row is not None
+    counted = await db.fetch("SELECT type, count(*) AS n, count(superseded_by) AS gone FROM context_entry GROUP BY type")
+    assert dict(zip(ENTRY_TYPES, row["entry_counts"], strict=True)) == dict.fromkeys(ENTRY_TYPES, 0) | {
+        each["type"]: each["n"] for each in counted
+    }
+    assert dict(zip(ENTRY_TYPES, row["superseded_counts"], strict=True)) == dict.fromkeys(ENTRY_TYPES, 0) | {
+        each["type"]: each["gone"] for each in counted
+    }
+    assert await db.fetchval("SELECT superseded_by FROM context_entry WHERE sequence = 3") == 12
+
+    whole = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
+    await db.execute("UPDATE session SET entry_counts = '{0,0,0,0,0,0}', version = version + 1 WHERE key = $1", key)
+    assert (await agent.ok("get_context", agent="alice", session_key=key))["brief"] == whole
