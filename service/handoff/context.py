@@ -31,7 +31,7 @@ class App:
     signals: Signals | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is built for every call
 class Call:
     """A call: the App, the caller, and the time at which it was received (in monotonic seconds)."""
 

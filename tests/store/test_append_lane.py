@@ -70,6 +70,22 @@ async def test_an_append_is_written_even_if_its_caller_disconnects(agent: Agent,
     assert await sequences(db, key) == [1, 2]
 
 
+async def test_an_append_still_in_the_queue_is_written_even_if_its_caller_disconnects(
+    settings: Settings, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    async with open_app(settings.model_copy(update={"append_batch_max": 1})) as app:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(app.lane.append, item(key))
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        await app.lane.drain()
+
+    assert await sequences(db, key) == [1, 2, 3, 4]
+
+
 async def test_an_append_that_has_waited_too_long_is_refused_and_not_written(
     settings: Settings, agent: Agent, db: asyncpg.Connection
 ) -> None:

@@ -38,7 +38,7 @@ _CANCELLED: Final = "cancelled"  # the caller has gone or given up, which is no 
 NAMES_MAX: Final = 32  # of arguments, or within an item of a list; pydantic builds an error for each unknown one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is built for every call
 class Reply:
     """A tool's reply: its structured content or its error, as JSON."""
 

@@ -8,7 +8,7 @@ request (another method, the older protocol, any fault) is passed on to the SDK.
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import mcp_types as types
 import orjson
@@ -16,7 +16,7 @@ import structlog
 from mcp.server.lowlevel import Server
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
-from mcp_types.methods import validate_client_request
+from mcp_types.methods import CLIENT_REQUESTS
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -119,9 +119,8 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
-        scope["headers"] = raw = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        if len(headers) != len(raw) and has_duplicates(raw):
+        headers = {name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]}
+        if len(headers) != len(scope["headers"]) and has_duplicates(scope["headers"]):
             return await refuse(
                 send,
                 400,
@@ -240,6 +239,7 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
+        scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(disconnected, receive)
         status = 0
@@ -281,9 +281,8 @@ class Edge:
             return None
         if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
             return None
-        params = cast("dict[str, Any]", request["params"])
         try:
-            validate_client_request("tools/call", headers["mcp-protocol-version"], params)
+            CLIENT_REQUESTS["tools/call", headers["mcp-protocol-version"]].model_validate(request, by_name=False)
         except ValidationError:
             return None
         return request

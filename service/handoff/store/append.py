@@ -113,7 +113,7 @@ APPEND = _APPEND.replace("{wait}", "")
 APPEND_UNLOCKED = _APPEND.replace("{wait}", "SKIP LOCKED")  # the verdict on a session that is locked is `locked`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is built for every call
 class NewEntry:
     """One validated entry.
 
@@ -129,7 +129,7 @@ class NewEntry:
     content_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is built for every call
 class Appended:
     """A committed append. `replayed` says that an earlier call with the same idempotency key wrote it."""
 

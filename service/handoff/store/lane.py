@@ -61,7 +61,7 @@ class AppendLane:
         self._waiting.append(item)
         if self._running is None:
             self._running = asyncio.create_task(self._run(), context=Context())  # not the caller's: it serves all calls
-        return await asyncio.shield(item.answer)
+        return await item.answer
 
     async def drain(self) -> None:
         """Wait until every queued append has been answered."""
@@ -106,9 +106,6 @@ class AppendLane:
         oldest = monotonic() - self._settings.append_wait_s_max
         while waiting and len(batch) < self._settings.append_batch_max:
             item = waiting[0]
-            if item.answer.done():
-                waiting.popleft()
-                continue
             if item.received < oldest:
                 waiting.popleft()
                 _fail([item], _overloaded())
@@ -177,8 +174,6 @@ class AppendLane:
         retried: list[Append] = []
         for row in rows:
             item = batch[row["i"]]
-            if item.answer.done():
-                continue
             if row["verdict"] == "locked" and statement is APPEND_UNLOCKED:
                 self._set_aside(item)
                 continue
@@ -187,10 +182,12 @@ class AppendLane:
                 continue
             try:
                 done = outcome(item, row, self._settings)
-                item.answer.set_result(done)
-                count(item, done)
             except HandoffError as error:
                 _fail([item], error)
+            else:
+                if not item.answer.done():  # its caller may have gone, which does not undo the append
+                    item.answer.set_result(done)
+                count(item, done)
         await self._commit_one_by_one(retried, statement)
 
 

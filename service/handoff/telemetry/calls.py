@@ -34,7 +34,7 @@ class Operation:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is built for every call
 class Arrival:
     """How a request arrived.
 

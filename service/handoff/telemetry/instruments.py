@@ -121,7 +121,7 @@ class _Number(_Instrument[list[float]]):
 
     def add(self, amount: float, *labels: str) -> None:
         """Add `amount`, which for a gauge may be negative."""
-        self._cell(labels)[0] += amount
+        (self._cells.get(labels) or self._cell(labels))[0] += amount
 
     def value(self, *labels: str) -> float:
         """Return the current value; 0 if none was recorded."""
@@ -187,11 +187,13 @@ class Histogram(_Instrument[_Distribution]):
 
     def record(self, value: float, *labels: str) -> None:
         """Record a value."""
-        cell = self._cell(labels)
+        cell = self._cells.get(labels) or self._cell(labels)
         cell.counts[bisect_left(self.bounds, value)] += 1
         cell.sum += value
-        cell.least = min(cell.least, value)
-        cell.most = max(cell.most, value)
+        if value < cell.least:  # noqa: PLR1730 - min() and max() would cost more than all the rest
+            cell.least = value
+        if value > cell.most:  # noqa: PLR1730
+            cell.most = value
 
     def exemplify(self, value: float, trace_id: int, span_id: int, *labels: str) -> None:
         """Attach an exemplar to a recorded value: the span in which the value was measured."""
