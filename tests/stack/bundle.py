@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Final
 
 import httpx2
@@ -17,6 +17,8 @@ from mcp.client.streamable_http import streamable_http_client
 from testcontainers.compose import DockerCompose
 
 from tests.agents import Agent
+from tests.stack.evidence import folder_of, leave, machine
+from tests.stack.turns import ARRIVALS, EVALUATIONS, EXPECTED_AGAIN, TURNS, Times, Turns, Vain, eventually
 
 ROOT: Final = Path(__file__).parent.parent.parent
 HERE: Final = Path("tests/stack")
@@ -35,16 +37,25 @@ PORTS: Final = (
 )
 
 
+# No machine is so slow: a command or a request that takes longer hangs.
+COMMAND_S: Final = 900
+ANSWER_S: Final = 60
+# `up --wait` fails when something becomes unhealthy. So a service may take as long as it needs to become healthy; after that,
+# what ships decides again how many of its checks may fail.
+PATIENT: Final = {"start_period": f"{COMMAND_S}s", "timeout": f"{ANSWER_S}s"}
+LATEST: Final = 5
+
+
 class Failed(AssertionError):
     """A command failed. The message contains its output."""
 
 
-def run(*command: str, timeout_s: float = 300, cwd: Path = ROOT) -> str:
-    """Run a command and return its output. Raises Failed on a non-zero exit status or a timeout."""
+def run(*command: str, cwd: Path = ROOT) -> str:
+    """Run a command and return its output. Raises Failed on a non-zero exit status, or if it hangs."""
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"{' '.join(command)}: not done after {timeout_s:.0f} s") from error
+        raise Failed(f"{' '.join(command)}: not done after {COMMAND_S} s") from error
     if done.returncode != 0:
         raise Failed(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout
@@ -53,8 +64,8 @@ def run(*command: str, timeout_s: float = 300, cwd: Path = ROOT) -> str:
 def docker_answers() -> bool:
     """Whether a Docker engine with Compose is available."""
     try:
-        run("docker", "version", timeout_s=10)
-        run("docker", "compose", "version", timeout_s=10)
+        run("docker", "version")
+        run("docker", "compose", "version")
     except (Failed, FileNotFoundError):
         return False
     return True
@@ -63,10 +74,10 @@ def docker_answers() -> bool:
 def image_at_hand(image: str) -> bool:
     """Whether an image exists locally or can be pulled."""
     try:
-        run("docker", "image", "inspect", image, timeout_s=10)
+        run("docker", "image", "inspect", image)
     except Failed:
         try:
-            run("docker", "pull", "-q", image, timeout_s=300)
+            run("docker", "pull", "-q", image)
         except Failed:
             return False
     return True
@@ -76,7 +87,7 @@ def shipped(*profiles: str) -> dict[str, Any]:
     """compose.yaml as Compose resolves it, without the overlays of the tests and without a local .env."""
     chosen = [word for name in profiles for word in ("--profile", name)]
     command = ["docker", "compose", "-f", "compose.yaml", "--env-file", "/dev/null", *chosen, "config", "--format", "json"]
-    return json.loads(run(*command, timeout_s=30))
+    return json.loads(run(*command))
 
 
 # Below the ephemeral range, with a separate range per process: stacks start in parallel, and a port that is free now must
@@ -101,6 +112,8 @@ class Stack:
         self.project = project
         self.given = folder / "given"
         self.given.mkdir()
+        self.turns_s: list[float] = []  # how many seconds each of the latest turns took, as far as a wait has looked
+        self.evidence: dict[str, Callable[[], Any]] = {}  # what else a failed test leaves, by file name
         self.settings = {
             "COMPOSE_PROJECT_NAME": project,
             "SECRETS_DIR": str(self.given),
@@ -110,14 +123,16 @@ class Stack:
         }
         env_file = folder / "env"
         env_file.write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
-        files = ["compose.yaml", *(str(HERE / name) for name in overlays)]
+        patient = folder / "patient.json"
+        patient.write_text(json.dumps({"services": {name: {"healthcheck": PATIENT} for name in _checked()}}))
+        files = ["compose.yaml", *(str(HERE / name) for name in overlays), str(patient)]
         # One client, because each loads all CA certificates; no keep-alive, because services restart between requests.
-        self._http = httpx2.Client(timeout=10, limits=httpx2.Limits(max_keepalive_connections=0))
+        self._http = httpx2.Client(timeout=ANSWER_S, limits=httpx2.Limits(max_keepalive_connections=0))
         self._compose = DockerCompose(ROOT, compose_file_name=files, env_file=str(env_file), wait=True)
 
-    def compose(self, *arguments: str, timeout_s: float = 300) -> str:
+    def compose(self, *arguments: str) -> str:
         """Run `docker compose` and return its output."""
-        return run(*self._compose.docker_compose_command(), *arguments, timeout_s=timeout_s)
+        return run(*self._compose.docker_compose_command(), *arguments)
 
     def up(self, *more: str) -> float:
         """Start everything and wait until it is healthy. Returns the seconds that it took."""
@@ -147,6 +162,56 @@ class Stack:
         """The log lines of the last hour, each with its labels and structured metadata."""
         found = self.get("LOKI_PORT", "/loki/api/v1/query_range", query=query, since="1h", limit="5000")["data"]["result"]
         return [{**stream["stream"], "line": line} for stream in found for _, line in stream["values"]]
+
+    def eventually(self, what: Callable[[], Any], most: int = TURNS, show: Callable[[], Any] = str) -> Any:
+        """Call `what()` until it returns something true, and return that. Failed requests and commands are retried.
+
+        Fails after `most` turns of this stack, and leaves the evidence in a folder that it names.
+        """
+        turns = self.turns()
+        try:
+            return eventually(what, show=show, turns=turns, most=most, retried=(httpx2.HTTPError, Failed))
+        except Vain as vain:
+            vain.add_note(f"what is needed to understand it is in {self.leave_evidence()}")
+            raise
+        finally:
+            self.turns_s = [*self.turns_s, *turns.took_s][-LATEST:]
+
+    def turns(self) -> Turns:
+        """Counts the turns of this stack from now on."""
+        return Turns(self._seen)
+
+    def leave_evidence(self) -> Path:
+        """Write what is needed to understand a failure of the running test. Returns the folder."""
+        parts: dict[str, Callable[[], Any]] = {
+            "machine.txt": machine,
+            "containers.json": lambda: [
+                {"name": it["Name"], "state": it["State"], "restarts": it["RestartCount"]} for it in self.containers()
+            ],
+            "usage.txt": lambda: run(
+                "docker", "stats", "--no-stream", *(it["Name"][1:] for it in self.containers() if it["State"]["Running"])
+            ),
+            "rules.json": lambda: self.get("PROMETHEUS_PORT", "/api/v1/rules"),
+            "alerts.json": lambda: self.get("PROMETHEUS_PORT", "/api/v1/alerts"),
+            "targets.json": lambda: self.get("PROMETHEUS_PORT", "/api/v1/targets"),
+            "alertmanager.json": lambda: self.get("ALERTMANAGER_PORT", "/api/v2/alerts/groups"),
+            "health.json": lambda: self.get("HANDOFF_OPS_PORT", "/health"),
+            "stored-alerts.txt": lambda: self.sql("SELECT * FROM reporting.alert ORDER BY starts_at DESC LIMIT 200"),
+            **self.evidence,
+        }
+        for it in self.compose("config", "--services").split():
+            parts[f"logs-{it}.txt"] = lambda it=it: self.compose("logs", "--no-color", "--timestamps", "--tail=5000", it)
+        return leave(parts, folder_of(os.environ.get("PYTEST_CURRENT_TEST", self.project)))
+
+    def _seen(self) -> tuple[Times, Times]:
+        """When anything last arrived in Prometheus, and when each group of rules was last evaluated."""
+        found = self.get(
+            "PROMETHEUS_PORT", "/api/v1/query", query=f"{ARRIVALS} or {EVALUATIONS}", lookback_delta=EXPECTED_AGAIN
+        )
+        times: dict[bool, dict[str, float]] = {False: {}, True: {}}
+        for it in found["data"]["result"]:
+            times["rule_group" in it["metric"]][str(it["metric"])] = float(it["value"][1])
+        return times[False], times[True]
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:
         """The spans of a trace; empty if the trace is unknown."""
@@ -199,28 +264,20 @@ class Stack:
         """An MCP client that uses a token."""
         headers = {"Authorization": f"Bearer {token}"}
         async with (
-            httpx2.AsyncClient(headers=headers, timeout=40) as http,
+            httpx2.AsyncClient(headers=headers, timeout=ANSWER_S) as http,
             Client(streamable_http_client(self.url("HANDOFF_PORT", "/mcp"), http_client=http)) as client,
         ):
             yield Agent(client)
 
 
+def _checked() -> list[str]:
+    """The services with a health check, which those of our own image bring along."""
+    checks = {
+        name: it.get("healthcheck", {"disable": not it["image"].startswith("handoff:")})
+        for name, it in shipped("*")["services"].items()
+    }
+    return [name for name, check in checks.items() if not check.get("disable")]
+
+
 def _each(statements: Sequence[str]) -> list[str]:
     return [word for statement in statements for word in ("-c", statement)]
-
-
-def eventually(what: Callable[[], Any], within_s: float = 40, show: Callable[[], Any] = str) -> Any:
-    """Call `what()` until it returns something true, and return that. Failed requests are retried.
-
-    After `within_s` seconds it fails, with the result of `show()` in the message.
-    """
-    give_up = monotonic() + within_s
-    while True:
-        try:
-            found = what()
-        except httpx2.HTTPError:
-            found = None
-        if found:
-            return found
-        assert monotonic() < give_up, f"nothing after {within_s:.0f} s {show()}"
-        sleep(0.5)

@@ -1,7 +1,6 @@
 """Stacks started from scratch: one per run, and one for the drills. The summary says when Grafana's image is missing."""
 
 import hashlib
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,11 +18,22 @@ _said = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    limit_s = 600 + 4 * PACES[str(config.getoption("pace"))].within_s
+    limit_s = PACES[str(config.getoption("pace"))].hung_s
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.stack)
-            item.add_marker(pytest.mark.timeout(limit_s))  # the first test also starts the stack
+            item.add_marker(pytest.mark.timeout(limit_s))  # each of its waits ends earlier, and says for what
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """When a test fails, leave the evidence of its stacks in a folder, and name that in the report."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for stack in dict.fromkeys(getattr(it, "stack", it) for it in item.funcargs.values()):
+            if isinstance(stack, Stack):
+                report.sections.append(("Evidence", f"What is needed to understand it is in {stack.leave_evidence()}"))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -80,7 +90,7 @@ def started(images: dict[str, str], say: Callable[[str], None]) -> Start:
             say(f"{project}: healthy {stack.up():.1f} s after `up`, from scratch, with the image already built")
             yield stack
         except BaseException:
-            print(re.sub(r"\n+", "\n", stack.compose("logs", "--tail=20")))
+            print(f"What is needed to understand it is in {stack.leave_evidence()}")
             raise
         finally:
             stack.down("--volumes")

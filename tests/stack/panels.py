@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx2
 
-from tests.stack.bundle import ROOT, Stack
+from tests.stack.bundle import ANSWER_S, ROOT, Stack
 
 DASHBOARDS: Final = ROOT / "grafana" / "dashboards"
 SHOWN_S: Final = 900  # now-15m to now
@@ -152,7 +152,7 @@ class Grafana:
     """The same queries through Grafana's API."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=30)  # the address contains the credentials
+        self._http = httpx2.Client(base_url=url, timeout=ANSWER_S)  # the address contains the credentials
 
     def dashboard(self, uid: str) -> Json:
         """A dashboard as provisioned in Grafana."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import free_port, start, stop, wait_until_ready
 from tests.requests import body, headers
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import ANSWER_S, Stack
 from tests.stack.conftest import ADA_TOKEN
 
 QUERIES = (
@@ -48,7 +48,7 @@ async def test_a_promql_query_returns_the_same_for_pushed_and_scraped_metrics(st
         def both(query: str = query % this) -> str:
             return f"{query}: {[answer(stack, query, port) for port in ('PROMETHEUS_PORT', 'PROMETHEUS_SCRAPE_PORT')]}"
 
-        eventually(alike, within_s=60, show=both)
+        stack.eventually(alike, show=both)
 
 
 async def test_records_dropped_during_a_collector_outage_are_counted_exactly(
@@ -70,13 +70,13 @@ async def test_records_dropped_during_a_collector_outage_are_counted_exactly(
         stack.compose("start", "otel-collector")
 
     def figure(which: str) -> float:
-        text = httpx2.get(f"http://127.0.0.1:{ops}/metrics", timeout=5).text
+        text = httpx2.get(f"http://127.0.0.1:{ops}/metrics", timeout=ANSWER_S).text
         lines: list[Any] = [
             it for it in text.splitlines() if it.startswith(f"handoff_telemetry_{which}") and 'signal="logs"' in it
         ]
         return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
 
-    eventually(lambda: figure("queue") == 0 and figure("sent_total") > 0, within_s=60)
+    stack.eventually(lambda: figure("queue") == 0 and figure("sent_total") > 0)
     sent, dropped = figure("sent_total"), figure("dropped_total")
     printed = stop(service)
     written = sum(line.startswith('{"time"') for line in printed.splitlines())
@@ -89,5 +89,5 @@ async def test_records_dropped_during_a_collector_outage_are_counted_exactly(
         found = stack.get("LOKI_PORT", "/loki/api/v1/query", query=count)["data"]["result"]
         return int(found[0]["value"][1]) if found else 0
 
-    eventually(lambda: sent <= arrived() <= sent + said_later, within_s=60, show=lambda: (arrived(), sent, said_later))
+    stack.eventually(lambda: sent <= arrived() <= sent + said_later, show=lambda: (arrived(), sent, said_later))
     print(f"{written} lines written, {sent:.0f} sent, {arrived()} received, {dropped:.0f} dropped and counted")

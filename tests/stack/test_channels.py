@@ -15,9 +15,10 @@ import httpx2
 import pytest
 import yaml
 
-from tests.stack.bundle import ROOT, Failed, Stack, eventually, free_ports, run, shipped
+from tests.stack.bundle import ANSWER_S, ROOT, Failed, Stack, free_ports, run, shipped
 from tests.stack.catchers import Caught, catchers
 from tests.stack.test_secrets import READERS
+from tests.stack.turns import eventually
 
 KEY: Final = "a-routing-key-of-32-characters-xx"
 USER: Final = 'handoff: it\'s "me" #1 \\1 & | %s'
@@ -105,18 +106,18 @@ class Alertmanager:
                             "dashboard_url": DASHBOARD, "runbook_url": runbook},
             "startsAt": began.isoformat(), "endsAt": (datetime.now(UTC) + timedelta(hours=0 if resolved else 1)).isoformat(),
         }  # fmt: skip
-        httpx2.post(f"{self.url}/api/v2/alerts", json=[alert], timeout=5).raise_for_status()
+        httpx2.post(f"{self.url}/api/v2/alerts", json=[alert], timeout=ANSWER_S).raise_for_status()
 
     def alerts(self, link: str) -> list[str]:
         """The summaries of the alerts that a silence created through this link would match."""
         matchers = re.findall(r'\w+="(?:[^"\\]|\\.)*"', unquote(link.partition("/#/silences/new?filter=")[2]))
         assert len(matchers) == 4, link
-        found = httpx2.get(f"{self.url}/api/v2/alerts", params=[("filter", it) for it in matchers], timeout=5).json()
+        found = httpx2.get(f"{self.url}/api/v2/alerts", params=[("filter", it) for it in matchers], timeout=ANSWER_S).json()
         return [it["annotations"]["summary"] for it in found]
 
     def counted(self, name: str, *labels: str) -> float:
         """One of Alertmanager's counters, summed over the series that have these labels."""
-        lines = httpx2.get(f"{self.url}/metrics", timeout=5).text.splitlines()
+        lines = httpx2.get(f"{self.url}/metrics", timeout=ANSWER_S).text.splitlines()
         return sum(
             float(it.split()[-1]) for it in lines if it.startswith(f"{name}{{") and all(label in it for label in labels)
         )
@@ -147,7 +148,9 @@ def running(stack: Stack, caught: Caught, given: Mapping[str, str], quiet: dict[
     run("docker", "run", "--rm", "--detach", "--name", name, *options, *volumes, it["image"], *command)
     try:
         url = f"http://127.0.0.1:{port}"
-        eventually(lambda: httpx2.get(f"{url}/-/ready", timeout=2).is_success, show=lambda: run("docker", "logs", name))
+        eventually(
+            lambda: httpx2.get(f"{url}/-/ready", timeout=ANSWER_S).is_success, show=lambda: run("docker", "logs", name)
+        )
         yield Alertmanager(url)
     finally:
         run("docker", "rm", "--force", name)
@@ -265,7 +268,7 @@ def test_a_warning_at_night_waits_until_morning_but_is_in_the_history_at_once(al
         assert alertmanager.counted("alertmanager_notifications_suppressed_total", 'reason="mute_time_interval"')
         assert caught.summaries("/webhook") == ["it cannot wait"]
         assert datetime.now(UTC).minute == now.minute, "too slow: the night ended before the check"
-        eventually(lambda: len(caught.summaries("/webhook")) > 1 and len(caught.mails) > 1, within_s=70)
+        eventually(lambda: len(caught.summaries("/webhook")) > 1 and len(caught.mails) > 1)
     assert caught.summaries("/webhook") == ["it cannot wait", "it can wait"]
     assert len(caught.calls["/slack"]) == len(caught.mails) == 2
     assert len(caught.calls["/pagerduty"]) == 1

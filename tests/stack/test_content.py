@@ -7,7 +7,7 @@ import pytest
 
 from handoff.server.catalog import TOOLS
 from tests.agents import Agent
-from tests.stack.bundle import Failed, Stack, eventually
+from tests.stack.bundle import ANSWER_S, Failed, Stack
 from tests.stack.conftest import ADA_TOKEN
 
 WORD = "rosebudrosebud"
@@ -55,10 +55,10 @@ async def test_a_word_that_passes_through_every_tool_is_found_only_in_postgres(s
         mark = await ada.session("ada")
         await ada.says(mark, "when this line has arrived, so have all earlier ones", "ada")
         said = time()
-    (last,) = eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | session="{mark}"'))
-    eventually(lambda: stack.trace(last["trace_id"]))
+    (last,) = stack.eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | session="{mark}"'))
+    stack.eventually(lambda: stack.trace(last["trace_id"]))
     counted = 'mcp_server_operation_duration_seconds_count{gen_ai_tool_name="update_context"}'
-    eventually(lambda: stack.promql(f"timestamp({counted}) > {said}"))
+    stack.eventually(lambda: stack.promql(f"timestamp({counted}) > {said}"))
 
     dump = stack.compose("exec", "-T", "postgres", "pg_dumpall", "-h", "/var/run/postgresql", "-U", "postgres")
     assert dump.count(WORD) >= 8, "the word is not in Postgres, so the test proves nothing"
@@ -66,7 +66,7 @@ async def test_a_word_that_passes_through_every_tool_is_found_only_in_postgres(s
     assert WORD not in stack.compose("logs", "--no-log-prefix", "--tail=20000")
     assert stack.logql(f'{{service_name=~".+"}} |= "{WORD}"') == []
     everything = httpx2.get(
-        stack.url("PROMETHEUS_PORT", "/federate"), params={"match[]": '{__name__=~".+"}'}, timeout=30
+        stack.url("PROMETHEUS_PORT", "/federate"), params={"match[]": '{__name__=~".+"}'}, timeout=ANSWER_S
     ).text
     assert "mcp_server_operation_duration_seconds_count" in everything
     assert WORD not in everything

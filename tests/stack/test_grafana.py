@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import yaml
 
-from tests.stack.bundle import ROOT, Stack
+from tests.stack.bundle import ANSWER_S, ROOT, Stack
 from tests.stack.conftest import GRAFANA_LEFT_OUT
 
 PROVISIONING = ROOT / "grafana" / "provisioning"
@@ -118,8 +118,10 @@ def test_a_password_is_required_and_nothing_is_fetched_or_reported(section: str,
 def test_a_live_grafana_reaches_every_data_source(stack: Stack, left_out: set[str]) -> None:
     if "grafana" in left_out:
         pytest.skip(GRAFANA_LEFT_OUT)
-    assert httpx2.get(stack.url("GRAFANA_PORT", "/api/datasources"), timeout=10).status_code == 401
+    assert httpx2.get(stack.url("GRAFANA_PORT", "/api/datasources"), timeout=ANSWER_S).status_code == 401
     signed_in = ("admin", stack.secret("grafana-admin"))
     for uid in sources():
-        answer = httpx2.get(stack.url("GRAFANA_PORT", f"/api/datasources/uid/{uid}/health"), auth=signed_in, timeout=30)
+        answer = httpx2.get(
+            stack.url("GRAFANA_PORT", f"/api/datasources/uid/{uid}/health"), auth=signed_in, timeout=ANSWER_S
+        )
         assert answer.json()["status"] == "OK", answer.text

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 import pytest
 
 from tests.stack import panels
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import Stack
 from tests.stack.conftest import GRAFANA_LEFT_OUT
 from tests.stack.panels import Grafana, Json, Question, Sources, dashboards, questions, variables
 
@@ -43,7 +43,7 @@ def test_every_panel_has_data_while_the_demo_runs(demo: Stack, say: Callable[[st
             offered[uid] = {name: sources.values(it) for name, it in variables(page).items() if it["type"] != "textbox"}
         return all(it for found in offered.values() for it in found.values())
 
-    eventually(all_offer, within_s=120, show=lambda: offered)
+    demo.eventually(all_offer, show=lambda: offered)
     for uid, page in pages.items():
         waiting += [(it, *everything(page, offered[uid])) for it in questions(page)]
     total = len(waiting)
@@ -53,7 +53,7 @@ def test_every_panel_has_data_while_the_demo_runs(demo: Stack, say: Callable[[st
         waiting[:] = [it for it in waiting if not sources.answers(*it) and not it[0].may_be_empty]
         return not waiting
 
-    eventually(answered, within_s=300, show=lambda: [str(it[0]) for it in waiting])
+    demo.eventually(answered, most=10, show=lambda: [str(it[0]) for it in waiting])
     bare = sum(not sources.answers(*it) for it in empty)
 
     # Each value of each variable alone, then several together: no query is refused, and some panel has data for it.
@@ -93,4 +93,4 @@ def test_every_panel_has_data_through_grafana(demo: Stack, left_out: set[str]) -
         waiting[:] = [it for it in waiting if not grafana.answers(*it) and not it[0].may_be_empty]
         return not waiting
 
-    eventually(answered, within_s=300, show=lambda: [str(it[0]) for it in waiting])
+    demo.eventually(answered, most=10, show=lambda: [str(it[0]) for it in waiting])

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import httpx2
 import pytest
 
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import ANSWER_S, Stack
 from tests.stack.conftest import ADA_TOKEN
 
 
@@ -29,7 +29,7 @@ def test_the_agents_of_the_demo_may_call_only_while_its_profile_is_on(stack: Sta
     assert len(agents) > 5
     demos = "|".join(agents[3:])
     calls = f'{{service_name="handoff"}} | json | event="tool.call" | outcome="ok" | agent=~"{demos}"'
-    eventually(lambda: len({it["agent"] for it in stack.logql(calls)}) > 2, within_s=90)
+    stack.eventually(lambda: len({it["agent"] for it in stack.logql(calls)}) > 2)
     stack.compose("--profile", "demo", "stop", "demo")
     stack.up()
     assert may_call(stack) == ["ada", "operator", "alertmanager"]
@@ -44,10 +44,10 @@ async def test_two_services_answer_behind_one_address_and_one_alone_is_enough(st
             for _ in range(6):
                 await ada.says(session, "hello", "ada")
             answered = 'haproxy_server_http_responses_total{code="2xx"} > 0'
-            eventually(lambda: {it["metric"]["server"] for it in stack.promql(answered)} == {"one", "two"}, within_s=60)
+            stack.eventually(lambda: {it["metric"]["server"] for it in stack.promql(answered)} == {"one", "two"})
             stack.compose("stop", "service")
             await ada.says(session, "still here?", "ada")
     finally:
         stack.settings["HANDOFF_PORT"] = direct
     with pytest.raises(httpx2.HTTPError):
-        httpx2.get(stack.url("HANDOFF_PORT", "/healthz"), timeout=2)
+        httpx2.get(stack.url("HANDOFF_PORT", "/healthz"), timeout=ANSWER_S)

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import Stack
 
 SECRET = "plantedplanted42"
 ATTRIBUTES = {
@@ -67,9 +67,9 @@ def test_secrets_in_telemetry_reach_no_back_end_whoever_sends_them(stack: Stack)
     point.attributes.extend(pairs({}))
     send(stack, "metrics", metrics)
 
-    trace = str(eventually(lambda: stack.trace(trace_id.hex)))
-    line = str(eventually(lambda: stack.logql(f'{{service_name="{name}"}}')))
-    series = str(eventually(lambda: stack.promql(f'planted{{service_name="{name}"}}')))
+    trace = str(stack.eventually(lambda: stack.trace(trace_id.hex)))
+    line = str(stack.eventually(lambda: stack.logql(f'{{service_name="{name}"}}')))
+    series = str(stack.eventually(lambda: stack.promql(f'planted{{service_name="{name}"}}')))
     for shown in (trace, line, series):
         assert "harmless" in shown.replace("harmless_", "harmless."), "other attributes must not be lost"
         assert SECRET not in shown

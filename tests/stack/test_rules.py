@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.stack import quiet
-from tests.stack.bundle import ROOT, Stack, eventually, run
+from tests.stack.bundle import ROOT, Stack, run
 from tests.stack.conftest import ADA_TOKEN
 from tests.stack.rules import (
     FOREIGN,
@@ -50,7 +50,7 @@ def test_every_alert_fires_when_it_should_and_stays_quiet_when_it_should(images:
     inside = [f"/etc/prometheus/tests/{file.name}" for file in files]
     mounted = ["-v", f"{ROOT}/prometheus:/etc/prometheus:ro", "--entrypoint=promtool", images["prometheus"]]
     command = ("docker", "run", "--rm", "--network=none", *mounted, "test", "rules", *inside)
-    said = run(*command, timeout_s=900)  # 2 minutes of CPU, on processors that other stacks use too
+    said = run(*command)  # 2 minutes of CPU, on processors that other stacks use too
     assert said.count("SUCCESS") == len(files)
     tests = [it for file in files for it in yaml.safe_load(file.read_text())["tests"]]
     cases = [case for it in tests for case in it.get("alert_rule_test", ())]
@@ -188,9 +188,9 @@ async def test_all_rules_are_evaluated_and_the_external_metrics_they_use_exist(s
         await ada.offer(await ada.session("ada"), "operator", "ada")
     groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     assert {rule["name"] for group in groups for rule in group["rules"]} >= set(alerts())
-    eventually(lambda: stack.promql("handoff:threshold"))
+    stack.eventually(lambda: stack.promql("handoff:threshold"))
     for name in sorted((FOREIGN & named_by_rules()) | ONLY_IN_THE_RUNBOOK):
-        eventually(lambda name=name: stack.promql(name), within_s=60, show=lambda name=name: name)
+        stack.eventually(lambda name=name: stack.promql(name), show=lambda name=name: name)
     groups = stack.get("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     broken = [(rule["name"], rule["lastError"]) for group in groups for rule in group["rules"] if rule.get("lastError")]
     assert broken == []
@@ -199,8 +199,8 @@ async def test_all_rules_are_evaluated_and_the_external_metrics_they_use_exist(s
 async def test_telemetry_counted_by_the_collector_is_not_counted_again_by_jaeger(stack: Stack) -> None:
     async with stack.agent(ADA_TOKEN) as ada:
         await ada.session("ada")
-    eventually(lambda: stack.promql('otelcol_receiver_accepted_spans_total{job="otel-collector"} > 0'), within_s=60)
-    eventually(lambda: stack.promql('otelcol_process_uptime_seconds_total{job="jaeger"} > 30'), within_s=60)
+    stack.eventually(lambda: stack.promql('otelcol_receiver_accepted_spans_total{job="otel-collector"} > 0'))
+    stack.eventually(lambda: stack.promql('otelcol_process_uptime_seconds_total{job="jaeger"} > 30'))
     counting = stack.promql('group by (job) ({__name__=~"otelcol_(receiver|processor|exporter)_.+"})')
     assert [it["metric"]["job"] for it in counting] == ["otel-collector"]
 

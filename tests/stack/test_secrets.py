@@ -6,7 +6,7 @@ import re
 import httpx2
 import pytest
 
-from tests.stack.bundle import ROOT, Failed, Stack, eventually, run, shipped
+from tests.stack.bundle import ANSWER_S, ROOT, Failed, Stack, run, shipped
 from tests.stack.conftest import ADA_TOKEN
 
 READERS = {  # volume: the services that mount it, and the user that owns its files
@@ -99,7 +99,7 @@ async def test_the_generated_operator_token_is_accepted_and_a_call_without_a_tok
     async with stack.agent(stack.secret("operator-token")) as operator:
         assert "sessions" in await operator.read("handoff://sessions")
     for headers in ({}, {"Authorization": "Bearer a guess"}):
-        assert httpx2.post(stack.url("HANDOFF_PORT", "/mcp"), headers=headers, json={}, timeout=5).status_code == 401
+        assert httpx2.post(stack.url("HANDOFF_PORT", "/mcp"), headers=headers, json={}, timeout=ANSWER_S).status_code == 401
 
 
 def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str, str]) -> None:
@@ -117,7 +117,7 @@ def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str,
         # The collector uses the new passwords too: with wrong ones its receivers would produce no new samples.
         for job in ("postgres", "redis"):
             fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > time() - 10'
-            eventually(lambda fresh=fresh: stack.promql(fresh))
+            stack.eventually(lambda fresh=fresh: stack.promql(fresh))
     finally:
         for name in given:
             (stack.given / name).unlink()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.agents import Agent
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import Stack
 from tests.stack.conftest import ADA_TOKEN
 
 COUNT = "mcp_server_operation_duration_seconds_count"
@@ -57,7 +57,7 @@ async def test_every_signal_of_every_service_arrives(stack: Stack, service: str,
     async with stack.agent(ADA_TOKEN) as ada:
         await write(ada)
     ask = stack.logql if signal == "log" else stack.promql
-    eventually(lambda: ask(ARRIVES[service, signal]))
+    stack.eventually(lambda: ask(ARRIVES[service, signal]))
 
 
 async def test_the_first_events_of_a_new_series_count_as_an_increase(stack: Stack) -> None:
@@ -67,8 +67,8 @@ async def test_the_first_events_of_a_new_series_count_as_an_increase(stack: Stac
     async with stack.agent(ADA_TOKEN) as ada:
         for _ in range(7):
             await ada.refused("accept_handoff", agent="ada", handoff_id=10**9)
-    eventually(lambda: stack.promql(f"{series} == 7"), within_s=60)
-    eventually(lambda: stack.promql(f"increase({series}[5m]) > 6.5"), show=lambda: stack.promql(f"{series}[5m]"))
+    stack.eventually(lambda: stack.promql(f"{series} == 7"))
+    stack.eventually(lambda: stack.promql(f"increase({series}[5m]) > 6.5"), show=lambda: stack.promql(f"{series}[5m]"))
 
 
 def test_a_restart_of_the_collector_does_not_make_external_counters_jump_up_from_zero(stack: Stack, back_up: None) -> None:
@@ -79,10 +79,10 @@ def test_a_restart_of_the_collector_does_not_make_external_counters_jump_up_from
         return [float(it["value"][1]) for name in counters for it in stack.promql(f"max(timestamp({name}))")]
 
     began = time.time()
-    eventually(lambda: len(newest()) == len(counters) and min(newest()) > began, show=newest)
+    stack.eventually(lambda: len(newest()) == len(counters) and min(newest()) > began, show=newest)
     stack.compose("restart", "otel-collector")
     up_again = time.time()
-    eventually(lambda: min(newest()) > up_again + 1, show=newest)
+    stack.eventually(lambda: min(newest()) > up_again + 1, show=newest)
     for name in counters:
         assert stack.promql(f"resets({name}[{time.time() - began:.0f}s]) > 0") == []
 
@@ -102,9 +102,9 @@ async def test_a_call_can_be_followed_from_metric_to_trace_to_log_line(stack: St
     def spans() -> set[tuple[str, str]]:
         return {(it["spanId"], it["name"]) for it in stack.trace(line["trace_id"])}
 
-    (line,) = eventually(lambda: lines_of(stack, session))
-    eventually(lambda: line["trace_id"] in exemplars(), show=exemplars)
-    eventually(lambda: (line["span_id"], "tools/call update_context") in spans(), show=spans)
+    (line,) = stack.eventually(lambda: lines_of(stack, session))
+    stack.eventually(lambda: line["trace_id"] in exemplars(), show=exemplars)
+    stack.eventually(lambda: (line["span_id"], "tools/call update_context") in spans(), show=spans)
 
 
 async def test_an_outage_of_all_back_ends_with_a_killed_collector_loses_nothing(
@@ -124,8 +124,8 @@ async def test_an_outage_of_all_back_ends_with_a_killed_collector_loses_nothing(
 
     async with stack.agent(ADA_TOKEN) as ada:
         session = await write(ada, 1)
-        eventually(lambda: logged() == 1)
-        eventually(counted)
+        stack.eventually(lambda: logged() == 1)
+        stack.eventually(counted)
         await asyncio.sleep(11)  # until all earlier calls have been counted
         before, written, over = counted(), 1, False
 
@@ -153,7 +153,7 @@ async def test_an_outage_of_all_back_ends_with_a_killed_collector_loses_nothing(
     def figures() -> tuple[int, int]:
         return logged(), counted() - before
 
-    eventually(lambda: figures() == (written, written - 1), within_s=90, show=figures)
+    stack.eventually(lambda: figures() == (written, written - 1), show=figures)
     lines = lines_of(stack, session)
     missing = [it["trace_id"] for it in lines]
 
@@ -161,5 +161,5 @@ async def test_an_outage_of_all_back_ends_with_a_killed_collector_loses_nothing(
         missing[:] = [it for it in missing if not stack.trace(it)]
         return not missing
 
-    eventually(all_found, within_s=120, show=lambda: missing)
+    stack.eventually(all_found, show=lambda: missing)
     say(f"{written} calls through an outage of {OUTAGE_S} s: all logged, counted, and {len(lines)} looked up as traces")

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.stack.bundle import Stack, eventually, run
+from tests.stack.bundle import ANSWER_S, Stack, run
 from tests.stack.conftest import ADA_TOKEN
 
 CALLS = "mcp_server_operation_duration_seconds_count"
@@ -34,7 +34,7 @@ def test_one_command_starts_it_from_scratch_and_everything_is_healthy(stack: Sta
             assert state.get("Health", {"Status": "healthy"})["Status"] == "healthy", name
     unwatched = {name for name, state in states(stack).items() if "Health" not in state} - ONE_SHOTS
     assert unwatched == {"otel-collector", "jaeger", "loki"}, "these have no shell, so `watch` checks them"
-    assert httpx2.get(stack.url("HANDOFF_PORT", "/readyz"), timeout=5).json() == {"status": "ready"}
+    assert httpx2.get(stack.url("HANDOFF_PORT", "/readyz"), timeout=ANSWER_S).json() == {"status": "ready"}
 
 
 def test_a_second_start_changes_nothing(stack: Stack) -> None:
@@ -52,14 +52,14 @@ async def test_down_and_up_loses_nothing(stack: Stack, back_up: None, say: Calla
         await ada.says(session, "This must be there tomorrow.", "ada")
         written = await ada.ok("get_context", session_key=session, view="entries")
     logged = f'{{service_name="handoff"}} | json | event="tool.call" | session="{session}"'
-    (line,) = eventually(lambda: [it for it in stack.logql(logged) if it["tool"] == "update_context"])
-    spans = eventually(lambda: stack.trace(line["trace_id"]))
+    (line,) = stack.eventually(lambda: [it for it in stack.logql(logged) if it["tool"] == "update_context"])
+    spans = stack.eventually(lambda: stack.trace(line["trace_id"]))
     calls = f'max_over_time({CALLS}{{{stack.instance()}, gen_ai_tool_name="update_context"}}[1h])'
 
     def counted() -> dict[str, float]:
         return {str(sorted(it["metric"].items())): float(it["value"][1]) for it in stack.promql(calls)}
 
-    before = eventually(counted)
+    before = stack.eventually(counted)
 
     stack.down()
     assert stack.containers_left() == ""
@@ -75,10 +75,10 @@ async def test_down_and_up_loses_nothing(stack: Stack, back_up: None, say: Calla
 
 def test_watch_becomes_unhealthy_with_what_it_watches_and_names_it(stack: Stack, back_up: None) -> None:
     stack.compose("stop", "jaeger")
-    ill = eventually(lambda: (it := states(stack)["watch"]["Health"])["Status"] == "unhealthy" and it)
+    ill = stack.eventually(lambda: (it := states(stack)["watch"]["Health"])["Status"] == "unhealthy" and it)
     assert "http://jaeger:13133/status does not answer" in ill["Log"][-1]["Output"]
     stack.compose("start", "jaeger")
-    eventually(lambda: states(stack)["watch"]["Health"]["Status"] == "healthy")
+    stack.eventually(lambda: states(stack)["watch"]["Health"]["Status"] == "healthy")
 
 
 def test_a_second_build_changes_nothing(stack: Stack) -> None:
@@ -103,8 +103,8 @@ def test_prometheus_discovers_every_process_and_stores_its_series_only_once(stac
         targets = stack.get("PROMETHEUS_PORT", "/api/v1/targets", scrapePool="handoff")["data"]["activeTargets"]
         return sorted(it["labels"]["kind"] for it in targets if it["health"] == "up")
 
-    eventually(lambda: found() == ["service", "worker"])
-    build = eventually(lambda: (it := stack.promql("handoff_build_info")) and len(it) >= 2 and it)
+    stack.eventually(lambda: found() == ["service", "worker"])
+    build = stack.eventually(lambda: (it := stack.promql("handoff_build_info")) and len(it) >= 2 and it)
     assert not [it for it in build if it["metric"]["instance"].endswith(":9464")], (
         "scraped series are stored as well as pushed ones"
     )
@@ -112,7 +112,7 @@ def test_prometheus_discovers_every_process_and_stores_its_series_only_once(stac
 
 def test_everything_that_has_metrics_is_scraped(stack: Stack, left_out: set[str]) -> None:
     expected = {"handoff", "prometheus", "alertmanager", "otel-collector", "jaeger", "loki", "grafana"} - left_out
-    eventually(lambda: {it["metric"]["job"] for it in stack.promql("up == 1")} == expected)
+    stack.eventually(lambda: {it["metric"]["job"] for it in stack.promql("up == 1")} == expected)
     of_the_host = ["system_memory_utilization_ratio", "system_filesystem_utilization_ratio"]
     for name in [*of_the_host, "postgresql_backends", "redis_memory_used_bytes"]:
-        eventually(lambda name=name: stack.promql(name))
+        stack.eventually(lambda name=name: stack.promql(name))

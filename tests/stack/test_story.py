@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.agents import Agent
-from tests.stack.bundle import Stack, eventually
+from tests.stack.bundle import Stack
 from tests.stack.conftest import ADA_TOKEN
 
 SENDER = ("5e4d" * 8, "a" * 16)
@@ -40,8 +40,8 @@ async def test_traces_show_a_handoff_as_sender_wait_and_receiver(stack: Stack) -
         named = {span["name"]: span for span in stack.trace(of[0])}
         return named if set(expected) <= set(named) else None
 
-    sent = eventually(lambda: story(SENDER, "tools/call request_handoff", "handoff wait", "handoff work"))
-    received = eventually(lambda: story(RECEIVER, "tools/call accept_handoff", "tools/call resolve_handoff"))
+    sent = stack.eventually(lambda: story(SENDER, "tools/call request_handoff", "handoff wait", "handoff work"))
+    received = stack.eventually(lambda: story(RECEIVER, "tools/call accept_handoff", "tools/call resolve_handoff"))
     offered, wait, work = (sent[name] for name in ("tools/call request_handoff", "handoff wait", "handoff work"))
     accepted, completed = received["tools/call accept_handoff"], received["tools/call resolve_handoff"]
     assert offered["parentSpanId"] == SENDER[1]

@@ -33,7 +33,9 @@ def drill(started: Start, folder: Path, say: Callable[[str], None], pytestconfig
         Caller(stack, stack.secret("operator-token")) as operator,
         again_and_again(work_of(ada), threads=2),
     ):
-        drill = Drill(stack, pace, ada, operator)
+        drill = Drill(stack, folder, pace, ada, operator)
+        turns = stack.turns()
+        drill.wait(lambda: turns.look() >= 3)  # so that the first drill, too, knows how long a turn takes here
         sleep(pace.usual_s)
         yield drill
         for line in table(drill.measured, pace):

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from time import monotonic, sleep, time
+from pathlib import Path
+from statistics import median
+from time import time
 from typing import Any, Final
 
-import httpx2
-
-from tests.stack.bundle import Failed, Stack
+from tests.stack.bundle import Stack
 from tests.stack.drills.agents import Caller
-from tests.stack.drills.pace import Pace
+from tests.stack.drills.pace import Pace, slowness, write_rules
 from tests.stack.rules import alerts
 
 # received_at is the time of the first notification; it is after the repair if nothing could be delivered during the fault.
@@ -71,15 +71,26 @@ class Page:
 class Drill:
     """A stack into which faults are injected, and the measurements."""
 
-    def __init__(self, stack: Stack, pace: Pace, ada: Caller, operator: Caller) -> None:
+    def __init__(self, stack: Stack, folder: Path, pace: Pace, ada: Caller, operator: Caller) -> None:
+        """`folder` is that of the configuration files which the stack reads."""
         self.stack = stack
         self.pace = pace
+        self.slow = 1  # how many times longer the durations of rules are than on a machine with time to spare
         self.ada = ada
         self.operator = operator
         self.measured: dict[str, Measured] = {}
         self.paged: list[Page] = []  # since the previous drill
         self._seen_until = time()
+        self._folder = folder
         self._password = stack.secret("database-grafana")
+        stack.evidence |= {
+            "notifications-received.json": lambda: stack.get("CATCHER_PORT", "/"),
+            "drill.json": lambda: {"slow": self.slow, "measured": {name: str(it) for name, it in self.measured.items()}},
+        }
+
+    def wait(self, what: Callable[[], Any], show: Callable[[], Any] = str) -> Any:
+        """Wait until `what()` returns something true, for as many turns of the stack as the pace allows."""
+        return self.stack.eventually(what, self.pace.turns, show)
 
     def active(self) -> set[str]:
         """The alerts that fire in Prometheus now, without the Watchdog."""
@@ -119,8 +130,21 @@ class Drill:
         return self.stack.get("HANDOFF_OPS_PORT", "/health")["components"]["alerting"]["status"]
 
     def rest(self) -> None:
-        """Wait until nothing fires."""
-        wait(lambda: not self.active(), self.pace.within_s, lambda: f"still active: {self.active()}")
+        """Wait until nothing fires, and let the rules take as long as this machine needs now."""
+        self.wait(lambda: not self.active(), lambda: f"still active: {self.active()}")
+        if not self.pace.quick:
+            return
+        slow = slowness(median(self.stack.turns_s or [0]))
+        if slow != self.slow:
+            self.slow, before = slow, self._loaded_at()
+            write_rules(self._folder / "prometheus", self.pace, slow)
+            self.stack.compose("kill", "--signal=HUP", "prometheus")
+            self.wait(lambda: self._loaded_at() > before)
+
+    def _loaded_at(self) -> float:
+        """When Prometheus last read its configuration, in Unix time."""
+        (found,) = self.stack.promql("prometheus_config_last_reload_success_timestamp_seconds")
+        return float(found["value"][1])
 
     def do(self, *stages: Sequence[Fault]) -> None:
         """Inject the faults of a stage together, and those of the next stage once the alerts of this one were notified.
@@ -156,7 +180,7 @@ class Drill:
             )
 
         settled = over if self.pace.until_over else lambda: names <= self.notified(since).keys()
-        wait(settled, self.pace.within_s, lambda: f"active {self.active()}, notified {self.notified(since)}")
+        self.wait(settled, lambda: f"active {self.active()}, notified {self.notified(since)}")
         self._measure(faults, since, began, {name: max(0.0, at - repaired[name]) for name, at in ended.items()})
         self._paged_once(faults)
 
@@ -168,7 +192,7 @@ class Drill:
             notified = names - late
             return (names - fired) | (notified - self.notified(since).keys() if notified else set())
 
-        wait(lambda: not missing(), self.pace.within_s, lambda: f"missing {missing()}, active {self.active()}")
+        self.wait(lambda: not missing(), lambda: f"missing {missing()}, active {self.active()}")
 
     def _measure(self, faults: Sequence[Fault], since: float, began: dict[str, float], over_s: dict[str, float]) -> None:
         notified = self.notified(since)
@@ -191,20 +215,5 @@ class Drill:
         assert set(paged) <= brought, f"unexpected pages: {set(paged) - brought}"
 
 
-def _now(holds: Callable[[], bool]) -> bool:
-    try:
-        return holds()
-    except (httpx2.HTTPError, Failed):  # the queried service is just restarting
-        return False
-
-
 def _note(times: dict[str, float], fault: Fault) -> None:
     times |= dict.fromkeys(fault.alerts, time())
-
-
-def wait(holds: Callable[[], bool], within_s: float, show: Callable[[], str]) -> None:
-    """Wait until `holds()` is true. After `within_s` seconds it fails, with the result of `show()` in the message."""
-    give_up = monotonic() + within_s
-    while not _now(holds):
-        assert monotonic() < give_up, f"not within {within_s:.0f} s: {show()}"
-        sleep(1)

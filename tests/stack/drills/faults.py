@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.stack.bundle import Stack, eventually, run
+from tests.stack.bundle import ANSWER_S, Stack, run
 from tests.stack.drills.agents import Caller, again_and_again, hands_to_and_fro
 
 BUSYBOX: Final = "busybox:1.37"
@@ -83,7 +83,7 @@ def hanging_proxy(stack: Stack) -> Generator[None]:
     scale = ("--profile", "scale")
     stack.compose(*scale, "up", "--detach", "--no-deps", "proxy")
     try:
-        eventually(lambda: stack.promql('up{job="proxy"} == 1'))
+        stack.eventually(lambda: stack.promql('up{job="proxy"} == 1'))
         with paused(stack, "proxy"):
             yield
     finally:
@@ -126,7 +126,7 @@ def locked(stack: Stack, table: str) -> Generator[None]:
     keep = f"BEGIN; SET application_name = 'by-hand'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
     psql = ("psql", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff")
     stack.compose("exec", "-T", "--detach", "postgres", *psql, "-c", keep)
-    eventually(lambda: stack.sql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"))
+    stack.eventually(lambda: stack.sql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"))
     try:
         yield
     finally:
@@ -271,7 +271,7 @@ def show_certificate(stack: Stack, days: float) -> None:
     )
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     shown = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    httpx2.put(stack.url("CATCHER_PORT", "/certificate"), content=private + shown, timeout=10).raise_for_status()
+    httpx2.put(stack.url("CATCHER_PORT", "/certificate"), content=private + shown, timeout=ANSWER_S).raise_for_status()
 
 
 @contextmanager
@@ -287,8 +287,8 @@ def certificate_of(stack: Stack, days: float) -> Generator[None]:
 @contextmanager
 def pager_refuses(stack: Stack) -> Generator[None]:
     """The receiver of pages refuses them."""
-    httpx2.put(stack.url("CATCHER_PORT", "/refuse"), timeout=10).raise_for_status()
+    httpx2.put(stack.url("CATCHER_PORT", "/refuse"), timeout=ANSWER_S).raise_for_status()
     try:
         yield
     finally:
-        httpx2.delete(stack.url("CATCHER_PORT", "/refuse"), timeout=10).raise_for_status()
+        httpx2.delete(stack.url("CATCHER_PORT", "/refuse"), timeout=ANSWER_S).raise_for_status()
