@@ -2,14 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from docs.source.markdown import code, escaped, table
-from handoff import store
 from handoff.operations import alerts as notifications
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
@@ -19,6 +16,7 @@ from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import entries
 from handoff.store import migrate as migrations
+from handoff.store.handoffs import WRITERS_MAX
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, Entry
 from handoff.tools.contract import Tool
@@ -53,7 +51,7 @@ def limits() -> str:
         ("an agent's or a capability's name", f"{_upper(of['get_context'], 'agent')} characters"),
         ("an idempotency key", f"{_upper(of['request_handoff'], 'idempotency_key')} characters"),
         ("capabilities per agent", _upper(of["get_inbox"], "capabilities")),
-        ("writers per session", _found(r"len\(writers\) > ([0-9]+)", _source_of(store))),
+        ("writers per session", _n(WRITERS_MAX)),
         ("a brief", f"{tokens}; {_n(of['get_context'].model_fields['token_budget'].default)} by default"),
         (
             "a lease",
@@ -121,10 +119,6 @@ def _found(pattern: str, text: str) -> str:
     if len(found) != 1:
         raise ValueError(f"{pattern} matches {len(found)} numbers: update docs/source/calls.py")
     return _n(int(found.pop()))
-
-
-def _source_of(package: ModuleType) -> str:
-    return "".join(path.read_text(encoding="utf-8") for folder in package.__path__ for path in Path(folder).glob("*.py"))
 
 
 def _indexed_chars() -> str:

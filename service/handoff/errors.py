@@ -54,6 +54,12 @@ class Unavailable(HandoffError):
     retryable = True
 
 
+class Busy(HandoffError):
+    """The caller uses its whole share of something that callers divide among them; the same call may succeed later."""
+
+    retryable = True
+
+
 def database_unavailable() -> Unavailable:
     """Return the error for a database that did not answer. For a write, callers receive `outcome_unknown` instead."""
     return Unavailable(

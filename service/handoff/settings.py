@@ -92,6 +92,14 @@ class Settings(BaseSettings):
         description="Number of lapsed leases after which a handoff is still offered again; the next lapse expires it.",
     )
 
+    offers_per_target_max: int = Field(
+        default=20,
+        ge=1,
+        le=10_000,
+        description="Maximum number of open offers from one sender to the same agent or capability, so that no sender fills "
+        "an inbox alone; further ones are refused.",
+    )
+
     # Postgres
     pool_size: int = Field(
         default=8,

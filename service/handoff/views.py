@@ -6,9 +6,9 @@ from asyncpg import Record
 
 from handoff import brief, cache
 from handoff.context import App
-from handoff.encoding import to_cursor
+from handoff.encoding import from_cursor, to_cursor
 from handoff.model import ENTRY_TYPES, HELD_STATES
-from handoff.store import entries, handoffs, sessions
+from handoff.store import entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
 from handoff.telemetry import metrics
 
@@ -39,31 +39,41 @@ NEXT: Final[dict[tuple[str, str], str]] = {
 }
 
 
-async def brief_of(app: App, session_key: str, viewer: str | None, token_budget: int) -> tuple[Record, dict[str, Any]]:
-    """Return the session and its brief from the same snapshot. Raises NotFound if `viewer` may not read the session."""
-    async with snapshot(app.pool) as conn:
-        session = await sessions.see(conn, session_key, viewer)
-        key = cache.brief_key(dict(session), token_budget)
-        composed = await app.cache.get(key)
-        if composed is None:
+async def brief_of(
+    app: App, session_key: str, viewer: str | None, token_budget: int, *, just_changed: bool = False
+) -> tuple[Record, dict[str, Any]]:
+    """Return the session and its brief, of the same state. Raises NotFound if `viewer` may not read the session.
+
+    `just_changed` says that the caller has changed the session, so that the cache can't have its brief yet.
+    """
+    session: Record | None = None
+    composed: dict[str, Any] | None = None
+    if not just_changed:
+        async with connection(app.pool) as conn:
+            session = await sessions.see(conn, session_key, viewer)
+        composed = await app.cache.get(cache.brief_key(dict(session), token_budget))
+    if session is None or composed is None:
+        async with snapshot(app.pool) as conn:
+            session = await sessions.see(conn, session_key, viewer)
             composed = await _compose(conn, session, token_budget)
-            await app.cache.put(key, composed, cache.BRIEF_TTL_S)
+        await app.cache.put(cache.brief_key(dict(session), token_budget), composed, cache.BRIEF_TTL_S)
     metrics.brief_returned(composed)
     return session, composed
 
 
 async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str, Any]:
-    """Return a summary of the session from one snapshot: participants, handoffs, counts, duration and key points.
+    """Return a summary of the session, of one state of it: participants, handoffs, counts, duration and key points.
 
     Raises NotFound if `viewer` may not read the session.
     """
-    async with snapshot(app.pool) as conn:
+    async with connection(app.pool) as conn:
         session = await sessions.see(conn, session_key, viewer)
-        key = cache.summary_key(dict(session))
-        summary = await app.cache.get(key)
-        if summary is None:
+    summary = await app.cache.get(cache.summary_key(dict(session)))
+    if summary is None:
+        async with snapshot(app.pool) as conn:
+            session = await sessions.see(conn, session_key, viewer)
             summary = await _summarise(conn, session)
-            await app.cache.put(key, summary, cache.SUMMARY_TTL_S)
+        await app.cache.put(cache.summary_key(dict(session)), summary, cache.SUMMARY_TTL_S)
     return summary
 
 
@@ -132,15 +142,27 @@ def _excerpt(row: Record) -> dict[str, Any]:
     return {"sequence": row["sequence"], "author": row["author"], "text": row["content"], "at": row["created_at"]}
 
 
-async def inbox_page(app: App, agent: str, after: tuple[Any, ...], limit: int) -> dict[str, Any]:
-    """Return a page of the agent's open handoffs after a position, with the cursor of the next page if there is one."""
-    async with connection(app.pool) as conn:
-        rows = await handoffs.inbox(conn, agent, after=(after[0], after[1]), limit=limit + 1)
-    page: dict[str, Any] = {"handoffs": [handoff_view(row, agent) for row in rows[:limit]]}
-    if len(rows) > limit:
-        last = rows[limit - 1]
-        page["next_cursor"] = to_cursor(last["priority"], last["id"])
+def inbox_view(found: inbox.Inbox, agent: str, limit: int, since: str | None = None) -> dict[str, Any]:
+    """Return a page of an inbox that was read with one row more than `limit`, and the next page's cursor if there is one.
+
+    `since` is the mark since which the page lists what is new; its cursor continues that list.
+    """
+    page: dict[str, Any] = {"handoffs": [handoff_view(row, agent) for row in found.rows[:limit]]}
+    if len(found.rows) > limit:
+        last = found.rows[limit - 1]
+        page["next_cursor"] = to_cursor(last["priority"], last["id"], since or "")
     return page
+
+
+def inbox_position(cursor: str | None) -> tuple[tuple[int, int], str | None]:
+    """Return the position (priority, id) in a cursor of `inbox_view`, and the mark since which its list is, if any.
+
+    Raises Invalid if the cursor is not one of an inbox.
+    """
+    if cursor is None:
+        return INBOX_START, None
+    priority, handoff_id, since = from_cursor(cursor, range(10), int, str)
+    return (priority, handoff_id), since or None
 
 
 def handoff_view(row: Record, viewer: str | None) -> dict[str, Any]:

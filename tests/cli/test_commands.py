@@ -194,6 +194,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0003_alerts.sql",
         "0004_processing_ms_nullable.sql",
         "0005_superseded_by.sql",
+        "0006_offered_since.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

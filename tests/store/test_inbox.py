@@ -12,8 +12,9 @@ from handoff.app import open_app
 from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
-from handoff.store import handoffs
-from tests.agents import Agent, until
+from handoff.store import inbox
+from handoff.tools.offers import INBOX_PAGE
+from tests.agents import Agent, all_of, until
 
 
 async def test_the_sender_of_an_offer_to_a_capability_cannot_accept_it(agent: Agent) -> None:
@@ -29,8 +30,13 @@ async def test_the_sender_of_an_offer_to_a_capability_cannot_accept_it(agent: Ag
 
 
 async def test_an_inbox_lists_urgent_handoffs_first_and_its_pages_have_no_gaps_or_repeats(agent: Agent) -> None:
-    key = await agent.session()
-    offered = [(await agent.offer(key, priority=number % 10), number % 10) for number in range(25)]
+    keys = {name: await agent.session(name) for name in ("alice", "adam")}
+    key = keys["alice"]
+    senders = [*keys] * 19
+    offered = [
+        (await agent.offer(keys[senders[number]], agent=senders[number], priority=number % 10), number % 10)
+        for number in range(38)
+    ]
     await agent.offer(key, "carol")
     held = offered[7][0]
     await agent.accept(held)
@@ -39,7 +45,7 @@ async def test_an_inbox_lists_urgent_handoffs_first_and_its_pages_have_no_gaps_o
     cursor: str | None = None
     while True:
         page = await agent.ok("get_inbox", agent="bob", cursor=cursor)
-        assert len(page["handoffs"]) <= 10
+        assert len(page["handoffs"]) <= INBOX_PAGE
         seen += [(row["handoff_id"], row["priority"]) for row in page["handoffs"]]
         cursor = page.get("next_cursor")
         if cursor is None:
@@ -63,7 +69,7 @@ async def test_an_inbox_of_three_kinds_has_no_gaps_or_repeats_while_it_changes(a
 
     first = await agent.ok("get_inbox", agent="bob")
     seen = [row["handoff_id"] for row in first["handoffs"]]
-    passed, coming = seen[0], expected[15][0]
+    passed, coming = seen[0], expected[30][0]
     await agent.offer(key, priority=9)  # its place is before the position of the cursor
     for gone in (passed, coming):
         state = (await agent.read(f"handoff://handoffs/{gone}"))["state"]
@@ -78,7 +84,7 @@ async def test_an_inbox_of_three_kinds_has_no_gaps_or_repeats_while_it_changes(a
         cursor = page.get("next_cursor")
 
     assert seen == [handoff_id for handoff_id, _ in expected if handoff_id != coming]
-    assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:10]]
+    assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:INBOX_PAGE]]
 
 
 async def test_an_inbox_matches_the_most_recently_declared_capabilities(agent: Agent) -> None:
@@ -86,17 +92,17 @@ async def test_an_inbox_matches_the_most_recently_declared_capabilities(agent: A
     target: dict[str, Any] = {"target_agent": None, "target_capability": "review"}
     handoff_id = await agent.offer(key, **target)
 
-    async def inbox(**arguments: Any) -> list[int]:
+    async def listed(**arguments: Any) -> list[int]:
         return [row["handoff_id"] for row in (await agent.ok("get_inbox", agent="bob", **arguments))["handoffs"]]
 
-    assert await inbox() == []
-    assert await inbox(capabilities=["review"]) == [handoff_id]
-    assert await inbox() == [handoff_id]
-    assert await inbox(capabilities=["build"]) == []
+    assert await listed() == []
+    assert await listed(capabilities=["review"]) == [handoff_id]
+    assert await listed() == [handoff_id]
+    assert await listed(capabilities=["build"]) == []
     assert (await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id))["code"] == "handoff_not_found"
-    assert await inbox(capabilities=["review"]) == [handoff_id]
+    assert await listed(capabilities=["review"]) == [handoff_id]
     await agent.accept(handoff_id)
-    assert await inbox(capabilities=[]) == [handoff_id]  # a handoff that is already held stays
+    assert await listed(capabilities=[]) == [handoff_id]  # a handoff that is already held stays
 
 
 async def test_a_waiting_call_is_woken_by_an_offer_made_through_another_process(settings: Settings, agent: Agent) -> None:
@@ -128,17 +134,17 @@ async def test_a_wait_ends_on_time_and_reads_the_inbox_only_when_notified(
     agent: Agent, app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    real = handoffs.inbox
+    real = inbox.read
 
     async def counted(conn: Any, name: str, **position: Any) -> Any:
         reads.append(name)
         return await real(conn, name, **position)
 
-    monkeypatch.setattr(handoffs, "inbox", counted)
+    monkeypatch.setattr(inbox, "read", counted)
     started = monotonic()
 
     async def notify_without_a_change() -> None:
-        await until(lambda: len(reads) == 1)
+        await until(lambda: len(reads) == 2)  # before it waits, and once it would hear of a change
         await db.execute("SELECT pg_notify('handoff', 'agent:bob'), pg_notify('handoff', 'agent:carol')")
 
     async with anyio.create_task_group() as group:
@@ -146,7 +152,7 @@ async def test_a_wait_ends_on_time_and_reads_the_inbox_only_when_notified(
         assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
 
     assert 0.9 < monotonic() - started < 3
-    assert reads == ["bob", "bob"]
+    assert reads == ["bob"] * 3
 
 
 async def test_an_offer_made_while_the_listen_connection_was_lost_is_found_after_reconnecting(
@@ -197,3 +203,32 @@ async def test_an_offer_to_nobody_is_made_with_a_warning_that_names_similar_agen
     assert await warning(target_capability="sql") is not None
     await agent.ok("get_inbox", agent="zoe", capabilities=["sql"])
     assert await warning(target_capability="sql") is None
+
+
+async def test_a_sender_may_have_only_its_share_of_open_offers_to_one_target(settings: Settings) -> None:
+    assert settings.offers_per_target_max < INBOX_PAGE  # so that the first page has room for the offers of others
+    few = settings.model_copy(update={"offers_per_target_max": 3})
+    async with open_app(few) as app, Client(build_server(app)) as client:
+        agent = Agent(client)
+        key, other = await agent.session(), await agent.session("mallory")
+        offer = {"session_key": key, "instructions": "Go on."}
+        asked = {"agent": "alice", "target_agent": "bob", **offer}
+        sessions = [await agent.session() for _ in range(12)]
+        results = await all_of(
+            *(client.call_tool("request_handoff", asked | {"session_key": each}) for each in sessions)
+        )  # at once, so that none sees the others
+        assert sum(not result.is_error for result in results) == 3
+
+        error = await agent.refused("request_handoff", **asked)
+        assert (error["code"], error["retryable"], error["share"]) == ("share_used_up", True, "offers")
+        assert len((await agent.ok("get_inbox", agent="bob"))["handoffs"]) == 3
+        await agent.offer(key, "carol")
+        await agent.offer(other, agent="mallory")
+        for target in ("sql", "python"):
+            for _ in range(3):
+                await agent.ok("request_handoff", agent="alice", target_capability=target, **offer)
+        assert (await agent.refused("request_handoff", agent="alice", target_capability="sql", **offer))["share"] == "offers"
+
+        held = (await agent.ok("get_inbox", agent="bob"))["handoffs"][0]["handoff_id"]
+        await agent.accept(held)
+        await agent.ok("request_handoff", **asked)

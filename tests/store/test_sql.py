@@ -13,7 +13,7 @@ import pytest
 
 from handoff import store
 from handoff.model import ENTRY_TYPES, MARKS
-from handoff.store import append, entries, events, handoffs, idempotency, sessions
+from handoff.store import append, entries, events, handoffs, idempotency, inbox, sessions
 from tests.conftest import _database, _execute
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
@@ -34,7 +34,7 @@ SQL = dict(statements())
 
 def test_the_statements_are_discovered() -> None:
     assert len(SQL) > 35
-    assert {"append.APPEND", "handoffs.INBOX", "sessions.PAGE_BY_AGENT", "events.RECORD"} <= set(SQL)
+    assert {"append.APPEND", "inbox.WHOLE", "sessions.PAGE_BY_AGENT", "events.RECORD"} <= set(SQL)
 
 
 FILL = """
@@ -222,8 +222,8 @@ async def test_entries_are_counted_without_reading_them(filled: asyncpg.Connecti
 async def test_an_inbox_reads_one_page_of_each_of_its_three_lists_from_any_position(
     filled: asyncpg.Connection, position: tuple[int, int]
 ) -> None:
-    page = await filled.fetch(handoffs.INBOX, "w2", *position, 11)
-    scans = await plan(filled, handoffs.INBOX, "w2", *position, 11)
+    page = await filled.fetch(inbox.WHOLE, "w2", *position, 11)
+    scans = await plan(filled, inbox.WHOLE, "w2", *position, 11)
 
     assert len(page) == 11
     assert most(scans, "handoff") <= 22  # two capabilities
@@ -232,12 +232,28 @@ async def test_an_inbox_reads_one_page_of_each_of_its_three_lists_from_any_posit
     assert {"handoff_offered_to_agent", "handoff_offered_to_capability", "handoff_held"} <= read
 
 
+async def test_what_is_new_in_an_inbox_is_found_without_reading_the_rest_of_it(filled: asyncpg.Connection) -> None:
+    await filled.execute("UPDATE handoff SET updated_at = now() - interval '1 hour'")
+    new = await filled.fetch(
+        "UPDATE handoff SET updated_at = now() WHERE id IN (SELECT id FROM handoff WHERE target_agent = 'w2' AND"
+        " state = 'offered' ORDER BY id DESC LIMIT 3) RETURNING id"
+    )
+    at = await filled.fetchrow("SELECT pg_current_snapshot()::text, now() - interval '10 minutes'")
+    assert at is not None
+    arguments = ("w2", 10, 0, 11, *at)
+
+    assert {row["id"] for row in await filled.fetch(inbox.SINCE, *arguments)} == {row["id"] for row in new}
+    scans = await plan(filled, inbox.SINCE, *arguments)
+    assert most(scans, "handoff") <= 11
+    assert {"handoff_offered_to_agent_since", "handoff_offered_to_capability_since"} <= {scan["index"] for scan in scans}
+
+
 async def test_an_inbox_read_page_by_page_is_the_inbox_read_at_once(filled: asyncpg.Connection) -> None:
     await filled.execute("DELETE FROM handoff WHERE id > 1500")
-    whole = [(row["priority"], row["id"]) for row in await filled.fetch(handoffs.INBOX, "w2", 10, 0, 1_000)]
+    whole = [(row["priority"], row["id"]) for row in await filled.fetch(inbox.WHOLE, "w2", 10, 0, 1_000)]
     paged: list[tuple[int, int]] = []
     position = (10, 0)
-    while page := await filled.fetch(handoffs.INBOX, "w2", *position, 7):
+    while (page := await filled.fetch(inbox.WHOLE, "w2", *position, 7))[0]["id"] is not None:
         paged += [(row["priority"], row["id"]) for row in page]
         position = paged[-1]
 
@@ -285,7 +301,10 @@ def columns(numbers: list[int]) -> list[Any]:
 
 async def test_visibility_and_the_newest_handoffs_are_found_by_index(filled: asyncpg.Connection) -> None:
     assert most(await plan(filled, sessions.FIND, "s5"), "session") == 1
-    assert most(await plan(filled, sessions.VISIBLE, 5, "w2"), "handoff") <= 1
+    seen = await plan(filled, sessions.SEE, "s5", "w2")
+    assert (most(seen, "session"), most(seen, "handoff") <= 1) == (1, True)
+    found = await plan(filled, handoffs.FIND, 5, "w2")
+    assert (most(found, "session"), most(found, "handoff")) == (1, 1)
     assert most(await plan(filled, idempotency.FIND, "a5", "s5"), "idempotency") == 1
     assert most(await plan(filled, entries.EDGES, 5, 280), "context_entry") == 1
     assert most(await plan(filled, handoffs.LATEST_OF_SESSION, 5, 3), "handoff") <= 3

@@ -50,7 +50,7 @@ class World:
 
 @contextmanager
 def world(settings: Settings, database_url: str) -> Generator[World]:
-    bounded = settings.model_copy(update={"lapses_max": LAPSES_MAX})
+    bounded = settings.model_copy(update={"lapses_max": LAPSES_MAX, "offers_per_target_max": 10_000})
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(open_app(bounded)) as app,

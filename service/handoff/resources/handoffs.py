@@ -4,14 +4,12 @@ import re
 from typing import Any
 
 from handoff.context import Call
-from handoff.encoding import from_cursor
 from handoff.errors import Forbidden, handoff_not_found
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
-from handoff.store import handoffs
-from handoff.store.connect import snapshot
-from handoff.views import INBOX_START, handoff_view, inbox_page
+from handoff.store import handoffs, inbox
+from handoff.store.connect import connection
+from handoff.views import handoff_view, inbox_position, inbox_view
 
-_PRIORITIES = range(10)
 _ID = re.compile(r"[1-9][0-9]{0,14}")  # no leading zeros, so each handoff has one URI
 
 
@@ -27,17 +25,20 @@ async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dic
     viewer = call.caller.viewer(path["agent"])
     if viewer not in (None, path["agent"]):
         raise _inbox_of_another(path["agent"], viewer)
-    after = tuple(from_cursor(query.cursor, _PRIORITIES, int)) if query.cursor is not None else INBOX_START
-    return await inbox_page(call.app, path["agent"], after, query.limit)
+    after, _ = inbox_position(query.cursor)
+    async with connection(call.app.pool) as conn:
+        found = await inbox.read(conn, path["agent"], after=after, limit=query.limit + 1)
+    return inbox_view(found, path["agent"], query.limit)
 
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
     """The handoff. Raises NotFound when the caller may not see it."""
     handoff_id = int(path["id"]) if _ID.fullmatch(path["id"]) else 0
-    async with snapshot(call.app.pool) as conn:
-        row = await handoffs.find(conn, handoff_id)
-        if row is None or not await handoffs.may_see(conn, row, call.caller.viewer(None)):
-            raise handoff_not_found(handoff_id)
+    viewer = call.caller.viewer(None)
+    async with connection(call.app.pool) as conn:
+        row = await handoffs.find(conn, handoff_id, viewer)
+    if row is None or not handoffs.may_see(row, viewer):
+        raise handoff_not_found(handoff_id)
     return handoff_view(row, call.caller.agent)
 
 

@@ -2,15 +2,17 @@
 
 from handoff.store.connect import Connection
 
+# Other capabilities mean another inbox, so its waiting readers are notified.
 DECLARE = """
-    INSERT INTO agent AS a (name, capabilities, declared_at) VALUES ($1, $2, now())
-    ON CONFLICT (name) DO UPDATE SET capabilities = $2, declared_at = now()
-     WHERE a.capabilities IS DISTINCT FROM $2
+    WITH declared AS (
+        INSERT INTO agent AS a (name, capabilities, declared_at) VALUES ($1, $2, now())
+        ON CONFLICT (name) DO UPDATE SET capabilities = $2, declared_at = now()
+         WHERE a.capabilities IS DISTINCT FROM $2
+        RETURNING name
+    )
+    SELECT pg_notify('handoff', 'agent:' || name) FROM declared
 """
 APPEAR = "INSERT INTO agent (name, capabilities, declared_at) VALUES ($1, '{}', now()) ON CONFLICT DO NOTHING"
-SEEN = """
-    SELECT EXISTS (SELECT FROM agent WHERE name = $1) OR EXISTS (SELECT FROM participant WHERE agent = $1)
-"""
 # The agents that take part in the newest 100 sessions of $1.
 KNOWN_TO = """
     SELECT DISTINCT other.agent
@@ -19,18 +21,12 @@ KNOWN_TO = """
      WHERE other.agent <> $1
      LIMIT 500
 """
-CAPABILITIES = "SELECT capabilities FROM agent WHERE name = $1"
 WITH_CAPABILITY = "SELECT name FROM agent WHERE capabilities @> ARRAY[$1] LIMIT 1000"
 
 
 async def declare(conn: Connection, name: str, capabilities: list[str]) -> None:
     """Set the capabilities of an agent, replacing those it declared before."""
     await conn.execute(DECLARE, name, capabilities)
-
-
-async def capabilities(conn: Connection, name: str) -> list[str]:
-    """Return the capabilities that the agent has declared; empty if it never declared any."""
-    return await conn.fetchval(CAPABILITIES, name) or []
 
 
 async def with_capability(conn: Connection, capability: str) -> list[str]:
@@ -41,11 +37,6 @@ async def with_capability(conn: Connection, capability: str) -> list[str]:
 async def appear(conn: Connection, name: str) -> None:
     """Remember that an agent of this name has been here."""
     await conn.execute(APPEAR, name)
-
-
-async def has_been_seen(conn: Connection, name: str) -> bool:
-    """Return whether an agent of this name has read its inbox, declared capabilities or taken part in a session."""
-    return await conn.fetchval(SEEN, name)
 
 
 async def known_to(conn: Connection, name: str) -> list[str]:

@@ -3,51 +3,101 @@
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from asyncpg import Record
 
-from handoff.errors import Conflict
+from handoff.encoding import to_json
+from handoff.errors import Busy, Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
-from handoff.store import events, sessions
+from handoff.store import sessions
 from handoff.store.connect import Connection, after_commit
 from handoff.telemetry import calls, metrics, spans
 
-_COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
+COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
     h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent"""
 
+# An offer with its event and its notification, unless the sender has $12 offers to this target open already: then no row.
+# `is_known` says whether an agent that could accept it has been seen.
 OFFER = f"""
-    INSERT INTO handoff AS h (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
-                              deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
-                              traceparent)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11)
- RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = $1) AS session_key
+    WITH h AS (
+        INSERT INTO handoff (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
+                             deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
+                             traceparent)
+        SELECT $1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11
+         WHERE (SELECT count(*)
+                  FROM (SELECT FROM handoff
+                         WHERE state = 'offered' AND sender = $3 AND (target_agent = $4 OR target_capability = $5)
+                         LIMIT $12) open) < $12
+        RETURNING *
+    ), touched AS (
+        UPDATE session s SET last_activity_at = now(), version = version + 1 FROM h WHERE s.id = h.session_id RETURNING s.key
+    ), recorded AS (
+        INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
+        SELECT session_id, id, 'handoff.offered', sender, now(),
+               jsonb_build_object('to', coalesce(target_agent, target_capability), 'request_type', request_type)
+          FROM h
+    )
+    SELECT {COLUMNS}, touched.key AS session_key,
+           CASE WHEN h.target_agent IS NULL
+                THEN EXISTS (SELECT FROM agent WHERE capabilities @> ARRAY[h.target_capability] AND name <> h.sender)
+                ELSE EXISTS (SELECT FROM agent WHERE name = h.target_agent)
+                     OR EXISTS (SELECT FROM participant WHERE agent = h.target_agent) END AS is_known,
+           pg_notify('handoff', concat_ws(E'\\n', 'handoff:' || h.id, 'agent:' || h.target_agent,
+                                                'capability:' || h.target_capability))
+      FROM h, touched
 """
 
+# `is_addressed`: to agent $2, by name or by a capability that it has declared; a sender cannot take its own offer to a
+# capability. `sees_session`: $2 may read the session.
 FIND = f"""
-    SELECT {_COLUMNS}, s.key AS session_key
+    SELECT {COLUMNS}, s.key AS session_key, s.owner AS session_owner, s.writers AS session_writers, now() AS now,
+           coalesce(h.target_agent = $2
+                    OR (h.sender <> $2
+                        AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2)),
+                    false) AS is_addressed,
+           {sessions.SEES.format(session="s.id", viewer="$2")} AS sees_session
       FROM handoff h JOIN session s ON s.id = h.session_id
      WHERE h.id = $1
 """
-LOCK = f"{FIND} FOR NO KEY UPDATE OF h"
+LOCK = f"{FIND} FOR NO KEY UPDATE OF h, s"
 
-# Whether a handoff is addressed to agent $2, by name or by a capability the agent has declared. A sender cannot take its own
-# offer to a capability.
-ADDRESSED = """
-    SELECT h.target_agent = $2
-        OR (h.sender <> $2 AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2))
-      FROM handoff h
-     WHERE h.id = $1
-"""
-
+# A transition of a locked handoff, with all that belongs to it: the session's owner and writers, its event or events, a new
+# participant, and the notification of those who wait. The session loses the writer $11 unless that agent may write because
+# of another handoff: it holds one, or completed one as a collaboration.
 CHANGE = f"""
-    UPDATE handoff AS h
-       SET state = $2, holder = $3, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
-           accepted_at = CASE WHEN $4 > token THEN now() ELSE accepted_at END, token = $4,
-           outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now()
-     WHERE h.id = $1
- RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = h.session_id) AS session_key
+    WITH h AS (
+        UPDATE handoff
+           SET state = $2, holder = $3, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
+               accepted_at = CASE WHEN $4 > token THEN now() ELSE accepted_at END, token = $4,
+               outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now()
+         WHERE id = $1
+        RETURNING *
+    ), s AS (
+        UPDATE session s
+           SET owner = $9, last_activity_at = now(), version = version + 1,
+               writers = CASE WHEN EXISTS (SELECT FROM handoff o
+                                            WHERE o.session_id = s.id AND o.id <> $1 AND o.holder = $11
+                                              AND (o.state IN ('accepted', 'blocked')
+                                                   OR (o.state = 'completed' AND o.request_type = 'collaboration')))
+                              THEN $10::text[] ELSE array_remove($10::text[], $11::text) END
+          FROM h
+         WHERE s.id = h.session_id
+        RETURNING s.id, s.key, s.owner, s.writers, s.created_at
+    ), joined AS (
+        INSERT INTO participant (agent, session_id, created_at)
+        SELECT $12::text, s.id, s.created_at FROM s WHERE $12::text IS NOT NULL
+        ON CONFLICT DO NOTHING
+    ), recorded AS (
+        INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
+        SELECT s.id, CASE WHEN e.kind LIKE 'handoff.%' THEN $1 END, e.kind, $13, now(), e.data::jsonb
+          FROM s, unnest($14::text[], $15::text[]) WITH ORDINALITY AS e (kind, data, place)
+         ORDER BY e.place
+    )
+    SELECT {COLUMNS}, s.key AS session_key, s.owner AS session_owner, s.writers AS session_writers, now() AS now,
+           pg_notify('handoff', $16)
+      FROM h, s
 """
 
 OPEN_OF_SESSION = """
@@ -56,41 +106,12 @@ OPEN_OF_SESSION = """
      ORDER BY id DESC
      LIMIT 20
 """
-# The agents that may write to a session because of another handoff: they hold it, or completed it as a collaboration.
-WRITING_BY_OTHERS = """
-    SELECT DISTINCT holder FROM handoff
-     WHERE session_id = $1 AND id <> $2
-       AND (state IN ('accepted', 'blocked') OR (state = 'completed' AND request_type = 'collaboration'))
-     LIMIT 64
-"""
 LATEST_OF_SESSION = f"""
-    SELECT {_COLUMNS}, s.key AS session_key
+    SELECT {COLUMNS}, s.key AS session_key
       FROM handoff h JOIN session s ON s.id = h.session_id
      WHERE h.session_id = $1
      ORDER BY h.id DESC
      LIMIT $2
-"""
-
-# One list after a position (priority, id): the rest of that priority, then the lower priorities. Comparing the pair would
-# read every row before the position, because the index descends in priority and ascends in id.
-_AFTER = """
-        (SELECT * FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
-        UNION ALL
-        (SELECT * FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
-"""
-# The open handoffs of an agent, most urgent first: three lists, each read by its index and no further than two pages.
-INBOX = f"""
-    SELECT {_COLUMNS}, s.key AS session_key
-      FROM (
-        {_AFTER.format(list="target_agent = $1 AND state = 'offered'")}
-        UNION ALL
-        (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a, LATERAL (
-        {_AFTER.format(list="target_capability = a.capability AND state = 'offered' AND sender <> $1")}) c)
-        UNION ALL
-        {_AFTER.format(list="holder = $1 AND state IN ('accepted', 'blocked')")}
-      ) h JOIN session s ON s.id = h.session_id
-     ORDER BY h.priority DESC, h.id
-     LIMIT $4
 """
 
 OVERDUE = """
@@ -100,16 +121,16 @@ OVERDUE = """
     (SELECT id FROM handoff WHERE state = 'offered' AND deadline IS NOT NULL AND deadline <= now()
       ORDER BY deadline LIMIT $1)
 """
-NOW = "SELECT now()"
 
-NOTIFY = "SELECT pg_notify('handoff', $1)"
+WRITERS_MAX: Final = 64  # as a constraint of the table says too
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline.
 
-    `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order.
+    `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order. The sender may have
+    `offers_max` offers to one target open at a time.
     """
 
     session_id: int
@@ -122,10 +143,14 @@ class Offer:
     deadline_minutes: int | None
     as_of_sequence: int
     context_digest: bytes
+    offers_max: int
 
 
 async def offer(conn: Connection, new: Offer) -> Record:
-    """Insert an offer, record its event and notify waiting agents. The caller must have locked the session."""
+    """Insert an offer, record its event and notify waiting agents. The caller must have locked the session.
+
+    Raises Busy if the sender has `offers_max` offers to this target open already.
+    """
     record = calls.current()
     row = await conn.fetchrow(
         OFFER,
@@ -140,45 +165,31 @@ async def offer(conn: Connection, new: Offer) -> Record:
         new.as_of_sequence,
         new.context_digest,
         record.traceparent if record is not None else None,
+        new.offers_max,
     )
     if row is None:
-        raise LookupError(f"session {new.session_id} does not exist")
-    await sessions.touch(conn, new.session_id)
-    await events.record(
-        conn,
-        "handoff.offered",
-        session_id=new.session_id,
-        handoff_id=row["id"],
-        agent=new.sender,
-        data={"to": new.target_agent or new.target_capability, "request_type": new.request_type},
-    )
-    await _notify(conn, row)
+        raise _too_many_offers(new)
     after_commit(partial(_observe, "offer", row, row))
     return row
 
 
-async def find(conn: Connection, handoff_id: int) -> Record | None:
-    """Return the handoff with this id, without checking who may see it."""
-    return await conn.fetchrow(FIND, handoff_id)
+async def find(conn: Connection, handoff_id: int, viewer: str | None = None) -> Record | None:
+    """Return the handoff with this id, and what `viewer` is to it; see `may_see`."""
+    return await conn.fetchrow(FIND, handoff_id, viewer)
 
 
-async def lock(conn: Connection, handoff_id: int) -> Record | None:
-    """Return the handoff with this id, locked until the transaction ends."""
-    return await conn.fetchrow(LOCK, handoff_id)
+async def lock(conn: Connection, handoff_id: int, viewer: str | None = None) -> Record | None:
+    """Return the same as `find`, with the handoff and its session locked until the transaction ends."""
+    return await conn.fetchrow(LOCK, handoff_id, viewer)
 
 
-async def is_addressed(conn: Connection, handoff_id: int, agent: str) -> bool:
-    """Return whether the handoff is addressed to the agent, by name or by a capability the agent has declared."""
-    return bool(await conn.fetchval(ADDRESSED, handoff_id, agent))
+def may_see(row: Record, viewer: str | None) -> bool:
+    """Return whether `viewer` may read the handoff: it is a party to it, is addressed by it, or may read its session.
 
-
-async def may_see(conn: Connection, row: Record, viewer: str | None) -> bool:
-    """Return whether `viewer` may read the handoff: it is a party to it, is addressed by it, or may read its session."""
-    return (
-        viewer in (None, row["sender"], row["target_agent"], row["holder"])
-        or await is_addressed(conn, row["id"], viewer or "")
-        or await sessions.may_see(conn, row["session_id"], viewer)
-    )
+    The row must be one that `find` or `lock` returned for this viewer.
+    """
+    is_party = viewer in (None, row["sender"], row["target_agent"], row["holder"])
+    return is_party or row["is_addressed"] or row["sees_session"]
 
 
 async def open_of_session(conn: Connection, session_id: int) -> list[int]:
@@ -189,11 +200,6 @@ async def open_of_session(conn: Connection, session_id: int) -> list[int]:
 async def latest_of_session(conn: Connection, session_id: int, limit: int) -> list[Record]:
     """Return the session's handoffs, open or settled, newest first."""
     return await conn.fetch(LATEST_OF_SESSION, session_id, limit)
-
-
-async def inbox(conn: Connection, agent: str, *, after: tuple[int, int], limit: int) -> list[Record]:
-    """Return the offers the agent can accept and the handoffs it holds, after the position (priority, id)."""
-    return await conn.fetch(INBOX, agent, *after, limit)
 
 
 async def transition(
@@ -208,8 +214,9 @@ async def transition(
 ) -> Record:
     """Apply `action` to a handoff that the caller has locked, and return the changed row.
 
-    Updates the handoff and the session's writers, records the event and notifies waiting agents. `agent` is the agent that
-    acts, or None if the service acts because a time has passed. Raises Conflict if TRANSITIONS does not allow the action.
+    Updates the handoff and the session's writers, records the event and notifies waiting agents. `row` comes from `lock` or
+    from an earlier transition. `agent` is the agent that acts, or None if the service acts because a time has passed. Raises
+    Conflict if TRANSITIONS does not allow the action.
     """
     state = TRANSITIONS.get((row["state"], action))
     if state is None:
@@ -219,6 +226,12 @@ async def transition(
         holder, token = agent, token + 1
     elif action == "lapse":
         holder = None
+    owner, writers, leaving = _writers(row, action, agent)
+    recorded = [(EVENT_OF_ACTION[action], {"holder": row["holder"]} if action == "lapse" else {})]
+    if token:
+        recorded[0][1]["token"] = token
+    if owner != row["session_owner"]:
+        recorded.append(("session.owner_changed", {"from": row["session_owner"], "to": owner}))
     changed = await conn.fetchrow(
         CHANGE,
         row["id"],
@@ -229,20 +242,17 @@ async def transition(
         row["lapses"] + (action == "lapse"),
         outcome,
         reason,
+        owner,
+        writers,
+        leaving,
+        agent if action == "accept" else None,
+        agent,
+        [kind for kind, _ in recorded],
+        [to_json(data).decode() if data else None for _, data in recorded],
+        _topics(row, holder),
     )
     if changed is None:
         raise LookupError(f"handoff {row['id']} no longer exists")
-    await _set_writers(conn, row, action, agent)
-    data = {"holder": row["holder"], "token": token} if action == "lapse" else {"token": token} if token else None
-    await events.record(
-        conn,
-        EVENT_OF_ACTION[action],
-        session_id=row["session_id"],
-        handoff_id=row["id"],
-        agent=agent,
-        data=data,
-    )
-    await _notify(conn, changed)
     after_commit(partial(_observe, action, row, changed))
     return changed
 
@@ -258,7 +268,7 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
     A handoff whose lease has lapsed is offered again; it expires once more than `lapses_max` leases have lapsed. An offer
     past its deadline expires. A blocked handoff is renewed before it lapses, because TRANSITIONS has no lapse from blocked.
     """
-    now: datetime = await conn.fetchval(NOW)
+    now: datetime = row["now"]
     if row["state"] in HELD_STATES and row["lease_expires_at"] <= now:
         if row["state"] == "blocked":
             row = await transition(conn, row, "renew", agent=None, lease_s=0)
@@ -284,22 +294,18 @@ def wrong_state(row: Record, action: HandoffAction) -> Conflict:
     )
 
 
-async def _set_writers(conn: Connection, row: Record, action: HandoffAction, agent: str | None) -> None:
-    """Update the session's owner and writers after a transition of one of its handoffs.
+def _writers(row: Record, action: HandoffAction, agent: str | None) -> tuple[str, list[str], str | None]:
+    """Return the session's owner and writers after a transition, and the writer that leaves unless another handoff keeps it.
 
     The holder of a handoff may write while it holds it. Accepting a full handoff makes the receiver the owner, unless its
     lease lapses, which returns the session to the sender. After completing a collaboration or a full handoff, the receiver
     keeps write access. Raises Conflict if the sender is no longer the owner or the session has 64 writers.
     """
-    if action not in ("accept", "complete", "lapse"):
-        await sessions.touch(conn, row["session_id"])
-        return
-    session = await sessions.lock(conn, row["session_id"])
-    owner: str = session["owner"]
-    writers: list[str] = list(session["writers"])
+    owner: str = row["session_owner"]
+    writers: list[str] = list(row["session_writers"])
     full = row["request_type"] == "full_handoff"
+    leaving: str | None = None
     if action == "accept" and agent is not None:
-        await sessions.join(conn, row["session_id"], agent)
         if full and owner != row["sender"]:
             raise Conflict(
                 "ownership_moved",
@@ -310,26 +316,22 @@ async def _set_writers(conn: Connection, row: Record, action: HandoffAction, age
         if full:
             owner, writers = agent, [name for name in writers if name != owner]
         writers.append(agent)
-    else:
+    elif action in ("complete", "lapse"):
         holder: str = row["holder"]
         if action == "lapse" and full and owner == holder:
             owner = row["sender"]
             writers.append(owner)
         keeps = action == "complete" and row["request_type"] != "context_transfer"
-        others = [other["holder"] for other in await conn.fetch(WRITING_BY_OTHERS, row["session_id"], row["id"])]
-        if holder != owner and not keeps and holder not in others:
-            writers = [name for name in writers if name != holder]
+        if holder != owner and not keeps:
+            leaving = holder
     writers = list(dict.fromkeys(writers))
-    if action == "accept" and len(writers) > 64:
+    if len(writers) > WRITERS_MAX:
         raise Conflict(
             "limit_reached",
-            "This session already has 64 writers, the maximum.",
+            f"This session already has {WRITERS_MAX} writers, the maximum.",
             "Accept again after another agent has completed its handoff of this session, or use a new session.",
         )
-    await sessions.set_writers(conn, row["session_id"], owner, writers)
-    if owner != session["owner"]:
-        moved = {"from": session["owner"], "to": owner}
-        await events.record(conn, "session.owner_changed", session_id=row["session_id"], agent=agent, data=moved)
+    return owner, writers, leaving
 
 
 def _observe(action: str, before: Record, after: Record) -> None:
@@ -339,16 +341,27 @@ def _observe(action: str, before: Record, after: Record) -> None:
         spans.continue_story(action, before, after)
 
 
-async def _notify(conn: Connection, row: Record) -> None:
-    """Notify every process, at commit, of the topics that changed: one topic per line (see wakeups.py)."""
+def _topics(row: Record, holder: str | None) -> str:
+    """Return what a change of the handoff is announced as to every process, one topic per line (see wakeups.py)."""
     topics = [f"handoff:{row['id']}"]
     if row["target_agent"] is not None:
         topics.append(f"agent:{row['target_agent']}")
     if row["target_capability"] is not None:
         topics.append(f"capability:{row['target_capability']}")
-    if row["holder"] is not None and row["holder"] != row["target_agent"]:
-        topics.append(f"agent:{row['holder']}")
-    await conn.execute(NOTIFY, "\n".join(topics))
+    if holder is not None and holder != row["target_agent"]:
+        topics.append(f"agent:{holder}")
+    return "\n".join(topics)
+
+
+def _too_many_offers(new: Offer) -> Busy:
+    """Return the error for a sender that uses its whole share of a target's inbox."""
+    target = repr(new.target_agent) if new.target_agent else f"the capability {new.target_capability!r}"
+    return Busy(
+        "share_used_up",
+        f"You have {new.offers_max} offers to {target} that nobody has accepted yet, which is your share of that inbox.",
+        "Call again after one of them is accepted, or withdraw one with resolve_handoff action=cancel. Nothing was offered.",
+        share="offers",
+    )
 
 
 def view(row: Record) -> dict[str, Any]:

@@ -13,6 +13,8 @@ _COLUMNS = """s.id, s.key, s.created_by, s.owner, s.writers, s.status, s.retenti
     s.expires_at, s.last_activity_at, s.last_sequence, s.content_bytes, s.version,
     s.entry_counts, s.superseded_counts"""
 
+_OFFERS_LOCK = 20_261_129  # of advisory locks, the class that belongs to offers
+
 CREATE = f"""
     INSERT INTO session AS s (key, created_by, owner, writers, status, retention_policy, metadata, created_at,
                               expires_at, last_activity_at, last_sequence, content_bytes, version)
@@ -27,14 +29,23 @@ FIND = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1"
 
 LOCK = f"SELECT {_COLUMNS} FROM session s WHERE s.id = $1 FOR NO KEY UPDATE"
 
-# A session is visible to its participants and to agents to whom it is offered.
-VISIBLE = """
-    SELECT EXISTS (SELECT FROM participant WHERE session_id = $1 AND agent = $2)
-        OR EXISTS (SELECT FROM handoff
-                    WHERE session_id = $1 AND state = 'offered'
-                      AND (target_agent = $2
-                           OR target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2)))
+# $2 names a sender and a target. Offers from one to the other are made one at a time, so that they can be counted.
+LOCK_FOR_OFFER = f"""
+    SELECT {_COLUMNS}, pg_advisory_xact_lock({_OFFERS_LOCK}, hashtext($2))
+      FROM session s
+     WHERE s.id = $1
+       FOR NO KEY UPDATE
 """
+
+# A session is visible to its participants and to agents to whom it is offered; to everyone if the viewer is null.
+SEES = """({viewer}::text IS NULL
+            OR EXISTS (SELECT FROM participant WHERE session_id = {session} AND agent = {viewer})
+            OR EXISTS (SELECT FROM handoff
+                        WHERE session_id = {session} AND state = 'offered'
+                          AND (target_agent = {viewer}
+                               OR target_capability = ANY (SELECT unnest(capabilities) FROM agent
+                                                            WHERE name = {viewer}))))"""
+SEE = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1 AND {SEES.format(session='s.id', viewer='$2')}"
 
 JOIN = """
     INSERT INTO participant (agent, session_id, created_at)
@@ -47,11 +58,6 @@ CLOSE = f"""
      WHERE s.id = $1
  RETURNING {_COLUMNS}
 """
-
-SET_WRITERS = """
-    UPDATE session SET owner = $2, writers = $3, last_activity_at = now(), version = version + 1 WHERE id = $1
-"""
-TOUCH = "UPDATE session SET last_activity_at = now(), version = version + 1 WHERE id = $1"
 
 PAGE = f"""
     SELECT {_COLUMNS}
@@ -101,20 +107,23 @@ async def find(conn: Connection, key: str) -> Record | None:
 
 async def see(conn: Connection, key: str, viewer: str | None) -> Record:
     """Return the session with this key. Raises NotFound unless it exists and `viewer` is None or may read it."""
-    row = await conn.fetchrow(FIND, key)
-    if row is None or not await may_see(conn, row["id"], viewer):
+    row = await conn.fetchrow(SEE, key, viewer)
+    if row is None:
         raise session_not_found(key)
     return row
-
-
-async def may_see(conn: Connection, session_id: int, viewer: str | None) -> bool:
-    """Return whether `viewer` participates in the session or is offered it. None may see every session."""
-    return viewer is None or await conn.fetchval(VISIBLE, session_id, viewer)
 
 
 async def lock(conn: Connection, session_id: int) -> Record:
     """Return the session's row, locked until the transaction ends. Raises LookupError if it does not exist."""
     row = await conn.fetchrow(LOCK, session_id)
+    if row is None:
+        raise LookupError(f"session {session_id} does not exist")
+    return row
+
+
+async def lock_for_offer(conn: Connection, session_id: int, sender: str, target: str) -> Record:
+    """Do the same as `lock`, and wait for other offers from this sender to this target that are being made."""
+    row = await conn.fetchrow(LOCK_FOR_OFFER, session_id, f"{sender} {target}")
     if row is None:
         raise LookupError(f"session {session_id} does not exist")
     return row
@@ -128,16 +137,6 @@ async def join(conn: Connection, session_id: int, agent: str) -> None:
 async def close(conn: Connection, session_id: int, status: SessionStatus) -> Record | None:
     """Set the final status of a session that the caller has locked."""
     return await conn.fetchrow(CLOSE, session_id, status)
-
-
-async def set_writers(conn: Connection, session_id: int, owner: str, writers: list[str]) -> None:
-    """Set the owner and the writers of a session that the caller has locked."""
-    await conn.execute(SET_WRITERS, session_id, owner, writers)
-
-
-async def touch(conn: Connection, session_id: int) -> None:
-    """Update the session's last activity and version after a change to something that belongs to it."""
-    await conn.execute(TOUCH, session_id)
 
 
 async def page(

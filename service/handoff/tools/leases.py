@@ -7,7 +7,7 @@ from asyncpg import Record
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
 from handoff.model import HELD_STATES, HandoffAction
-from handoff.store import handoffs, idempotency, sessions
+from handoff.store import handoffs, idempotency
 from handoff.store.connect import Connection
 from handoff.tools.contract import (
     HANDOFF_RESULT,
@@ -78,16 +78,19 @@ async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
     """
     agent = acting_agent(call.caller, args.agent)
     lease_s = args.lease_seconds or call.app.settings.lease_s_default
+    is_repeated = True
 
     async def work(conn: Connection) -> dict[str, Any]:
-        row = await _current(call, conn, args.handoff_id)
-        await _must_see(conn, row, agent)
-        if row["state"] == "offered" and not await handoffs.is_addressed(conn, row["id"], agent):
+        nonlocal is_repeated
+        is_repeated = False
+        found = await _found(conn, args.handoff_id, agent)
+        row = await handoffs.settle(conn, found, call.app.settings.lapses_max)
+        if row["state"] == "offered" and not found["is_addressed"]:
             raise _not_addressed(row, agent)
         return handoff_view(await handoffs.transition(conn, row, "accept", agent=agent, lease_s=lease_s), agent)
 
     taken = await idempotency.once(call.app.pool, "accept_handoff", agent, args, work)
-    _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget)
+    _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget, just_changed=not is_repeated)
     whole = {part.get("handoff_id") for part in brief["parts"] if "cut" not in part}
     if taken["handoff_id"] in whole:  # the brief has the instructions, so they need not be sent twice
         del taken["instructions"]
@@ -131,10 +134,8 @@ async def resolve_handoff(call: Call, args: ResolveHandoff) -> dict[str, Any]:
         if action in ("complete", "block"):
             row = await _held(call, conn, args.handoff_id, agent, args.token or 0, action)
         else:
-            row = await _current(call, conn, args.handoff_id)
-            await _must_see(conn, row, agent)
-            session = await sessions.lock(conn, row["session_id"])
-            _check_may_end_offer(row, agent, action, session["owner"])
+            row = await _current(call, conn, args.handoff_id, agent)
+            _check_may_end_offer(row, agent, action)
         changed = await handoffs.transition(
             conn,
             row,
@@ -153,7 +154,7 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
     """End the lease; return the handoff. Raises NotFound, and Conflict when nobody holds it."""
 
     async def work(conn: Connection) -> dict[str, Any]:
-        row = await _current(call, conn, args.handoff_id)
+        row = await _current(call, conn, args.handoff_id, None)
         if row["state"] == "blocked":
             row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
         return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent), call.caller.agent)
@@ -161,18 +162,17 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
     return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
 
 
-async def _current(call: Call, conn: Connection, handoff_id: int) -> Record:
-    """The handoff, locked, after any lapse or expiry that is due."""
-    row = await handoffs.lock(conn, handoff_id)
-    if row is None:
+async def _current(call: Call, conn: Connection, handoff_id: int, viewer: str | None) -> Record:
+    """The handoff, locked, after any lapse or expiry that is due. Raises NotFound unless `viewer` may see it."""
+    return await handoffs.settle(conn, await _found(conn, handoff_id, viewer), call.app.settings.lapses_max)
+
+
+async def _found(conn: Connection, handoff_id: int, viewer: str | None) -> Record:
+    """The handoff, locked. Raises NotFound unless `viewer` may see it."""
+    row = await handoffs.lock(conn, handoff_id, viewer)
+    if row is None or not handoffs.may_see(row, viewer):
         raise handoff_not_found(handoff_id)
-    return await handoffs.settle(conn, row, call.app.settings.lapses_max)
-
-
-async def _must_see(conn: Connection, row: Record, agent: str) -> None:
-    """Raise NotFound unless the agent may see the handoff."""
-    if not await handoffs.may_see(conn, row, agent):
-        raise handoff_not_found(row["id"])
+    return row
 
 
 def _not_addressed(row: Record, agent: str) -> Forbidden:
@@ -193,8 +193,7 @@ def _not_addressed(row: Record, agent: str) -> Forbidden:
 
 async def _held(call: Call, conn: Connection, handoff_id: int, agent: str, token: int, action: HandoffAction) -> Record:
     """The handoff, locked, if `agent` holds it by `token`. Raises Conflict that names who holds it now."""
-    row = await _current(call, conn, handoff_id)
-    await _must_see(conn, row, agent)
+    row = await _current(call, conn, handoff_id, agent)
     if row["state"] in HELD_STATES and row["holder"] != agent:
         raise _stale_token(
             row,
@@ -225,8 +224,9 @@ def _stale_token(row: Record, message: str, hint: str) -> Conflict:
     return Conflict("stale_token", message, hint, holder=holder, state=row["state"])
 
 
-def _check_may_end_offer(row: Record, agent: str, action: str, owner: str) -> None:
+def _check_may_end_offer(row: Record, agent: str, action: str) -> None:
     """Raise Forbidden unless the agent may cancel the handoff, or reject it."""
+    owner = row["session_owner"]
     if action == "cancel" and agent not in (row["sender"], owner):
         if row["state"] == "accepted" and row["holder"] == agent:
             hint = "You hold it: end it with action=complete, or pause it with action=block."

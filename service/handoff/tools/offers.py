@@ -8,12 +8,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from handoff.context import Call
-from handoff.encoding import from_cursor
 from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
-from handoff.store import agents, entries, handoffs, idempotency, sessions
+from handoff.store import agents, entries, handoffs, idempotency, inbox, sessions
 from handoff.store.append import not_a_writer
-from handoff.store.connect import Connection, connection, transact
+from handoff.store.connect import Connection, connection
 from handoff.tools.contract import (
     HANDOFF_RESULT,
     AgentArg,
@@ -26,9 +25,9 @@ from handoff.tools.contract import (
     no_nul,
     properties,
 )
-from handoff.views import INBOX_START, handoff_view, inbox_page
+from handoff.views import INBOX_START, handoff_view, inbox_position, inbox_view
 
-INBOX_PAGE = 10
+INBOX_PAGE = 30  # more than the offers that one sender may have to one target by default, so that none fills it alone
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
@@ -50,15 +49,16 @@ class RequestHandoff(Arguments):
 
 
 class GetInbox(Arguments):
-    """List handoffs offered to or held by you.
+    """List handoffs offered to or held by you; with mark, from an earlier answer, only what came on offer since.
 
-    capabilities replaces those you declared; wait_seconds waits for one.
+    wait_seconds waits until there is one. capabilities replaces those you declared.
     """
 
     agent: AgentArg = None
     capabilities: Annotated[list[Capability], Field(max_length=32)] | None = None
     wait_seconds: Annotated[int, Field(ge=0, le=30)] = 0
-    cursor: Annotated[str, Field(max_length=200)] | None = None
+    mark: Annotated[str, Field(max_length=inbox.MARK_CHARS_MAX)] | None = None
+    cursor: Annotated[str, Field(max_length=2 * inbox.MARK_CHARS_MAX)] | None = None
 
 
 async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
@@ -90,7 +90,8 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
         digest, hashed = hashlib.sha256(), found["last_sequence"]
         await entries.add_hashes(conn, digest, found["id"], after=0, up_to=hashed)
-        session = await sessions.lock(conn, found["id"])
+        target = args.target_agent or f"any {args.target_capability}"
+        session = await sessions.lock_for_offer(conn, found["id"], agent, target)
         await entries.add_hashes(conn, digest, found["id"], after=hashed, up_to=session["last_sequence"])
         if agent not in session["writers"]:
             raise not_a_writer(agent, args.session_key)
@@ -116,24 +117,20 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 deadline_minutes=args.deadline_minutes,
                 as_of_sequence=session["last_sequence"],
                 context_digest=digest.digest(),
+                offers_max=call.app.settings.offers_per_target_max,
             ),
         )
-        warning = await _warning(conn, agent, args)
+        warning = None if row["is_known"] else await _warning(conn, agent, args)
         return handoff_view(row, agent) | ({"warning": warning} if warning else {})
 
     return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
 
 
-async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str | None:
-    """Return what the sender should know if nobody here can accept the offer so far."""
+async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str:
+    """Return what the sender should know about an offer that nobody here can accept so far."""
     withdraw = "If the name is wrong, withdraw the offer with resolve_handoff action=cancel and offer it again."
     if args.target_agent is None:
-        capability = args.target_capability or ""
-        if any(name != agent for name in await agents.with_capability(conn, capability)):
-            return None
-        return f"No other agent has declared the capability {capability!r} so far. {withdraw}"
-    if await agents.has_been_seen(conn, args.target_agent):
-        return None
+        return f"No other agent has declared the capability {args.target_capability!r} so far. {withdraw}"
     by_folded = {name.casefold(): name for name in await agents.known_to(conn, agent)}
     near = [by_folded[folded] for folded in get_close_matches(args.target_agent.casefold(), by_folded)]
     similar = f" You share a session with {' and '.join(map(repr, near))}." if near else ""
@@ -141,48 +138,69 @@ async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str | 
 
 
 async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
-    """Declare capabilities, if any are given, and return a page of the agent's inbox.
+    """Declare capabilities, if any are given, and return a page of the agent's inbox, with the mark of what it contains.
 
     With `wait_seconds`, an empty page is returned only when that time is over, or when the service stops. Raises Forbidden
-    when a token without the scope `write` declares capabilities, and Invalid when the cursor is not one of this list.
+    when a token without the scope `write` declares capabilities, and Invalid when the cursor or the mark is not of an inbox.
     """
     agent = acting_agent(call.caller, args.agent)
-    after = tuple(from_cursor(args.cursor, range(10), int)) if args.cursor is not None else INBOX_START
-    if args.capabilities is not None:
-        if "write" not in call.caller.scopes:
-            raise Forbidden(
-                "scope_missing",
-                "Declaring capabilities needs the scope write, which this token lacks.",
-                "Repeat the call without capabilities.",
-            )
-        wanted = sorted(set(args.capabilities))
+    if args.cursor is not None and (args.mark is not None or args.wait_seconds):
+        raise Invalid(
+            "invalid_arguments",
+            "cursor continues the list of an earlier answer, so it takes no mark and no wait_seconds.",
+            "Repeat the call with cursor alone. To wait for what is new, pass the mark of the first page.",
+        )
+    after, mark = inbox_position(args.cursor)
+    mark = mark or args.mark
+    since = inbox.mark_from(mark) if mark is not None else None
+    await _appear(call, agent, args.capabilities)
+    give_up = asyncio.get_running_loop().time() + args.wait_seconds
+    found = await _read(call, agent, after, since)
+    while not found.rows and _seconds_until(give_up) > 0 and not call.app.wakeups.closing:
+        found = await _next(call, agent, since, found.capabilities, give_up)
+    page = inbox_view(found, agent, INBOX_PAGE, mark)
+    return page if args.cursor is not None else page | {"mark": str(found.mark)}
 
-        async def declare(conn: Connection) -> None:
-            await agents.declare(conn, agent, wanted)
 
-        await transact(call.app.pool, declare)
-    else:
+async def _appear(call: Call, agent: str, capabilities: list[str] | None) -> None:
+    """Remember that the agent has been here, and the capabilities that it declares, if it does."""
+    if capabilities is None:
         async with connection(call.app.pool) as conn:
             await agents.appear(conn, agent)
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + args.wait_seconds
-    bells = [f"agent:{agent}"]
-    if args.wait_seconds:
-        async with connection(call.app.pool) as conn:
-            bells += [f"capability:{name}" for name in await agents.capabilities(conn, agent)]
-        async with call.app.wakeups.waiting(bells) as rung:
-            while True:
-                rung.clear()  # before reading: a change during the read rings again
-                page = await inbox_page(call.app, agent, after, INBOX_PAGE)
-                left_s = give_up - loop.time()
-                if page["handoffs"] or left_s <= 0 or call.app.wakeups.closing:
-                    return page
-                try:
-                    async with asyncio.timeout(left_s):
-                        await rung.wait()
-                except TimeoutError:
-                    return page
-    return await inbox_page(call.app, agent, after, INBOX_PAGE)
+        return
+    if "write" not in call.caller.scopes:
+        raise Forbidden(
+            "scope_missing",
+            "Declaring capabilities needs the scope write, which this token lacks.",
+            "Repeat the call without capabilities.",
+        )
+    async with connection(call.app.pool) as conn:
+        await agents.declare(conn, agent, sorted(set(capabilities)))
+
+
+async def _next(call: Call, agent: str, since: inbox.Mark | None, capabilities: list[str], give_up: float) -> inbox.Inbox:
+    """Return the inbox as soon as there is something in it, the agent declares other capabilities, or the time is over."""
+    async with call.app.wakeups.waiting([f"agent:{agent}", *(f"capability:{name}" for name in capabilities)]) as rung:
+        while True:
+            rung.clear()  # before reading: a change during the read rings again
+            found = await _read(call, agent, INBOX_START, since)
+            is_over = call.app.wakeups.closing or _seconds_until(give_up) <= 0
+            if found.rows or found.capabilities != capabilities or is_over:
+                return found
+            try:
+                async with asyncio.timeout(_seconds_until(give_up)):
+                    await rung.wait()
+            except TimeoutError:
+                return found
+
+
+async def _read(call: Call, agent: str, after: tuple[int, int], since: inbox.Mark | None) -> inbox.Inbox:
+    async with connection(call.app.pool) as conn:
+        return await inbox.read(conn, agent, after=after, limit=INBOX_PAGE + 1, since=since)
+
+
+def _seconds_until(time: float) -> float:
+    return time - asyncio.get_running_loop().time()
 
 
 REQUEST_HANDOFF = Tool("request_handoff", RequestHandoff, request_handoff, HANDOFF_RESULT, "write", changes_handoff=True)
@@ -190,7 +208,7 @@ GET_INBOX = Tool(
     "get_inbox",
     GetInbox,
     get_inbox,
-    properties("handoffs", handoffs="array", next_cursor="string"),
+    properties("handoffs", handoffs="array", next_cursor="string", mark="string"),
     "read",
     idempotent=True,
     waits=True,
