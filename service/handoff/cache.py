@@ -24,7 +24,7 @@ SUMMARY_TTL_S = 3_600
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
     """Return the key of a session's brief for a budget in tokens."""
-    return f"handoff:brief:v2:{_state(session)}:{token_budget}"
+    return f"handoff:brief:v3:{_state(session)}:{token_budget}"
 
 
 def summary_key(session: Mapping[str, Any]) -> str:

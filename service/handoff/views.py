@@ -86,6 +86,7 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
         {**dict.fromkeys(ENTRY_TYPES, wanted), "file": brief.CANDIDATES_MAX},  # several entries on a file make one part
         wanted,
         chars=min(brief.TEXT_CHARS_MAX, bytes_max),
+        chars_cut=min(brief.FIRST_CHARS_MAX, bytes_max),
         bytes_max=bytes_max,
     )
     return brief.compose(
@@ -106,6 +107,7 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
         {"decision": KEY_POINTS_MAX, "summary": 1},
         KEY_POINTS_MAX,
         chars=EXCERPT_CHARS,
+        chars_cut=EXCERPT_CHARS,
         bytes_max=_KEY_POINTS_BYTES,
     )
     messages = await entries.first_and_last_message(conn, session_id, EXCERPT_CHARS)

@@ -205,7 +205,9 @@ async def test_a_page_of_entries_reads_one_page(filled: asyncpg.Connection) -> N
 
 async def test_a_brief_reads_the_newest_entries_per_type_and_not_the_whole_session(filled: asyncpg.Connection) -> None:
     wanted = 20
-    scans = await plan(filled, entries.BRIEF, 5, list(ENTRY_TYPES), [wanted] * len(ENTRY_TYPES), 1_000, 1_000_000, wanted)
+    scans = await plan(
+        filled, entries.BRIEF, 5, list(ENTRY_TYPES), [wanted] * len(ENTRY_TYPES), 1_000, 1_000_000, wanted, 100
+    )
 
     # The scans of types also read marked entries, and skip them; the last one finds the first message.
     skipped = 1_500 // 50

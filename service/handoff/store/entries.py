@@ -41,9 +41,10 @@ PAGE_OF_QUESTIONS = _PAGE.format(which=_QUESTION)
 PAGE_OF_TODOS = _PAGE.format(which=_TODO)
 _PAGE_OF: Final[dict[Mark, str]] = {"pinned": PAGE_OF_PINNED, "question": PAGE_OF_QUESTIONS, "todo": PAGE_OF_TODOS}
 
-# The newest valid entries, $4 characters of each: of type $2[n] at most $3[n], of each mark at most $6, and of each no more
-# than could fit into $5 bytes. Of the entries on one file only the newest counts; `others` has the earlier ones too. The
-# first message, which usually says what the task is, is always there, so it may be there twice.
+# The newest valid entries: of type $2[n] at most $3[n], of each mark at most $6, and of each no more than could fit into $5
+# bytes if each were cut at $7 characters. Those that could fit if cut at $4 characters have so many, the others $7. Of the
+# entries on one file only the newest counts; `others` has the earlier ones too. The first message, which usually says what
+# the task is, is always there, so it may be there twice.
 BRIEF = f"""
     WITH newest AS (
         SELECT e.* FROM unnest($2::text[], $3::int[]) AS wanted (type, entries), LATERAL (
@@ -64,12 +65,14 @@ BRIEF = f"""
                                                               ELSE sequence::text END
                            ORDER BY sequence DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
     ), sized AS (
-        SELECT *, sum(least(size_bytes, $4)) OVER (PARTITION BY mark, type ORDER BY sequence DESC) - least(size_bytes, $4)
-                  AS before_bytes
+        SELECT *, sum(least(size_bytes, $4)) OVER newer - least(size_bytes, $4) AS before_bytes,
+               sum(least(size_bytes, $7)) OVER newer - least(size_bytes, $7) AS before_cut_bytes
           FROM numbered WHERE place = 1
+        WINDOW newer AS (PARTITION BY mark, type ORDER BY sequence DESC)
     )
-    SELECT sequence, type, mark, left(content, $4) AS content, metadata, supersedes, author, size_bytes, others
-      FROM sized WHERE before_bytes < $5
+    SELECT sequence, type, mark, left(content, CASE WHEN before_bytes < $5 THEN $4 ELSE $7 END) AS content, metadata,
+           supersedes, author, size_bytes, others
+      FROM sized WHERE before_cut_bytes < $5
     UNION ALL
     (SELECT sequence, type, NULL, left(content, $4), metadata, supersedes, author, size_bytes, NULL
        FROM context_entry
@@ -159,14 +162,21 @@ async def page(
 
 
 async def for_brief(
-    conn: Connection, session_id: int, newest: Mapping[EntryType, int], marked: int, *, chars: int, bytes_max: int
+    conn: Connection,
+    session_id: int,
+    newest: Mapping[EntryType, int],
+    marked: int,
+    *,
+    chars: int,
+    chars_cut: int,
+    bytes_max: int,
 ) -> list[Record]:
     """Return valid entries, newest first: of each type and mark as many as could fit into `bytes_max` bytes.
 
-    At most `newest` of each type and `marked` of each mark, with at most `chars` characters of their content. An entry with
-    several marks is there once for each.
+    At most `newest` of each type and `marked` of each mark. As many as fit have up to `chars` characters of their content,
+    and those that would fit if they were cut have `chars_cut`. An entry with several marks is there once for each.
     """
-    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars, bytes_max, marked)
+    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars, bytes_max, marked, chars_cut)
 
 
 async def counts(conn: Connection, session: Record) -> EntryCounts:

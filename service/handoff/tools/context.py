@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.encoding import to_json
 from handoff.errors import Invalid
@@ -81,7 +82,7 @@ class GetContext(Arguments):
     agent: AgentArg = None
     session_key: SessionKeyArg
     view: Literal["brief", "entries"] = "brief"
-    token_budget: BudgetArg = 1_500
+    token_budget: BudgetArg = TOKENS_DEFAULT
     only: Mark | None = None
     after_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 20

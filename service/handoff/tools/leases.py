@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from asyncpg import Record
 
+from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
 from handoff.model import HELD_STATES, HandoffAction
@@ -35,7 +36,7 @@ class AcceptHandoff(Arguments):
     agent: AgentArg = None
     handoff_id: HandoffIdArg
     lease_seconds: LeaseArg = None
-    token_budget: BudgetArg = 1_500
+    token_budget: BudgetArg = TOKENS_DEFAULT
     idempotency_key: IdempotencyKeyArg = None
 
 
