@@ -151,7 +151,8 @@ class Settings(BaseSettings):
     )
     jobs: bool = Field(
         default=True,
-        description="Whether this process runs the background jobs when no other process does.",
+        description="Whether this process runs the background jobs when no other process does. "
+        "The default of `handoff serve --stdio` is false.",
     )
 
     # Telemetry. Exporters also read the standard OTEL_* variables.

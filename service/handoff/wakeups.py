@@ -22,7 +22,9 @@ log = structlog.get_logger(__name__)
 
 CHANNEL = "handoff"
 _RECONNECT_S, _RECONNECT_S_MAX = 0.1, 5.0
-_KEEPALIVE_S = 10.0
+_KEEPALIVE_S = 10.0  # how often the LISTEN connection is asked whether it still works
+# How long Postgres keeps a session that it hears nothing from. Otherwise it would keep notifications for a lost one forever.
+_SILENCE_S_MAX = 30.0
 
 
 class Wakeups:
@@ -128,7 +130,8 @@ class Wakeups:
                 pause_s = min(pause_s * 2, _RECONNECT_S_MAX)
 
     async def _listen_once(self) -> None:
-        conn = await connect_alone(self._settings, application_name="handoff-wakeups")
+        silence_ms_max = f"{_SILENCE_S_MAX * 1_000:.0f}"
+        conn = await connect_alone(self._settings, application_name="handoff-wakeups", idle_session_timeout=silence_ms_max)
         lost = asyncio.Event()
         conn.add_termination_listener(lambda _: lost.set())
         try:
@@ -140,11 +143,10 @@ class Wakeups:
                     async with asyncio.timeout(_KEEPALIVE_S):
                         await lost.wait()
                 except TimeoutError:
-                    await conn.execute("SELECT 1", timeout=self._settings.statement_timeout_s)
+                    await conn.execute("SELECT 1")
             raise ConnectionResetError("the LISTEN connection was closed")
         finally:
-            with suppress(Exception):
-                await conn.close(timeout=1)
+            conn.terminate()
 
     def _notified(self, _conn: Any, _pid: int, _channel: str, payload: object) -> None:
         for topic in str(payload).split("\n"):

@@ -5,6 +5,9 @@ import subprocess
 from time import monotonic
 from typing import Any
 
+import anyio
+import asyncpg
+import pytest
 from mcp import Client, StdioServerParameters
 
 from tests.agents import LONG_WAIT_S, Agent
@@ -12,11 +15,11 @@ from tests.processes import HANDOFF, PATIENCE_S, environment
 from tests.requests import body
 
 
-def spoken_to(database_url: str, *arguments: str) -> subprocess.Popen[str]:
+def spoken_to(database_url: str, *arguments: str, **settings: object) -> subprocess.Popen[str]:
     """A server over stdio, as a desktop client starts it."""
     return subprocess.Popen(
         [HANDOFF, "serve", "--stdio", *arguments],
-        env=environment(database_url=database_url, log_level="debug"),
+        env=environment(database_url=database_url, log_level="debug", **settings),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -117,3 +120,17 @@ async def test_the_public_client_works_over_stdio(database_url: str) -> None:
         handoff_id = await agent.offer(key)
         assert await agent.accept(handoff_id) == 1
         assert (await agent.read(f"handoff://sessions/{key}"))["owner"] == "alice"
+
+
+@pytest.mark.parametrize("settings", [{}, {"jobs": "true"}])
+async def test_it_runs_the_jobs_only_if_it_is_told_to(
+    database_url: str, db: asyncpg.Connection, settings: dict[str, str]
+) -> None:
+    with spoken_to(database_url, **settings) as server:
+        try:
+            with anyio.fail_after(PATIENCE_S):
+                while await db.fetchval("SELECT count(*) FROM instance") == 0:
+                    await anyio.sleep(0.05)
+            assert await db.fetchval("SELECT does_jobs FROM instance") == bool(settings)
+        finally:
+            server.communicate(timeout=PATIENCE_S)

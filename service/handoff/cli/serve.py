@@ -37,6 +37,8 @@ def serve_command(arguments: argparse.Namespace) -> int:
         return fail("HANDOFF_DATABASE_URL is not set. `handoff run` starts a Postgres of its own.")
     if arguments.stdio:
         configure_logs(settings.log_level)
+        if "jobs" not in settings.model_fields_set:  # a desktop client's process: laptops sleep, and there may be many
+            settings = settings.model_copy(update={"jobs": False})
         scopes = ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"}
         run_loop(_serve_stdio(settings, Caller(agent, scopes)))
         return 0

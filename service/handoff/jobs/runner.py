@@ -1,23 +1,25 @@
 """Runs the jobs, in one of any number of processes: in the leader, which holds an advisory lock in the database.
 
-When the leader ends or loses its connection, another process takes over.
+When the leader ends, loses its connection, or is stopped for longer than LEASE_S, another process takes over. Two can act
+at once only within one run of a job, which is harmless: a second run of a job changes nothing.
 """
 
 import asyncio
 import random
 import signal
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from time import monotonic, time
 from typing import Final
 
+import asyncpg
 import structlog
 
 from handoff.context import App
 from handoff.errors import HandoffError
 from handoff.jobs.table import JOBS, Job
 from handoff.settings import Settings
-from handoff.store.connect import LOST, Connection, connect_alone
+from handoff.store.connect import LOST, connect_alone
 from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -25,8 +27,10 @@ log = structlog.get_logger(__name__)
 LEADER_KEY: Final = 0x6A6F6273  # "jobs" in ASCII; all advisory locks of a database share one range of numbers
 TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
 STILL_THERE = "SELECT 1"
+LEASE_S: Final = 10.0  # after which Postgres ends the session of a leader that it has heard nothing from
+JOB_S_MAX: Final = 60.0  # for one run: no job may keep the others from running for good
 _TICK_S = 0.25
-_ASK_S = 2.0  # how often a follower tries to lead, and the leader checks that it still holds the lock
+_ASK_S = 2.0  # how often a follower tries to lead, and the leader renews its lease; well within LEASE_S
 _JITTER = 0.1
 _LEADERS_METRICS: Final = (
     metrics.SESSIONS,
@@ -45,18 +49,20 @@ _LEADERS_METRICS: Final = (
 async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
     """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits."""
     lock = _Lock(app.settings)
+    keeping = asyncio.create_task(lock.keep())
     due = {job.name: 0.0 for job in jobs}
     try:
         while True:
-            if await _holds(lock):
-                for job in jobs:
-                    if monotonic() >= due[job.name]:
-                        await _run(app, job)
-                        every_s = job.every_s(app.settings)
-                        due[job.name] = monotonic() + every_s * random.uniform(1 - _JITTER, 1)  # noqa: S311
+            for job in jobs:
+                if lock.leads and monotonic() >= due[job.name] and await lock.held():
+                    await _run(app, job)
+                    every_s = job.every_s(app.settings)
+                    due[job.name] = monotonic() + every_s * random.uniform(1 - _JITTER, 1)  # noqa: S311
             await asyncio.sleep(min(_TICK_S, app.settings.settle_interval_s))
     finally:
-        await lock.release()
+        keeping.cancel()
+        lock.release()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -92,66 +98,72 @@ async def run_until_signalled(app: App) -> None:
 async def _run(app: App, job: Job) -> None:
     began = monotonic()
     outcome = "error"
+    limit = asyncio.timeout(JOB_S_MAX)
     try:
-        await job.run(app)
+        async with limit:
+            await job.run(app)
         outcome = "ok"
         metrics.JOB_LAST_SUCCESS.set(time(), job.name)
     except HandoffError as error:
         log.warning("job.failed", job=job.name, code=error.code, cause=repr(error.__cause__))
     except Exception:
-        log.exception("job.failed", job=job.name, code="internal")
+        log.exception("job.failed", job=job.name, code="timeout" if limit.expired() else "internal")
     finally:
         metrics.JOB_DURATION.record(monotonic() - began, job.name, outcome)
 
 
-async def _holds(lock: "_Lock") -> bool:
-    """Whether this process leads. An unexpected error is logged, so that it does not end the worker."""
-    try:
-        return await lock.held()
-    except Exception:
-        log.exception("worker.lock_failed")
-        return False
-
-
 class _Lock:
-    """The leader's lock. It has its own connection, so Postgres releases it however the process ends."""
+    """The leader's lock: an advisory lock, held by a session of its own.
+
+    Postgres releases it when the session ends: when this process ends, and when Postgres has heard nothing from it for
+    LEASE_S, because the process is stopped, its machine is asleep or gone, or its connection was cut silently.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._conn: Connection | None = None
-        self._leads = False
-        self._ask_at = 0.0
+        self._conn: asyncpg.Connection | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self.leads = False  # as the database said last
+
+    async def keep(self) -> None:
+        """Try to lead, and go on leading, until cancelled."""
+        while True:
+            await self.held()
+            await asyncio.sleep(_ASK_S)
 
     async def held(self) -> bool:
-        """Whether this process leads, as the database said within the last `_ASK_S`."""
-        if monotonic() < self._ask_at:
-            return self._leads
-        self._ask_at = monotonic() + _ASK_S
-        leads = await self._ask()
-        if leads != self._leads:
+        """Ask the database whether this process leads. A process that was stopped learns here that it no longer does."""
+        async with self._one_at_a_time:
+            leads = await self._ask()
+        if leads != self.leads:
             log.info("worker.leads" if leads else "worker.follows")
             if not leads:  # gauges that this process no longer updates must not be exported
                 for instrument in _LEADERS_METRICS:
                     instrument.reset()
-        self._leads = leads
+        self.leads = leads
         metrics.LEADER.set(leads)
         return leads
 
     async def _ask(self) -> bool:
         try:
             if self._conn is None:
-                self._conn = await connect_alone(self._settings)
-            if self._leads:
+                lease_ms = f"{LEASE_S * 1_000:.0f}"
+                self._conn = await connect_alone(
+                    self._settings, application_name="handoff-jobs", idle_session_timeout=lease_ms
+                )
+            elif self.leads:
                 await self._conn.fetchval(STILL_THERE)
                 return True
             return bool(await self._conn.fetchval(TRY_LOCK, LEADER_KEY))
         except LOST:
-            await self.release()
-            return False
+            self.release()
+        except Exception:  # an unexpected error must not end the worker
+            log.exception("worker.lock_failed")
+            self.release()
+        return False
 
-    async def release(self) -> None:
+    def release(self) -> None:
         """Close the connection, so that another process can lead."""
         conn, self._conn = self._conn, None
         if conn is not None:
-            with suppress(Exception):
-                await conn.close(timeout=1)
+            conn.terminate()

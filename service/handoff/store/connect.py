@@ -39,6 +39,7 @@ AWAY: tuple[type[BaseException], ...] = (
 # Every error of a dedicated connection for which the only remedy is to try again later.
 LOST: Final = (*AWAY, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
+_ANSWER_S: Final = 0.3  # in which a standby connection must answer before it is used again; a good one takes under 1 ms
 ACQUIRE_TIMEOUT_S = 5.0  # includes the time to open a new connection
 UNTRACED: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK"})  # timed, but not traced: spans of a call are limited
 
@@ -109,13 +110,18 @@ async def open_pool(settings: Settings) -> Pool:
 
 
 async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection:
-    """Open a connection outside the pool. `server` adds to our server settings or overrides them."""
+    """Open a connection outside the pool. `server` adds to our server settings or overrides them.
+
+    Every statement has the same time limit as in the pool, because a connection can be cut without either end being told:
+    then nothing ever arrives, and only a limit ends the wait.
+    """
     if settings.database_url is None:
         raise ValueError("HANDOFF_DATABASE_URL is not set")
     return await asyncpg.connect(
         settings.database_url.get_secret_value(),
         password=settings.database_password(),
         timeout=settings.connect_timeout_s,
+        command_timeout=settings.statement_timeout_s,
         server_settings={**server_settings(settings), **server},
     )
 
@@ -123,7 +129,8 @@ async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection
 class StandbyConnection:
     """A connection outside the pool, opened on demand and used by one task at a time.
 
-    After any error during use, including a timeout, the next use opens a new connection.
+    After any error during use, including a timeout, the next use opens a new connection. So does a use that finds that the
+    connection no longer answers: that a connection was cut does not mean that the database is away.
     """
 
     def __init__(self, settings: Settings, **server: str) -> None:
@@ -137,6 +144,8 @@ class StandbyConnection:
         """Hold the connection exclusively until the end of the block. Raises one of LOST."""
         async with self._lock:
             try:
+                if self._conn is not None and not await _answers(self._conn):
+                    self.terminate()
                 if self._conn is None:
                     self._conn = await connect_alone(self._settings, **self._server)
                 yield self._conn
@@ -151,10 +160,20 @@ class StandbyConnection:
             conn.terminate()
 
 
+async def _answers(conn: asyncpg.Connection) -> bool:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            await conn.fetchval("SELECT 1")
+    except LOST:
+        return False
+    return True
+
+
 def server_settings(settings: Settings) -> dict[str, str]:
     """Return the server settings of every connection.
 
-    The timeouts are enforced by Postgres as well, so that a client that disappears leaves no lock behind.
+    The timeouts are enforced by Postgres as well, so that a client that disappears leaves no lock behind. The keepalives end
+    the sessions of a machine that is gone, within 90 s instead of the two hours that are usual.
     """
     limit_ms = str(math.ceil(settings.statement_timeout_s * 1_000))
     return {
@@ -163,6 +182,9 @@ def server_settings(settings: Settings) -> dict[str, str]:
         "jit": "off",  # our statements are short: compiling one would take longer than running it
         "statement_timeout": limit_ms,
         "idle_in_transaction_session_timeout": limit_ms,
+        "tcp_keepalives_idle": "60",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
     }
 
 

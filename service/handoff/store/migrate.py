@@ -1,5 +1,6 @@
 """Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. There is no way back."""
 
+import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from handoff.settings import Settings
 from handoff.store.connect import Connection, connect_alone
 
 LOCK_KEY = 0x68616E64  # "hand" in ASCII; advisory lock keys must be unique within a database
+_APPLY_S_MAX = 24 * 3_600.0  # how long one migration may take: that depends on the amount of data
+_RETRY_S = 0.1
 _FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 
 CREATE_LEDGER = """
@@ -22,6 +25,7 @@ CREATE_LEDGER = """
 """
 READ_LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version LIMIT 10000"
 RECORD = "INSERT INTO schema_migration (version, name, sha256) VALUES ($1, $2, $3)"
+TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
 LEDGER_EXISTS = "SELECT to_regclass('schema_migration') IS NOT NULL"
 
 
@@ -57,9 +61,11 @@ async def migrate(settings: Settings) -> list[str]:
     Any number of processes may call this at once: the first applies the migrations and the others wait for it.
     A database that is newer than this release is left unchanged. Raises MigrationError if an applied file has changed.
     """
-    conn = await connect_alone(settings, statement_timeout="0")
+    # Postgres ends a migration whose client has gone, so that the next one does not wait for it.
+    conn = await connect_alone(settings, statement_timeout="0", client_connection_check_interval="10s")
     try:
-        await conn.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
+        while not await conn.fetchval(TRY_LOCK, LOCK_KEY):  # noqa: ASYNC110 - another process holds it
+            await asyncio.sleep(_RETRY_S)  # rather than wait in Postgres, so that each statement can have a time limit
         await conn.execute(CREATE_LEDGER)
         return [migration.name for migration in await _pending(conn) if await _apply(conn, migration)]
     finally:
@@ -87,6 +93,6 @@ async def _pending(conn: Connection) -> list[Migration]:
 
 async def _apply(conn: Connection, migration: Migration) -> bool:
     async with conn.transaction():
-        await conn.execute(migration.sql)
+        await conn.execute(migration.sql, timeout=_APPLY_S_MAX)
         await conn.execute(RECORD, migration.version, migration.name, migration.sha256)
     return True
