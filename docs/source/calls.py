@@ -71,7 +71,7 @@ def limits() -> str:
         ("tokens in the tokens file", _n(auth._TOKENS_MAX)),
         (
             "a notification from Alertmanager",
-            f"{_n(notifications.ALERTS_MAX)} alerts, {_n(notifications.BODY_BYTES_MAX)} bytes",
+            f"{_n(notifications.BODY_BYTES_MAX)} bytes; {_n(notifications.WAITING_MAX)} alerts kept while Postgres is down",
         ),
         ("certificates to watch", _n(CERTIFICATES_MAX)),
     )

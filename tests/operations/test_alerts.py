@@ -1,6 +1,7 @@
 """Notifications are stored once, and acknowledged when they are durable; a heartbeat that stops is reported once."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -10,16 +11,19 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import hypothesis
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from mcp import Client
 from pydantic import SecretStr
 
 from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs import stale_alerts, watchdog
-from handoff.operations.alerts import ALERTS_MAX
 from handoff.operations.heartbeat import Heartbeat
+from handoff.operations.notification import CUT, NAMES_MAX, VALUE_CHARS_MAX
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
@@ -113,23 +117,89 @@ async def test_a_notification_that_cannot_be_committed_is_not_counted_logged_or_
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"no json", "body"),
-        (notification(alert(), version="3"), "version"),
-        (notification(alert(startsAt="soon")), "startsAt"),
-        (notification(alert(startsAt="2999-01-01T00:00:00Z")), "future"),
-        (notification(alert(labels={"alertname": "x" * 9_000})), "labels"),
-        (notification(alert(labels={"alertname": "a\0b"})), "NUL"),
-        (notification(alert(fingerprint="'; DROP TABLE alert")), "fingerprint"),
-        (notification(*[alert(number=number + 1) for number in range(ALERTS_MAX + 1)]), "alerts"),
+        (b"no json", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        ([], "list of alerts"),
+        ({"version": "4"}, "list of alerts"),
+        ({"version": "4", "alerts": "many"}, "list of alerts"),
+        (notification(alert(fingerprint="")), "fingerprint"),
     ],
 )
-async def test_a_malformed_notification_is_refused_and_changes_nothing(
+async def test_what_is_no_notification_is_refused_and_changes_nothing(
     http: httpx2.AsyncClient, db: asyncpg.Connection, body: Any, says: str
 ) -> None:
     answer = await (http.post("/alerts", content=body) if isinstance(body, bytes) else http.post("/alerts", json=body))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_notification")
     assert says in answer.json()["error"]["message"]
     assert await kept(db) == []
+
+
+async def test_what_is_too_long_is_cut_and_marked_and_reported_once(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    many = {f"n{number}": "x" for number in range(200)} | {"summary": "It is down", "description": "d" * 20_000}
+    for _ in range(2):
+        answer = await http.post("/alerts", json=notification(alert(annotations=many), alert(number=2)))
+        assert (answer.status_code, answer.json()) == (200, {"stored": 2})
+    annotations = json.loads(await db.fetchval("SELECT annotations FROM alert WHERE labels ->> 'alertname' = 'Alert1'"))
+    assert (len(annotations), annotations["summary"]) == (NAMES_MAX, "It is down")
+    assert annotations["description"] == "d" * (VALUE_CHARS_MAX - len(CUT)) + CUT
+    said = [event for event in logged if event["event"] == "alert.adjusted"]
+    assert [(it["alertname"], it["adjusted"]) for it in said] == [("Alert1", ["names_left_out", "text_cut"])]
+
+
+async def test_an_alert_whose_clock_is_ahead_is_one_row_that_starts_when_it_was_heard_of(
+    http: httpx2.AsyncClient, db: asyncpg.Connection, agent: Agent
+) -> None:
+    ahead = (datetime.now(UTC) + timedelta(seconds=70)).isoformat()
+    await http.post("/alerts", json=notification(alert(startsAt=ahead), alert(number=2)))
+    shown = (await agent.read("handoff://alerts"))["alerts"][0]
+    assert shown["alertname"] == "Alert1"
+    assert shown["starts_at"] <= datetime.now(UTC).isoformat()
+    await http.post("/alerts", json=notification(alert("resolved", startsAt=ahead, endsAt=ahead), alert(number=2)))
+    assert await kept(db) == [("Alert1", "resolved", 2), ("Alert2", "firing", 2)]
+    assert await db.fetchval(
+        "SELECT starts_at <= ends_at AND ends_at <= now() FROM reporting.alert WHERE status = 'resolved'"
+    )
+
+
+_ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(alphabet=st.characters()) | st.just("x" * 9_000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=300), inner, max_size=3),
+    max_leaves=8,
+)
+_TIMES = st.datetimes().map(lambda at: at.isoformat() + "Z") | st.just("0001-01-01T00:00:00+14:00") | _ODD
+_ALERTS = st.fixed_dictionaries(
+    {"fingerprint": st.text(alphabet=st.characters(), min_size=1, max_size=80)},
+    optional={
+        "status": st.sampled_from(("firing", "resolved")) | _ODD,
+        "startsAt": _TIMES,
+        "endsAt": _TIMES,
+        "labels": st.dictionaries(st.text(alphabet=st.characters(), max_size=300), _ODD, max_size=80) | _ODD,
+        "annotations": st.dictionaries(st.text(max_size=5), _ODD, max_size=5) | _ODD,
+    },
+)
+
+
+async def test_every_alert_that_has_a_fingerprint_is_stored_whatever_else_it_says(
+    app: App, http: httpx2.AsyncClient, db: asyncpg.Connection
+) -> None:
+    sent = list[list[dict[str, Any]]]()
+
+    @hypothesis.settings(max_examples=100, deadline=None, database=None)
+    @given(st.lists(_ALERTS, min_size=1, max_size=4))
+    def collect(alerts: list[dict[str, Any]]) -> None:
+        sent.append(alerts)
+
+    collect()
+    for alerts in sent:
+        await db.execute("TRUNCATE alert")
+        answer = await http.post("/alerts", content=json.dumps({"version": "4", "alerts": alerts}).encode())
+        assert answer.status_code == 200, (alerts, answer.text)
+        fingerprints = {it["fingerprint"] for it in alerts}
+        assert await db.fetchval("SELECT count(DISTINCT fingerprint) FROM alert") == len(fingerprints), alerts
+        future = "SELECT count(*) FROM reporting.alert WHERE starts_at > now() OR ends_at > now() OR ends_at < starts_at"
+        assert await db.fetchval(future) == 0, alerts
 
 
 async def test_notifications_need_a_token_with_the_scope_alerts(
@@ -169,6 +239,18 @@ async def test_a_notification_while_the_database_hangs_is_refused_and_stored_whe
                         await asyncio.sleep(0.1)
                 await asyncio.sleep(1.5)  # so that it would be stored a second time, if it were kept
                 assert await kept(db) == [("Alert1", "firing", 1), ("Alert2", "firing", 1)]
+                # Alertmanager was told that Alert1 was not stored, so it will not say that it is resolved.
+                await db.execute("UPDATE alert SET updated_at = now() - interval '6 minutes'")
+                await stale_alerts.run(app)
+                ended = (
+                    "SELECT alertname, ends_at = greatest(updated_at, starts_at) FROM reporting.alert WHERE ends_at < now()"
+                )
+                assert await db.fetch(ended) == [("Alert1", True)]
+                await http.post("/alerts", json=notification(alert()))  # it fires after all
+                assert await kept(db) == [("Alert1", "firing", 2), ("Alert2", "firing", 1)]
+                await db.execute("UPDATE alert SET updated_at = now() - interval '6 minutes'")
+                await stale_alerts.run(app)
+                assert await kept(db) == [("Alert1", "firing", 2), ("Alert2", "firing", 1)], "it is confirmed now"
             finally:
                 await db.close()
 
@@ -179,6 +261,8 @@ async def test_a_heartbeat_records_the_time_of_its_evaluation_which_never_goes_b
     for age_s in (100, 20, 60):  # the last one arrives late
         assert (await http.post("/watchdog", json=heartbeat(age_s))).status_code == 200
     assert 19 <= await db.fetchval("SELECT extract(epoch FROM now() - evaluated_at)::float8 FROM watchdog") < 25
+    assert (await http.post("/watchdog", json=heartbeat(-70))).status_code == 200, "a clock that is a little ahead"
+    assert await db.fetchval("SELECT evaluated_at <= now() FROM watchdog")
     assert (await http.post("/watchdog", json=heartbeat(-3_600))).status_code == 400
     assert (await http.post("/watchdog", json=notification(alert()))).status_code == 400
     assert await kept(db) == [], "heartbeats are not part of the alert history"
@@ -269,6 +353,21 @@ async def test_an_alert_not_reported_for_two_hours_is_resolved_and_only_the_newe
             await db.fetchval("SELECT status FROM reporting.alert WHERE alertname = 'Alert4' AND ends_at IS NULL")
             == "firing"
         )
+
+
+async def test_the_alert_of_a_silent_watchdog_is_forgotten_only_where_no_heartbeat_is_expected(
+    webhook: tuple[Receiver, Settings], db: asyncpg.Connection
+) -> None:
+    async with open_app(webhook[1]) as app:
+        await asyncio.sleep(0.5)
+        await watchdog.run(app)
+        assert await kept(db) == [("WatchdogSilent", "firing", 1)]
+        await db.execute("UPDATE alert SET updated_at = now() - interval '121 minutes'")
+        await stale_alerts.run(app)
+        assert await kept(db) == [("WatchdogSilent", "firing", 1)]
+    async with open_app(webhook[1].model_copy(update={"watchdog_timeout_s": 0.0})) as app:
+        await stale_alerts.run(app)
+    assert await kept(db) == [("WatchdogSilent", "resolved", 1)]
 
 
 async def test_alerting_is_degraded_by_silence_but_healthy_where_no_heartbeat_is_expected(settings: Settings) -> None:

@@ -7,6 +7,6 @@ from handoff.store.connect import connection
 
 
 async def run(app: App) -> None:
-    """Resolve stale alerts, except the watchdog's own, which is resolved when the heartbeat returns."""
+    """Resolve stale alerts, except the watchdog's own, which is resolved when the heartbeat returns, if one is expected."""
     async with connection(app.pool) as conn:
-        await alerts.forget(conn, watchdog.FINGERPRINT)
+        await alerts.forget(conn, watchdog.FINGERPRINT if app.heartbeat.is_expected else None)

@@ -17,42 +17,52 @@ KEPT = 10_000  # resolved alerts
 # our receiver. Alertmanager sends no resolution while the alert is inhibited or silenced. If it is in fact still firing, the
 # first notification afterwards makes it fire again.
 FORGOTTEN_AFTER = "2 hours"
+# A firing alert that was stored from memory after an outage of the database is unconfirmed. Its sender was told that it was
+# not stored, so it sends it again within two minutes while it fires (Alertmanager waits at most 1 minute between attempts,
+# and our group_interval is 1 minute), but sends no resolution of what was never accepted.
+UNCONFIRMED_AFTER = "5 minutes"
 LATE_AT_MOST = "10 minutes"  # notifications can arrive out of order: an alert resolved this recently stays resolved
-_STAYS = f"alert.status = 'resolved' AND alert.updated_at > now() - interval '{LATE_AT_MOST}'"
+_STAYS = f"alert.status = 'resolved' AND alert.updated_at > now() - interval '{LATE_AT_MOST}' AND NOT alert.unconfirmed"
 
 RECORD = f"""
-    INSERT INTO alert (fingerprint, starts_at, ends_at, status, labels, annotations)
-    SELECT fingerprint, starts_at, ends_at, status, labels, annotations
+    INSERT INTO alert (fingerprint, starts_at, ends_at, status, labels, annotations, unconfirmed)
+    SELECT fingerprint, starts_at,
+           CASE WHEN status = 'resolved' THEN greatest(least(ends_at, now()), least(starts_at, now())) END,
+           status, labels, annotations, coalesce(unconfirmed, false)
       FROM jsonb_to_recordset($1::text::jsonb) AS told
-           (fingerprint text, starts_at timestamptz, ends_at timestamptz, status text, labels jsonb, annotations jsonb)
+           (fingerprint text, starts_at timestamptz, ends_at timestamptz, status text, labels jsonb, annotations jsonb,
+            unconfirmed boolean)
      ORDER BY fingerprint, starts_at
         ON CONFLICT (fingerprint, starts_at) DO UPDATE
        SET status = CASE WHEN {_STAYS} THEN alert.status ELSE excluded.status END,
            ends_at = CASE WHEN {_STAYS} THEN alert.ends_at ELSE excluded.ends_at END,
            annotations = CASE WHEN {_STAYS} THEN alert.annotations ELSE excluded.annotations END,
            notifications = alert.notifications + 1,
+           unconfirmed = alert.unconfirmed AND excluded.unconfirmed,
            updated_at = now()
- RETURNING labels, status, old.status AS was
+ RETURNING fingerprint, starts_at, labels, status, old.status AS was
 """
 TRIM = """
     DELETE FROM alert
      WHERE (fingerprint, starts_at) IN (
            SELECT fingerprint, starts_at FROM alert WHERE (status = 'firing') = false
-            ORDER BY (status = 'firing') DESC, starts_at DESC, fingerprint DESC OFFSET $1 LIMIT 1000)
+            ORDER BY (status = 'firing') DESC, began_at DESC, fingerprint DESC OFFSET $1 LIMIT 1000)
 """
 FORGET = f"""
-    UPDATE alert SET status = 'resolved', ends_at = greatest(updated_at, starts_at)
-     WHERE (status = 'firing') = true AND updated_at < now() - interval '{FORGOTTEN_AFTER}' AND fingerprint <> $1
+    UPDATE alert SET status = 'resolved', ends_at = greatest(updated_at, began_at)
+     WHERE (status = 'firing') = true AND fingerprint IS DISTINCT FROM $1
+       AND updated_at < now() - CASE WHEN unconfirmed THEN interval '{UNCONFIRMED_AFTER}'
+                                     ELSE interval '{FORGOTTEN_AFTER}' END
 """
 PAGE = """
-    SELECT fingerprint, starts_at, ends_at, status, labels ->> 'alertname' AS alertname, labels ->> 'severity' AS severity,
-           labels ->> 'component' AS component, annotations ->> 'summary' AS summary,
+    SELECT fingerprint, began_at AS starts_at, ends_at, status, labels ->> 'alertname' AS alertname,
+           labels ->> 'severity' AS severity, labels ->> 'component' AS component, annotations ->> 'summary' AS summary,
            annotations ->> 'description' AS description, annotations ->> 'runbook_url' AS runbook_url,
            annotations ->> 'dashboard_url' AS dashboard_url, notifications, received_at, updated_at,
            (status = 'firing') AS fires
       FROM alert
-     WHERE ((status = 'firing'), starts_at, fingerprint) < ($1, $2, $3) AND ($4::text IS NULL OR status = $4)
-     ORDER BY (status = 'firing') DESC, starts_at DESC, fingerprint DESC
+     WHERE ((status = 'firing'), began_at, fingerprint) < ($1, $2, $3) AND ($4::text IS NULL OR status = $4)
+     ORDER BY (status = 'firing') DESC, began_at DESC, fingerprint DESC
      LIMIT $5
 """
 HEARD = "UPDATE watchdog SET evaluated_at = $1 WHERE evaluated_at IS NULL OR evaluated_at < $1"
@@ -67,17 +77,17 @@ TOLD = "UPDATE watchdog SET told = $1"
 async def record(conn: Connection, alerts: Sequence[dict[str, Any]]) -> list[Record]:
     """Insert or update alerts, one row per fingerprint and start time, and delete the oldest resolved ones.
 
-    Returns rows of (labels, status, was). `was` is the previous status, or None if the alert is new.
+    Returns rows of (fingerprint, starts_at, labels, status, was). `was` is the previous status, or None if the alert is new.
     """
     rows = await conn.fetch(RECORD, to_json(alerts).decode())
     await conn.execute(TRIM, KEPT)
     return rows
 
 
-async def forget(conn: Connection, but: str) -> None:
+async def forget(conn: Connection, but: str | None) -> None:
     """Resolve firing alerts that no notification has mentioned for FORGOTTEN_AFTER: their resolution was missed.
 
-    The alert whose fingerprint is `but` is left alone.
+    For alerts that are unconfirmed it is UNCONFIRMED_AFTER. The alert whose fingerprint is `but` is left alone.
     """
     await conn.execute(FORGET, but)
 
