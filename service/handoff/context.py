@@ -1,6 +1,7 @@
 """What tools, resources and jobs work with: the App, which lives as long as the process, and the Call, one request."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from handoff.cache import Cache
 from handoff.model import Caller
@@ -11,8 +12,10 @@ from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store.connect import Pool
 from handoff.store.lane import AppendLane
-from handoff.telemetry.otlp import Signals
 from handoff.wakeups import Wakeups
+
+if TYPE_CHECKING:  # most of the telemetry's weight is in its exporters, which many processes never start
+    from handoff.telemetry.otlp import Signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class App:
     alerts: Alerts
     heartbeat: Heartbeat
     health: Health
-    signals: Signals | None
+    signals: "Signals | None"
 
 
 @dataclass(slots=True)  # not frozen: one is built for every call

@@ -1,5 +1,7 @@
 """Telemetry never delays or fails an answer, whatever the collector does, and dropped records are counted."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,12 @@ def test_levels_change_while_the_service_runs(database_url: str, tmp_path: Path)
     changed: list[Any] = [line for line in printed.splitlines() if "logging.changed" in line]
     assert len(changed) == 2
     assert '"lines_wrong":1' in changed[1]
+
+
+def test_the_exporters_are_loaded_only_where_telemetry_is_on() -> None:
+    loads = (
+        "import sys, handoff.app, handoff.jobs.runner, handoff.server.http; print('handoff.telemetry.otlp' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "False\n"

