@@ -27,10 +27,12 @@ outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_silence.py
 work_tests := tests/stack/drills/test_work.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
-	@$(MAKE) --no-print-directory --jobs=$$(getconf _NPROCESSORS_ONLN) --keep-going --output-sync=target $(LANES:%=test-stack-%)
+	@rm -rf results/lanes
+	@$(MAKE) --no-print-directory --jobs=$$(getconf _NPROCESSORS_ONLN) --keep-going --output-sync=target $(LANES:%=test-stack-%); \
+	    status=$$?; .venv/bin/python -m tests.report $(LANES); exit $$status
 
 test-stack-%: .venv/.ready   ## one of them
-	.venv/bin/pytest --project=handoff-$* $($*_tests)
+	.venv/bin/pytest --project=handoff-$* --lane=$* $($*_tests)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check

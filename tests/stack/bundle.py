@@ -38,10 +38,10 @@ PORTS: Final = (
 
 
 # No machine is so slow: a command or a request that takes longer hangs.
-COMMAND_S: Final = 900
+COMMAND_S: Final = 1_800
 ANSWER_S: Final = 60
-# `up --wait` fails when something becomes unhealthy. So a service may take as long as it needs to become healthy; after that,
-# what ships decides again how many of its checks may fail.
+# `up --wait` fails when something becomes unhealthy. So a service may take as long as it needs to become healthy; afterwards
+# what ships decides how many of its checks may fail.
 PATIENT: Final = {"start_period": f"{COMMAND_S}s", "timeout": f"{ANSWER_S}s"}
 LATEST: Final = 5
 

@@ -30,8 +30,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """When a test fails, leave the evidence of its stacks in a folder, and name that in the report."""
     report = yield
     if report.failed and isinstance(item, pytest.Function):
-        for stack in dict.fromkeys(getattr(it, "stack", it) for it in item.funcargs.values()):
-            if isinstance(stack, Stack):
+        stacks = [it for it in (getattr(it, "stack", it) for it in item.funcargs.values()) if isinstance(it, Stack)]
+        for stack in stacks:
+            if stack.containers_left():
                 report.sections.append(("Evidence", f"What is needed to understand it is in {stack.leave_evidence()}"))
     return report
 

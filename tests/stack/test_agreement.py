@@ -62,7 +62,7 @@ async def test_records_dropped_during_a_collector_outage_are_counted_exactly(
     service = start(database_url=database_url, telemetry="true", ops_port=ops)
     try:
         wait_until_ready(service)
-        with httpx2.Client(base_url=f"http://127.0.0.1:{service.port}") as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=ANSWER_S) as http:
             for _ in range(1_500):
                 request = body("tools/call", name="get_inbox", arguments={"agent": "alice"})
                 http.post("/mcp", json=request, headers=headers("tools/call", "get_inbox")).raise_for_status()

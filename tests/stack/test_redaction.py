@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-from tests.stack.bundle import Stack
+from tests.stack.bundle import ANSWER_S, Stack
 
 SECRET = "plantedplanted42"
 ATTRIBUTES = {
@@ -34,7 +34,9 @@ def pairs(more: dict[str, str]) -> list[KeyValue]:
 
 def send(stack: Stack, signal: str, request: Any) -> None:
     headers = {"content-type": "application/x-protobuf"}
-    answer = httpx2.post(stack.url("OTLP_PORT", f"/v1/{signal}"), content=request.SerializeToString(), headers=headers)
+    answer = httpx2.post(
+        stack.url("OTLP_PORT", f"/v1/{signal}"), content=request.SerializeToString(), headers=headers, timeout=ANSWER_S
+    )
     answer.raise_for_status()
 
 

@@ -25,8 +25,10 @@ from tests.stack.rules import (
     rules,
     seconds,
 )
+from tests.stack.turns import TURNS
 
 RUNBOOK = (ROOT / "prometheus" / "runbook.md").read_text()
+RULE_TESTS = sorted((ROOT / "prometheus" / "tests").glob("*.yml"))
 SEVERITIES = {"critical": "history,page", "warning": "history,ticket", "info": "history", "none": "heartbeat"}
 
 
@@ -45,14 +47,15 @@ def test_promtool_accepts_every_rule(images: dict[str, str]) -> None:
     assert said.count("SUCCESS") == len(files)
 
 
-def test_every_alert_fires_when_it_should_and_stays_quiet_when_it_should(images: dict[str, str]) -> None:
-    files = sorted((ROOT / "prometheus" / "tests").glob("*.yml"))
-    inside = [f"/etc/prometheus/tests/{file.name}" for file in files]
+@pytest.mark.parametrize("name", [it.name for it in RULE_TESTS])
+def test_every_alert_fires_when_it_should_and_stays_quiet_when_it_should(images: dict[str, str], name: str) -> None:
     mounted = ["-v", f"{ROOT}/prometheus:/etc/prometheus:ro", "--entrypoint=promtool", images["prometheus"]]
-    command = ("docker", "run", "--rm", "--network=none", *mounted, "test", "rules", *inside)
-    said = run(*command)  # 2 minutes of CPU, on processors that other stacks use too
-    assert said.count("SUCCESS") == len(files)
-    tests = [it for file in files for it in yaml.safe_load(file.read_text())["tests"]]
+    said = run("docker", "run", "--rm", "--network=none", *mounted, "test", "rules", f"/etc/prometheus/tests/{name}")
+    assert said.count("SUCCESS") == 1
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_stays_quiet() -> None:
+    tests = [it for file in RULE_TESTS for it in yaml.safe_load(file.read_text())["tests"]]
     cases = [case for it in tests for case in it.get("alert_rule_test", ())]
     fires = {it["alertname"] for it in cases if it["exp_alerts"]}
     quiet = {it["alertname"] for it in cases if not it["exp_alerts"]}
@@ -206,8 +209,10 @@ async def test_telemetry_counted_by_the_collector_is_not_counted_again_by_jaeger
 
 
 async def test_the_watchdog_heartbeat_arrives_and_can_be_read(stack: Stack) -> None:
-    async with stack.agent(stack.secret("operator-token")) as operator, asyncio.timeout(150):
+    turns = stack.turns()
+    async with stack.agent(stack.secret("operator-token")) as operator:
         while (heard := (await operator.read("handoff://alerts"))["watchdog"])["age_s"] is None:
+            assert turns.look() < TURNS, heard
             await asyncio.sleep(1)
     assert heard["expected"] is True
-    assert 0 <= heard["age_s"] < 150
+    assert heard["age_s"] >= 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+from time import time
 
 import httpx2
 import pytest
@@ -115,8 +116,9 @@ def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str,
             stack.psql("handoff", made["database-handoff"], "SELECT 1")
         assert stack.in_volume("secrets-worker", "cat", "/volume/deadman-url") == given["deadman-url"]
         # The collector uses the new passwords too: with wrong ones its receivers would produce no new samples.
+        began = time()
         for job in ("postgres", "redis"):
-            fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > time() - 10'
+            fresh = f'timestamp({{__name__=~"postgresql_backends|redis_uptime_seconds_total", job="{job}"}}) > {began}'
             stack.eventually(lambda fresh=fresh: stack.promql(fresh))
     finally:
         for name in given:

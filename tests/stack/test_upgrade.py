@@ -1,12 +1,10 @@
 """Existing data stays readable: after an upgrade from an earlier version, and after a restore into new volumes."""
 
-import asyncio
 import io
 import json
 import shutil
 import subprocess
 import tarfile
-import time
 from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +13,7 @@ import pytest
 
 from tests.stack.bundle import ROOT, Failed, Stack, run
 from tests.stack.conftest import ADA_TOKEN
+from tests.stack.turns import eventually
 
 BEFORE = "0c3814f"  # the last version that shipped without this stack
 PAGE = (ROOT / "docs" / "backup.md").read_text()
@@ -79,14 +78,8 @@ async def test_the_new_version_continues_where_the_earlier_one_stopped(second: S
     url = f"HANDOFF_DATABASE_URL=postgresql://handoff:{password}@postgres:5432/handoff"
     run("docker", "run", "--detach", "--rm", "--name", name, network, "-e", url, "handoff-before:tests", "handoff", "serve")
     try:
-        give_up = time.monotonic() + 60
-        while True:
-            try:
-                left = json.loads(run("docker", "exec", name, "python", "-c", WORK_BEFORE))
-                break
-            except Failed:
-                assert time.monotonic() < give_up, run("docker", "logs", name)
-                await asyncio.sleep(1)
+        work = ("docker", "exec", name, "python", "-c", WORK_BEFORE)
+        left = json.loads(eventually(lambda: run(*work), retried=(Failed,), show=lambda: run("docker", "logs", name)))
     finally:
         run("docker", "stop", name)
 

@@ -123,7 +123,7 @@ def failing_heartbeat(stack: Stack) -> AbstractContextManager[None]:
 @contextmanager
 def locked(stack: Stack, table: str) -> Generator[None]:
     """A table is locked exclusively, as by a manual migration or a forgotten transaction."""
-    keep = f"BEGIN; SET application_name = 'by-hand'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)"
+    keep = f"BEGIN; SET application_name = 'by-hand'; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(86400)"
     psql = ("psql", "-h", "/var/run/postgresql", "-U", "postgres", "-d", "handoff")
     stack.compose("exec", "-T", "--detach", "postgres", *psql, "-c", keep)
     stack.eventually(lambda: stack.sql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"))
@@ -144,7 +144,7 @@ async def keep():
     settings = {{"application_name": "by-hand"}}
     url = "postgresql://handoff@postgres:5432/handoff"
     kept = [await asyncpg.connect(url, password=password, server_settings=settings) for _ in range({count})]
-    await kept[0].execute("SELECT pg_sleep(600)")
+    await kept[0].execute("SELECT pg_sleep(86400)")
 asyncio.run(keep())
 """
     stack.compose("exec", "-T", "--detach", "service", "python", "-c", keep)

@@ -170,7 +170,7 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
         "HANDOFF_HEARTBEAT_INTERVAL_S": "1",
         "HANDOFF_WATCHDOG_TIMEOUT_S": str(WATCHDOG_TIMEOUT_S),
     }
-    often = ["--query.lookback-delta=10s", "--rules.alert.resend-delay=2s"] if pace.quick else []
+    often = [f"--query.lookback-delta={LOOKBACK_S}s", "--rules.alert.resend-delay=2s"] if pace.quick else []
     settings |= quick if pace.quick else {}
     overlay = {
         "services": {

@@ -114,7 +114,7 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
         [
             Fault(
                 "disk fills",
-                lambda it: disk_filling(it.stack, "otel-collector", DISK_BYTES, it.pace.fill_s),
+                lambda it: disk_filling(it.stack, "otel-collector", DISK_BYTES, it.pace.fill_s * it.slow),
                 ("HandoffDiskFilling", "HandoffDiskHigh", "HandoffDiskCritical"),
                 muted=("HandoffDiskFilling", "HandoffDiskHigh"),
             ),
