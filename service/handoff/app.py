@@ -60,7 +60,8 @@ async def open_app(
         health=health,
         signals=signals,
     )
-    app.wakeups.start()
+    if kind == "service":
+        app.wakeups.start()  # in a worker, nobody waits or subscribes
     running = (health.run(), app.alerts.run(), _follow_files(settings, tokens, filters))
     background = [asyncio.create_task(task) for task in running]
     try:

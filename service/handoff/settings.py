@@ -105,7 +105,8 @@ class Settings(BaseSettings):
         default=8,
         ge=2,
         le=100,
-        description="Maximum number of pooled connections to Postgres per process. A few dedicated connections come on top.",
+        description="Maximum number of pooled connections to Postgres per process. Dedicated connections come on top: "
+        "three in a service, one more if it runs the jobs, and three in a worker.",
     )
     connect_timeout_s: float = Field(
         default=3.0, gt=0, le=60, description="Timeout for opening a connection to Postgres, in seconds."

@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from handoff.app import open_app
 from handoff.context import App
-from handoff.operations import readiness
+from handoff.operations.readiness import Readiness
 from handoff.server.calls import call_tool
 from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
@@ -32,7 +32,7 @@ async def edge(app: App, *, short_path: bool = True, settings: Settings | None =
     asgi = Edge(
         server,
         settings or app.settings,
-        readiness=partial(readiness.problem, app.pool),
+        readiness=Readiness(app.health.probe).problem,
         tokens=app.tokens,
         call_tool=partial(call_tool, app) if short_path else None,
         alerts=app.alerts,

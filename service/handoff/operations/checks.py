@@ -17,6 +17,7 @@ from handoff.cache import Cache
 from handoff.operations.event_loop import WINDOW_S, EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Presence
+from handoff.operations.recent import LONG_WAIT_S, Recent
 from handoff.settings import Settings
 from handoff.store import instances
 from handoff.store.connect import LOST, StandbyConnection
@@ -27,22 +28,40 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 
 # The figures from which a component is degraded and unhealthy. None: no figure makes it unhealthy.
 THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
-    "database": (1_000.0, None),  # ms
+    "calls": (5.0, 50.0),  # % of the tool calls of the last minute that failed because of the service
+    "latency": (2_000.0, 10_000.0),  # ms, 95th percentile of the tool calls of the last minute
+    "concurrency": (10.0, 20.0),  # tool calls in progress, on average over the last minute
+    "pool": (5.0, 50.0),  # % of the requests for a connection in the last minute that waited long or in vain
+    "database": (500.0, None),  # ms
     "cache": (500.0, None),  # ms
     "worker": (30.0, 120.0),  # s since any process last ran the jobs
     "telemetry": (60.0, None),  # s since a receiver last answered, once it has stopped answering
     "alerting": (100.0, None),  # % of watchdog_timeout_s since the last heartbeat
     "memory": (80.0, 95.0),  # % of the memory limit
+    "machine": (90.0, None),  # % of the memory of the machine, or of the container
+    "cpu": (90.0, None),  # % of the CPU time that the process may use, over the last minute
     "disk": (85.0, 95.0),  # % of the file system
     "event_loop": (250.0, 1_000.0),  # ms by which a timer was late
 }
 
+# With fewer events than these, a share or a percentile says little.
+FAILURES_MIN: Final = 3
+TIMED_CALLS_MIN: Final = 20
+CPU_S_MIN: Final = 10.0
+
 REMEDIES: Final = {
+    "calls": "Find out in the log which code they fail with (tool.call with outcome=error), and look for locks in Postgres.",
+    "latency": "Find out which tool is slow in the Tools dashboard, and whether statements wait for a lock in Postgres.",
+    "concurrency": "Find out which agent calls so much, or what calls wait for. If it is just load, add a replica.",
+    "pool": "Find out what holds the connections: locks and long statements in pg_stat_activity. If it is just load, raise "
+    "HANDOFF_POOL_SIZE or add a replica.",
     "database": "Check that Postgres is running and has free connections. `handoff doctor` tells more.",
     "cache": "Check that Redis is running. The service works without it, but more slowly.",
     "worker": "Check that the worker (`handoff work`) is running, and look for job.failed in its log.",
     "telemetry": "Check that the collector is running at OTEL_EXPORTER_OTLP_ENDPOINT. The service works without it.",
     "alerting": "Check that Prometheus and Alertmanager are running. Without them, nobody is notified of any alert.",
+    "machine": "Find out what uses the memory of the machine or container, and give it more.",
+    "cpu": "Add a replica, or allow this process more CPU.",
     "memory": "Raise the memory limit, or find out in the Overview dashboard what is growing.",
     "disk": "Free some space, or enlarge the volume.",
     "event_loop": "Add a replica, or find out from handoff_calls_active what keeps this one busy.",
@@ -70,6 +89,7 @@ class Watched:
     presence: Presence
     heartbeat: Heartbeat
     event_loop: EventLoopLag
+    recent: Recent
     shipments: Callable[[], dict[str, Shipment]] | None  # None where telemetry is off
     dropped: int = 0  # records that had been dropped at the last check
     process: psutil.Process = field(default_factory=psutil.Process)
@@ -82,6 +102,37 @@ def judge(component: str, figure: float, unit: str, detail: str) -> Reading:
     if figure >= degraded:
         status = "unhealthy" if unhealthy is not None and figure >= unhealthy else "degraded"
     return Reading(status, round(figure, 3), unit, detail, "" if status == "healthy" else REMEDIES[component])
+
+
+async def calls(watched: Watched) -> Reading:
+    """Check how many calls failed because of the service."""
+    figures = watched.recent.figures()
+    detail = f"{figures.failed} of {figures.calls} calls failed in the last minute"
+    return judge("calls", _percent(figures.failed, figures.calls, FAILURES_MIN), "%", detail)
+
+
+async def latency(watched: Watched) -> Reading:
+    """Check how long calls take."""
+    figures = watched.recent.figures()
+    if figures.timed < TIMED_CALLS_MIN:
+        return Reading("healthy", None, "ms", f"too few calls to say: {figures.timed} in the last minute")
+    return judge("latency", 1_000 * figures.p95_s, "ms", "95% of the calls of the last minute took no longer")
+
+
+async def concurrency(watched: Watched) -> Reading:
+    """Check how many calls are in progress at the same time."""
+    return judge("concurrency", watched.recent.figures().active_mean, "calls", "on average in the last minute")
+
+
+async def pool(watched: Watched) -> Reading:
+    """Check whether calls wait for a connection to Postgres."""
+    figures = watched.recent.figures()
+    detail = f"{figures.waited} of {figures.acquired} waits for a connection took more than {LONG_WAIT_S} s"
+    return judge("pool", _percent(figures.waited, figures.acquired, FAILURES_MIN), "%", detail)
+
+
+def _percent(part: int, whole: int, part_min: int) -> float:
+    return 100 * part / whole if part >= part_min else 0.0
 
 
 async def database(watched: Watched) -> Reading:
@@ -161,6 +212,24 @@ async def memory(watched: Watched) -> Reading:
     return judge("memory", 100 * watched.process.memory_info().rss / limit, "%", f"of {limit >> 20} MiB")
 
 
+async def machine(watched: Watched) -> Reading:  # noqa: ARG001 - the signature of all checks
+    """Check how much memory of the machine, or of the container where it has a limit, is in use."""
+    limit, total = memory_limit(), psutil.virtual_memory().total
+    used = _container_memory() if limit < total else None
+    if used is None:
+        return judge("machine", psutil.virtual_memory().percent, "%", f"of {total >> 20} MiB in the machine")
+    return judge("machine", 100 * used / limit, "%", f"of {limit >> 20} MiB in the container")
+
+
+async def cpu(watched: Watched) -> Reading:
+    """Check how much of the CPU time that it may use the process uses."""
+    figures = watched.recent.figures()
+    if figures.seconds < CPU_S_MIN:
+        return Reading("healthy", None, "%", "the process has just started")
+    allowed = cpu_limit()
+    return judge("cpu", 100 * figures.cpu_s / figures.seconds / allowed, "%", f"of {allowed:g} CPU in the last minute")
+
+
 async def disk(watched: Watched) -> Reading:
     """Check how full the file system of the data folder is, or that of / where there is no such folder."""
     folder = watched.settings.data_dir if watched.settings.data_dir.exists() else Path("/")
@@ -183,15 +252,48 @@ def _database_away(unit: str) -> Reading:
 
 
 CHECKS: Final[dict[str, Callable[[Watched], Awaitable[Reading]]]] = {
-    check.__name__: check for check in (database, cache, worker, telemetry, alerting, memory, disk, event_loop)
+    check.__name__: check
+    for check in (
+        calls,
+        latency,
+        concurrency,
+        pool,
+        database,
+        cache,
+        worker,
+        telemetry,
+        alerting,
+        memory,
+        machine,
+        cpu,
+        disk,
+        event_loop,
+    )
 }
 metrics.COMPONENT.admit(*CHECKS)
 
 
 def memory_limit() -> int:
     """The memory that this process may use, in bytes: its control group's limit, or else the machine's memory."""
-    machine = psutil.virtual_memory().total
+    total = psutil.virtual_memory().total
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with suppress(OSError, ValueError):
-            return min(machine, int(file.read_text()))
-    return machine
+            return min(total, int(file.read_text()))
+    return total
+
+
+def _container_memory() -> int | None:
+    """The memory in use in this control group, without files that can be dropped, in bytes; None if that is unknown."""
+    with suppress(OSError, ValueError, KeyError):
+        group = Path("/sys/fs/cgroup")
+        kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int((group / "memory.current").read_text()) - int(kinds["inactive_file"])
+    return None
+
+
+def cpu_limit() -> float:
+    """The CPUs that this process can use: one, since calls run on one event loop, or its control group's share of one."""
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(1.0, int(quota) / int(period))  # without a limit, the quota is `max`
+    return 1.0

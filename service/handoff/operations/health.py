@@ -22,6 +22,7 @@ from handoff.operations.checks import CHECKS, REMEDIES, THRESHOLDS, Reading, Sta
 from handoff.operations.event_loop import EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
+from handoff.operations.recent import Recent
 from handoff.settings import Settings
 from handoff.store import health as store
 from handoff.store.connect import LOST, StandbyConnection
@@ -30,9 +31,12 @@ from handoff.telemetry.shipper import Shipment
 
 log = structlog.get_logger(__name__)
 
+# A report never shows an older reading as if it were current: it says that the check has not answered.
+_OVERDUE_S: Final = 5.0  # beyond the interval between checks
 RANK: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 HISTORY_MAX: Final = 100
 CHECK_TIMEOUT_S: Final = 0.8  # for all checks, which run concurrently
+ANSWER_S: Final = 0.9  # for a report: longer than a check, so that it contains what the check found out by its timeout
 FRESH_S: Final = 1.0  # within this time after a check, no further one is made
 _RESTART_S: Final = 1.0
 _CHANGES_MAX: Final = 1_000
@@ -42,6 +46,7 @@ _CHANGES_MAX: Final = 1_000
 class _Component:
     reading: Reading
     since: datetime
+    checked_at: float
 
 
 class Health:
@@ -58,15 +63,20 @@ class Health:
         self.presence = presence
         self._interval_s = settings.health_interval_s
         self._heartbeat_interval_s = settings.heartbeat_interval_s
-        # A connection of its own, because the pool may be exhausted while the database is healthy.
-        self._database = StandbyConnection(settings, application_name="handoff-health")
+        # Connections of their own, because the pool may be exhausted while the database is healthy: one that only asks
+        # whether the database answers, for health and readiness, and one for what must not delay that.
+        self.probe = StandbyConnection(settings, application_name="handoff-health")
+        self._registry = StandbyConnection(settings, application_name="handoff-presence")
         self._event_loop = EventLoopLag()
-        self._watched = Watched(settings, self._database, cache, presence, heartbeat, self._event_loop, shipments)
+        self._recent = Recent()
+        self._watched = Watched(settings, self.probe, cache, presence, heartbeat, self._event_loop, self._recent, shipments)
         self._components: dict[str, _Component] = {}
         self._changes: deque[store.Change] = deque(maxlen=_CHANGES_MAX)
         self._history: list[dict[str, Any]] = []
         self._checked_at = 0.0
         self._checking: asyncio.Task[None] | None = None
+        self._began_at: float | None = None  # of the check in progress
+        self._storing: asyncio.Task[None] | None = None
         metrics.MEMORY_LIMIT.source = lambda: [(checks.memory_limit(), ())]
 
     @property
@@ -76,24 +86,26 @@ class Health:
 
     async def run(self) -> None:
         """Run the loops that keep the report current, until cancelled. One that fails is logged and started again."""
-        loops = (self._event_loop.run, self._check_regularly, self._show_presence, self._read_heartbeat)
+        loops = (self._event_loop.run, self._recent.run, self._check_regularly, self._show_presence, self._read_heartbeat)
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(_keep_running(loop))
 
     async def check(self) -> None:
-        """Run all checks, unless they ran within FRESH_S. Returns after CHECK_TIMEOUT_S, even if they have not ended."""
+        """Run all checks, unless they ran within FRESH_S. Returns after ANSWER_S, even if they have not ended."""
         if monotonic() - self._checked_at < FRESH_S:
             return
         if self._checking is None or self._checking.done():
             self._checking = asyncio.create_task(self._check())
         with suppress(TimeoutError):
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER_S):
                 await asyncio.shield(self._checking)
 
     def report(self, history: int = 20) -> dict[str, Any]:
         """The overall status, each component's, and the latest changes. Never waits; may be called from any thread."""
-        components = {name: _view(name, known.reading, known.since) for name, known in list(self._components.items())}
+        components = {
+            name: _view(name, self._current(name, known), known.since) for name, known in list(self._components.items())
+        }
         stuck_ms = self._event_loop.overdue_ms
         if stuck_ms > THRESHOLDS["event_loop"][0]:  # a stuck loop can't report itself
             since = components["event_loop"]["since"] if "event_loop" in components else datetime.now(UTC)
@@ -114,8 +126,12 @@ class Health:
         if self._checking is not None:
             self._checking.cancel()
             await asyncio.gather(self._checking, return_exceptions=True)
-        await self.presence.leave(self._database)
-        self._database.terminate()
+        if self._storing is not None:
+            self._storing.cancel()
+            await asyncio.gather(self._storing, return_exceptions=True)
+        await self.presence.leave(self._registry)
+        self._registry.terminate()
+        self.probe.terminate()
 
     async def _check_regularly(self) -> None:
         while True:
@@ -123,21 +139,34 @@ class Health:
             await asyncio.sleep(self._interval_s)
 
     async def _show_presence(self) -> None:
-        await self.presence.run(self._database)
+        await self.presence.run(self._registry)
 
     async def _read_heartbeat(self) -> None:
         """Read the heartbeat every `heartbeat_interval_s`, as `Heartbeat` expects."""
         heartbeat = self._watched.heartbeat
         while heartbeat.is_expected:
             with suppress(*LOST):
-                async with self._database.use() as conn:
+                async with self._registry.use() as conn:
                     await heartbeat.read(conn)
             await asyncio.sleep(self._heartbeat_interval_s)
 
     async def _check(self) -> None:
+        self._began_at = monotonic()
         await asyncio.gather(*(self._note(component) for component in CHECKS))
-        self._checked_at = monotonic()
-        await self._store_changes()
+        self._began_at, self._checked_at = None, monotonic()
+        if self._storing is None or self._storing.done():  # beside the next check, which need not wait for it
+            self._storing = asyncio.create_task(self._store_changes())
+
+    def _current(self, component: str, known: _Component) -> Reading:
+        """The latest reading, or, if a check should have replaced it by now, that there is no newer one."""
+        now, began_at = monotonic(), self._began_at
+        is_late = began_at is not None and known.checked_at < began_at and now - began_at >= CHECK_TIMEOUT_S
+        age_s = now - known.checked_at
+        if is_late:
+            return _unanswered(component, f"no answer within {CHECK_TIMEOUT_S} s")
+        if age_s > self._interval_s + _OVERDUE_S:
+            return _unanswered(component, f"not checked for {age_s:.0f} s")
+        return known.reading
 
     async def _note(self, component: str) -> None:
         """Run one check, and note a change of status."""
@@ -145,15 +174,16 @@ class Health:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 reading = await CHECKS[component](self._watched)
         except TimeoutError:
-            status: Status = "unhealthy" if component == "database" else "degraded"
-            reading = Reading(status, None, "", f"no answer within {CHECK_TIMEOUT_S} s", REMEDIES[component])
+            reading = _unanswered(component, f"no answer within {CHECK_TIMEOUT_S} s")
         except Exception as error:
             log.exception("health.check_failed", component=component)
             reading = Reading("degraded", None, "", f"the check failed: {type(error).__name__}", "Report this as a bug.")
         known = self._components.get(component)
         now = datetime.now(UTC)
         was: Status = known.reading.status if known is not None else "healthy"
-        self._components[component] = _Component(reading, known.since if known and was == reading.status else now)
+        self._components[component] = _Component(
+            reading, known.since if known and was == reading.status else now, monotonic()
+        )
         metrics.COMPONENT_STATUS.set(RANK[reading.status], component)
         if was != reading.status:
             self._note_change(now, component, was, reading)
@@ -178,7 +208,7 @@ class Health:
     async def _store_changes(self) -> None:
         """Store the changes, including those that could not be stored earlier, and read those of all processes."""
         with suppress(*LOST):
-            async with self._database.use() as conn:
+            async with self._registry.use() as conn:
                 if self._changes:
                     waiting = list(self._changes)
                     async with conn.transaction():
@@ -197,6 +227,10 @@ async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:
         else:
             return
         await asyncio.sleep(_RESTART_S)
+
+
+def _unanswered(component: str, detail: str) -> Reading:
+    return Reading("unhealthy" if component == "database" else "degraded", None, "", detail, REMEDIES[component])
 
 
 def _view(component: str, reading: Reading, since: datetime) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from handoff.context import App
 from handoff.encoding import to_json
-from handoff.operations.health import CHECK_TIMEOUT_S
+from handoff.operations.health import ANSWER_S
 from handoff.settings import LOOPBACK_HOSTS, Settings
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         if loop is not None:
             asked = asyncio.run_coroutine_threadsafe(app.health.check(), loop)
             try:
-                asked.result(CHECK_TIMEOUT_S + 0.05)
+                asked.result(ANSWER_S + 0.05)
             except Exception:  # noqa: BLE001 - then the report is based on the last check
                 asked.cancel()
         report = app.health.report()

@@ -12,7 +12,7 @@ from typing import Final
 import uvicorn
 
 from handoff.context import App
-from handoff.operations import readiness
+from handoff.operations.readiness import Readiness
 from handoff.server.calls import call_tool
 from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
@@ -25,7 +25,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
     edge = Edge(
         build_server(app),
         app.settings,
-        readiness=partial(readiness.problem, app.pool),
+        readiness=Readiness(app.health.probe).problem,
         tokens=app.tokens,
         call_tool=partial(call_tool, app),
         alerts=app.alerts,

@@ -200,6 +200,10 @@ class Histogram(_Instrument[_Distribution]):
         exemplar = Exemplar({}, value, time_ns(), span_id, trace_id)
         self._cell(labels).exemplars[bisect_left(self.bounds, value)] = exemplar
 
+    def buckets(self) -> dict[Labels, list[int]]:
+        """Return a copy of the counts by bucket, for each combination of labels."""
+        return {labels: list(cell.counts) for labels, cell in list(self._cells.items())}
+
     def count(self, *labels: str) -> int:
         """Return the number of recorded values."""
         found = self._cells.get(labels)
