@@ -50,6 +50,12 @@ CHANGE = f"""
  RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = h.session_id) AS session_key
 """
 
+AMEND = f"""
+    UPDATE handoff AS h SET instructions = $2, as_of_sequence = $3, context_digest = $4, updated_at = now()
+     WHERE h.id = $1
+ RETURNING {_COLUMNS}, (SELECT key FROM session WHERE id = h.session_id) AS session_key
+"""
+
 OPEN_OF_SESSION = """
     SELECT id FROM handoff
      WHERE session_id = $1 AND state IN ('offered', 'accepted', 'blocked')
@@ -120,6 +126,15 @@ class Offer:
     instructions: str
     priority: int
     deadline_minutes: int | None
+    as_of_sequence: int
+    context_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What a handoff says after its sender amended it; the fields are those of an offer."""
+
+    instructions: str
     as_of_sequence: int
     context_digest: bytes
 
@@ -205,11 +220,13 @@ async def transition(
     lease_s: float | None = None,
     outcome: str | None = None,
     reason: str | None = None,
+    amendment: Amendment | None = None,
 ) -> Record:
     """Apply `action` to a handoff that the caller has locked, and return the changed row.
 
     Updates the handoff and the session's writers, records the event and notifies waiting agents. `agent` is the agent that
-    acts, or None if the service acts because a time has passed. Raises Conflict if TRANSITIONS does not allow the action.
+    acts, or None if the service acts because a time has passed. An `amendment` belongs to the action amend, which keeps the
+    lease. Raises Conflict if TRANSITIONS does not allow the action.
     """
     state = TRANSITIONS.get((row["state"], action))
     if state is None:
@@ -219,17 +236,21 @@ async def transition(
         holder, token = agent, token + 1
     elif action == "lapse":
         holder = None
-    changed = await conn.fetchrow(
-        CHANGE,
-        row["id"],
-        state,
-        holder,
-        token,
-        lease_s if state in HELD_STATES else None,
-        row["lapses"] + (action == "lapse"),
-        outcome,
-        reason,
-    )
+    if amendment is not None:
+        said = (amendment.instructions, amendment.as_of_sequence, amendment.context_digest)
+        changed = await conn.fetchrow(AMEND, row["id"], *said)
+    else:
+        changed = await conn.fetchrow(
+            CHANGE,
+            row["id"],
+            state,
+            holder,
+            token,
+            lease_s if state in HELD_STATES else None,
+            row["lapses"] + (action == "lapse"),
+            outcome,
+            reason,
+        )
     if changed is None:
         raise LookupError(f"handoff {row['id']} no longer exists")
     await _set_writers(conn, row, action, agent)
@@ -272,7 +293,7 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
 
 def wrong_state(row: Record, action: HandoffAction) -> Conflict:
     """Return the error for an action that the handoff's state does not allow."""
-    allowed = [name for name in actions_from(row["state"]) if name not in ("lapse", "expire")]
+    allowed = [name for name in actions_from(row["state"]) if name not in ("amend", "lapse", "expire")]
     participle = EVENT_OF_ACTION[action].removeprefix("handoff.")
     held_by = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
     return Conflict(
