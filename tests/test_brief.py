@@ -523,3 +523,66 @@ async def test_the_newest_note_of_each_file_is_shown_and_open_work_until_it_is_c
     assert files == [("b.py", "done"), ("a.py", "half done, missing: the tests")]
     assert [part["text"] for part in made["parts"] if part["kind"] == "todo"] == ["write the docs"]
     assert [part["supersedes"] for part in made["parts"] if part["kind"] == "tool_call"] == [[5]]
+
+
+async def test_a_retracted_entry_is_in_no_brief_and_marked_wherever_it_is_read_and_the_retraction_is_no_fact(
+    agent: Agent,
+) -> None:
+    key = await agent.session()
+    entries = [
+        {"type": "message", "content": "The task concerns apples."},
+        {"type": "decision", "content": "Ship apples on Friday."},
+        {"type": "message", "content": "Apples or pears?", "metadata": {"question": True}},
+        {"type": "message", "content": "More of apples."},
+    ]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+    withdrawn = {
+        "type": "decision",
+        "content": "Never said: apples.",
+        "metadata": {"retraction": True},
+        "supersedes": [3, 4],
+    }
+    await agent.ok("update_context", agent="alice", session_key=key, entries=[withdrawn])
+    replaced = {"type": "message", "content": "More of apples, again.", "supersedes": [5]}
+    await agent.ok("update_context", agent="alice", session_key=key, entries=[replaced])
+
+    made = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries")
+    resource = await agent.read(f"handoff://context/{key}")
+    decisions = await agent.read(f"handoff://context/{key}?type=decision")
+    found = await agent.ok("search_context", agent="alice", query="apples", session_key=key)
+    summary = await agent.read(f"handoff://summary/{key}")
+
+    assert [part["text"] for part in made["parts"][:-1]] == ["The task concerns apples.", "More of apples, again."]
+    assert made["omitted"] == {"entries": 0, "by_kind": {}, "superseded": 4, "cut": 0}
+    marked = {3: (6, True), 4: (6, True), 5: (7, None)}
+    for rows in (page["entries"], resource["entries"], found["matches"], decisions["entries"]):
+        for row in rows:
+            assert (row.get("superseded_by"), row.get("retracted")) == marked.get(row["sequence"], (None, None))
+    assert len(found["matches"]) == 6
+    assert "superseded_by" not in summary["last_message"]
+    assert summary["key_points"] == []
+    await agent.ok("update_context", agent="alice", session_key=key, entries=[withdrawn | {"supersedes": [2, 7]}])
+    summary = await agent.read(f"handoff://summary/{key}")
+    for edge in ("first_message", "last_message"):
+        assert (summary[edge]["superseded_by"], summary[edge]["retracted"]) == (8, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"metadata": {"retraction": True}}, "must name the entries that it withdraws in supersedes"),
+        ({"metadata": {"retraction": True, "todo": True}, "supersedes": [1]}, "can't also be marked as 'todo'"),
+        ({"metadata": {"retraction": "true"}, "supersedes": [1]}, "must be true or false"),
+        ({"metadata": {"Retraction": True}, "supersedes": [1]}, "write 'retraction'"),
+    ],
+)
+async def test_a_retraction_without_its_effect_is_refused(agent: Agent, entry: dict[str, Any], why: str) -> None:
+    key = await agent.session()
+
+    error = await agent.refused(
+        "update_context", agent="alice", session_key=key, entries=[{"type": "message", "content": "x", **entry}]
+    )
+
+    assert error["code"] == "invalid_arguments"
+    assert why in error["message"]

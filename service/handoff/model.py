@@ -15,10 +15,12 @@ ENTRY_TYPES: Final[tuple[EntryType, ...]] = get_args(EntryType)
 # What an entry's metadata can mark it as, most important first: {"pinned": true} and so on.
 Mark = Literal["pinned", "question", "todo"]
 MARKS: Final[tuple[Mark, ...]] = get_args(Mark)
+# Metadata of an entry that withdraws the entries that it supersedes, and replaces them by nothing: {"retraction": true}.
+RETRACTION: Final = "retraction"
 
 RequestType = Literal["context_transfer", "full_handoff", "collaboration"]
 HandoffState = Literal["offered", "accepted", "blocked", "completed", "rejected", "cancelled", "expired"]
-HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cancel", "lapse", "expire"]
+HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cancel", "amend", "lapse", "expire"]
 
 HELD_STATES: Final[tuple[HandoffState, ...]] = ("accepted", "blocked")  # the states in which an agent holds the lease
 
@@ -28,12 +30,15 @@ TRANSITIONS: Final[Mapping[tuple[HandoffState, HandoffAction], HandoffState]] = 
         ("offered", "accept"): "accepted",
         ("offered", "reject"): "rejected",
         ("offered", "cancel"): "cancelled",
+        ("offered", "amend"): "offered",
         ("offered", "expire"): "expired",
         ("accepted", "renew"): "accepted",
         ("accepted", "block"): "blocked",
         ("accepted", "complete"): "completed",
+        ("accepted", "amend"): "accepted",
         ("accepted", "lapse"): "offered",
         ("blocked", "renew"): "accepted",
+        ("blocked", "amend"): "blocked",
     }
 )
 
@@ -46,6 +51,7 @@ EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
         "complete": "handoff.completed",
         "reject": "handoff.rejected",
         "cancel": "handoff.cancelled",
+        "amend": "handoff.amended",
         "lapse": "handoff.lapsed",
         "expire": "handoff.expired",
     }
@@ -58,6 +64,7 @@ ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:@+=~-]*$"
 SESSION_KEY_CHARS_MAX: Final = 255
 AGENT_CHARS_MAX: Final = 100
+INSTRUCTIONS_CHARS_MAX: Final = 20_000
 SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 
 

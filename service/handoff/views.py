@@ -22,19 +22,28 @@ INBOX_START = (10, 0)  # the position before the highest priority, 9
 NEXT: Final[dict[tuple[str, str], str]] = {
     ("offered", "target"): "It is offered to you: call accept_handoff to take it, or resolve_handoff action=reject with the "
     "reason as note.",
-    ("offered", "sender"): "Wait until it is accepted. To withdraw it, call resolve_handoff action=cancel.",
+    (
+        "offered",
+        "sender",
+    ): "Wait until it is accepted. To replace its instructions, call request_handoff with handoff_id; to "
+    "withdraw it, call resolve_handoff action=cancel.",
     ("offered", "capable"): "If you have declared the capability {target_capability}, call accept_handoff to take it before "
     "another agent does.",
     ("offered", "other"): "Leave it to {target_agent}, to whom it is offered.",
     ("accepted", "holder"): "You hold it: work on it, call renew_handoff before lease_expires_at, and finish with "
     "resolve_handoff action=complete, both with this token.",
-    ("accepted", "sender"): "Wait: {holder} is working on it. You can't cancel it now.",
+    ("accepted", "sender"): "Wait: {holder} is working on it. You can't cancel it now; to add a note for {holder}, call "
+    "request_handoff with handoff_id.",
     ("accepted", "other"): "Leave it to {holder}, who is working on it.",
     (
         "blocked",
         "holder",
     ): "You hold it, and it is blocked: once you can continue, call renew_handoff with this token, before lease_expires_at.",
-    ("blocked", "sender"): "{holder} holds it and is blocked; reason says why. If you can remove the cause, do.",
+    (
+        "blocked",
+        "sender",
+    ): "{holder} holds it and is blocked; reason says why. If you can remove the cause, do, and tell {holder} "
+    "by request_handoff with handoff_id.",
     ("blocked", "other"): "Leave it to {holder}, who holds it and is blocked.",
 }
 
@@ -46,6 +55,20 @@ async def brief_of(
 
     `just_changed` says that the caller has changed the session, so that the cache can't have its brief yet.
     """
+    session, composed = await _brief_of(app, session_key, viewer, token_budget, just_changed=just_changed)
+    metrics.brief_returned(composed)
+    return session, composed
+
+
+async def preview_of(app: App, session_key: str, viewer: str) -> dict[str, Any]:
+    """Return the size of the brief that a receiver gets by default, and what it leaves out."""
+    _, composed = await _brief_of(app, session_key, viewer, brief.TOKENS_DEFAULT, just_changed=True)
+    return {"token_budget": brief.TOKENS_DEFAULT, "tokens": composed["tokens"], "omitted": composed["omitted"]}
+
+
+async def _brief_of(
+    app: App, session_key: str, viewer: str | None, token_budget: int, *, just_changed: bool
+) -> tuple[Record, dict[str, Any]]:
     session: Record | None = None
     composed: dict[str, Any] | None = None
     if not just_changed:
@@ -57,7 +80,6 @@ async def brief_of(
             session = await sessions.see(conn, session_key, viewer)
             composed = await _compose(conn, session, token_budget)
         await app.cache.put(cache.brief_key(dict(session), token_budget), composed, cache.BRIEF_TTL_S)
-    metrics.brief_returned(composed)
     return session, composed
 
 
@@ -141,7 +163,8 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
 
 
 def _excerpt(row: Record) -> dict[str, Any]:
-    return {"sequence": row["sequence"], "author": row["author"], "text": row["content"], "at": row["created_at"]}
+    excerpt = {"sequence": row["sequence"], "author": row["author"], "text": row["content"], "at": row["created_at"]}
+    return excerpt | {name: row[name] for name in ("superseded_by", "retracted") if row[name] is not None}
 
 
 def inbox_view(found: inbox.Inbox, agent: str, limit: int, since: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
+from handoff.brief import tokens_max
 from handoff.context import App
 from handoff.model import SEQUENCE_MAX
 from handoff.store import entries, handoffs
@@ -269,3 +270,98 @@ async def test_an_offer_to_a_capability_tells_those_who_may_have_it_what_to_do(a
 
     assert asked["next"].startswith("Wait until it is accepted.")
     assert inbox["handoffs"][0]["next"].startswith("If you have declared the capability sql, call accept_handoff")
+
+
+async def test_a_sender_replaces_the_instructions_of_an_offer_which_then_speak_of_the_whole_session(agent: Agent) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, instructions="Half is done.")
+    await agent.says(key, "The other half too.")
+    asked = {"agent": "alice", "session_key": key, "handoff_id": handoff_id, "instructions": "All is done but the tests."}
+
+    answer = await agent.ok("request_handoff", **asked, idempotency_key="k")
+    again = await agent.ok("request_handoff", **asked, idempotency_key="k")
+
+    offer = (await agent.ok("get_inbox", agent="bob"))["handoffs"][0]
+    assert (offer["handoff_id"], offer["state"], offer["instructions"]) == (handoff_id, "offered", asked["instructions"])
+    assert offer["as_of_sequence"] == answer["as_of_sequence"] == 2
+    fresh = await agent.ok("request_handoff", agent="alice", session_key=key, target_agent="carol", instructions="x")
+    assert offer["context_digest"] == fresh["context_digest"]
+    assert again == answer
+    assert await kinds(agent, key) == ["offered", "amended", "offered"]
+
+
+@pytest.mark.parametrize("request_type", ["context_transfer", "full_handoff"])
+async def test_a_sender_adds_a_note_for_the_holder_whose_lease_and_receipt_stay_as_they_are(
+    agent: Agent, request_type: str
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key, instructions="Do it.", request_type=request_type)
+    held = (await agent.ok("accept_handoff", agent="bob", handoff_id=handoff_id))["handoff"]
+    await agent.ok("update_context", agent="bob", session_key=key, entries=[{"type": "message", "content": "on it"}])
+    if request_type == "full_handoff":
+        refused = await agent.refused(
+            "update_context", agent="alice", session_key=key, entries=[{"type": "message", "content": "x"}]
+        )
+        assert (refused["code"], "add a note for the holder by request_handoff" in refused["try"]) == ("not_a_writer", True)
+    asked = {"agent": "alice", "session_key": key, "handoff_id": handoff_id}
+
+    await agent.ok("request_handoff", **asked, instructions="Not on Friday.")
+    await agent.ok("request_handoff", **asked, instructions="Nor on Monday.")
+
+    row = (await agent.ok("get_inbox", agent="bob"))["handoffs"][0]
+    first, second, original = row["instructions"].split("\n\n")
+    assert (first, second) == (
+        "Note from alice, after entry 2: Nor on Monday.",
+        "Note from alice, after entry 2: Not on Friday.",
+    )
+    assert original == "Do it."
+    for name in ("state", "token", "lease_expires_at", "as_of_sequence", "context_digest"):
+        assert row[name] == held[name]
+    brief = (await agent.ok("get_context", agent="bob", session_key=key))["brief"]
+    assert brief["parts"][0]["text"] == row["instructions"]
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=handoff_id, token=row["token"], action="complete")
+    settled = await agent.refused("request_handoff", **asked, instructions="Too late.")
+    assert (settled["code"], "is settled" in settled["try"]) == ("wrong_state", True)
+
+
+async def test_an_amendment_that_is_refused_says_why_and_changes_nothing(agent: Agent) -> None:
+    key, other = await agent.session(), await agent.session()
+    handoff_id = await agent.offer(key, instructions="Do it. " * 2_800)
+    asked = {"session_key": key, "handoff_id": handoff_id, "instructions": "More."}
+
+    refusals = {
+        "more": await agent.refused("request_handoff", agent="alice", **asked, target_agent="carol", priority=9),
+        "session": await agent.refused("request_handoff", agent="alice", **{**asked, "session_key": other}),
+        "target": await agent.refused("request_handoff", agent="bob", **asked),
+        "stranger": await agent.refused("request_handoff", agent="carol", **asked),
+    }
+    token = await agent.accept(handoff_id)
+    refusals["long"] = await agent.refused("request_handoff", agent="alice", **{**asked, "instructions": "x" * 1_000})
+
+    codes = {name: error["code"] for name, error in refusals.items()}
+    assert codes == {
+        "more": "invalid_arguments",
+        "session": "invalid_arguments",
+        "target": "not_sender",
+        "stranger": "handoff_not_found",
+        "long": "limit_reached",
+    }
+    assert "not priority and target_agent" in refusals["more"]["message"]
+    assert refusals["long"]["try"].startswith("Shorten the note by 63")
+    row = (await agent.ok("get_inbox", agent="bob"))["handoffs"][0]
+    assert (row["token"], row["instructions"]) == (token, "Do it. " * 2_800)
+
+
+async def test_the_answer_to_an_offer_says_what_the_receivers_brief_leaves_out(agent: Agent) -> None:
+    key = await agent.session()
+    decisions = [{"type": "decision", "content": f"{n} " + "so it is " * 20} for n in range(50)]
+    for _ in range(2):
+        await agent.ok("update_context", agent="alice", session_key=key, entries=decisions)
+
+    answer = await agent.ok("request_handoff", agent="alice", session_key=key, target_agent="bob", instructions="Go on.")
+
+    seen = answer["brief"]
+    sent = (await agent.ok("get_context", agent="bob", session_key=key))["brief"]
+    assert (seen["tokens"], seen["omitted"]) == (sent["tokens"], sent["omitted"])
+    assert seen["omitted"]["by_kind"]["decision"] > len(seen["omitted"]["listed"]) > 3
+    assert seen["tokens"] <= tokens_max(seen["token_budget"])

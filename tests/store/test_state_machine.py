@@ -28,11 +28,15 @@ LAPSES_MAX = 2
 RECEIVERS = ("bob", "carol")  # both can accept an offer to the capability
 AGENTS = ("alice", *RECEIVERS)
 REQUEST_TYPES = ("context_transfer", "full_handoff", "collaboration")
-ACTS: tuple[HandoffAction, ...] = ("accept", "renew", "block", "complete", "cancel", "reject")
+ACTS: tuple[HandoffAction, ...] = ("accept", "renew", "block", "complete", "cancel", "reject", "amend")
 BY_ITS_HOLDER = ("holder renew", "holder renew", "holder block", "holder block", "holder complete")
 DOES = (*ACTS, "accept", "accept", *BY_ITS_HOLDER, "lease runs out", "lease runs out", "deadline passes", "clock", "clock")
 ENDS = ("complete", "holder complete", "cancel", "reject", "deadline passes")
-TOOLS: dict[HandoffAction, str] = {"accept": "accept_handoff", "renew": "renew_handoff"}  # all others: resolve_handoff
+TOOLS: dict[HandoffAction, str] = {
+    "accept": "accept_handoff",
+    "renew": "renew_handoff",
+    "amend": "request_handoff",
+}  # all others: resolve_handoff
 REFUSALS = ("wrong_state", "stale_token", "not_addressed", "not_sender", "handoff_not_found")
 OVERDUE = "UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1 AND lease_expires_at IS NOT NULL"
 LATE = "UPDATE handoff SET deadline = now() - interval '1 second' WHERE id = $1"
@@ -128,7 +132,7 @@ class Story:
             case "clock":
                 self._do(settle_overdue(self._world.app))
                 self.expected.settle()
-            case "accept" | "cancel" | "reject" | "renew" | "block" | "complete":
+            case "accept" | "cancel" | "reject" | "renew" | "block" | "complete" | "amend":
                 return self._attempt(does, agent, max(0, self.expected.token - behind))
             case _:
                 raise ValueError(does)
@@ -151,7 +155,9 @@ class Story:
     def _attempt(self, action: HandoffAction, agent: str, token: int) -> bool:
         """Call the tool; it must succeed exactly if the table and the caller's role allow the action by now."""
         arguments: dict[str, Any] = {"agent": agent, "handoff_id": self.id}
-        if action not in ("accept", "renew"):
+        if action == "amend":
+            arguments |= {"session_key": self.key, "instructions": "Go on, but slowly."}
+        elif action not in ("accept", "renew"):
             arguments |= {"action": action, "note": "because"}
         if action in ("renew", "block", "complete"):
             arguments |= {"token": token}
@@ -171,7 +177,7 @@ class Story:
         match action:
             case "accept":
                 return agent in self.receivers
-            case "cancel":
+            case "cancel" | "amend":
                 return agent == "alice"
             case "reject":  # nobody can reject an offer to a capability: another agent may accept it
                 return self.receivers == (agent,)
@@ -273,9 +279,9 @@ def test_every_action_by_every_agent_in_every_state_follows_the_transition_table
 
 def test_the_transition_table_allows_exactly_the_specified_transitions() -> None:
     specified = {
-        "offered": {"accepted", "rejected", "cancelled", "expired"},
+        "offered": {"offered", "accepted", "rejected", "cancelled", "expired"},
         "accepted": {"accepted", "completed", "blocked", "offered"},
-        "blocked": {"accepted"},
+        "blocked": {"blocked", "accepted"},
     }
     found: dict[str, set[str]] = {}
     for (origin, _), target in TRANSITIONS.items():

@@ -122,4 +122,6 @@ def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if "entries" in out["properties"]:
         entry = out["properties"]["entries"]["items"]["properties"]
         entry["content"]["maxLength"] = settings.content_bytes_max
+    if "lease_seconds" in out["properties"]:
+        out["properties"]["lease_seconds"]["default"] = settings.lease_s_default
     return out

@@ -268,5 +268,6 @@ def not_a_writer(agent: str, session_key: str) -> Forbidden:
     return Forbidden(
         "not_a_writer",
         f"{agent!r} may not write to session {session_key!r}: it neither owns the session nor holds a handoff of it.",
-        "Find a handoff of this session with get_inbox and accept it, or register a session of your own.",
+        "If you handed this session over, add a note for the holder by request_handoff with the handoff_id. To work on it, "
+        "find a handoff of it with get_inbox and accept it, or register a session of your own.",
     )

@@ -24,21 +24,28 @@ _TODO = """superseded_by IS NULL AND metadata @> '{"todo": true}'"""
 _UNMARKED = """(metadata IS NULL OR NOT (metadata @> '{"pinned": true}' OR metadata @> '{"question": true}'
                                         OR metadata @> '{"todo": true}'))"""
 
+# A retraction supersedes itself too, so that it is no valid entry; readers are not told so.
+_REPLACED = """nullif({entry}.superseded_by, {entry}.sequence) AS superseded_by,
+           (SELECT true FROM context_entry r
+             WHERE r.session_id = {entry}.session_id AND r.sequence = {entry}.superseded_by
+               AND r.sequence <> {entry}.sequence AND r.metadata @> '{{"retraction": true}}') AS retracted"""
+
 # The page ends after about $4 bytes of content, but always holds at least one entry.
-_PAGE = """
-    SELECT sequence, type, content, metadata, supersedes, superseded_by, size_bytes, content_hash, author, created_at
+_PAGE = f"""
+    SELECT sequence, type, content, metadata, supersedes, {_REPLACED.format(entry="p")},
+           size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
-                     WHERE session_id = $1 AND sequence > $2 AND {which}
+                     WHERE session_id = $1 AND sequence > $2 AND {{which}}
                      ORDER BY sequence LIMIT $3) t) p
      WHERE before_bytes < $4
      ORDER BY sequence
 """
-PAGE = _PAGE.format(which="true")
-PAGE_BY_TYPE = _PAGE.format(which="type = $5")
-PAGE_OF_PINNED = _PAGE.format(which=_PINNED)
-PAGE_OF_QUESTIONS = _PAGE.format(which=_QUESTION)
-PAGE_OF_TODOS = _PAGE.format(which=_TODO)
+PAGE = _PAGE.replace("{which}", "true")
+PAGE_BY_TYPE = _PAGE.replace("{which}", "type = $5")
+PAGE_OF_PINNED = _PAGE.replace("{which}", _PINNED)
+PAGE_OF_QUESTIONS = _PAGE.replace("{which}", _QUESTION)
+PAGE_OF_TODOS = _PAGE.replace("{which}", _TODO)
 _PAGE_OF: Final[dict[Mark, str]] = {"pinned": PAGE_OF_PINNED, "question": PAGE_OF_QUESTIONS, "todo": PAGE_OF_TODOS}
 
 # The newest valid entries: of type $2[n] at most $3[n], of each mark at most $6, and of each no more than could fit into $5
@@ -103,11 +110,11 @@ PEOPLE = """
      GROUP BY author ORDER BY count(*) DESC, author LIMIT 50
 """
 # Entries never change, so the index finds the first and the last message without reading the rest.
-EDGES = """
-    (SELECT sequence, author, left(content, $2) AS content, created_at FROM context_entry
+EDGES = f"""
+    (SELECT sequence, author, left(content, $2) AS content, created_at, {_REPLACED.format(entry="e")} FROM context_entry e
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence LIMIT 1)
     UNION ALL
-    (SELECT sequence, author, left(content, $2), created_at FROM context_entry
+    (SELECT sequence, author, left(content, $2), created_at, {_REPLACED.format(entry="e")} FROM context_entry e
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
 """
 
@@ -118,7 +125,7 @@ HASHES = """
 _HASHES_MAX = 10_000  # per statement
 
 # Bounds the work: only the newest 500 matches are ranked, and a snippet comes from the first 20,000 characters.
-SEARCH = """
+SEARCH = f"""
     WITH asked AS MATERIALIZED (SELECT websearch_to_tsquery('english', $1) AS query),
     found AS MATERIALIZED (
         SELECT e.session_id, e.sequence, ts_rank_cd(e.search, asked.query) AS rank
@@ -131,7 +138,7 @@ SEARCH = """
     ), best AS MATERIALIZED (
         SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
     )
-    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at, e.superseded_by,
+    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at, {_REPLACED.format(entry="e")},
            ts_headline('english', left(e.content, 20000), asked.query,
                        'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**')
            AS snippet
@@ -249,4 +256,6 @@ def view(row: Record) -> dict[str, Any]:
         seen["supersedes"] = row["supersedes"]
     if row["superseded_by"] is not None:
         seen["superseded_by"] = row["superseded_by"]
+    if row["retracted"]:
+        seen["retracted"] = True
     return seen

@@ -69,9 +69,13 @@ LOCK = f"{FIND} FOR NO KEY UPDATE OF h, s"
 CHANGE = f"""
     WITH h AS (
         UPDATE handoff
-           SET state = $2, holder = $3, lease_expires_at = now() + make_interval(secs => $5), lapses = $6,
+           SET state = $2, holder = $3, lapses = $6,
+               lease_expires_at =
+                   CASE WHEN $17::text IS NULL THEN now() + make_interval(secs => $5) ELSE lease_expires_at END,
                accepted_at = CASE WHEN $4 > token THEN now() ELSE accepted_at END, token = $4,
-               outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now()
+               outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now(),
+               instructions = coalesce($17, instructions), as_of_sequence = coalesce($18, as_of_sequence),
+               context_digest = coalesce($19, context_digest)
          WHERE id = $1
         RETURNING *
     ), s AS (
@@ -146,6 +150,15 @@ class Offer:
     offers_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What a handoff says after its sender amended it; the fields are those of an offer."""
+
+    instructions: str
+    as_of_sequence: int
+    context_digest: bytes
+
+
 async def offer(conn: Connection, new: Offer) -> Record:
     """Insert an offer, record its event and notify waiting agents. The caller must have locked the session.
 
@@ -211,12 +224,13 @@ async def transition(
     lease_s: float | None = None,
     outcome: str | None = None,
     reason: str | None = None,
+    amendment: Amendment | None = None,
 ) -> Record:
     """Apply `action` to a handoff that the caller has locked, and return the changed row.
 
     Updates the handoff and the session's writers, records the event and notifies waiting agents. `row` comes from `lock` or
-    from an earlier transition. `agent` is the agent that acts, or None if the service acts because a time has passed. Raises
-    Conflict if TRANSITIONS does not allow the action.
+    from an earlier transition. `agent` is the agent that acts, or None if the service acts because a time has passed. An
+    `amendment` belongs to the action amend, which keeps the lease. Raises Conflict if TRANSITIONS does not allow the action.
     """
     state = TRANSITIONS.get((row["state"], action))
     if state is None:
@@ -250,6 +264,9 @@ async def transition(
         [kind for kind, _ in recorded],
         [to_json(data).decode() if data else None for _, data in recorded],
         _topics(row, holder),
+        amendment and amendment.instructions,
+        amendment and amendment.as_of_sequence,
+        amendment and amendment.context_digest,
     )
     if changed is None:
         raise LookupError(f"handoff {row['id']} no longer exists")
@@ -282,7 +299,7 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
 
 def wrong_state(row: Record, action: HandoffAction) -> Conflict:
     """Return the error for an action that the handoff's state does not allow."""
-    allowed = [name for name in actions_from(row["state"]) if name not in ("lapse", "expire")]
+    allowed = [name for name in actions_from(row["state"]) if name not in ("amend", "lapse", "expire")]
     participle = EVENT_OF_ACTION[action].removeprefix("handoff.")
     held_by = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
     return Conflict(

@@ -3,13 +3,13 @@
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.encoding import to_json
 from handoff.errors import Invalid
-from handoff.model import MARKS, SEQUENCE_MAX, EntryType, Mark
+from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
 from handoff.store.connect import snapshot
@@ -38,7 +38,7 @@ def marks_count(metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata, if each of its marks counts. Raises ValueError, so that none is accepted and then ignored."""
     for name, value in metadata.items():
         mark = name.strip().casefold()
-        if mark in MARKS:
+        if mark in (*MARKS, RETRACTION):
             if name != mark:
                 raise ValueError(f"{name!r} is not a mark; write {mark!r}")
             if not isinstance(value, bool):
@@ -59,13 +59,26 @@ class Entry(Arguments):
     metadata: Annotated[MetadataArg, AfterValidator(marks_count)] | None = None
     supersedes: Annotated[list[SequenceArg], Field(max_length=32)] | None = None
 
+    @model_validator(mode="after")
+    def retracts_something(self) -> "Entry":
+        """The entry, if it is no retraction, or one that has an effect and no other mark. Raises ValueError otherwise."""
+        metadata = self.metadata or {}
+        if metadata.get(RETRACTION) is True:
+            if not self.supersedes:
+                raise ValueError("a retraction must name the entries that it withdraws in supersedes")
+            if marks := [mark for mark in MARKS if metadata.get(mark) is True]:
+                raise ValueError(f"a retraction can't also be marked as {marks[0]!r}; append that as an entry of its own")
+        return self
+
 
 class UpdateContext(Arguments):
-    """Append entries durably.
+    """Append entries durably, numbered in order from first_sequence.
 
-    metadata {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief must show,
-    {"path":…} a file, whose newest entry counts. supersedes lists sequences that this entry replaces, answers or closes.
-    token: your lease's; refused once it no longer holds.
+    Types: decision; file (its state; metadata {"path":…}, relative to the project); message (said or asked; the first is
+    the task); tool_call (a result worth keeping); summary (where the work stands); system (about the session). metadata
+    {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief must show,
+    {"retraction":true} that the superseded is withdrawn, not replaced. supersedes: sequences that this entry replaces,
+    answers or closes. token: your lease's; refused once it no longer holds.
     """
 
     agent: AgentArg = None
@@ -77,7 +90,10 @@ class UpdateContext(Arguments):
 
 
 class GetContext(Arguments):
-    """Read a session: a brief within token_budget, or its entries page by page; only: valid ones with this mark."""
+    """Read a session: a brief within token_budget plus instructions, or its entries page by page.
+
+    only: valid entries with this mark.
+    """
 
     agent: AgentArg = None
     session_key: SessionKeyArg
@@ -173,7 +189,7 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
             viewer=viewer if session_id is None else None,
             limit=args.limit + 1,
         )
-    fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "snippet")
+    fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted", "snippet")
     matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
     return {"matches": matches, "more": len(rows) > args.limit}
 

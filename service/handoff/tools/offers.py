@@ -9,14 +9,16 @@ from pydantic import AfterValidator, Field
 
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
-from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
+from handoff.model import AGENT_CHARS_MAX, INSTRUCTIONS_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
 from handoff.store import agents, entries, handoffs, idempotency, inbox, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection
+from handoff.tools.amend import amend
 from handoff.tools.contract import (
     HANDOFF_RESULT,
     AgentArg,
     Arguments,
+    HandoffIdArg,
     IdempotencyKeyArg,
     SessionKeyArg,
     TargetArg,
@@ -25,16 +27,18 @@ from handoff.tools.contract import (
     no_nul,
     properties,
 )
-from handoff.views import INBOX_START, handoff_view, inbox_position, inbox_view
+from handoff.views import INBOX_START, handoff_view, inbox_position, inbox_view, preview_of
 
 INBOX_PAGE = 30  # more than the offers that one sender may have to one target by default, so that none fills it alone
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
 class RequestHandoff(Arguments):
-    """Offer a session to target_agent or any agent with target_capability.
+    """Offer a session to target_agent or any agent with target_capability; returns what its brief leaves out.
 
-    full_handoff also moves ownership; after collaboration both can write.
+    The receiver writes while it holds the handoff (context_transfer), also after completing it (collaboration), or owns the
+    session once it accepts (full_handoff). priority: 9 is most urgent. Not accepted within deadline_minutes, the offer
+    expires. handoff_id: replaces the instructions of your offer or, once accepted, adds a note for its holder.
     """
 
     agent: AgentArg = None
@@ -42,9 +46,10 @@ class RequestHandoff(Arguments):
     target_agent: TargetArg = None
     target_capability: TargetArg = None
     request_type: RequestType = "context_transfer"
-    instructions: Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(no_nul)]
+    instructions: Annotated[str, Field(min_length=1, max_length=INSTRUCTIONS_CHARS_MAX), AfterValidator(no_nul)]
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     deadline_minutes: Annotated[int, Field(ge=1, le=525_600)] | None = None
+    handoff_id: HandoffIdArg | None = None
     idempotency_key: IdempotencyKeyArg = None
 
 
@@ -62,12 +67,15 @@ class GetInbox(Arguments):
 
 
 async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
-    """Offer a session; return the handoff.
+    """Offer a session, or amend an offer; return the handoff, and what its receiver's brief holds.
 
     Raises Invalid unless there is exactly one target, other than the sender; NotFound, Forbidden or Conflict when the sender
     may not hand over this session, or the session is closed.
     """
     agent = acting_agent(call.caller, args.agent)
+    if args.handoff_id is not None:
+        amended = await amend(call, agent, args, args.handoff_id)
+        return amended | {"brief": await preview_of(call.app, args.session_key, agent)}
     if (args.target_agent is None) == (args.target_capability is None):
         raise Invalid(
             "invalid_arguments",
@@ -123,7 +131,8 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
         warning = None if row["is_known"] else await _warning(conn, agent, args)
         return handoff_view(row, agent) | ({"warning": warning} if warning else {})
 
-    return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
+    offered = await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
+    return offered | {"brief": await preview_of(call.app, args.session_key, agent)}
 
 
 async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str:

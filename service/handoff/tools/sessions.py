@@ -25,7 +25,7 @@ SESSION_RESULT = properties("session_key", session_key="string", status="string"
 
 
 class RegisterSession(Arguments):
-    """Open a session that you own. Omit session_key to generate one."""
+    """Open a session that you own. Omit session_key to generate one. retention_policy: a wish; nothing is deleted yet."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg | None = None
