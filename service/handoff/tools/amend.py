@@ -50,26 +50,27 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
         )
 
     async def work(conn: Connection) -> dict[str, Any]:
-        found = await sessions.see(conn, args.session_key, agent)
-        # Entries never change, so most of the digest is made before the lock, which would delay appends.
-        digest, hashed = hashlib.sha256(), found["last_sequence"]
-        await entries.add_hashes(conn, digest, found["id"], after=0, up_to=hashed)
-        row = await handoffs.lock(conn, handoff_id, agent)
-        if row is None or not handoffs.may_see(row, agent):
+        found = await handoffs.find(conn, handoff_id, agent)
+        if found is None or not handoffs.may_see(found, agent):
             raise handoff_not_found(handoff_id)
-        if row["session_key"] != args.session_key:
+        if found["session_key"] != args.session_key:
             raise Invalid(
                 "invalid_arguments",
-                f"Handoff {handoff_id} belongs to session {row['session_key']!r}, not to {args.session_key!r}.",
+                f"Handoff {handoff_id} belongs to session {found['session_key']!r}, not to {args.session_key!r}.",
                 "Repeat the call with the session_key and the handoff_id of the same offer.",
             )
-        row = await handoffs.settle(conn, row, call.app.settings.lapses_max)
-        if row["sender"] != agent:
+        if found["sender"] != agent:
             raise Forbidden(
                 "not_sender",
                 f"Handoff {handoff_id} was sent by {row['sender']!r}; only the sender can change its instructions.",
                 "Leave them. If you may write to the session, append what others should know with update_context.",
             )
+        # Entries never change, so most of the digest is made before the lock, which would delay appends.
+        before = await sessions.find(conn, args.session_key)
+        digest, hashed = hashlib.sha256(), 0 if before is None else before["last_sequence"]
+        await entries.add_hashes(conn, digest, found["session_id"], after=0, up_to=hashed)
+        row = await handoffs.lock(conn, handoff_id, agent) or found
+        row = await handoffs.settle(conn, row, call.app.settings.lapses_max)
         session = await sessions.lock(conn, row["session_id"])
         if row["state"] in HELD_STATES:
             amendment = _with_note(row, args.instructions, session["last_sequence"])
