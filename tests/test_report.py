@@ -33,14 +33,14 @@ def pytest_runtest_makereport(item):
 pytest_plugins = ["pytester"]
 
 
-@pytest.mark.parametrize("processes", [[], ["--numprocesses=2"]], ids=["alone", "beside one another"])
 def test_one_report_has_every_lane_what_was_slow_what_was_skipped_and_the_load_of_what_failed(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, processes: list[str]
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_it=TESTS)
     monkeypatch.setenv("PYTHONPATH", str(Path(report.__file__).parent.parent))
-    ran = pytester.runpytest_subprocess("--lane=work", "-p", "no:randomly", *processes)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # only what this needs: others take seconds to import
+    ran = pytester.runpytest_subprocess("--lane=work", "-p", "xdist", "--numprocesses=2")
     ran.assert_outcomes(passed=1, failed=1, errors=1, skipped=1)
     monkeypatch.setattr(report, "LANES", pytester.path / "lanes")
     lines = report.text(["work", "pages"]).splitlines()

@@ -92,7 +92,11 @@ def test_what_a_wait_shows_does_not_hide_its_failure() -> None:
 
 
 def test_rules_take_longer_on_a_machine_on_which_turns_do() -> None:
-    assert [slowness(turn_s) for turn_s in (2, TURN_S, TURN_S + 0.1, 3 * TURN_S)] == [1, 1, 2, 3]
+    assert [slowness(turn_s, 1) for turn_s in (2, TURN_S, TURN_S + 0.1, 3 * TURN_S)] == [1, 1, 2, 3]
+
+
+def test_rules_get_quick_again_when_only_their_own_durations_make_turns_long() -> None:
+    assert [slowness(2.5 + 2 * (slow - 1), slow) for slow in (1, 2, 3)] == [1, 1, 1]
 
 
 def test_a_failure_leaves_every_part_that_can_be_had_and_the_first_stays(tmp_path: Path) -> None:

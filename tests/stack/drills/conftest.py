@@ -10,7 +10,7 @@ import pytest
 from tests.stack.conftest import ADA_TOKEN, Start
 from tests.stack.drills.agents import Caller, again_and_again, work_of
 from tests.stack.drills.drill import Drill
-from tests.stack.drills.pace import PACES, overlay
+from tests.stack.drills.pace import LEFT_OUT, PACES, overlay
 from tests.stack.drills.report import table, write
 
 
@@ -25,7 +25,7 @@ def folder() -> Generator[Path]:
 def drill(started: Start, folder: Path, say: Callable[[str], None], pytestconfig: pytest.Config) -> Generator[Drill]:
     """A stack under normal load, and the measurements that are made on it."""
     pace = PACES[str(pytestconfig.getoption("pace"))]
-    overlays = ["without-grafana.yaml", overlay(folder, {"grafana"}, pace)]
+    overlays = ["without-grafana.yaml", overlay(folder, LEFT_OUT, pace)]
     given = {"deadman-url": "http://catcher:8080/deadman"}
     with (
         started(folder, f"{pytestconfig.getoption('project')}-alerts", overlays, given) as stack,

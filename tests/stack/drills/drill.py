@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.stack.bundle import Stack
 from tests.stack.drills.agents import Caller
-from tests.stack.drills.pace import Pace, slowness, write_rules
+from tests.stack.drills.pace import LEFT_OUT, Pace, slowness, write_prometheus
 from tests.stack.rules import alerts
 
 # received_at is the time of the first notification; it is after the repair if nothing could be delivered during the fault.
@@ -134,10 +134,10 @@ class Drill:
         self.wait(lambda: not self.active(), lambda: f"still active: {self.active()}")
         if not self.pace.quick:
             return
-        slow = slowness(median(self.stack.turns_s or [0]))
+        slow = slowness(median(self.stack.turns_s or [0]), self.slow)
         if slow != self.slow:
             self.slow, before = slow, self._loaded_at()
-            write_rules(self._folder / "prometheus", self.pace, slow)
+            write_prometheus(self._folder / "prometheus", LEFT_OUT, self.pace, slow)
             self.stack.compose("kill", "--signal=HUP", "prometheus")
             self.wait(lambda: self._loaded_at() > before)
 

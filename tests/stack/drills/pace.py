@@ -30,7 +30,8 @@ PAGE_WINDOWS: Final = frozenset({"5m", "30m", "1h"})
 CUT_OFF: Final = {"tool_very_slow_seconds": 6}  # the shipped 10 s would need even slower faults
 STATEMENT_TIMEOUT_S: Final = 20  # far longer than the slowest fault
 TURN_S: Final = 4  # a turn at the quick pace takes 2 to 3 s; one that takes longer than this has waited for a processor
-_WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # shipped `for` in seconds, up to and including: the quick one
+# Shipped `for` in seconds, up to and including: the quick one. The shortest is two scrapes, as it is in what ships.
+_WAITS: Final = {30: 2, 60: 3, 120: 4, inf: 6}
 # Shipped values that take too long, or that too few calls reach, in a quick drill.
 QUICK_THRESHOLDS: Final = CUT_OFF | {
     "jobs_age_seconds": 15,  # jobs run every second
@@ -38,6 +39,9 @@ QUICK_THRESHOLDS: Final = CUT_OFF | {
     "tool_very_slow_calls_min": 2,  # calls within seconds, each of which takes seconds
     "bad_events_min": 2,  # in windows of seconds, in which a slow machine makes few calls
 }
+
+
+LEFT_OUT: Final = {"grafana"}  # which no alert needs
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,11 @@ PACES: Final = {
 }
 
 
-def slowness(turn_s: float) -> int:
-    """How many times longer the durations of rules have to be on a machine on which a turn takes this long."""
-    return max(1, ceil(turn_s / TURN_S))
+def slowness(turn_s: float, slow: int) -> int:
+    """How many times longer durations have to be on a machine on which a turn takes this long, while they are `slow` times
+    as long: a turn contains two scrapes.
+    """
+    return max(1, ceil((turn_s - 2 * (slow - 1)) / TURN_S))
 
 
 def _shorter(window: str, slow: int) -> str:
@@ -91,26 +97,22 @@ def _shorten(rules: dict[str, Any], slow: int) -> None:
                 rule["keep_firing_for"] = f"{slow * (seconds(rule['keep_firing_for']) // 30 + 2)}s"
 
 
-def write_rules(folder: Path, pace: Pace, slow: int = 1) -> None:
-    """Write the rules into Prometheus's folder, with durations for a machine that is `slow` times slower than usual."""
+def write_prometheus(folder: Path, left_out: set[str], pace: Pace, slow: int = 1) -> None:
+    """Write Prometheus's configuration and rules, with durations for a machine that is `slow` times slower than usual."""
+    config = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+    config["scrape_configs"] = [it for it in config["scrape_configs"] if it["job_name"] not in left_out]
+    if pace.quick:
+        config["global"] |= {"scrape_interval": f"{slow}s", "evaluation_interval": "1s", "scrape_timeout": f"{slow}s"}
+        for it in config["scrape_configs"]:
+            for found in (*it.get("http_sd_configs", ()), *it.get("dns_sd_configs", ())):
+                found["refresh_interval"] = "1s"
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     for file in (ROOT / "prometheus" / "rules").glob("*.yml"):
         rules = yaml.safe_load(file.read_text())
         _set(rules, QUICK_THRESHOLDS if pace.quick else CUT_OFF)
         if pace.quick:
             _shorten(rules, slow)
         (folder / "rules" / file.name).write_text(yaml.safe_dump(rules))
-
-
-def _prometheus(folder: Path, left_out: set[str], pace: Pace) -> None:
-    config = yaml.safe_load((folder / "prometheus.yml").read_text())
-    config["scrape_configs"] = [it for it in config["scrape_configs"] if it["job_name"] not in left_out]
-    if pace.quick:
-        config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s", "scrape_timeout": "1s"}
-        for it in config["scrape_configs"]:
-            for found in (*it.get("http_sd_configs", ()), *it.get("dns_sd_configs", ())):
-                found["refresh_interval"] = "1s"
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    write_rules(folder, pace)
 
 
 def _alertmanager(folder: Path, pace: Pace) -> None:
@@ -154,7 +156,7 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
     """Write the changed files below `folder`. Returns the Compose file that mounts them and adds the catcher."""
     for name in ("prometheus", "alertmanager", "otel-collector"):
         shutil.copytree(ROOT / name, folder / name)
-    _prometheus(folder / "prometheus", left_out, pace)
+    write_prometheus(folder / "prometheus", left_out, pace)
     _alertmanager(folder / "alertmanager", pace)
     _collector(folder / "otel-collector", pace)
     settings = {

@@ -13,7 +13,7 @@ _HEAD: Final = """# Each alert, and the fault that fires it
 
 Written by `.venv/bin/pytest tests/stack/drills --write-alerts`, which injects each fault into a running stack, repairs it,
 and records what happened. The stack is the shipped one at a quicker pace: rules are evaluated every second, their windows
-are shortened (5 minutes to 6 s, 3 days to 46 s), and so is `for` (to 1 to 5 s); on a machine that is too busy to keep up,
+are shortened (5 minutes to 6 s, 3 days to 46 s), and so is `for` (to 2 to 6 s); on a machine that is too busy to keep up,
 all of them are twice or three times as long again. So these times show the order of events, not how long they take in
 production. There, the condition has to hold for the time in the last column before the alert fires;
 on top of that come up to 15 s each for the scrape and the evaluation, and 10 s (warnings to people: 30 s) in which
