@@ -11,6 +11,7 @@ import pytest
 from docs.source import errors
 from docs.source.__main__ import PARTS, filled
 from docs.source.errors import NotLiteral, raised
+from tests.processes import PATIENCE_S
 from tests.stack.rules import alerts
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ MARKER, END = (re.compile(rf"^<!-- {words} -->$", re.MULTILINE) for words in (r"
 def check(folder: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own: in this one, labels have learnt values from other tests."""
     command = [sys.executable, "-m", "docs.source", "--check", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_every_page_is_current() -> None:

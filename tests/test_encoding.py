@@ -8,11 +8,11 @@ from pathlib import Path
 
 import asyncpg
 import httpx2
-import pytest
 
 from tests.agents import LONG_WAIT_S
-from tests.processes import PATIENCE_S, Service, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
+from tests.test_faults import is_full_of_waiters, until_a_call_waits
 
 REGISTER = json.dumps(body("tools/call", name="register_session", arguments={"agent": "alice"})).encode()
 
@@ -121,18 +121,12 @@ def test_a_client_of_the_older_protocol_that_goes_away_does_not_go_on_waiting(da
     arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": LONG_WAIT_S}}
     content = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}).encode()
     older = head(length=len(content)).replace(b"2026-07-28", b"2025-11-25")
-    request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
-    with serving(database_url=database_url, waiters_max=1) as service, httpx2.Client(timeout=PATIENCE_S) as client:
-
-        def place_is_taken() -> bool:
-            answer = client.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=PATIENCE_S)
-            return "overloaded" in answer.text
-
-        with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
-            wire.sendall(older + content)
+    ops = free_port()
+    with serving(database_url=database_url, waiters_max=1, telemetry="true", ops_port=ops) as service:
+        with socket.create_connection(("127.0.0.1", service.port)) as wire:
             began = time.monotonic()
-            with pytest.raises(TimeoutError):
-                wire.recv(1)  # the call is waiting
-            assert place_is_taken()
-        while place_is_taken():
+            wire.sendall(older + content)
+            until_a_call_waits(ops)
+            assert is_full_of_waiters(service)
+        while is_full_of_waiters(service):
             assert time.monotonic() - began < LONG_WAIT_S, "the waiter was not let go before its own end"

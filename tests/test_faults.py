@@ -1,6 +1,7 @@
 """Guarantees that must hold when a process, the database or Redis fails."""
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -235,7 +236,8 @@ async def woken_again(agent: Agent, key: str) -> None:
 
 
 async def test_a_stop_releases_waiting_calls_and_subscribers(database_url: str) -> None:
-    with serving(database_url=database_url) as service:
+    ops = free_port()
+    with serving(database_url=database_url, telemetry="true", ops_port=ops) as service:
         async with Client(service.url) as client, Client(service.url) as subscriber:
             answers: list[dict[str, Any]] = []
             await Agent(client).ok("get_inbox", agent="bob")  # a client reads the tools' schemas once, here
@@ -246,7 +248,7 @@ async def test_a_stop_releases_waiting_calls_and_subscribers(database_url: str) 
 
                 group.start_soon(wait)
                 async with subscriber.listen(resource_subscriptions=["handoff://agents/bob/inbox"]) as subscription:
-                    await anyio.sleep(0.2)
+                    await anyio.to_thread.run_sync(until_a_call_waits, ops)
                     service.process.terminate()
                     assert [event async for event in subscription] == []  # ended by the server, on purpose
             # Were they waited for, a stop would have cut them off after its grace of 5 s, without an answer.
@@ -256,7 +258,8 @@ async def test_a_stop_releases_waiting_calls_and_subscribers(database_url: str) 
 
 def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> None:
     request = body("tools/call", name="get_inbox", arguments={"agent": "bob", "wait_seconds": LONG_WAIT_S})
-    with serving(database_url=database_url, waiters_max=1) as service:
+    ops = free_port()
+    with serving(database_url=database_url, waiters_max=1, telemetry="true", ops_port=ops) as service:
 
         def waiting() -> socket.socket:
             content = httpx2.Request("POST", service.url, json=request).content
@@ -268,18 +271,28 @@ def test_a_client_that_goes_away_does_not_go_on_waiting(database_url: str) -> No
 
         began = time.monotonic()
         first = waiting()
-        assert second_waiter(service) == "overloaded"
+        until_a_call_waits(ops)
+        assert is_full_of_waiters(service)
         first.close()
-        while second_waiter(service) == "overloaded":
+        while is_full_of_waiters(service):
             assert time.monotonic() - began < LONG_WAIT_S, "the waiter was not let go before its own end"
 
 
-def second_waiter(service: Service) -> str:
-    """Make another waiting call; return `overloaded` if it was refused because the only place is taken, else `waited`."""
-    time.sleep(0.2)
+def until_a_call_waits(ops: int) -> None:
+    """Wait until a call waits in a service, by what the service's operations port says."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not re.search(
+        r"^handoff_calls_waiting\S* 1\.0$", httpx2.get(f"http://127.0.0.1:{ops}/metrics").text, re.MULTILINE
+    ):
+        assert time.monotonic() < give_up, f"no call waits after {PATIENCE_S} s"
+        time.sleep(0.02)
+
+
+def is_full_of_waiters(service: Service) -> bool:
+    """Make another waiting call, and return whether it was refused because all places are taken."""
     request = body("tools/call", name="get_inbox", arguments={"agent": "carol", "wait_seconds": 1})
     answer = httpx2.post(service.url, json=request, headers=headers("tools/call", "get_inbox"), timeout=PATIENCE_S)
-    return "overloaded" if "overloaded" in answer.text else "waited"
+    return "overloaded" in answer.text
 
 
 def test_the_service_starts_without_a_reachable_redis(database_url: str) -> None:

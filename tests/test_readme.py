@@ -15,7 +15,7 @@ from handoff.model import TRANSITIONS
 from handoff.operations.checks import THRESHOLDS
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
-from tests.processes import HANDOFF, environment, free_port, serving
+from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, serving
 from tests.test_packaging import targets_in
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,12 @@ def normalised(text: str) -> str:
 
 def demo(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [HANDOFF, "demo", *arguments], env=environment(**settings), capture_output=True, text=True, timeout=30, check=False
+        [HANDOFF, "demo", *arguments],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
@@ -48,7 +53,7 @@ def test_the_worked_example_is_what_the_demo_prints_and_the_session_can_be_read(
                 env=environment(),
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=PATIENCE_S,
                 check=False,
             )
             assert (done.returncode, done.stderr) == (0, "")
@@ -79,7 +84,7 @@ def test_the_demo_plays_with_tokens_and_says_when_it_needs_them(database_url: st
 def test_the_python_client_works_as_shown(database_url: str) -> None:
     with serving(database_url=database_url) as service:
         code = block("**Python**").replace("http://127.0.0.1:8642/mcp", service.url)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "'state': 'offered'" in done.stdout

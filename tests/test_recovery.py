@@ -18,9 +18,9 @@ from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from tests.agents import LONG_WAIT_S, Agent, until
-from tests.processes import PATIENCE_S, serving, wait_until_ready
+from tests.processes import PATIENCE_S, free_port, serving, wait_until_ready
 from tests.server.test_http import edge
-from tests.test_faults import QUICK, own_postgres, until_written
+from tests.test_faults import QUICK, own_postgres, until_a_call_waits, until_written
 
 INBOX = "handoff://agents/bob/inbox"
 
@@ -185,17 +185,16 @@ async def test_readiness_reports_what_is_wrong_with_the_database(
 async def test_a_stop_does_not_wait_for_clients_of_the_older_protocol(database_url: str) -> None:
     arguments = {"name": "get_inbox", "arguments": {"agent": "bob", "wait_seconds": LONG_WAIT_S}}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
-    with serving(database_url=database_url) as service:
+    ops = free_port()
+    with serving(database_url=database_url, telemetry="true", ops_port=ops) as service:
         content = json.dumps(request).encode()
         head = (
             f"POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
         )
-        with socket.create_connection(("127.0.0.1", service.port), timeout=0.5) as wire:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_S) as wire:
             wire.sendall(f"{head}accept: application/json, text/event-stream\r\n\r\n".encode() + content)
-            with pytest.raises(TimeoutError):
-                wire.recv(1)  # it waits
+            await anyio.to_thread.run_sync(until_a_call_waits, ops)
             service.process.terminate()
-            wire.settimeout(PATIENCE_S)
             answer = b"".join(iter(lambda: wire.recv(65_536), b""))  # to the end of the connection
             status = await anyio.to_thread.run_sync(service.process.wait, PATIENCE_S)
 

@@ -19,7 +19,7 @@ def test_mcpcheck_passes_all_its_checks(service_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mcpcheck", service_url, "--probe", "all", "--strict", "--json"],
         capture_output=True,
-        timeout=60,
+        timeout=npm.RUN_TIMEOUT_S,
         check=False,
     )
 

@@ -200,6 +200,17 @@ def working(service: Service, *arguments: str) -> Generator["subprocess.Popen[st
             demo.kill()
 
 
+def printed_until(demo: "subprocess.Popen[str]", words: str) -> str:
+    """What the demo prints up to the line that has these words."""
+    assert demo.stdout is not None
+    printed = ""
+    while words not in printed:
+        line = demo.stdout.readline()
+        assert line, printed
+        printed += line
+    return printed
+
+
 async def until(what: Callable[[], Awaitable[object]]) -> None:
     """Wait until a condition on the database holds."""
     give_up = time.monotonic() + PATIENCE_S
@@ -218,7 +229,7 @@ async def test_the_agents_continue_after_the_service_was_killed_and_report_once_
         await until(done)
         service.kill()
         before = await done()
-        await asyncio.sleep(1.5)
+        said = await asyncio.to_thread(printed_until, demo, "does not answer")
         with serving(port=service.port, database_url=database_url):
 
             async def more_is_done() -> bool:
@@ -226,7 +237,7 @@ async def test_the_agents_continue_after_the_service_was_killed_and_report_once_
 
             await until(more_is_done)
             demo.send_signal(signal.SIGINT)
-            said, _ = demo.communicate(timeout=PATIENCE_S)
+            said += demo.communicate(timeout=PATIENCE_S)[0]
 
     assert demo.returncode == 0, said
     assert (said.count("does not answer"), said.count("answers again")) == (1, 1), said

