@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs import stale_alerts, watchdog
-from handoff.operations.alerts import ALERTS_MAX
+from handoff.operations.alerts import ALERTS_MAX, VALUES_MAX
 from handoff.operations.heartbeat import Heartbeat
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
@@ -130,6 +130,19 @@ async def test_a_malformed_notification_is_refused_and_changes_nothing(
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_notification")
     assert says in answer.json()["error"]["message"]
     assert await kept(db) == []
+
+
+@pytest.mark.parametrize("path", ["/alerts", "/watchdog"])
+async def test_a_notification_that_would_cost_too_much_to_parse_is_refused_before_it_is_parsed(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("handoff.operations.alerts.Notification", None)
+    many = await http.post(path, content=b"[" + b"0," * VALUES_MAX + b"0]")
+    deep = await http.post(path, content=b"[" * 600 + b"]" * 600)
+
+    assert (many.status_code, many.json()["error"]["code"]) == (413, "too_many_values")
+    assert "max_alerts" in many.json()["error"]["message"]
+    assert (deep.status_code, deep.json()["error"]["code"]) == (400, "invalid_notification")
 
 
 async def test_notifications_need_a_token_with_the_scope_alerts(

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 ALERTS_MAX: Final = 1_000  # in a notification, and in memory while the database is down
 BODY_BYTES_MAX: Final = 4 << 20
+VALUES_MAX: Final = 100 * ALERTS_MAX  # of JSON in a notification, names included; an alert of the bundle has about 40
 _RETRY_S: Final = 1.0
 _AHEAD: Final = timedelta(minutes=1)  # by which another machine's clock may be ahead
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
