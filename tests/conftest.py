@@ -85,6 +85,12 @@ def database_url(postgres_url: str) -> Generator[str]:
     yield from _database(postgres_url, "template_handoff")
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str) -> Generator[str]:
+    """A migrated database for the tests of a module, for a service that they share."""
+    yield from _database(postgres_url, "template_handoff")
+
+
 def _database(url: str, template: str) -> Generator[str]:
     name = f"test_{next(_numbers)}"
     asyncio.run(_execute(url, f"CREATE DATABASE {name} TEMPLATE {template}"))

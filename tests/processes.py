@@ -73,11 +73,11 @@ def serving(*arguments: str, port: int | None = None, wait: bool = True, **setti
         stop(service)
 
 
-def start(*arguments: str, port: int | None = None, **settings: object) -> Service:
-    """Start `handoff serve` without waiting until it is ready."""
+def start(*arguments: str, port: int | None = None, under: tuple[str, ...] = (), **settings: object) -> Service:
+    """Start `handoff serve` without waiting until it is ready. `under` is a command that runs it."""
     number = port or free_port()
     process = subprocess.Popen(
-        [HANDOFF, "serve", "--port", str(number), *arguments],
+        [*under, HANDOFF, "serve", "--port", str(number), *arguments],
         env=environment(**settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from docs.source.markdown import code, escaped, table
 from handoff.operations import alerts as notifications
+from handoff.operations import port
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
-from handoff.server import auth, edge, protocol
+from handoff.server import auth, connections, edge, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import entries
@@ -41,7 +42,10 @@ def limits() -> str:
     tokens = f"{_lower(of['get_context'], 'token_budget')} to {_upper(of['get_context'], 'token_budget')} tokens"
     indexed = f"the first {_indexed_chars()} characters of an entry"
     ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
+    values = _n(notifications.VALUES_MAX)
     rows = (
+        ("the headers of a request", f"{_n(connections.HEAD_BYTES_MAX)} bytes, {connections.FIELDS_MAX} fields"),
+        ("the path of a request with its query", f"{_n(connections.TARGET_BYTES_MAX)} bytes"),
         ("JSON values per request, names included", _n(edge.JSON_VALUES_MAX)),
         ("entries per call", _n(ENTRIES_PER_CALL_MAX)),
         ("entries that one entry supersedes", _upper(Entry, "supersedes")),
@@ -71,8 +75,10 @@ def limits() -> str:
         ("tokens in the tokens file", _n(auth._TOKENS_MAX)),
         (
             "a notification from Alertmanager",
-            f"{_n(notifications.BODY_BYTES_MAX)} bytes; {_n(notifications.WAITING_MAX)} alerts kept while Postgres is down",
+            f"{_n(notifications.BODY_BYTES_MAX)} bytes, {values} JSON values; {_n(notifications.WAITING_MAX)} alerts kept "
+            "while Postgres is down",
         ),
+        ("connections to the operations port", f"{port._CONNECTIONS_MAX}, each for {port._CONNECTION_S_MAX} seconds"),
         ("certificates to watch", _n(CERTIFICATES_MAX)),
     )
     return table(("What", "At most"), rows)

@@ -14,7 +14,9 @@ from docs.source.markdown import code, escaped, sentence, table
 from handoff.errors import HandoffError
 
 PACKAGE: Final = Path(handoff.__file__).parent
-_REFUSE: Final = "refuse"  # server/asgi.py: refuse(send, status, code, message)
+_REFUSE: Final = (
+    "refuse"  # server/asgi.py: refuse(send, status, code, message); server/connections.py: the same, without `send`
+)
 _UNKNOWN: Final = "…"
 
 
@@ -95,8 +97,12 @@ def refusals(package: Path = PACKAGE) -> Iterator[Refusal]:
     for path, call in _calls(package):
         if _called(call) == _REFUSE:
             match call.args:
-                case [_, ast.Constant(value=int(status)), ast.Constant(value=str()), message, *_]:
-                    yield Refusal(status, _literal(path, call, 2), _template(message, constants))
+                case [_, ast.Constant(value=int(status)), ast.Constant(value=str(refused)), message, *_] | [
+                    ast.Constant(value=int(status)),
+                    ast.Constant(value=str(refused)),
+                    message,
+                ]:
+                    yield Refusal(status, refused, _template(message, constants))
                 case [_, _, ast.Attribute(attr="code"), *_]:
                     pass
                 case _:

@@ -56,6 +56,26 @@ class Settings(BaseSettings):
     body_bytes_max: int = Field(
         default=8 << 20, ge=1 << 16, le=64 << 20, description="Maximum size of a request body, in bytes."
     )
+    connections_max: int = Field(
+        default=2_000,
+        ge=16,
+        le=100_000,
+        description="Maximum number of HTTP connections at the same time. Above it, the longest idle ones are closed. "
+        "It is lowered to what the limit on open files allows.",
+    )
+    receive_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=600,
+        description="How long a client may take to send the head of a request, and again for its body, in seconds; "
+        "each KiB received adds a second.",
+    )
+    send_timeout_s: float = Field(
+        default=30.0, gt=0, le=600, description="How long a client may read nothing of an answer, in seconds."
+    )
+    keep_alive_s: float = Field(
+        default=75.0, gt=0, le=3_600, description="How long a connection may stay open without a request, in seconds."
+    )
     admin: bool = Field(default=False, description="Whether to serve the admin tools as well.")
     log_level: str = Field(
         default="info",

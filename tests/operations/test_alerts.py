@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs import stale_alerts, watchdog
+from handoff.operations.alerts import VALUES_MAX
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.notification import CUT, NAMES_MAX, VALUE_CHARS_MAX
 from handoff.server.protocol import build_server
@@ -200,6 +201,19 @@ async def test_every_alert_that_has_a_fingerprint_is_stored_whatever_else_it_say
         assert await db.fetchval("SELECT count(DISTINCT fingerprint) FROM alert") == len(fingerprints), alerts
         future = "SELECT count(*) FROM reporting.alert WHERE starts_at > now() OR ends_at > now() OR ends_at < starts_at"
         assert await db.fetchval(future) == 0, alerts
+
+
+@pytest.mark.parametrize("path", ["/alerts", "/watchdog"])
+async def test_a_notification_that_would_cost_too_much_to_parse_is_refused_before_it_is_parsed(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("handoff.operations.notification.json", None)
+    many = await http.post(path, content=b"[" + b"0," * VALUES_MAX + b"0]")
+    deep = await http.post(path, content=b"[" * 600 + b"]" * 600)
+
+    assert (many.status_code, many.json()["error"]["code"]) == (413, "too_many_values")
+    assert "max_alerts" in many.json()["error"]["message"]
+    assert (deep.status_code, deep.json()["error"]["code"]) == (400, "invalid_notification")
 
 
 async def test_notifications_need_a_token_with_the_scope_alerts(

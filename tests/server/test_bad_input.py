@@ -284,9 +284,27 @@ BODIES = {
 }
 
 
-def test_what_strings_contain_is_not_counted() -> None:
-    code = json.dumps([[]] * 600 + ['[{"a": "\\", "b": [1, 2]}]\n' * 100_000]).encode()
+LINE = '[{"a": "\\", "b": [1, 2]}]\n'
+
+
+@pytest.mark.parametrize("strings", [[LINE * 100_000], [LINE] * 20_000, ["\\", '"', 'é\\"', LINE] * 5_000])
+def test_what_strings_contain_is_not_counted(strings: list[str]) -> None:
+    code = json.dumps([[]] * 600 + strings).encode()
     assert excess(code, values_max=JSON_VALUES_MAX, levels_max=512) is None
+    assert excess(code, values_max=600 + len(strings), levels_max=512) == "values"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+@pytest.mark.parametrize("before", ["", '"\u2222", ', '"\\n", ', r'"\x", ', '"", ' * 1_500 + '"\\"", '])
+def test_no_string_hides_what_comes_after_it(encoding: str, before: str) -> None:
+    deep, many = "[" * 600 + "]" * 600, "[[]" + ",[]" * JSON_VALUES_MAX + "]"
+    assert excess(f"[{before}{deep}]".encode(encoding), values_max=1_000_000, levels_max=512) == "levels"
+    assert excess(f"[{before}{many}]".encode(encoding), values_max=JSON_VALUES_MAX, levels_max=512) == "values"
+
+
+def test_long_strings_with_escapes_cost_less_than_three_times_their_parsing() -> None:
+    code = json.dumps([[]] * 600 + [LINE * 100_000]).encode()
+    assert fastest(lambda: excess(code, values_max=JSON_VALUES_MAX, levels_max=512)) < 3 * fastest(lambda: json.loads(code))
 
 
 @pytest.mark.parametrize(("content", "found"), BODIES.values(), ids=list(BODIES))

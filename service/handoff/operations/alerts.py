@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 WAITING_MAX: Final = 1_000  # alerts in memory while the database is down
 BODY_BYTES_MAX: Final = 4 << 20
+VALUES_MAX: Final = 100_000  # of JSON in a notification, names included; an alert of the bundle has about 40
 _RETRY_S: Final = 1.0
 
 

@@ -8,10 +8,13 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from io import BufferedIOBase
+from time import monotonic
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -24,7 +27,10 @@ from handoff.settings import LOOPBACK_HOSTS, Settings
 
 log = structlog.get_logger(__name__)
 
-_REQUEST_TIMEOUT_S = 5
+_SILENCE_S = 5  # after which a connection is closed
+_CONNECTIONS_MAX = 32  # each has a thread; a further one replaces the oldest
+_CONNECTION_S_MAX = 60  # for which a connection may exist, however much it sends; Prometheus opens one per scrape
+_HEAD_BYTES_MAX = 16 << 10
 
 
 class OperationsPort:
@@ -61,17 +67,79 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, settings: Settings) -> None:
         self.app: App | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._open: dict[socket.socket, float] = {}  # when each was accepted, oldest first; changed by several threads
         self.address_family = socket.AF_INET6 if ":" in settings.ops_host else socket.AF_INET
         super().__init__((settings.ops_host, settings.ops_port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread. If there are too many, the oldest is closed."""
+        while len(self._open) >= _CONNECTIONS_MAX:
+            self._cut(next(iter(self._open.copy()), None))
+        self._open[request] = monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that has ended."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Close connections that exist for too long. Called several times per second."""
+        began_before = monotonic() - _CONNECTION_S_MAX
+        for connection, began in self._open.copy().items():
+            if began < began_before:
+                self._cut(connection)
+
+    def _cut(self, connection: socket.socket | None) -> None:
+        """End the reading and writing of a connection, and so its thread, which then closes it."""
+        if connection is not None and self._open.pop(connection, None) is not None:
+            log.debug("operations.connection_cut")
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
         log.debug("operations.request_failed")  # a client that disconnected
 
 
+class _Head:
+    """Where the base class reads a request from: it reads lines, and these have a limit together."""
+
+    def __init__(self, source: BufferedIOBase) -> None:
+        self._source = source
+        self._left = 0
+
+    def begin(self) -> None:
+        """Begin the head of a request."""
+        self._left = _HEAD_BYTES_MAX
+
+    def readline(self, size: int) -> bytes:
+        """Read a line of at most `size` bytes. Raises LineTooLong, which is answered with 431."""
+        line = self._source.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("head")
+        return line
+
+    def close(self) -> None:
+        """Close what it reads from."""
+        self._source.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the server that made this handler
-    timeout = _REQUEST_TIMEOUT_S
+    timeout = _SILENCE_S
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        """Prepare the connection."""
+        super().setup()
+        self._head = _Head(self.rfile)
+        self.rfile = cast("Any", self._head)
+
+    def handle_one_request(self) -> None:
+        """Read and answer a request."""
+        self._head.begin()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         """Answer a request for one of the paths."""

@@ -1,6 +1,8 @@
 """What the HTTP edge is built of: reading bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
 
 from collections.abc import Iterable
+from contextlib import suppress
+from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue] - its stub leaves it out
 from typing import Final, Literal
 
 from starlette.types import Message, Receive, Send
@@ -11,6 +13,7 @@ from handoff.telemetry import metrics
 
 _JSON: Final = (b"content-type", b"application/json")
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # the one that is checked must be the only one
+_SCANNED_STRINGS: Final = 1_000
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -83,11 +86,8 @@ def excess(body: bytes, *, values_max: int, levels_max: int) -> Literal["values"
     # A body of ordinary size or with few brackets and commas is within the limits, whatever its strings contain.
     if opened <= levels_max and (len(body) <= values_max or _separators(body) + opened < values_max):
         return None
-    if body.count(b'"') - body.count(b'\\"') > 2 * values_max:  # a string begins with a quote that no backslash precedes
-        return "values"
-    # Without escapes, quotes are only where strings begin and end. An escape begins with the first backslash of a row.
-    bare = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    if _separators(bare) + bare.count(b"[") + bare.count(b"{") >= values_max:
+    bare = _without_strings(body, strings_max=values_max)
+    if bare is None or _separators(bare) + bare.count(b"[") + bare.count(b"{") >= values_max:
         return "values"
     depth = 0
     for bracket in bare.translate(None, _NOT_BRACKETS):
@@ -95,6 +95,29 @@ def excess(body: bytes, *, values_max: int, levels_max: int) -> Literal["values"
         if depth > levels_max:
             return "levels"
     return None
+
+
+def _without_strings(body: bytes, *, strings_max: int) -> bytes | None:
+    """What of JSON is in no string; None if more than `strings_max` strings are certain."""
+    if b"\0" in body:  # UTF-16 or UTF-32, where a byte that looks like a quote may be half of a character
+        return body
+    parts: list[bytes] = []
+    at = 0
+    with suppress(ValueError):  # a string that no parser can read
+        # This is the cheapest for long strings, and the most expensive for many short ones.
+        text = body.decode("latin-1")
+        for _ in range(_SCANNED_STRINGS):
+            quote = text.find('"', at)
+            if quote < 0:
+                return b"".join((*parts, body[at:]))
+            end = scanstring(text, quote + 1, False)[1]  # noqa: FBT003 - it takes no keyword
+            parts.append(body[at:quote])
+            at = end
+    rest = body[at:]
+    if rest.count(b'"') - rest.count(b'\\"') > 2 * strings_max:  # a string begins with a quote that no backslash precedes
+        return None
+    # Without escapes, quotes are only where strings begin and end. An escape begins with the first backslash of a row.
+    return b"".join((*parts, *rest.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]))
 
 
 def _separators(json: bytes) -> int:

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handoff.encoding import to_json
 from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
-from handoff.operations.alerts import BODY_BYTES_MAX, Alerts
+from handoff.operations.alerts import BODY_BYTES_MAX, VALUES_MAX, Alerts
 from handoff.server.asgi import (
     ALLOW_POST,
     CHALLENGE,
@@ -147,30 +147,36 @@ class Edge:
             problem = await self._readiness()
             state = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
             return await respond(send, 200 if problem is None else 503, to_json(state))
-        if scope["path"] in self._notified:
-            return await self._notification(scope, receive, send, headers)
-        if scope["path"] != MCP_PATH:
+        is_notification = scope["path"] in self._notified
+        if not is_notification and scope["path"] != MCP_PATH:
             return await refuse(
                 send,
                 404,
                 "not_found",
                 f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
             )
-        caller = self._caller(headers)
-        if caller is None:
-            return await _refuse_unauthorized(send)
-        scope["handoff.caller"], scope["handoff.headers"] = caller, headers
-        return await self._mcp(scope, receive, send, headers, caller)
-
-    async def _notification(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
-        """Answer a notification from Alertmanager, once it is stored."""
-        if scope["method"] != "POST":
+        if is_notification and scope["method"] != "POST":
             return await refuse(
                 send, 405, "method_not_allowed", "This path accepts only POST requests, from Alertmanager.", ALLOW_POST
             )
         caller = self._caller(headers)
         if caller is None:
-            return await _refuse_unauthorized(send)
+            return await refuse(
+                send,
+                401,
+                "unauthorized",
+                "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
+                CHALLENGE,
+            )
+        if is_notification:
+            return await self._notification(scope, receive, send, headers, caller)
+        scope["handoff.caller"], scope["handoff.headers"] = caller, headers
+        return await self._mcp(scope, receive, send, headers, caller)
+
+    async def _notification(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller
+    ) -> int:
+        """Answer a notification from Alertmanager, once it is stored."""
         if "alerts" not in caller.scopes:
             return await refuse(
                 send, 403, "scope_missing", "This token lacks the scope alerts. Add it to the token in the tokens file."
@@ -186,6 +192,23 @@ class Edge:
                 "body_too_large",
                 f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
                 CLOSE,
+            )
+        too_much = excess(body, values_max=VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
+        if too_much == "levels":
+            return await refuse(
+                send,
+                400,
+                "invalid_notification",
+                f"The notification nests JSON deeper than {_JSON_DEPTH_MAX} levels. "
+                "Send notifications in the format of Alertmanager's webhook, version 4.",
+            )
+        if too_much == "values":
+            return await refuse(
+                send,
+                413,
+                "too_many_values",
+                f"The notification has more than {VALUES_MAX} JSON values. "
+                "Lower max_alerts in Alertmanager's configuration.",
             )
         try:
             stored = await self._notified[scope["path"]](body)
@@ -311,14 +334,4 @@ async def _refuse_excess(send: Send, body: bytes) -> int | None:
         413,
         "too_many_values",
         f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
-    )
-
-
-async def _refuse_unauthorized(send: Send) -> int:
-    return await refuse(
-        send,
-        401,
-        "unauthorized",
-        "This request needs a bearer token that the service knows: send Authorization: Bearer TOKEN.",
-        CHALLENGE,
     )

@@ -2,22 +2,31 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, cast
 
+import structlog
 import uvicorn
 
 from handoff.context import App
 from handoff.operations.readiness import Readiness
 from handoff.server.calls import call_tool
+from handoff.server.connections import SPARE_CONNECTIONS, Connections
 from handoff.server.edge import Edge
 from handoff.server.protocol import build_server
+from handoff.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 _GRACE_S: Final = 5  # for which a stop waits for calls in progress
+_TICKS_PER_S: Final = 10  # uvicorn's
+_BACKLOG: Final = 1_024  # connections that wait to be accepted
+_OTHER_DESCRIPTORS: Final = 64  # files, Redis, telemetry, the operations port and dedicated connections to Postgres
 
 
 async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
@@ -30,25 +39,34 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         call_tool=partial(call_tool, app),
         alerts=app.alerts,
     )
+    connections_max, backlog = share_of_descriptors(app.settings)
+    connections = Connections(app.settings, connections_max, edge)
     config = uvicorn.Config(
         edge,
-        http="httptools",
+        http=cast("Any", connections.open),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # the client's address is not used
-        timeout_keep_alive=75,
+        backlog=backlog,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    await _Server(config, ready, app.wakeups.release).serve(sockets=[listener])
+    await _Server(config, connections, ready, app.wakeups.release).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn, but it ends waiting calls before it waits for open ones, and handles signals on the event loop."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        connections: Connections,
+        ready: Callable[[], None] | None,
+        release: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._connections = connections
         self._ready = ready
         self._release = release
 
@@ -57,6 +75,11 @@ class _Server(uvicorn.Server):
         _settle_memory()
         if self._ready is not None:
             self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_S == 0:
+            self._connections.check()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
@@ -69,6 +92,31 @@ class _Server(uvicorn.Server):
             if signal.getsignal(name) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 loop.add_signal_handler(name, self.handle_exit, name, None)
         yield
+
+
+def share_of_descriptors(settings: Settings) -> tuple[int, int]:
+    """How many connections the limit on open files allows, and how many may wait to be accepted.
+
+    Raises the limit as far as the process may. The event loop accepts all that wait before it can refuse any, so they need
+    descriptors too.
+    """
+    others = _OTHER_DESCRIPTORS + settings.pool_size + SPARE_CONNECTIONS
+    wanted = settings.connections_max + _BACKLOG + others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings.connections_max, _BACKLOG
+    backlog = max(1, min(_BACKLOG, soft // 8))
+    allowed = max(1, min(settings.connections_max, soft - backlog - others))
+    if allowed < settings.connections_max:
+        log.warning(
+            "http.connections_limited", connections_max=allowed, wanted=settings.connections_max, open_files_max=soft
+        )
+    return allowed, backlog
 
 
 def _settle_memory() -> None:

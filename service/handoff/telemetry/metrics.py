@@ -27,7 +27,7 @@ HTTP_STATUS: Final = Attribute(
     "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 413, 421, 500, 503))
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
-REFUSAL: Final = Attribute("reason", learned_max=16)  # the error code of a request that was refused before it became a call
+REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
 STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -90,7 +90,9 @@ WAITING_CALLS: Final = Gauge("handoff.calls.waiting", "{call}", "Tool calls that
 HTTP_DURATION: Final = Histogram(
     "http.server.request.duration", "s", "Duration of HTTP requests.", CALL_S, HTTP_METHOD, HTTP_STATUS, HTTP_ROUTE
 )
-REFUSALS: Final = Counter("handoff.refusals", "{request}", "HTTP requests refused before they became a call.", REFUSAL)
+REFUSALS: Final = Counter(
+    "handoff.refusals", "{request}", "HTTP requests and connections refused before they became a call.", REFUSAL
+)
 REPLAYS: Final = Counter(
     "handoff.idempotent.replays", "{call}", "Repeated calls that were answered with the first result.", TOOL
 )
