@@ -11,7 +11,7 @@ from handoff.operations import alerts as notifications
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
-from handoff.server import auth, edge, protocol
+from handoff.server import admission, auth, edge, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import entries
@@ -65,7 +65,7 @@ def limits() -> str:
         ("text that search sees", f"{indexed}; {ranked}"),
         (
             "subscriptions",
-            f"{_n(protocol._SUBSCRIPTIONS_MAX)} per process, each of {_n(protocol._SUBSCRIBED_URIS_MAX)} URIs",
+            f"{_n(admission.SUBSCRIPTIONS_MAX)} per process, each of {_n(protocol._SUBSCRIBED_URIS_MAX)} URIs",
         ),
         ("health changes shown", _n(HISTORY_MAX)),
         ("tokens in the tokens file", _n(auth._TOKENS_MAX)),

@@ -1,5 +1,6 @@
 """A session's context: appending entries, reading them, and searching them."""
 
+import asyncio
 import hashlib
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from handoff.encoding import to_json
 from handoff.errors import Invalid
 from handoff.model import MARKS, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
-from handoff.store.append import Append, NewEntry
+from handoff.store.append import Append, Appended, NewEntry
 from handoff.store.connect import snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.tools.contract import (
@@ -104,21 +105,20 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     agent = acting_agent(call.caller, args.agent)
     new = [_measured(entry, call.app.settings.content_bytes_max) for entry in args.entries]
     size_bytes = sum(entry.size_bytes for entry in new)
-    done = await call.app.lane.append(
-        Append(
-            args.session_key,
-            agent,
-            new,
-            call.received,
-            supersedes_max=max((max(entry.supersedes, default=0) for entry in args.entries if entry.supersedes), default=0),
-            expected_sequence=args.expected_sequence,
-            idempotency_key=args.idempotency_key,
-            fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
-            former_fingerprint=former_fingerprint("update_context", args) if args.idempotency_key is not None else None,
-            size_bytes=size_bytes,
-            token=args.token,
-        )
+    item = Append(
+        args.session_key,
+        agent,
+        new,
+        call.received,
+        supersedes_max=max((max(entry.supersedes, default=0) for entry in args.entries if entry.supersedes), default=0),
+        expected_sequence=args.expected_sequence,
+        idempotency_key=args.idempotency_key,
+        fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
+        former_fingerprint=former_fingerprint("update_context", args) if args.idempotency_key is not None else None,
+        size_bytes=size_bytes,
+        token=args.token,
     )
+    done = await _appended(call, item)
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
@@ -130,9 +130,26 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     }
 
 
+async def _appended(call: Call, item: Append) -> Appended:
+    """Append, as a part of the agent's share of the queue. An append whose caller is gone stays in the queue, and counts."""
+    appends, agent = call.app.admission.appends, item.agent
+    appends.take(agent)
+    is_queued = False
+    try:
+        return await call.app.lane.append(item)
+    except asyncio.CancelledError:
+        is_queued = True
+        item.answer.add_done_callback(lambda _: appends.give_back(agent))
+        raise
+    finally:
+        if not is_queued:
+            appends.give_back(agent)
+
+
 async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
     """Return the session with its brief, or with a page of its entries. Raises NotFound when the caller may not read it."""
-    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
+    agent = acting_agent(call.caller, args.agent)
+    viewer = call.caller.viewer(agent)
     if args.view == "brief":
         if args.only is not None:
             raise Invalid(
@@ -140,7 +157,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
                 "only selects among entries, so it needs view=entries.",
                 f"Repeat the call with view=entries, or without only: a brief shows every open {args.only} that fits.",
             )
-        session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget)
+        session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget, reader=agent)
         return {"session": sessions.view(session), "brief": brief}
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, args.session_key, viewer)
@@ -160,8 +177,9 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
 
 async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
     """Return the entries that match, best first, and whether there are more. Raises NotFound as `get_context` does."""
-    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
-    async with snapshot(call.app.pool) as conn:
+    agent = acting_agent(call.caller, args.agent)
+    viewer = call.caller.viewer(agent)
+    async with call.app.admission.reads.turn(agent), snapshot(call.app.pool) as conn:
         session_id = None
         if args.session_key is not None:
             session_id = (await sessions.see(conn, args.session_key, viewer))["id"]
