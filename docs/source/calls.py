@@ -40,7 +40,7 @@ def limits() -> str:
     of = {tool.name: tool.arguments for tool in TOOLS}
     tokens = f"{_lower(of['get_context'], 'token_budget')} to {_upper(of['get_context'], 'token_budget')} tokens"
     indexed = f"the first {_indexed_chars()} characters of an entry"
-    ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
+    ranked = f"the newest {_n(entries.RANKED_MAX)} matches are ranked"
     rows = (
         ("JSON values per request, names included", _n(edge.JSON_VALUES_MAX)),
         ("entries per call", _n(ENTRIES_PER_CALL_MAX)),

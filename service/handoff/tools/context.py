@@ -192,7 +192,13 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
         )
     fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "snippet")
     matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
-    return {"matches": matches, "more": len(rows) > args.limit}
+    page: dict[str, Any] = {"matches": matches, "more": len(rows) > args.limit}
+    if rows and rows[0]["is_bounded"]:
+        page["bounded"] = (
+            f"Only the newest {rows[0]['ranked']} matches were ranked. To find others, add words to the query"
+            f"{' or name a session_key' if session_id is None else ''}."
+        )
+    return page
 
 
 def _measured(entry: Entry, bytes_max: int) -> NewEntry:
@@ -233,7 +239,7 @@ SEARCH_CONTEXT = Tool(
     "search_context",
     SearchContext,
     search_context,
-    properties("matches", matches="array", more="boolean"),
+    properties("matches", matches="array", more="boolean", bounded="string"),
     "read",
     read_only=True,
 )
