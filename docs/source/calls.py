@@ -12,7 +12,7 @@ from handoff.operations import port
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
-from handoff.server import auth, connections, edge, protocol
+from handoff.server import admission, auth, connections, edge, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import entries
@@ -41,7 +41,7 @@ def limits() -> str:
     of = {tool.name: tool.arguments for tool in TOOLS}
     tokens = f"{_lower(of['get_context'], 'token_budget')} to {_upper(of['get_context'], 'token_budget')} tokens"
     indexed = f"the first {_indexed_chars()} characters of an entry"
-    ranked = f"the newest {_found(r'LIMIT ([0-9]+)', entries.SEARCH)} matches are ranked"
+    ranked = f"the newest {_n(entries.RANKED_MAX)} matches are ranked"
     values = _n(notifications.VALUES_MAX)
     rows = (
         ("the headers of a request", f"{_n(connections.HEAD_BYTES_MAX)} bytes, {connections.FIELDS_MAX} fields"),
@@ -69,15 +69,15 @@ def limits() -> str:
         ("text that search sees", f"{indexed}; {ranked}"),
         (
             "subscriptions",
-            f"{_n(protocol._SUBSCRIPTIONS_MAX)} per process, each of {_n(protocol._SUBSCRIBED_URIS_MAX)} URIs",
+            f"{_n(admission.SUBSCRIPTIONS_MAX)} per process, each of {_n(protocol._SUBSCRIBED_URIS_MAX)} URIs",
         ),
         ("health changes shown", _n(HISTORY_MAX)),
         ("tokens in the tokens file", _n(auth._TOKENS_MAX)),
         (
             "a notification from Alertmanager",
-            f"{_n(notifications.BODY_BYTES_MAX)} bytes, {values} JSON values; {_n(notifications.WAITING_MAX)} alerts kept "
-            "while Postgres is down",
+            f"{_n(notifications.BODY_BYTES_MAX)} bytes, {values} JSON values",
         ),
+        ("alerts kept while Postgres is down", _n(notifications.WAITING_MAX)),
         ("connections to the operations port", f"{port._CONNECTIONS_MAX}, each for {port._CONNECTION_S_MAX} seconds"),
         ("certificates to watch", _n(CERTIFICATES_MAX)),
     )

@@ -12,6 +12,7 @@ from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
+from handoff.server.admission import Admission
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store.connect import Pool, open_pool
@@ -54,6 +55,7 @@ async def open_app(
         lane=AppendLane(pool, settings),
         cache=cache,
         wakeups=Wakeups(pool, settings),
+        admission=Admission(settings),
         tokens=tokens,
         alerts=Alerts(pool),
         heartbeat=heartbeat,

@@ -8,6 +8,7 @@ from handoff.model import Caller
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
+from handoff.server.admission import Admission
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store.connect import Pool
@@ -27,6 +28,7 @@ class App:
     lane: AppendLane
     cache: Cache
     wakeups: Wakeups
+    admission: Admission
     tokens: Tokens | None
     alerts: Alerts
     heartbeat: Heartbeat

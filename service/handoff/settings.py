@@ -112,6 +112,20 @@ class Settings(BaseSettings):
         description="Number of lapsed leases after which a handoff is still offered again; the next lapse expires it.",
     )
 
+    agent_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Largest share that one agent may use at a time of what is bounded per process: calls that wait, "
+        "subscriptions, appends in the queue, and searches and briefs; 1 lets one agent use all of it.",
+    )
+    read_wait_s_max: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="How long a search, a brief or a summary may wait for its turn, in seconds, before it is refused. A "
+        "quarter of the pool's connections serve them.",
+    )
     offers_per_target_max: int = Field(
         default=20,
         ge=1,

@@ -1,5 +1,6 @@
 """Views that tools and resources share: briefs and summaries, both cached, and inboxes."""
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
 from asyncpg import Record
@@ -49,11 +50,18 @@ NEXT: Final[dict[tuple[str, str], str]] = {
 
 
 async def brief_of(
-    app: App, session_key: str, viewer: str | None, token_budget: int, *, just_changed: bool = False
+    app: App,
+    session_key: str,
+    viewer: str | None,
+    token_budget: int,
+    *,
+    reader: str | None,
+    just_changed: bool = False,
 ) -> tuple[Record, dict[str, Any]]:
     """Return the session and its brief, of the same state. Raises NotFound if `viewer` may not read the session.
 
-    `just_changed` says that the caller has changed the session, so that the cache can't have its brief yet.
+    A brief that is not in the cache waits for its turn among the reads of `reader`; None is for a caller that can't be
+    refused. `just_changed` says that the caller has changed the session, so that the cache can't have its brief yet.
     """
     session, composed = await _brief_of(app, session_key, viewer, token_budget, just_changed=just_changed)
     metrics.brief_returned(composed)
@@ -76,14 +84,14 @@ async def _brief_of(
             session = await sessions.see(conn, session_key, viewer)
         composed = await app.cache.get(cache.brief_key(dict(session), token_budget))
     if session is None or composed is None:
-        async with snapshot(app.pool) as conn:
+        async with _turn(app, reader), snapshot(app.pool) as conn:
             session = await sessions.see(conn, session_key, viewer)
             composed = await _compose(conn, session, token_budget)
         await app.cache.put(cache.brief_key(dict(session), token_budget), composed, cache.BRIEF_TTL_S)
     return session, composed
 
 
-async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str, Any]:
+async def summary_of(app: App, session_key: str, viewer: str | None, *, reader: str) -> dict[str, Any]:
     """Return a summary of the session, of one state of it: participants, handoffs, counts, duration and key points.
 
     Raises NotFound if `viewer` may not read the session.
@@ -92,11 +100,15 @@ async def summary_of(app: App, session_key: str, viewer: str | None) -> dict[str
         session = await sessions.see(conn, session_key, viewer)
     summary = await app.cache.get(cache.summary_key(dict(session)))
     if summary is None:
-        async with snapshot(app.pool) as conn:
+        async with _turn(app, reader), snapshot(app.pool) as conn:
             session = await sessions.see(conn, session_key, viewer)
             summary = await _summarise(conn, session)
         await app.cache.put(cache.summary_key(dict(session)), summary, cache.SUMMARY_TTL_S)
     return summary
+
+
+def _turn(app: App, reader: str | None) -> AbstractAsyncContextManager[None]:
+    return app.admission.reads.turn(reader) if reader is not None else nullcontext()
 
 
 async def _compose(conn: Connection, session: Record, token_budget: int) -> dict[str, Any]:

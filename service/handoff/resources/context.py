@@ -51,7 +51,7 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
 
 async def read_summary(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
     """The session's summary. Raises NotFound when the caller may not read the session."""
-    return await summary_of(call.app, path["key"], call.caller.viewer(None))
+    return await summary_of(call.app, path["key"], call.caller.viewer(None), reader=call.caller.agent or "")
 
 
 CONTEXT = Resource("handoff://context/{key}", "context", "A session's entries, oldest first.", ContextQuery, read_context)

@@ -17,9 +17,10 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from handoff import __version__
 from handoff.context import App
-from handoff.errors import HandoffError, Invalid, Unavailable
+from handoff.errors import Busy, HandoffError, Invalid, Unavailable
 from handoff.model import Caller
 from handoff.resources.contract import match
+from handoff.server.admission import SUBSCRIPTIONS_MAX
 from handoff.server.calls import (
     ClientGone,
     Failure,
@@ -49,7 +50,6 @@ INSTRUCTIONS: Final = (
     "included, and it takes effect only once."
 )
 _LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
-_SUBSCRIPTIONS_MAX: Final = 1_000
 _SUBSCRIBED_URIS_MAX: Final = 100
 
 
@@ -67,7 +67,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     resources = types.ListResourcesResult(resources=list_resources())
     templates = types.ListResourceTemplatesResult(resource_templates=list_resource_templates())
     schemas = {tool.name: tool.input_schema for tool in listed.tools}
-    listen = ListenHandler(app.wakeups, max_subscriptions=_SUBSCRIPTIONS_MAX)
+    listen = ListenHandler(app.wakeups, max_subscriptions=SUBSCRIPTIONS_MAX)
     app.wakeups.on_release.append(listen.close)
 
     async def on_call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
@@ -100,9 +100,17 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
         uris = params.notifications.resource_subscriptions or []
-        await _check_subscription(app, caller_of(ctx), uris)
-        with app.wakeups.subscribed(uris):
-            return await listen(ctx, params)
+        subscriptions, subscriber = app.admission.subscriptions, _subscriber(caller_of(ctx), uris)
+        try:
+            subscriptions.take(subscriber)
+        except Busy as error:
+            raise _as_mcp_error(error) from error
+        try:
+            await _check_subscription(app, caller_of(ctx), uris)
+            with app.wakeups.subscribed(uris):
+                return await listen(ctx, params)
+        finally:
+            subscriptions.give_back(subscriber)
 
     server: Server[Any] = Server(
         "handoff",
@@ -178,6 +186,17 @@ def _arrival(ctx: ServerRequestContext[Any]) -> Arrival:
 def _client_gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
     """Completes when the client of an HTTP request goes away. The SDK watches the clients of other transports."""
     return ctx.request.scope["handoff.gone"]() if ctx.request is not None else asyncio.Event().wait()
+
+
+def _subscriber(caller: Caller, uris: list[str]) -> str:
+    """Who subscribes: the token's agent or, without tokens, the first whose inbox is among the URIs; otherwise ""."""
+    if caller.agent is not None:
+        return caller.agent
+    found = (match(RESOURCES, uri) for uri in uris[:_SUBSCRIBED_URIS_MAX] if uri.startswith("handoff://agents/"))
+    try:
+        return next((it[1]["agent"] for it in found if it is not None and "agent" in it[1]), "")
+    except Invalid:  # it is refused in a moment, by its own error
+        return ""
 
 
 async def _check_subscription(app: App, caller: Caller, uris: list[str]) -> None:

@@ -17,7 +17,7 @@ from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step, error
 CALL_TIMEOUT_S: Final = 40.0  # longer than get_inbox may wait
 RETRY_S: Final = (0.5, 5.0)  # the first pause and the longest
 TOKEN_GRACE_S: Final = 15.0  # within this time a running service has read a new token
-RETRYABLE: Final = frozenset({"unavailable", "overloaded"})
+RETRYABLE: Final = frozenset({"unavailable", "overloaded", "share_used_up"})
 _NOT_MCP: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 
 

@@ -124,24 +124,62 @@ HASHES = """
 """
 _HASHES_MAX = 10_000  # per statement
 
-# Bounds the work: only the newest 500 matches are ranked, and a snippet comes from the first 20,000 characters.
+RANKED_MAX: Final = 500  # matches
+_RANKED_BYTES_MAX: Final = 4 << 20  # of their indexed content: ranking reads all of it
+SNIPPET_CHARS_MAX: Final = 500
+_SESSIONS_MAX: Final = 1_000  # the newest ones that a search over sessions looks into
+_BLOCKS_MAX: Final = 1_024  # of 1,024 entries each, as migration 0008 numbers them
+
+# Looks into 8 blocks of entries at a time, newest first, until it has enough matches: LIMIT ends the loop. A snippet comes
+# from the first 20,000 characters. Without words that are searched for, `&&` would leave only the blocks.
 SEARCH = f"""
-    WITH asked AS MATERIALIZED (SELECT websearch_to_tsquery('english', $1) AS query),
-    found AS MATERIALIZED (
-        SELECT e.session_id, e.sequence, ts_rank_cd(e.search, asked.query) AS rank
-          FROM context_entry e, asked
-         WHERE e.search @@ asked.query
-           AND ($2::bigint IS NULL OR e.session_id = $2)
-           AND ($3::text IS NULL OR EXISTS (SELECT FROM participant p WHERE p.session_id = e.session_id AND p.agent = $3))
-         ORDER BY e.created_at DESC
-         LIMIT 500
+    WITH asked AS MATERIALIZED (
+        SELECT websearch_to_tsquery('english', $1) AS query
+    ), scope AS MATERIALIZED (
+        SELECT id, last_sequence, created_at FROM session WHERE id = $2
+        UNION ALL
+        (SELECT s.id, s.last_sequence, s.created_at
+           FROM (SELECT session_id FROM participant WHERE agent = $3 ORDER BY created_at DESC, session_id DESC
+                  LIMIT {_SESSIONS_MAX}) p
+           JOIN session s ON s.id = p.session_id)
+        UNION ALL
+        (SELECT id, last_sequence, created_at FROM session WHERE $2::bigint IS NULL AND $3::text IS NULL
+          ORDER BY created_at DESC, id DESC LIMIT {_SESSIONS_MAX})
+    ), block AS MATERIALIZED (
+        SELECT id, number, row_number() OVER (ORDER BY created_at DESC, id DESC, number DESC) - 1 AS place
+          FROM scope, generate_series(0, last_sequence / 1024) AS number
+         ORDER BY place
+         LIMIT {_BLOCKS_MAX}
+    ), step AS MATERIALIZED (
+        SELECT place / 8 AS step, array_agg(id) AS sessions,
+               string_agg('''' || chr(1) || id || ':' || number || '''', ' | ')::tsquery AS blocks
+          FROM block GROUP BY 1 ORDER BY 1
+    ), found AS MATERIALIZED (
+        SELECT m.*, row_number() OVER () AS place
+          FROM (SELECT m.* FROM step, asked, LATERAL (
+                    SELECT e.session_id, e.sequence, least(e.size_bytes, 100000) AS size_bytes
+                      FROM context_entry e
+                     WHERE e.search @@ (step.blocks && asked.query) AND e.session_id + 0 = ANY (step.sessions)
+                     ORDER BY e.session_id DESC, e.sequence DESC
+                     LIMIT {RANKED_MAX}) m
+                 WHERE numnode(asked.query) > 0
+                 LIMIT {RANKED_MAX}) m
+    ), sized AS MATERIALIZED (
+        SELECT session_id, sequence, sum(size_bytes) OVER (ORDER BY place) - size_bytes AS before_bytes FROM found
+    ), ranked AS MATERIALIZED (
+        SELECT session_id, sequence, ts_rank_cd(e.search, asked.query) AS rank
+          FROM sized JOIN context_entry e USING (session_id, sequence), asked
+         WHERE before_bytes < {_RANKED_BYTES_MAX}
     ), best AS MATERIALIZED (
-        SELECT * FROM found ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
+        SELECT * FROM ranked ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
     )
     SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at, {_REPLACED.format(entry="e")},
-           ts_headline('english', left(e.content, 20000), asked.query,
-                       'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**')
-           AS snippet
+           left(ts_headline('english', left(e.content, 20000), asked.query,
+                            'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**'),
+                {SNIPPET_CHARS_MAX}) AS snippet,
+           (SELECT count(*) FROM ranked) AS ranked,
+           (SELECT count(*) FROM found) = {RANKED_MAX} OR (SELECT count(*) FROM ranked) < (SELECT count(*) FROM found)
+           OR (SELECT count(*) FROM block) = {_BLOCKS_MAX} OR (SELECT count(*) FROM scope) = {_SESSIONS_MAX} AS is_bounded
       FROM best b
       JOIN context_entry e USING (session_id, sequence)
       JOIN session s ON s.id = b.session_id, asked

@@ -1,5 +1,6 @@
 """A session's context: appending entries, reading them, and searching them."""
 
+import asyncio
 import hashlib
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from handoff.encoding import to_json
 from handoff.errors import Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
-from handoff.store.append import Append, NewEntry
+from handoff.store.append import Append, Appended, NewEntry
 from handoff.store.connect import snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.tools.contract import (
@@ -121,21 +122,20 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     agent = acting_agent(call.caller, args.agent)
     new = [_measured(entry, call.app.settings.content_bytes_max) for entry in args.entries]
     size_bytes = sum(entry.size_bytes for entry in new)
-    done = await call.app.lane.append(
-        Append(
-            args.session_key,
-            agent,
-            new,
-            call.received,
-            supersedes_max=max((max(entry.supersedes, default=0) for entry in args.entries if entry.supersedes), default=0),
-            expected_sequence=args.expected_sequence,
-            idempotency_key=args.idempotency_key,
-            fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
-            former_fingerprint=former_fingerprint("update_context", args) if args.idempotency_key is not None else None,
-            size_bytes=size_bytes,
-            token=args.token,
-        )
+    item = Append(
+        args.session_key,
+        agent,
+        new,
+        call.received,
+        supersedes_max=max((max(entry.supersedes, default=0) for entry in args.entries if entry.supersedes), default=0),
+        expected_sequence=args.expected_sequence,
+        idempotency_key=args.idempotency_key,
+        fingerprint=fingerprint("update_context", args) if args.idempotency_key is not None else None,
+        former_fingerprint=former_fingerprint("update_context", args) if args.idempotency_key is not None else None,
+        size_bytes=size_bytes,
+        token=args.token,
     )
+    done = await _appended(call, item)
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
@@ -147,9 +147,26 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     }
 
 
+async def _appended(call: Call, item: Append) -> Appended:
+    """Append, as a part of the agent's share of the queue. An append whose caller is gone stays in the queue, and counts."""
+    appends, agent = call.app.admission.appends, item.agent
+    appends.take(agent)
+    is_queued = False
+    try:
+        return await call.app.lane.append(item)
+    except asyncio.CancelledError:
+        is_queued = True
+        item.answer.add_done_callback(lambda _: appends.give_back(agent))
+        raise
+    finally:
+        if not is_queued:
+            appends.give_back(agent)
+
+
 async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
     """Return the session with its brief, or with a page of its entries. Raises NotFound when the caller may not read it."""
-    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
+    agent = acting_agent(call.caller, args.agent)
+    viewer = call.caller.viewer(agent)
     if args.view == "brief":
         if args.only is not None:
             raise Invalid(
@@ -157,7 +174,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
                 "only selects among entries, so it needs view=entries.",
                 f"Repeat the call with view=entries, or without only: a brief shows every open {args.only} that fits.",
             )
-        session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget)
+        session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget, reader=agent)
         return {"session": sessions.view(session), "brief": brief}
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, args.session_key, viewer)
@@ -177,8 +194,9 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
 
 async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
     """Return the entries that match, best first, and whether there are more. Raises NotFound as `get_context` does."""
-    viewer = call.caller.viewer(acting_agent(call.caller, args.agent))
-    async with snapshot(call.app.pool) as conn:
+    agent = acting_agent(call.caller, args.agent)
+    viewer = call.caller.viewer(agent)
+    async with call.app.admission.reads.turn(agent), snapshot(call.app.pool) as conn:
         session_id = None
         if args.session_key is not None:
             session_id = (await sessions.see(conn, args.session_key, viewer))["id"]
@@ -191,7 +209,13 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
         )
     fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted", "snippet")
     matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
-    return {"matches": matches, "more": len(rows) > args.limit}
+    page: dict[str, Any] = {"matches": matches, "more": len(rows) > args.limit}
+    if rows and rows[0]["is_bounded"]:
+        page["bounded"] = (
+            f"Only the newest {rows[0]['ranked']} matches were ranked. To find others, add words to the query"
+            f"{' or name a session_key' if session_id is None else ''}."
+        )
+    return page
 
 
 def _measured(entry: Entry, bytes_max: int) -> NewEntry:
@@ -232,7 +256,7 @@ SEARCH_CONTEXT = Tool(
     "search_context",
     SearchContext,
     search_context,
-    properties("matches", matches="array", more="boolean"),
+    properties("matches", matches="array", more="boolean", bounded="string"),
     "read",
     read_only=True,
 )

@@ -91,7 +91,10 @@ async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
         return handoff_view(await handoffs.transition(conn, row, "accept", agent=agent, lease_s=lease_s), agent)
 
     taken = await idempotency.once(call.app.pool, "accept_handoff", agent, args, work)
-    _, brief = await brief_of(call.app, taken["session_key"], agent, args.token_budget, just_changed=not is_repeated)
+    # The handoff is accepted by now, so its brief can't be refused for want of a turn.
+    _, brief = await brief_of(
+        call.app, taken["session_key"], agent, args.token_budget, reader=None, just_changed=not is_repeated
+    )
     whole = {part.get("handoff_id") for part in brief["parts"] if "cut" not in part}
     if taken["handoff_id"] in whole:  # the brief has the instructions, so they need not be sent twice
         del taken["instructions"]

@@ -189,18 +189,20 @@ async def _appear(call: Call, agent: str, capabilities: list[str] | None) -> Non
 
 async def _next(call: Call, agent: str, since: inbox.Mark | None, capabilities: list[str], give_up: float) -> inbox.Inbox:
     """Return the inbox as soon as there is something in it, the agent declares other capabilities, or the time is over."""
-    async with call.app.wakeups.waiting([f"agent:{agent}", *(f"capability:{name}" for name in capabilities)]) as rung:
-        while True:
-            rung.clear()  # before reading: a change during the read rings again
-            found = await _read(call, agent, INBOX_START, since)
-            is_over = call.app.wakeups.closing or _seconds_until(give_up) <= 0
-            if found.rows or found.capabilities != capabilities or is_over:
-                return found
-            try:
-                async with asyncio.timeout(_seconds_until(give_up)):
-                    await rung.wait()
-            except TimeoutError:
-                return found
+    topics = [f"agent:{agent}", *(f"capability:{name}" for name in capabilities)]
+    with call.app.admission.waits.held(agent):
+        async with call.app.wakeups.waiting(topics) as rung:
+            while True:
+                rung.clear()  # before reading: a change during the read rings again
+                found = await _read(call, agent, INBOX_START, since)
+                is_over = call.app.wakeups.closing or _seconds_until(give_up) <= 0
+                if found.rows or found.capabilities != capabilities or is_over:
+                    return found
+                try:
+                    async with asyncio.timeout(_seconds_until(give_up)):
+                        await rung.wait()
+                except TimeoutError:
+                    return found
 
 
 async def _read(call: Call, agent: str, after: tuple[int, int], since: inbox.Mark | None) -> inbox.Inbox:
