@@ -7,6 +7,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from handoff.context import App
+from handoff.telemetry import metrics
 from tests.agents import until
 from tests.collector import Collector
 from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
@@ -126,3 +128,19 @@ def test_levels_change_while_the_service_runs(database_url: str, tmp_path: Path)
     changed: list[Any] = [line for line in printed.splitlines() if "logging.changed" in line]
     assert len(changed) == 2
     assert '"lines_wrong":1' in changed[1]
+
+
+async def test_metrics_whose_export_raises_are_away_until_it_works_again(
+    observed: App, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert observed.signals is not None
+    shipments = observed.signals.shipments
+    await until(lambda: shipments()["metrics"].sent)
+
+    def broken() -> list[Any]:
+        raise RuntimeError("rosebud")
+
+    monkeypatch.setattr(metrics.POOL_MAX, "source", broken)
+    await until(lambda: shipments()["metrics"].away_s > 0)
+    monkeypatch.undo()
+    await until(lambda: shipments()["metrics"].away_s == 0)

@@ -17,7 +17,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from handoff import __version__
 from handoff.context import App
-from handoff.errors import HandoffError, Invalid, Unavailable
+from handoff.errors import Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import Caller
 from handoff.resources.contract import match
 from handoff.server.calls import (
@@ -100,9 +100,10 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
         uris = params.notifications.resource_subscriptions or []
-        await _check_subscription(app, caller_of(ctx), uris)
+        caller = caller_of(ctx)
+        await _check_subscription(app, caller, uris)
         with app.wakeups.subscribed(uris):
-            return await listen(ctx, params)
+            return await _unless_revoked(app if ctx.request is not None else None, caller, listen(ctx, params))
 
     server: Server[Any] = Server(
         "handoff",
@@ -178,6 +179,16 @@ def _arrival(ctx: ServerRequestContext[Any]) -> Arrival:
 def _client_gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
     """Completes when the client of an HTTP request goes away. The SDK watches the clients of other transports."""
     return ctx.request.scope["handoff.gone"]() if ctx.request is not None else asyncio.Event().wait()
+
+
+async def _unless_revoked(app: App | None, caller: Caller, listening: Awaitable[R]) -> R:
+    """Serve a subscription until the caller's token is revoked, if it came with one. Raises MCPError."""
+    if app is None or app.tokens is None:
+        return await listening
+    try:
+        return await app.tokens.unless_revoked(caller, listening)
+    except Forbidden as error:
+        raise _as_mcp_error(error) from error
 
 
 async def _check_subscription(app: App, caller: Caller, uris: list[str]) -> None:
