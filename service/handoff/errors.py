@@ -82,6 +82,15 @@ def outcome_unknown() -> Unavailable:
     )
 
 
+def token_revoked() -> Forbidden:
+    """Return the error for a call or subscription that was open when its token was removed or changed."""
+    return Forbidden(
+        "token_revoked",
+        "The operator has removed or changed the token of this call.",
+        "Ask the operator for a valid token. Call again with it.",
+    )
+
+
 def session_not_found(key: str) -> NotFound:
     """Return the error for a session that does not exist or that the caller may not read."""
     return NotFound(

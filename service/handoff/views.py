@@ -63,19 +63,19 @@ async def brief_of(
     A brief that is not in the cache waits for its turn among the reads of `reader`; None is for a caller that can't be
     refused. `just_changed` says that the caller has changed the session, so that the cache can't have its brief yet.
     """
-    session, composed = await _brief_of(app, session_key, viewer, token_budget, just_changed=just_changed)
+    session, composed = await _brief_of(app, session_key, viewer, token_budget, reader=reader, just_changed=just_changed)
     metrics.brief_returned(composed)
     return session, composed
 
 
 async def preview_of(app: App, session_key: str, viewer: str) -> dict[str, Any]:
     """Return the size of the brief that a receiver gets by default, and what it leaves out."""
-    _, composed = await _brief_of(app, session_key, viewer, brief.TOKENS_DEFAULT, just_changed=True)
+    _, composed = await _brief_of(app, session_key, viewer, brief.TOKENS_DEFAULT, reader=None, just_changed=True)
     return {"token_budget": brief.TOKENS_DEFAULT, "tokens": composed["tokens"], "omitted": composed["omitted"]}
 
 
 async def _brief_of(
-    app: App, session_key: str, viewer: str | None, token_budget: int, *, just_changed: bool
+    app: App, session_key: str, viewer: str | None, token_budget: int, *, reader: str | None, just_changed: bool
 ) -> tuple[Record, dict[str, Any]]:
     session: Record | None = None
     composed: dict[str, Any] | None = None

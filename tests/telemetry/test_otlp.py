@@ -9,6 +9,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from handoff.context import App
+from handoff.telemetry import metrics
 from tests.agents import until
 from tests.collector import Collector
 from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
@@ -137,3 +139,19 @@ def test_the_exporters_are_loaded_only_where_telemetry_is_on() -> None:
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
 
     assert done.stdout == "False\n"
+
+
+async def test_metrics_whose_export_raises_are_away_until_it_works_again(
+    observed: App, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert observed.signals is not None
+    shipments = observed.signals.shipments
+    await until(lambda: shipments()["metrics"].sent)
+
+    def broken() -> list[Any]:
+        raise RuntimeError("rosebud")
+
+    monkeypatch.setattr(metrics.POOL_MAX, "source", broken)
+    await until(lambda: shipments()["metrics"].away_s > 0)
+    monkeypatch.undo()
+    await until(lambda: shipments()["metrics"].away_s == 0)

@@ -3,17 +3,21 @@
 The file is read again when it changes.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import structlog
 
+from handoff.errors import token_revoked
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, Caller, Scope
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(NAME_PATTERN)
@@ -33,6 +37,7 @@ class Tokens:
         self._path = path
         self._stamp: tuple[int, int] | None = None
         self._buckets: dict[bytes, list[tuple[bytes, Caller]]] = {}
+        self._watchers: dict[object, tuple[Caller, Callable[[], None]]] = {}
         self.reload()
 
     def reload(self) -> None:
@@ -45,8 +50,15 @@ class Tokens:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TokensFileError(f"{self._path}: {error}") from error
-        self._buckets = _parse(self._path, text)
+        parsed = _parse(self._path, text)
+        known = dict(entry for bucket in self._buckets.values() for entry in bucket)
+        for bucket in parsed.values():  # a line that is as it was keeps its Caller, which is how watchers recognise it
+            bucket[:] = [(digest, known[digest] if known.get(digest) == caller else caller) for digest, caller in bucket]
+        self._buckets = parsed
         self._stamp = stamp
+        for caller, on_revoked in list(self._watchers.values()):
+            if not self._is_current(caller):
+                on_revoked()
 
     def refresh(self) -> None:
         """Read the file if it has changed. If it can't be used, that is logged, and the tokens read before stay valid."""
@@ -54,6 +66,35 @@ class Tokens:
             self.reload()
         except TokensFileError as error:
             log.error("auth.tokens_file_refused", error=str(error))  # noqa: TRY400 - a stack would add nothing
+
+    async def unless_revoked(self, caller: Caller, running: Awaitable[T]) -> T:
+        """Run something that may wait for long, and end it when the caller's token is removed or changed in the file.
+
+        `caller` must be the object that `caller` returned. Raises Forbidden.
+        """
+        task = asyncio.ensure_future(running)
+        is_revoked = False
+
+        def end() -> None:
+            nonlocal is_revoked
+            is_revoked = task.cancel() or is_revoked
+
+        watcher = object()
+        self._watchers[watcher] = (caller, end)
+        if not self._is_current(caller):  # revoked since the request was admitted
+            end()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if is_revoked:
+                raise token_revoked() from None
+            raise
+        finally:
+            task.cancel()
+            del self._watchers[watcher]
+
+    def _is_current(self, caller: Caller) -> bool:
+        return any(known is caller for bucket in self._buckets.values() for _, known in bucket)
 
     def caller(self, token: bytes) -> Caller | None:
         """The caller whose token this is, or None. Digests are compared in constant time."""

@@ -100,7 +100,10 @@ async def call_tool(
         subject.agent = known.get("agent") or caller.agent
         subject.session = known.get("session_key")
         subject.handoff = known.get("handoff_id")
-        return to_json(await tool.run(Call(app, caller, arrival.received), args))
+        running = tool.run(Call(app, caller, arrival.received), args)
+        if subject.is_waiting and app.tokens is not None and arrival.headers is not None:
+            running = app.tokens.unless_revoked(caller, running)
+        return to_json(await running)
 
     performed = perform(app, subject, arrival, run)
     result = await (_unless_gone(gone, performed) if subject.is_waiting else performed)

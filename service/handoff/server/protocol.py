@@ -17,7 +17,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from handoff import __version__
 from handoff.context import App
-from handoff.errors import Busy, HandoffError, Invalid, Unavailable
+from handoff.errors import Busy, Forbidden, HandoffError, Invalid, Unavailable
 from handoff.model import Caller
 from handoff.resources.contract import match
 from handoff.server.admission import SUBSCRIPTIONS_MAX
@@ -100,15 +100,16 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
         uris = params.notifications.resource_subscriptions or []
-        subscriptions, subscriber = app.admission.subscriptions, _subscriber(caller_of(ctx), uris)
+        caller = caller_of(ctx)
+        subscriptions, subscriber = app.admission.subscriptions, _subscriber(caller, uris)
         try:
             subscriptions.take(subscriber)
         except Busy as error:
             raise _as_mcp_error(error) from error
         try:
-            await _check_subscription(app, caller_of(ctx), uris)
+            await _check_subscription(app, caller, uris)
             with app.wakeups.subscribed(uris):
-                return await listen(ctx, params)
+                return await _unless_revoked(app if ctx.request is not None else None, caller, listen(ctx, params))
         finally:
             subscriptions.give_back(subscriber)
 
@@ -197,6 +198,16 @@ def _subscriber(caller: Caller, uris: list[str]) -> str:
         return next((it[1]["agent"] for it in found if it is not None and "agent" in it[1]), "")
     except Invalid:  # it is refused in a moment, by its own error
         return ""
+
+
+async def _unless_revoked(app: App | None, caller: Caller, listening: Awaitable[R]) -> R:
+    """Serve a subscription until the caller's token is revoked, if it came with one. Raises MCPError."""
+    if app is None or app.tokens is None:
+        return await listening
+    try:
+        return await app.tokens.unless_revoked(caller, listening)
+    except Forbidden as error:
+        raise _as_mcp_error(error) from error
 
 
 async def _check_subscription(app: App, caller: Caller, uris: list[str]) -> None:

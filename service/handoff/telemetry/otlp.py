@@ -201,7 +201,11 @@ class _PushedMetrics(OTLPMetricExporter):
         self, metrics_data: sdk.MetricsData, timeout_millis: float | None = 10_000, **_: Any
     ) -> sdk.MetricExportResult:
         """Push the SDK's metrics together with ours."""
-        result = super().export(_with_ours(metrics_data), timeout_millis)
+        try:
+            result = super().export(_with_ours(metrics_data), timeout_millis)
+        except Exception as error:  # noqa: BLE001 - the reader would log it and go on, and nobody would know
+            log.warning("telemetry.export_failed", signal="metrics", error=type(error).__name__)
+            result = sdk.MetricExportResult.FAILURE
         taken = result is sdk.MetricExportResult.SUCCESS
         was_away = self._away_since is not None
         if taken:
