@@ -494,6 +494,7 @@ async def test_a_settled_handoff_shows_its_outcome_and_the_beginning_of_its_inst
 async def test_what_supersedes_the_task_is_the_task(agent: Agent) -> None:
     key = await agent.session()
     await agent.says(key, "The task: use MySQL.")
+    await agent.says(key, "Some talk.")
     await decide(agent, key, 0, 50)
     changed = {"type": "message", "content": "The task: use Postgres.", "supersedes": [2]}
     await agent.ok("update_context", agent="alice", session_key=key, entries=[changed])

@@ -10,6 +10,7 @@ as far as a tenth of the budget allows. The module is pure and deterministic: ro
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from handoff.encoding import to_json
@@ -142,9 +143,11 @@ def compose(
     budget = token_budget * BYTES_PER_TOKEN
     room = budget - len(to_json(_frame(session_key, as_of_sequence, [], counts, best))) - 16  # for the final numbers' digits
     groups = _candidates(best, handoffs)
-    room_left = _choose(groups, room)
+    room_left = room if _is_too_much(groups, room) else _choose(groups, room)
     if _left_out(groups):
-        groups, for_list = _candidates(best, handoffs), int(budget * _LIST_SHARE)
+        for candidate in chain.from_iterable(groups.values()):
+            candidate.shown = candidate.size = 0
+        for_list = int(budget * _LIST_SHARE)
         room_left = _choose(groups, room - for_list) + for_list
     chosen = (*instructions, *(it for name in _SHOWN for it in groups[name]))
     brief = _frame(session_key, as_of_sequence, [it.part(it.shown) for it in chosen if it.shown], counts, best)
@@ -160,6 +163,12 @@ def _tokens(size_bytes: int) -> int:
     while (more := -(-(size_bytes + len(str(tokens))) // BYTES_PER_TOKEN)) != tokens:
         tokens = more
     return tokens
+
+
+def _is_too_much(groups: Mapping[str, list[_Candidate]], room: int) -> bool:
+    """Return whether it is certain, without making the parts, that not all of them fit into `room` bytes."""
+    texts = [min(len(candidate.text), _CUT_CHARS_MIN) for candidate in chain.from_iterable(groups.values())]
+    return sum(texts) + len(texts) * (PART_BYTES_MIN - 1) > room
 
 
 def _choose(groups: Mapping[str, list[_Candidate]], room: int) -> int:

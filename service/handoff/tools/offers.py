@@ -34,7 +34,7 @@ Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTE
 
 
 class RequestHandoff(Arguments):
-    """Offer a session to target_agent or any agent with target_capability; returns what its brief leaves out.
+    """Offer a session to target_agent or any agent with target_capability.
 
     The receiver writes while it holds the handoff (context_transfer), also after completing it (collaboration), or owns the
     session once it accepts (full_handoff). priority: 9 is most urgent. Not accepted within deadline_minutes, the offer
