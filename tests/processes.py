@@ -62,9 +62,11 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 @contextmanager
-def serving(*arguments: str, port: int | None = None, wait: bool = True, **settings: object) -> Generator[Service]:
+def serving(
+    *arguments: str, port: int | None = None, wait: bool = True, under: tuple[str, ...] = (), **settings: object
+) -> Generator[Service]:
     """Run `handoff serve` until the end of the block, then stop it with SIGTERM, as its operator would."""
-    service = start(*arguments, port=port, **settings)
+    service = start(*arguments, port=port, under=under, **settings)
     try:
         if wait:
             wait_until_ready(service)

@@ -119,14 +119,6 @@ def _lower(arguments: type[BaseModel], name: str) -> str:
     return _n(_schema(arguments, name)["minimum"])
 
 
-def _found(pattern: str, text: str) -> str:
-    """A number that has no name in the code. Raises ValueError if it is not where it was."""
-    found = set(re.findall(pattern, text))
-    if len(found) != 1:
-        raise ValueError(f"{pattern} matches {len(found)} numbers: update docs/source/calls.py")
-    return _n(int(found.pop()))
-
-
 def _indexed_chars() -> str:
     """How much of an entry is indexed, as the last migration that says so has it."""
     found = [number for it in migrations.migrations() for number in re.findall(r"left\(content, (\d+)\)", it.sql)]

@@ -8,46 +8,15 @@ from typing import Any, Final
 from asyncpg import Record
 
 from handoff.encoding import to_json
-from handoff.errors import Busy, Conflict
-from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, RequestType, actions_from
+from handoff.errors import Conflict
+from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, actions_from
 from handoff.store import sessions
 from handoff.store.connect import Connection, after_commit
-from handoff.telemetry import calls, metrics, spans
+from handoff.telemetry import metrics, spans
 
 COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
     h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent"""
-
-# An offer with its event and its notification, unless the sender has $12 offers to this target open already: then no row.
-# `is_known` says whether an agent that could accept it has been seen.
-OFFER = f"""
-    WITH h AS (
-        INSERT INTO handoff (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
-                             deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
-                             traceparent)
-        SELECT $1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11
-         WHERE (SELECT count(*)
-                  FROM (SELECT FROM handoff
-                         WHERE state = 'offered' AND sender = $3 AND (target_agent = $4 OR target_capability = $5)
-                         LIMIT $12) open) < $12
-        RETURNING *
-    ), touched AS (
-        UPDATE session s SET last_activity_at = now(), version = version + 1 FROM h WHERE s.id = h.session_id RETURNING s.key
-    ), recorded AS (
-        INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
-        SELECT session_id, id, 'handoff.offered', sender, now(),
-               jsonb_build_object('to', coalesce(target_agent, target_capability), 'request_type', request_type)
-          FROM h
-    )
-    SELECT {COLUMNS}, touched.key AS session_key,
-           CASE WHEN h.target_agent IS NULL
-                THEN EXISTS (SELECT FROM agent WHERE capabilities @> ARRAY[h.target_capability] AND name <> h.sender)
-                ELSE EXISTS (SELECT FROM agent WHERE name = h.target_agent)
-                     OR EXISTS (SELECT FROM participant WHERE agent = h.target_agent) END AS is_known,
-           pg_notify('handoff', concat_ws(E'\\n', 'handoff:' || h.id, 'agent:' || h.target_agent,
-                                                'capability:' || h.target_capability))
-      FROM h, touched
-"""
 
 # `is_addressed`: to agent $2, by name or by a capability that it has declared; a sender cannot take its own offer to a
 # capability. `sees_session`: $2 may read the session.
@@ -130,60 +99,12 @@ WRITERS_MAX: Final = 64  # as a constraint of the table says too
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline.
-
-    `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order. The sender may have
-    `offers_max` offers to one target open at a time.
-    """
-
-    session_id: int
-    request_type: RequestType
-    sender: str
-    target_agent: str | None
-    target_capability: str | None
-    instructions: str
-    priority: int
-    deadline_minutes: int | None
-    as_of_sequence: int
-    context_digest: bytes
-    offers_max: int
-
-
-@dataclass(frozen=True, slots=True)
 class Amendment:
     """What a handoff says after its sender amended it; the fields are those of an offer."""
 
     instructions: str
     as_of_sequence: int
     context_digest: bytes
-
-
-async def offer(conn: Connection, new: Offer) -> Record:
-    """Insert an offer, record its event and notify waiting agents. The caller must have locked the session.
-
-    Raises Busy if the sender has `offers_max` offers to this target open already.
-    """
-    record = calls.current()
-    row = await conn.fetchrow(
-        OFFER,
-        new.session_id,
-        new.request_type,
-        new.sender,
-        new.target_agent,
-        new.target_capability,
-        new.instructions,
-        new.priority,
-        new.deadline_minutes,
-        new.as_of_sequence,
-        new.context_digest,
-        record.traceparent if record is not None else None,
-        new.offers_max,
-    )
-    if row is None:
-        raise _too_many_offers(new)
-    after_commit(partial(_observe, "offer", row, row))
-    return row
 
 
 async def find(conn: Connection, handoff_id: int, viewer: str | None = None) -> Record | None:
@@ -270,7 +191,7 @@ async def transition(
     )
     if changed is None:
         raise LookupError(f"handoff {row['id']} no longer exists")
-    after_commit(partial(_observe, action, row, changed))
+    after_commit(partial(observe, action, row, changed))
     return changed
 
 
@@ -351,7 +272,7 @@ def _writers(row: Record, action: HandoffAction, agent: str | None) -> tuple[str
     return owner, writers, leaving
 
 
-def _observe(action: str, before: Record, after: Record) -> None:
+def observe(action: str, before: Record, after: Record) -> None:
     """Update metrics for a committed change, and continue the handoff's trace, which begins with its offer."""
     metrics.handoff_changed(action, before, after)
     if action != "offer":
@@ -368,17 +289,6 @@ def _topics(row: Record, holder: str | None) -> str:
     if holder is not None and holder != row["target_agent"]:
         topics.append(f"agent:{holder}")
     return "\n".join(topics)
-
-
-def _too_many_offers(new: Offer) -> Busy:
-    """Return the error for a sender that uses its whole share of a target's inbox."""
-    target = repr(new.target_agent) if new.target_agent else f"the capability {new.target_capability!r}"
-    return Busy(
-        "share_used_up",
-        f"You have {new.offers_max} offers to {target} that nobody has accepted yet, which is your share of that inbox.",
-        "Call again after one of them is accepted, or withdraw one with resolve_handoff action=cancel. Nothing was offered.",
-        share="offers",
-    )
 
 
 def view(row: Record) -> dict[str, Any]:

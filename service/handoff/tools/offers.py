@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
 from handoff.model import AGENT_CHARS_MAX, INSTRUCTIONS_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
-from handoff.store import agents, entries, handoffs, idempotency, inbox, sessions
+from handoff.store import agents, entries, idempotency, inbox, offers, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection
 from handoff.tools.amend import amend
@@ -112,9 +112,9 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
             )
         if session["status"] not in OPEN_STATUSES:
             raise session_closed(args.session_key, session["status"])
-        row = await handoffs.offer(
+        row = await offers.offer(
             conn,
-            handoffs.Offer(
+            offers.Offer(
                 session_id=session["id"],
                 request_type=args.request_type,
                 sender=agent,

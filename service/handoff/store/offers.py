@@ -1,0 +1,102 @@
+"""Offers: the beginning of a handoff, with a bound on how many one sender may have open to one target."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from asyncpg import Record
+
+from handoff.errors import Busy
+from handoff.model import RequestType
+from handoff.store.connect import Connection, after_commit
+from handoff.store.handoffs import COLUMNS, observe
+from handoff.telemetry import calls
+
+# An offer with its event and its notification, unless the sender has $12 offers to this target open already: then no row.
+# `is_known` says whether an agent that could accept it has been seen.
+OFFER = f"""
+    WITH h AS (
+        INSERT INTO handoff (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
+                             deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
+                             traceparent)
+        SELECT $1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11
+         WHERE (SELECT count(*)
+                  FROM (SELECT FROM handoff
+                         WHERE state = 'offered' AND sender = $3 AND (target_agent = $4 OR target_capability = $5)
+                         LIMIT $12) open) < $12
+        RETURNING *
+    ), touched AS (
+        UPDATE session s SET last_activity_at = now(), version = version + 1 FROM h WHERE s.id = h.session_id RETURNING s.key
+    ), recorded AS (
+        INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
+        SELECT session_id, id, 'handoff.offered', sender, now(),
+               jsonb_build_object('to', coalesce(target_agent, target_capability), 'request_type', request_type)
+          FROM h
+    )
+    SELECT {COLUMNS}, touched.key AS session_key,
+           CASE WHEN h.target_agent IS NULL
+                THEN EXISTS (SELECT FROM agent WHERE capabilities @> ARRAY[h.target_capability] AND name <> h.sender)
+                ELSE EXISTS (SELECT FROM agent WHERE name = h.target_agent)
+                     OR EXISTS (SELECT FROM participant WHERE agent = h.target_agent) END AS is_known,
+           pg_notify('handoff', concat_ws(E'\\n', 'handoff:' || h.id, 'agent:' || h.target_agent,
+                                                'capability:' || h.target_capability))
+      FROM h, touched
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline.
+
+    `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order. The sender may have
+    `offers_max` offers to one target open at a time.
+    """
+
+    session_id: int
+    request_type: RequestType
+    sender: str
+    target_agent: str | None
+    target_capability: str | None
+    instructions: str
+    priority: int
+    deadline_minutes: int | None
+    as_of_sequence: int
+    context_digest: bytes
+    offers_max: int
+
+
+async def offer(conn: Connection, new: Offer) -> Record:
+    """Insert an offer, record its event and notify waiting agents. The caller must have locked the session.
+
+    Raises Busy if the sender has `offers_max` offers to this target open already.
+    """
+    record = calls.current()
+    row = await conn.fetchrow(
+        OFFER,
+        new.session_id,
+        new.request_type,
+        new.sender,
+        new.target_agent,
+        new.target_capability,
+        new.instructions,
+        new.priority,
+        new.deadline_minutes,
+        new.as_of_sequence,
+        new.context_digest,
+        record.traceparent if record is not None else None,
+        new.offers_max,
+    )
+    if row is None:
+        raise _too_many_offers(new)
+    after_commit(partial(observe, "offer", row, row))
+    return row
+
+
+def _too_many_offers(new: Offer) -> Busy:
+    """Return the error for a sender that uses its whole share of a target's inbox."""
+    target = repr(new.target_agent) if new.target_agent else f"the capability {new.target_capability!r}"
+    return Busy(
+        "share_used_up",
+        f"You have {new.offers_max} offers to {target} that nobody has accepted yet, which is your share of that inbox.",
+        "Call again after one of them is accepted, or withdraw one with resolve_handoff action=cancel. Nothing was offered.",
+        share="offers",
+    )
