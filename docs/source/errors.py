@@ -53,6 +53,8 @@ def error_codes() -> str:
         error = kinds()[kind]
         name, about = (kind, sentence(error.__doc__)) if error is not HandoffError else ("Any other", "The service failed.")
         again = "Retryable." if error.retryable else "Not retryable."
+        if error is HandoffError:
+            again = "Retryable once, but not if it was a write without an idempotency_key."
         rows = [
             (code(it.code), escaped(it.message), escaped(it.hint)) for entries in by_kind[kind].values() for it in entries
         ]

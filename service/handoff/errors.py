@@ -3,16 +3,17 @@
 Any other exception is a bug.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class HandoffError(Exception):
     """An error that is shown to the caller.
 
-    `code` is stable, `message` says what happened and `hint` what to do. `details` are JSON values for programs.
+    `code` is stable, `message` says what happened and `hint` what to do. `details` are JSON values for programs. `retryable`
+    says whether the caller may repeat the call unchanged; the hint says when, and how often.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, code: str, message: str, hint: str, **details: Any) -> None:
         super().__init__(message)
@@ -69,17 +70,25 @@ def database_unavailable() -> Unavailable:
     )
 
 
-def outcome_unknown() -> Unavailable:
-    """Return the error for a write during which the database did not answer.
+def outcome_unknown(*, has_key: bool) -> Unavailable:
+    """Return the error for a write during which the database did not answer: whether it took effect is unknown.
 
-    Whether it took effect is unknown. Only a repeat with the same idempotency key is safe.
+    A repeat is safe only with an idempotency key. Without one, the error is not retryable.
     """
-    return Unavailable(
+    if has_key:
+        return Unavailable(
+            "unavailable",
+            "The database did not answer in time. This call may or may not have taken effect.",
+            "Repeat this call unchanged in a few seconds, with the same idempotency_key: if the first call took effect, you "
+            "get its result.",
+        )
+    unknown = Unavailable(
         "unavailable",
-        "The database did not answer in time. This call may or may not have taken effect.",
-        "Repeat this call unchanged in a few seconds. A write needs the same idempotency_key: if the first call took "
-        "effect, you get its result.",
+        "The database did not answer in time. This call may or may not have taken effect, and it had no idempotency_key.",
+        "In a few seconds, check with get_context or get_inbox whether it took effect, and repeat it only if it did not.",
     )
+    unknown.retryable = False
+    return unknown
 
 
 def token_revoked() -> Forbidden:

@@ -17,6 +17,8 @@ KEY_POINTS_MAX = 10
 EXCERPT_CHARS = 280
 _KEY_POINTS_BYTES = 16_000  # of each type and mark
 _HANDOFFS_IN_BRIEF = 3
+INBOX_TEXT_CHARS_MAX: Final = 12_000  # of instructions and reasons together, per page; accept_handoff returns them whole
+_INBOX_TEXT_CHARS_MIN: Final = 160  # per text
 INBOX_START = (10, 0)  # the position before the highest priority, 9
 
 # What a viewer should do next about an open handoff, by its state and what the viewer is to it.
@@ -182,13 +184,22 @@ def _excerpt(row: Record) -> dict[str, Any]:
 def inbox_view(found: inbox.Inbox, agent: str, limit: int, since: str | None = None) -> dict[str, Any]:
     """Return a page of an inbox that was read with one row more than `limit`, and the next page's cursor if there is one.
 
-    `since` is the mark since which the page lists what is new; its cursor continues that list.
+    Texts share INBOX_TEXT_CHARS_MAX. `since` is the mark since which the page lists what is new; its cursor continues that
+    list.
     """
-    page: dict[str, Any] = {"handoffs": [handoff_view(row, agent) for row in found.rows[:limit]]}
+    rows = found.rows[:limit]
+    chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
+    page: dict[str, Any] = {"handoffs": [_cut(handoff_view(row, agent), chars) for row in rows]}
     if len(found.rows) > limit:
         last = found.rows[limit - 1]
         page["next_cursor"] = to_cursor(last["priority"], last["id"], since or "")
     return page
+
+
+def _cut(view: dict[str, Any], chars: int) -> dict[str, Any]:
+    """Return a handoff with its texts cut to `chars` characters; `cut` says that one of them was."""
+    longer = {name: view[name][:chars] + "…" for name in ("instructions", "reason") if len(view.get(name, "")) > chars}
+    return view | longer | ({"cut": True} if longer else {})
 
 
 def inbox_position(cursor: str | None) -> tuple[tuple[int, int], str | None]:

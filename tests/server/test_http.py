@@ -240,18 +240,19 @@ async def test_a_service_can_be_alive_without_being_ready(http: httpx2.AsyncClie
     assert "0001_" in unready.json()["problem"]
 
 
+@pytest.mark.parametrize("key", [{}, {"idempotency_key": "k"}], ids=["without a key", "with a key"])
 async def test_a_crash_is_hidden_from_the_caller_and_logged_once(
-    app: App, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
+    app: App, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]], key: dict[str, str]
 ) -> None:
     async def crash(*_: Any, **__: Any) -> Any:
         raise RuntimeError("secret detail")
 
     async with edge(app) as http:
         monkeypatch.setattr("handoff.store.sessions.find", crash)
-        answer = await call(http, "close_session", {"agent": "alice", "session_key": "s"})
+        answer = await call(http, "close_session", {"agent": "alice", "session_key": "s", **key})
 
     error = json.loads(answer.json()["result"]["content"][0]["text"])["error"]
-    assert (error["code"], error["retryable"]) == ("internal", False)
+    assert (error["code"], error["retryable"]) == ("internal", bool(key)), "only a write with a key can be repeated safely"
     assert "secret" not in answer.text
     assert [line["event"] for line in logged if line["level"] == "error"] == ["tool.failed"]
     assert "secret detail" in str(logged)

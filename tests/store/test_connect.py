@@ -129,6 +129,17 @@ async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_er
             assert await rows(db) - before == written, f"after statement {number}"
 
 
+async def test_a_write_without_a_key_that_may_have_taken_effect_must_be_checked_before_it_is_repeated(
+    app: App, terminations: Terminations
+) -> None:
+    async with Client(build_server(app)) as client:
+        terminations.arm(1)
+        error = await Agent(client).refused("register_session", agent="alice")
+
+    assert (error["code"], error["retryable"]) == ("unavailable", False)
+    assert "check with get_context or get_inbox" in error["try"]
+
+
 async def rows(db: asyncpg.Connection) -> Counter[str]:
     return Counter({table: await db.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES})
 

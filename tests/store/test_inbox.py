@@ -14,6 +14,7 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store import inbox
 from handoff.tools.offers import INBOX_PAGE
+from handoff.views import INBOX_TEXT_CHARS_MAX
 from tests.agents import LONG_WAIT_S, Agent, all_of, until
 
 
@@ -85,6 +86,24 @@ async def test_an_inbox_of_three_kinds_has_no_gaps_or_repeats_while_it_changes(a
 
     assert seen == [handoff_id for handoff_id, _ in expected if handoff_id != coming]
     assert [row["handoff_id"] for row in first["handoffs"]] == [handoff_id for handoff_id, _ in expected[:INBOX_PAGE]]
+
+
+async def test_the_texts_of_an_inbox_page_are_cut_and_accept_handoff_returns_them_whole(agent: Agent) -> None:
+    key, long = await agent.session(), "i" * 20_000
+    many = [await agent.offer(key, instructions=long, target_agent=f"bob{n % 2}" if n else "bob") for n in range(40)]
+    alone = (await agent.ok("get_inbox", agent="bob"))["handoffs"]
+    assert [(len(row["instructions"]), row["cut"]) for row in alone] == [(INBOX_TEXT_CHARS_MAX + 1, True)]
+
+    page = (await agent.ok("get_inbox", agent="bob1"))["handoffs"]
+    assert len(page) == 20
+    assert sum(len(row["instructions"]) for row in page) <= INBOX_TEXT_CHARS_MAX + len(page)
+    assert (await agent.read(f"handoff://handoffs/{page[0]['handoff_id']}"))["instructions"] == long
+    taken = await agent.ok("accept_handoff", agent="bob", handoff_id=many[0])
+    assert taken["handoff"]["instructions"] == long
+    short = await agent.offer(key, instructions="short", to="carol")
+    assert [(row["handoff_id"], "cut" in row) for row in (await agent.ok("get_inbox", agent="carol"))["handoffs"]] == [
+        (short, False)
+    ]
 
 
 async def test_an_inbox_matches_the_most_recently_declared_capabilities(agent: Agent) -> None:

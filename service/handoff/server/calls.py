@@ -157,7 +157,7 @@ async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[]
     except Exception as raised:  # noqa: BLE001 - `_crashed` logs it
         error = raised if isinstance(raised, HandoffError) else _crashed(subject, raised)
         if error.code == "unavailable" and subject.repeatable != "as it is":
-            error = outcome_unknown()
+            error = outcome_unknown(has_key=subject.repeatable == "by its key")
         code = error.code
         result = Failure(error, to_json({"error": error.as_dict()}))
         subject.response_bytes = len(result.body)
@@ -182,7 +182,10 @@ def _record(app: App, record: calls.CallRecord, subject: Subject, arrival: Arriv
         if kept != "no":
             trace = (record.trace_id, record.span_id)
             tracer.export_call(
-                record, f"{subject.method} {subject.tool}".rstrip(), _attributes(subject, arrival, code), error
+                record,
+                f"{subject.method} {subject.tool}".rstrip(),
+                _attributes(subject, arrival, code),
+                "" if code == _CANCELLED else error,
             )
     metrics.call_ended(duration_s, subject.method, subject.tool, error, code, arrival.transport, trace)
     if subject.tool:
@@ -282,11 +285,13 @@ def _crashed(subject: Subject, raised: Exception) -> HandoffError:
     """Log a crash with its stack. The error that the caller receives says only that there was one."""
     event = "tool.failed" if subject.tool else "resource.failed" if subject.method == RESOURCES_READ else "method.failed"
     log.error(event, tool=subject.tool or None, resource=subject.resource, exc_info=raised)
-    return HandoffError(
+    crash = HandoffError(
         "internal",
         "The service failed on this call because of a bug, which has been logged.",
         _AFTER_CRASH[subject.repeatable],
     )
+    crash.retryable = subject.repeatable != "no"
+    return crash
 
 
 _AFTER_CRASH: Final = {
