@@ -195,7 +195,9 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0004_processing_ms_nullable.sql",
         "0005_superseded_by.sql",
         "0006_offered_since.sql",
-        "0007_search_by_block.sql",
+        "0007_retraction.sql",
+        "0008_search_by_block.sql",
+        "0009_alerts_kept_whatever_they_say.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

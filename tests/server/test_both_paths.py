@@ -31,7 +31,7 @@ def metadata(value: str) -> str:
 def normalised(value: Any) -> Any:
     """An answer without the values that differ from call to call, and with JSON in strings parsed."""
     if isinstance(value, dict):
-        return {name: normalised(item) for name, item in value.items()}
+        return {name: "~" if name == "mark" else normalised(item) for name, item in value.items()}
     if isinstance(value, list):
         return [normalised(item) for item in value]
     if isinstance(value, str) and value.startswith("{"):

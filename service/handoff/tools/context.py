@@ -73,11 +73,11 @@ class Entry(Arguments):
 
 
 class UpdateContext(Arguments):
-    """Append entries durably, numbered in order from first_sequence.
+    """Append entries durably, numbered from first_sequence.
 
-    Types: decision; file (its state; metadata {"path":…}, relative to the project); message (said or asked; the first is
+    Types: decision; file (its state; metadata {"path":…}, project-relative); message (said or asked; the first is
     the task); tool_call (a result worth keeping); summary (where the work stands); system (about the session). metadata
-    {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief must show,
+    {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief shows,
     {"retraction":true} that the superseded is withdrawn, not replaced. supersedes: sequences that this entry replaces,
     answers or closes. token: your lease's; refused once it no longer holds.
     """

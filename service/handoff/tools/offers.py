@@ -36,9 +36,9 @@ Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTE
 class RequestHandoff(Arguments):
     """Offer a session to target_agent or any agent with target_capability.
 
-    The receiver writes while it holds the handoff (context_transfer), also after completing it (collaboration), or owns the
-    session once it accepts (full_handoff). priority: 9 is most urgent. Not accepted within deadline_minutes, the offer
-    expires. handoff_id: replaces the instructions of your offer or, once accepted, adds a note for its holder.
+    The receiver writes while it holds the handoff (context_transfer), also after completing (collaboration), or owns the
+    session once it accepts (full_handoff). priority: 9 is most urgent. Not accepted within deadline_minutes, it expires.
+    handoff_id: replaces the instructions of your offer or, once accepted, adds a note for its holder.
     """
 
     agent: AgentArg = None
@@ -54,7 +54,7 @@ class RequestHandoff(Arguments):
 
 
 class GetInbox(Arguments):
-    """List handoffs offered to or held by you; with mark, from an earlier answer, only what came on offer since.
+    """List handoffs offered to or held by you; mark, from an earlier answer: only what came on offer since.
 
     wait_seconds waits until there is one. capabilities replaces those you declared.
     """
