@@ -167,8 +167,8 @@ async def refused(agent: Agent, key: str) -> None:
         ("register_session", {}),
     ):
         error = await agent.refused(tool, agent="alice", **arguments)
-        assert (error["code"], error["retryable"]) == ("unavailable", True)
-        assert ("idempotency_key" in error["try"]) == (tool != "get_context")  # a read has none
+        # A write without a key may have taken effect, so that repeating it is not safe.
+        assert (error["code"], error["retryable"]) == ("unavailable", tool == "get_context")
 
 
 async def test_a_database_that_hangs_is_reported_while_it_hangs_and_taken_up_again() -> None:
