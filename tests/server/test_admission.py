@@ -151,6 +151,26 @@ async def test_appends_of_one_agent_that_wait_to_be_written_are_bounded_and_othe
         assert app.admission.appends._held == {}
 
 
+async def test_an_append_whose_caller_is_gone_counts_until_it_is_written(settings: Settings, db: asyncpg.Connection) -> None:
+    async with service(settings, append_queue_max=8, statement_timeout_s=60.0, append_wait_s_max=60.0) as (app, client):
+        agent = Agent(client)
+        key = await agent.session("mallory")
+        asked = {"agent": "mallory", "session_key": key, "entries": [{"type": "message", "content": "x"}]}
+        locked = db.transaction()
+        await locked.start()
+        await db.execute("SELECT FROM session WHERE key = $1 FOR UPDATE", key)
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(lambda: agent.ok("update_context", **asked))
+            await until(lambda: app.admission.appends._held.get("mallory") == 2)
+            group.cancel_scope.cancel()
+        assert (await agent.refused("update_context", **asked))["code"] == "share_used_up"
+        await locked.rollback()
+        await app.lane.drain()
+        assert app.admission.appends._held == {}
+        await agent.ok("update_context", **asked)
+
+
 async def test_subscriptions_of_one_agent_are_bounded_and_others_can_subscribe(settings: Settings) -> None:
     async with service(settings, agent_share=0.002) as (_, client), AsyncExitStack() as stack:
 

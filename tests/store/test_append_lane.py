@@ -117,7 +117,7 @@ async def test_a_database_that_refuses_connections_is_a_retryable_error(
         await app.pool.expire_connections()
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         try:
-            error = await Agent(client).refused("register_session", agent="alice")
+            error = await Agent(client).refused("register_session", agent="alice", idempotency_key="k")
         finally:
             await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
             await admin.close()

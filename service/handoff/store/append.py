@@ -5,7 +5,7 @@ does not fail the rest.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -153,6 +153,7 @@ class Append:
     size_bytes: int = 0
     former_fingerprint: bytes | None = None  # as version 0.1.0 stored it; see idempotency.py
     token: int | None = None
+    release: Callable[[], None] | None = None  # called once, when the append leaves the lane
     record: calls.CallRecord | None = field(default_factory=calls.current)
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 

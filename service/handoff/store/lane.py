@@ -57,6 +57,7 @@ class AppendLane:
             HandoffError: why the append was not made, or, if it is `unavailable`, that its outcome is unknown.
         """
         if self._queued >= self._settings.append_queue_max:
+            _release(item)
             raise _overloaded()
         self._waiting.append(item)
         if self._running is None:
@@ -185,6 +186,7 @@ class AppendLane:
             except HandoffError as error:
                 _fail([item], error)
             else:
+                _release(item)
                 if not item.answer.done():  # its caller may have gone, which does not undo the append
                     item.answer.set_result(done)
                 count(item, done)
@@ -199,8 +201,15 @@ def _overloaded() -> Unavailable:
     )
 
 
+def _release(item: Append) -> None:
+    release, item.release = item.release, None
+    if release is not None:
+        release()
+
+
 def _fail(batch: list[Append], error: Exception) -> None:
     for item in batch:
+        _release(item)
         if not item.answer.done():
             item.answer.set_exception(error)
             item.answer.exception()  # marks it as retrieved: a cancelled caller never reads it

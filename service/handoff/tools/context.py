@@ -1,10 +1,10 @@
 """A session's context: appending entries, reading them, and searching them."""
 
-import asyncio
 import hashlib
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
@@ -12,7 +12,7 @@ from handoff.encoding import to_json
 from handoff.errors import Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
-from handoff.store.append import Append, Appended, NewEntry
+from handoff.store.append import Append, NewEntry
 from handoff.store.connect import snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.tools.contract import (
@@ -52,24 +52,25 @@ def marks_count(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def retracts_something(metadata: dict[str, Any], entry: ValidationInfo) -> dict[str, Any]:
+    """The metadata, if it is that of no retraction, or of one with an effect and no other mark. Raises ValueError."""
+    if metadata.get(RETRACTION) is True:
+        if not entry.data.get("supersedes"):
+            raise ValueError("a retraction must name the entries that it withdraws in supersedes")
+        if marks := [mark for mark in MARKS if metadata.get(mark) is True]:
+            raise ValueError(f"a retraction can't also be marked as {marks[0]!r}; append that as an entry of its own")
+    return metadata
+
+
 class Entry(Arguments):
     """An entry to append. `supersedes` holds sequence numbers of earlier entries of the session."""
 
     type: EntryType
     content: Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
-    metadata: Annotated[MetadataArg, AfterValidator(marks_count)] | None = None
     supersedes: Annotated[list[SequenceArg], Field(max_length=32)] | None = None
-
-    @model_validator(mode="after")
-    def retracts_something(self) -> "Entry":
-        """The entry, if it is no retraction, or one that has an effect and no other mark. Raises ValueError otherwise."""
-        metadata = self.metadata or {}
-        if metadata.get(RETRACTION) is True:
-            if not self.supersedes:
-                raise ValueError("a retraction must name the entries that it withdraws in supersedes")
-            if marks := [mark for mark in MARKS if metadata.get(mark) is True]:
-                raise ValueError(f"a retraction can't also be marked as {marks[0]!r}; append that as an entry of its own")
-        return self
+    metadata: Annotated[MetadataArg, AfterValidator(marks_count), AfterValidator(retracts_something)] | None = (
+        None  # validated after supersedes
+    )
 
 
 class UpdateContext(Arguments):
@@ -135,7 +136,10 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
         size_bytes=size_bytes,
         token=args.token,
     )
-    done = await _appended(call, item)
+    appends = call.app.admission.appends
+    appends.take(agent)
+    item.release = partial(appends.give_back, agent)
+    done = await call.app.lane.append(item)
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
@@ -145,22 +149,6 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
         "created_at": done.at,
         "replayed": done.replayed,
     }
-
-
-async def _appended(call: Call, item: Append) -> Appended:
-    """Append, as a part of the agent's share of the queue. An append whose caller is gone stays in the queue, and counts."""
-    appends, agent = call.app.admission.appends, item.agent
-    appends.take(agent)
-    is_queued = False
-    try:
-        return await call.app.lane.append(item)
-    except asyncio.CancelledError:
-        is_queued = True
-        item.answer.add_done_callback(lambda _: appends.give_back(agent))
-        raise
-    finally:
-        if not is_queued:
-            appends.give_back(agent)
 
 
 async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
