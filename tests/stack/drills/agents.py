@@ -159,13 +159,15 @@ def _reads(caller: Caller, session: str, times: int) -> None:
 
 
 def takes_late_and_forgets(stack: Stack, ada: Caller, operator: Caller) -> None:
-    """Make offers that wait for 2 hours, are accepted, and then lapse."""
+    """Make offers that wait for 2 hours, are accepted, lapse, and are withdrawn, so that the sender's share suffices."""
     offered = [ada.offer("operator") for _ in range(5)]
     among = f"id IN ({', '.join(map(str, offered))})"
     stack.sql(f"UPDATE handoff SET updated_at = now() - interval '2 hours' WHERE {among} AND state = 'offered'")
     for it in offered:
         operator("accept_handoff", handoff_id=it)
     stack.sql(f"UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE {among} AND state = 'accepted'")
+    for it in offered:
+        ada("resolve_handoff", handoff_id=it, action="cancel")
 
 
 def seldom_ill(stack: Stack, ada: Caller, operator: Caller) -> Callable[[], Work]:

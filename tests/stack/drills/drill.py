@@ -136,15 +136,15 @@ class Drill:
             return
         slow = slowness(median(self.stack.turns_s or [0]), self.slow)
         if slow != self.slow:
-            self.slow, before = slow, self._loaded_at()
+            self.slow, before = slow, self.wait(self._loaded_at)
             write_prometheus(self._folder / "prometheus", LEFT_OUT, self.pace, slow)
             self.stack.compose("kill", "--signal=HUP", "prometheus")
             self.wait(lambda: self._loaded_at() > before)
 
     def _loaded_at(self) -> float:
-        """When Prometheus last read its configuration, in Unix time."""
-        (found,) = self.stack.promql("prometheus_config_last_reload_success_timestamp_seconds")
-        return float(found["value"][1])
+        """When Prometheus last read its configuration, in Unix time; 0 if it has not scraped itself since it started."""
+        found = self.stack.promql("prometheus_config_last_reload_success_timestamp_seconds")
+        return float(found[0]["value"][1]) if found else 0.0
 
     def do(self, *stages: Sequence[Fault]) -> None:
         """Inject the faults of a stage together, and those of the next stage once the alerts of this one were notified.
