@@ -21,7 +21,7 @@ test: .venv/.ready           ## every test that needs no Docker, several beside 
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended.
-LANES := bundle pages outages work
+LANES := work pages bundle outages
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py

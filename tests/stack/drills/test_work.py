@@ -95,8 +95,8 @@ def test_slow_statements_raise_alerts(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registrations take 3 s",
-                lambda it: both(slow(it.stack, "session", 3), again_and_again(registers(it.operator), threads=5)),
+                "registrations take 1.6 s",
+                lambda it: both(slow(it.stack, "session", 1.6), again_and_again(registers(it.operator), threads=5)),
                 ("HandoffToolSlow", "HandoffDatabaseSlowStatements", "HandoffLatencyBudgetBurn"),
             )
         ]
@@ -132,8 +132,8 @@ def test_a_very_slow_tool_raises_an_alert(drill: Drill) -> None:
     drill.do(
         [
             Fault(
-                "registrations take 6 s",
-                lambda it: both(slow(it.stack, "session", 6), again_and_again(registers(it.operator), threads=4)),
+                "registrations take 3.6 s",
+                lambda it: both(slow(it.stack, "session", 3.6), again_and_again(registers(it.operator), threads=2)),
                 ("HandoffToolVerySlow",),
             )
         ]
@@ -146,7 +146,7 @@ def test_calls_that_pile_up_raise_alerts(drill: Drill) -> None:
             Fault(
                 "17 writers at once",
                 lambda it: both(
-                    slow(it.stack, "context_entry", 0.8), again_and_again(speaks(it.ada), threads=17, every_s=0.01)
+                    slow(it.stack, "context_entry", 0.2), again_and_again(speaks(it.ada), threads=17, every_s=0.01)
                 ),
                 ("HandoffConcurrentCallsHigh",),
                 muted=("HandoffConcurrentCallsHigh",),
@@ -154,8 +154,8 @@ def test_calls_that_pile_up_raise_alerts(drill: Drill) -> None:
         ],
         [
             Fault(
-                "23 more writers",
-                lambda it: again_and_again(speaks(it.ada), threads=23, every_s=0.01),
+                "14 more writers",
+                lambda it: again_and_again(speaks(it.ada), threads=14, every_s=0.01),
                 ("HandoffConcurrentCallsCritical",),
             )
         ],
@@ -210,7 +210,7 @@ def test_slowly_burning_budgets_raise_warnings(drill: Drill) -> None:
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     slow(it.stack, "handoff", 0.7),
-                    again_and_again(seldom_ill(it.stack, it.ada, it.operator), threads=2, every_s=0.01),
+                    again_and_again(seldom_ill(it.stack, it.ada, it.operator), every_s=0.01),
                 ),
                 ("HandoffAvailabilityBudgetBurnSlow", "HandoffLatencyBudgetBurnSlow", "HandoffAcceptBudgetBurnSlow"),
             ),
