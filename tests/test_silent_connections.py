@@ -92,7 +92,7 @@ async def test_a_call_whose_connection_was_cut_silently_is_retryable_and_the_nex
     key = await agent.session()
     await agent.offer(key)
     await proxy.silence("handoff")
-    error = await agent.refused("accept_handoff", agent="bob", handoff_id=1)
+    error = await agent.refused("accept_handoff", agent="bob", handoff_id=1, idempotency_key="k")
     assert (error["code"], error["retryable"]) == ("unavailable", True)
     await agent.accept(1)
 

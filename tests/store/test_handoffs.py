@@ -348,7 +348,7 @@ async def test_an_amendment_that_is_refused_says_why_and_changes_nothing(agent: 
     }
     assert "not priority and target_agent" in refusals["more"]["message"]
     assert refusals["long"]["try"].startswith("Shorten the note by 63")
-    row = (await agent.ok("get_inbox", agent="bob"))["handoffs"][0]
+    row = await agent.read(f"handoff://handoffs/{handoff_id}")
     assert (row["token"], row["instructions"]) == (token, "Do it. " * 2_800)
 
 

@@ -13,15 +13,16 @@ from handoff.simulation.cleanup import clean_up_session
 from handoff.simulation.client import AgentClient, NoAnswer, backoff
 from handoff.simulation.options import DEFAULT_PACE, SimulationOptions
 from handoff.simulation.schedule import ScheduledScenario
-from handoff.simulation.steps import Answer, ScenarioFailed, SimulatedSession, Step, Steps, Task, error_code
+from handoff.simulation.steps import Answer, ScenarioFailed, SimulatedSession, Step, Steps, Task, error_code, is_retryable
 from handoff.simulation.totals import Totals
 
 PAUSE_S_MAX: Final = 600.0
 SCENARIOS_PER_AGENT_MAX: Final = 8
-# At the end, one after another. Together they keep Ctrl-C within 2 s.
+# At the end, one after another.
 PENDING_CALLS_S: Final = 0.3
 CANCEL_S: Final = 0.1
-CLEANUP_S: Final = 1.2
+RETRY_S: Final = 0.1
+CLEANUP_S: Final = 5.0  # what is open takes under a second to close, unless the machine or the service is slow
 
 
 @dataclass(slots=True, eq=False)
@@ -220,6 +221,11 @@ class Runner:
                 answer = await self._call(scenario)
             except NoAnswer:
                 return
+            if is_retryable(
+                answer
+            ):  # as when all scenarios read their sessions at once, which is more than an agent's share
+                await asyncio.sleep(RETRY_S)
+                continue
             self.totals.add(scenario.next_step, answer)
             has_step = scenario.advance(answer)
 
