@@ -19,7 +19,7 @@ from handoff.simulation.totals import Totals
 PAUSE_S_MAX: Final = 600.0
 SCENARIOS_PER_AGENT_MAX: Final = 8
 # At the end, one after another.
-PENDING_CALLS_S: Final = 0.3
+PENDING_CALLS_S: Final = 1.5  # what a call that is cut off has begun is known to nobody, and stays open
 CANCEL_S: Final = 0.1
 RETRY_S: Final = 0.1
 CLEANUP_S: Final = 5.0  # what is open takes under a second to close, unless the machine or the service is slow
