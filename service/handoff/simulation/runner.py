@@ -13,7 +13,7 @@ from handoff.simulation.cleanup import clean_up_session
 from handoff.simulation.client import AgentClient, NoAnswer, backoff
 from handoff.simulation.options import DEFAULT_PACE, SimulationOptions
 from handoff.simulation.schedule import ScheduledScenario
-from handoff.simulation.steps import Answer, ScenarioFailed, SimulatedSession, Step, Steps, Task, error_code, is_retryable
+from handoff.simulation.steps import Answer, ScenarioFailed, SimulatedSession, Step, Steps, Task, error_code
 from handoff.simulation.totals import Totals
 
 PAUSE_S_MAX: Final = 600.0
@@ -219,11 +219,7 @@ class Runner:
         while has_step:
             try:
                 answer = await self._call(scenario)
-            except NoAnswer:
-                return
-            if is_retryable(
-                answer
-            ):  # as when all scenarios read their sessions at once, which is more than an agent's share
+            except NoAnswer:  # also when all scenarios together ask for more than an agent's share
                 await asyncio.sleep(RETRY_S)
                 continue
             self.totals.add(scenario.next_step, answer)

@@ -31,11 +31,6 @@ def error_code(answer: Answer) -> str:
     return answer.get("error", {}).get("code", "")
 
 
-def is_retryable(answer: Answer) -> bool:
-    """Return whether the call was refused for now, so that it may succeed when it is repeated."""
-    return answer.get("error", {}).get("retryable", False)
-
-
 class ScenarioFailed(Exception):
     """The session is not in the state that its scenario assumes, so the scenario can't continue.
 
