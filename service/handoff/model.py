@@ -70,7 +70,7 @@ SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser re
 
 @dataclass(frozen=True, slots=True)
 class EntryCounts:
-    """How many entries a session has: all of them and the superseded ones by type, the valid marked ones by (mark, type)."""
+    """The number of a session's entries: `all` and `superseded` per type, `marked` (valid ones only) per (mark, type)."""
 
     all: Mapping[EntryType, int]
     superseded: Mapping[EntryType, int]

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import asyncpg
 import pytest
+from anyio.abc import TaskGroup
 from mcp import Client
 
 from handoff.app import open_app
@@ -128,47 +129,49 @@ async def test_an_agent_that_waits_in_many_calls_is_refused_and_others_can_wait(
             app.wakeups.release()
 
 
-async def test_appends_of_one_agent_that_wait_to_be_written_are_bounded_and_others_are_written(
+@asynccontextmanager
+async def waiting_appends(
     settings: Settings, db: asyncpg.Connection
-) -> None:
-    async with service(settings, append_queue_max=8, statement_timeout_s=60.0, append_wait_s_max=60.0) as (app, client):
-        agent = Agent(client)
-        key, other = await agent.session("mallory"), await agent.session("bob")
-        entry = {"type": "message", "content": "x"}
-        asked = {"agent": "mallory", "session_key": key, "entries": [entry]}
-        locked = db.transaction()
-        await locked.start()
-        await db.execute("SELECT FROM session WHERE key = $1 FOR UPDATE", key)
-        async with anyio.create_task_group() as group:
-            for _ in range(2):
-                group.start_soon(lambda: agent.ok("update_context", **asked))
-            await until(lambda: app.admission.appends._held.get("mallory") == 2)
-            error = await agent.refused("update_context", **asked)
-            assert (error["code"], error["share"]) == ("share_used_up", "appends")
-            await agent.says(other, "x", "bob")
-            await locked.rollback()
-        await agent.ok("update_context", **asked)
-        assert app.admission.appends._held == {}
+) -> AsyncGenerator[tuple[App, Agent, dict[str, Any], TaskGroup]]:
+    """Two appends of mallory's, her whole share, wait for her locked session; the block may release it by ROLLBACK.
 
-
-async def test_an_append_whose_caller_is_gone_counts_until_it_is_written(settings: Settings, db: asyncpg.Connection) -> None:
+    Yields the arguments of such an append, and the group in which the two run.
+    """
     async with service(settings, append_queue_max=8, statement_timeout_s=60.0, append_wait_s_max=60.0) as (app, client):
         agent = Agent(client)
         key = await agent.session("mallory")
         asked = {"agent": "mallory", "session_key": key, "entries": [{"type": "message", "content": "x"}]}
-        locked = db.transaction()
-        await locked.start()
+        await db.execute("BEGIN")
         await db.execute("SELECT FROM session WHERE key = $1 FOR UPDATE", key)
         async with anyio.create_task_group() as group:
             for _ in range(2):
                 group.start_soon(lambda: agent.ok("update_context", **asked))
             await until(lambda: app.admission.appends._held.get("mallory") == 2)
-            group.cancel_scope.cancel()
-        assert (await agent.refused("update_context", **asked))["code"] == "share_used_up"
-        await locked.rollback()
-        await app.lane.drain()
-        assert app.admission.appends._held == {}
+            yield app, agent, asked, group
+
+
+async def test_appends_of_one_agent_that_wait_to_be_written_are_bounded_and_others_are_written(
+    settings: Settings, db: asyncpg.Connection
+) -> None:
+    async with waiting_appends(settings, db) as (app, agent, asked, _):
+        error = await agent.refused("update_context", **asked)
+        assert (error["code"], error["share"]) == ("share_used_up", "appends")
+        await agent.says(await agent.session("bob"), "x", "bob")
+        await db.execute("ROLLBACK")
+        await until(lambda: app.admission.appends._held == {})
         await agent.ok("update_context", **asked)
+
+
+async def test_an_append_whose_caller_is_gone_counts_until_it_is_written(settings: Settings, db: asyncpg.Connection) -> None:
+    async with waiting_appends(settings, db) as (app, agent, asked, group):
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()
+            assert (await agent.refused("update_context", **asked))["code"] == "share_used_up"
+            await db.execute("ROLLBACK")
+            await app.lane.drain()
+            assert app.admission.appends._held == {}
+            await agent.ok("update_context", **asked)
 
 
 async def test_subscriptions_of_one_agent_are_bounded_and_others_can_subscribe(settings: Settings) -> None:
