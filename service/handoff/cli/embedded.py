@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import warnings
 from collections.abc import Callable, Generator
@@ -105,6 +106,7 @@ def postgres(data_dir: Path) -> Generator[str]:
         unfinished.unlink(missing_ok=True)
     except BaseException:  # also on Ctrl-C: a server that is still starting must not be left running
         stop(_USER_IF_ROOT if os.geteuid() == 0 else None)
+        _end_starting(folder)
         raise
     try:
         yield server.get_uri()
@@ -136,6 +138,20 @@ async def ensure_database(server_url: str, name: str = DATABASE) -> str:
     finally:
         await conn.close()
     return server_url.replace("/postgres?", f"/{name}?", 1)
+
+
+def _end_starting(folder: Path) -> None:
+    """End what works in the folder and can't be stopped by name: a server that has not written its lock file yet."""
+    import psutil
+
+    here = str(folder)
+    left = [it for it in psutil.process_iter(["cwd", "cmdline"]) if here in (it.info["cwd"], *(it.info["cmdline"] or ()))]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)  # Postgres's fast shutdown
+    _, alive = psutil.wait_procs(left, timeout=_STOP_TIMEOUT_S)
+    for process in alive:
+        process.kill()
 
 
 def _remove_stale_locks(folder: Path) -> None:
