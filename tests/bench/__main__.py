@@ -119,14 +119,16 @@ def _health(seconds: float, port: int, ops: int, keys: list[str]) -> dict[str, f
         "authorization": f"Bearer {TOKEN}",
     }
     took: dict[str, list[float]] = {"/health": [], "handoff://health": []}
+    unhealthy: set[str] = set()
 
     def ask() -> None:
         os.sched_setaffinity(0, {int(os.environ["BENCH_LOAD_CORE"])})  # this thread's
         with httpx2.Client(timeout=10) as http:
             while not done.is_set():
                 began = time.perf_counter()
-                http.get(f"http://127.0.0.1:{ops}/health").raise_for_status()
+                report = http.get(f"http://127.0.0.1:{ops}/health").json()
                 took["/health"].append(time.perf_counter() - began)
+                unhealthy.update(name for name, part in report["components"].items() if part["status"] == "unhealthy")
                 began = time.perf_counter()
                 answer = http.post(f"http://127.0.0.1:{port}/mcp", json=request, headers=headers)
                 took["handoff://health"].append(time.perf_counter() - began)
@@ -146,6 +148,8 @@ def _health(seconds: float, port: int, ops: int, keys: list[str]) -> dict[str, f
         done.set()
         for future in asking:
             future.result()
+    if unhealthy:
+        print(f"unhealthy under this load: {', '.join(sorted(unhealthy))}", file=sys.stderr)
     return {name: sorted(times)[int(len(times) * 0.99)] for name, times in took.items()}
 
 
