@@ -11,7 +11,7 @@ SEQUENCES = "SELECT sequence FROM context_entry e JOIN session s ON s.id = e.ses
 
 def item(key: str, expected: int | None = None, name: str | None = None, size_bytes: int = 1, entries: int = 1) -> Append:
     """Return an append by alice, as a tool would pass it to the lane."""
-    new = [NewEntry("message", "x", None, "", 1, bytes(32))] * entries
+    new = [NewEntry("message", "x", None, None, 1, bytes(32))] * entries
     return Append(key, "alice", new, monotonic(), 0, expected, name, key.encode() if name else None, size_bytes)
 
 

@@ -119,7 +119,7 @@ async def test_an_append_that_postgres_rejects_fails_alone(agent: Agent, app: Ap
             refused.append(type(error).__name__)
 
     good = [item(key) for _ in range(6)]
-    bad = Append(key, "alice", [NewEntry("message", "x", "{not json", "", 1, bytes(32))], monotonic())
+    bad = Append(key, "alice", [NewEntry("message", "x", "{not json", None, 1, bytes(32))], monotonic())
     await all_of(*[append(one) for one in (*good[:3], bad, *good[3:])])
 
     assert refused == ["InvalidTextRepresentationError"]

@@ -59,7 +59,7 @@ async def test_a_full_queue_refuses_an_append_with_a_retryable_error(settings: S
 
 async def test_an_append_is_written_even_if_its_caller_disconnects(agent: Agent, app: App, db: asyncpg.Connection) -> None:
     key = await agent.session()
-    new = Append(key, "alice", [NewEntry("message", "stays", None, "", 5, bytes(32))], monotonic())
+    new = Append(key, "alice", [NewEntry("message", "stays", None, None, 5, bytes(32))], monotonic())
     async with anyio.create_task_group() as group:
         group.start_soon(app.lane.append, new)
         await anyio.lowlevel.checkpoint()

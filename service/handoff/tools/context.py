@@ -219,7 +219,7 @@ def _measured(entry: Entry, bytes_max: int) -> NewEntry:
         entry.type,
         entry.content,
         to_json(entry.metadata).decode() if entry.metadata is not None else None,
-        ",".join(map(str, entry.supersedes)) if entry.supersedes else "",
+        ",".join(map(str, entry.supersedes)) if entry.supersedes else None,
         len(content),
         hashlib.sha256(content).digest(),
     )

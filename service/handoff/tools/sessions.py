@@ -122,7 +122,7 @@ async def _key_taken(conn: Connection, key: str, agent: str) -> Conflict:
 
 def _system_entry(text: str) -> NewEntry:
     content = text.encode()
-    return NewEntry("system", text, None, "", len(content), hashlib.sha256(content).digest())
+    return NewEntry("system", text, None, None, len(content), hashlib.sha256(content).digest())
 
 
 REGISTER_SESSION = Tool("register_session", RegisterSession, register_session, SESSION_RESULT, "write")
