@@ -22,6 +22,7 @@ from handoff.store.migrate import migrate
 from handoff.telemetry.logs import configure_logs, forward_logs
 from tests.agents import Agent
 from tests.collector import Collector, collecting
+from tests.processes import Service, serving
 
 pytest_plugins = ["tests.hung", "tests.report"]
 _numbers = itertools.count(1)
@@ -89,6 +90,13 @@ def database_url(postgres_url: str) -> Generator[str]:
 def module_database_url(postgres_url: str) -> Generator[str]:
     """A migrated database for the tests of a module, for a service that they share."""
     yield from _database(postgres_url, "template_handoff")
+
+
+@pytest.fixture(scope="module")
+def service(module_database_url: str) -> Generator[Service]:
+    """A service that the tests of a module share: those that neither change nor end it, and tell their own data apart."""
+    with serving(database_url=module_database_url) as running:
+        yield running
 
 
 def _database(url: str, template: str) -> Generator[str]:

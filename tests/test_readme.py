@@ -15,7 +15,7 @@ from handoff.model import TRANSITIONS
 from handoff.operations.checks import THRESHOLDS
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
-from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, serving
+from tests.processes import HANDOFF, PATIENCE_S, Service, environment, free_port, serving
 from tests.test_packaging import targets_in
 
 ROOT = Path(__file__).parent.parent
@@ -45,20 +45,12 @@ def demo(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_worked_example_is_what_the_demo_prints_and_the_session_can_be_read(database_url: str) -> None:
-    with serving(database_url=database_url) as service:
-        for _ in range(2):  # and again, on what the first left
-            done = subprocess.run(
-                [HANDOFF, "demo", "--url", service.url],
-                env=environment(),
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            assert normalised(done.stdout) == normalised(block("<!-- demo -->"))
-            assert "it is the same" in done.stdout
+def test_the_worked_example_is_what_the_demo_prints_and_the_session_can_be_read(service: Service) -> None:
+    for _ in range(2):  # and again, on what the first left
+        done = demo("--url", service.url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert normalised(done.stdout) == normalised(block("<!-- demo -->"))
+        assert "it is the same" in done.stdout
 
 
 def test_the_demo_says_what_to_do_where_no_service_is() -> None:
@@ -81,10 +73,9 @@ def test_the_demo_plays_with_tokens_and_says_when_it_needs_them(database_url: st
     assert "--token ada=" in without.stdout
 
 
-def test_the_python_client_works_as_shown(database_url: str) -> None:
-    with serving(database_url=database_url) as service:
-        code = block("**Python**").replace("http://127.0.0.1:8642/mcp", service.url)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+def test_the_python_client_works_as_shown(service: Service) -> None:
+    code = block("**Python**").replace("http://127.0.0.1:8642/mcp", service.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "'state': 'offered'" in done.stdout

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import asyncpg
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -43,20 +42,18 @@ def functions(path: Path) -> int:
     return sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(ast.parse(path.read_text())))
 
 
-async def test_one_agent_finishes_what_another_began_and_all_of_it_can_be_read(
-    database_url: str, db: asyncpg.Connection
-) -> None:
-    with serving(database_url=database_url) as service:
-        done = run_demo(service.url)
-        assert (done.returncode, done.stderr) == (0, "")
-        key = re.findall(r"register_session +(s-[0-9a-f]{16})$", done.stdout, re.MULTILINE)[0]
-        async with Client(service.url) as client:
-            agent = Agent(client)
-            uris = [uri.rstrip() for uri in re.findall(r"^  (handoff://\S+)", done.stdout, re.MULTILINE)]
-            summary, _, lifecycle = [await agent.read(uri) for uri in uris]
-            context = await agent.read(f"{uris[1]}?limit=100")
-            handoff = await agent.read("handoff://handoffs/1")
-            brief = (await agent.ok("get_context", agent="ada", session_key=key))["brief"]
+async def test_one_agent_finishes_what_another_began_and_all_of_it_can_be_read(service: Service) -> None:
+    done = run_demo(service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    key = re.findall(r"register_session +(s-[0-9a-f]{16})$", done.stdout, re.MULTILINE)[0]
+    async with Client(service.url) as client:
+        agent = Agent(client)
+        uris = [uri.rstrip() for uri in re.findall(r"^  (handoff://\S+)", done.stdout, re.MULTILINE)]
+        summary, _, lifecycle = [await agent.read(uri) for uri in uris]
+        context = await agent.read(f"{uris[1]}?limit=100")
+        handoff_id = next(event["handoff_id"] for event in lifecycle["events"] if event["kind"] == "handoff.offered")
+        handoff = await agent.read(f"handoff://handoffs/{handoff_id}")
+        brief = (await agent.ok("get_context", agent="ada", session_key=key))["brief"]
 
     total = f"{len(MODULES)} modules, {sum(len(path.read_text().splitlines()) for path in MODULES)} lines, "
     total += f"{sum(map(functions, MODULES))} functions"
@@ -74,7 +71,7 @@ async def test_one_agent_finishes_what_another_began_and_all_of_it_can_be_read(
         "handoff.offered", "handoff.accepted", "handoff.completed",
     ]  # fmt: skip
 
-    hashes = [row["content_hash"] for row in await db.fetch("SELECT content_hash FROM context_entry ORDER BY sequence")]
+    hashes = [bytes.fromhex(entry["content_hash"]) for entry in context["entries"]]
     digest = hashlib.sha256(b"".join(hashes[: handoff["as_of_sequence"]])).hexdigest()
     assert done.stdout.count(f"digest {digest[:12]}…") == 2
     assert max(map(len, done.stdout.splitlines())) <= demo.COLUMNS
@@ -98,8 +95,8 @@ async def test_what_an_interrupted_demo_left_is_resolved_and_real_work_is_left_a
     assert [(row["handoff_id"], row["state"]) for row in inbox] == [(real, "offered")]
 
 
-def test_a_server_that_is_not_a_handoff_service_is_named(database_url: str) -> None:
-    with serving(database_url=database_url) as service, something_else() as stranger:
+def test_a_server_that_is_not_a_handoff_service_is_named(service: Service) -> None:
+    with something_else() as stranger:
         for url in (stranger, service.url.replace("/mcp", "/")):
             done = run_demo(url)
             assert (done.returncode, done.stderr) == (1, "")
@@ -131,7 +128,7 @@ def something_else() -> Generator[str]:
 
 @pytest.mark.parametrize("tampered", ["count", "digest"])
 async def test_a_wrong_result_is_a_failure(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tampered: str
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tampered: str
 ) -> None:
     real = demo.DemoAgent.entries
 
@@ -144,8 +141,7 @@ async def test_a_wrong_result_is_a_failure(
         return found
 
     monkeypatch.setattr(demo.DemoAgent, "entries", entries)
-    with serving(database_url=database_url) as service:
-        assert await demo.run_demo(service.url, {}) == 1
+    assert await demo.run_demo(service.url, {}) == 1
 
     said = capsys.readouterr().out
     assert "The demo failed." in said
@@ -157,17 +153,18 @@ def shown(page: str, before: str) -> str:
     return page.split(before, 1)[1].split("```", 2)[1].split("\n", 1)[1]
 
 
-async def test_claude_desktop_as_shown_works_beside_the_service_and_on_its_data(database_url: str) -> None:
+async def test_claude_desktop_as_shown_works_beside_the_service_and_on_its_data(
+    service: Service, module_database_url: str
+) -> None:
     server = json.loads(shown(README, "**Claude Desktop**"))["mcpServers"]["handoff"]
-    name, folder = re.findall(r"/(\w+)\?host=(.+)$", database_url)[0]
+    name, folder = re.findall(r"/(\w+)\?host=(.+)$", module_database_url)[0]
     url = server["env"]["HANDOFF_DATABASE_URL"].replace("/path/to/handoff/.data/postgres", folder)
     environ = environment(database_url=url.replace("/handoff?", f"/{name}?"))
     desktop = StdioServerParameters(command=str(HANDOFF), args=server["args"], env=environ)
-    with serving(database_url=database_url) as service:
-        async with Client(service.url) as beside, Client(desktop) as client:
-            key = await Agent(beside).session()
-            offered = await Agent(beside).offer(key, "claude-desktop")
-            inbox = (await Agent(client).ok("get_inbox"))["handoffs"]
+    async with Client(service.url) as beside, Client(desktop) as client:
+        key = await Agent(beside).session()
+        offered = await Agent(beside).offer(key, "claude-desktop")
+        inbox = (await Agent(client).ok("get_inbox"))["handoffs"]
 
     assert Path(server["command"]).name == HANDOFF.name
     assert [row["handoff_id"] for row in inbox] == [offered]

@@ -44,6 +44,7 @@ def test_a_logged_stack_trace_omits_the_row_contents_in_postgres_errors() -> Non
         ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl was old", "eyJzdWIiOiIxIn0"),
         ("key sk-abcdefghijklmnop is wrong", "sk-abcdefghijklmnop"),
         ("host=postgres password=hunter22 user=x", "hunter22"),
+        ("PassWord=hunter22", "hunter22"),
     ],
 )
 def test_text_that_looks_like_a_secret_is_redacted_in_any_field(

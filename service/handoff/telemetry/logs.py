@@ -54,17 +54,9 @@ SECRET_KEYS: Final = frozenset(
     }
     | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
 )
-_HINTS: Final = (
-    "earer ",
-    "EARER ",
-    "://",
-    "eyJ",
-    "sk-",
-    "assword",
-    "PASSWORD",
-    "ghp_",
-    "AKIA",
-)  # looked for before _SECRET, because that is faster
+# Every match of _SECRET contains one of these, and looking for them first is faster. A space or `=` is in hardly any line that
+# is written per call.
+_HINTS: Final = (" ", "=", "://", "eyJ", "sk-", "ghp_", "AKIA")
 _SECRET: Final = re.compile(
     r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
     r"|(?<=://)[^\s/@:\"]*:[^\s/@\"]+(?=@)"
