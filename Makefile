@@ -17,7 +17,7 @@ doctor: .venv/.ready         ## what is wrong here, and what to do about it
 
 # COVERAGE=1 also lists the lines that no test reaches in its own process.
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
-	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
+	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended.

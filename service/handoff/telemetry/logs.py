@@ -54,8 +54,8 @@ SECRET_KEYS: Final = frozenset(
     }
     | {"content", "instructions", "note", "outcome_text", "arguments", "metadata"}
 )
-# Every match of _SECRET contains one of these, and looking for them first is faster. A space or `=` is in hardly any line that
-# is written per call.
+# Every match of _SECRET contains one of these, and looking for them first is faster. Lines that are written per call have
+# neither a space nor a `=`.
 _HINTS: Final = (" ", "=", "://", "eyJ", "sk-", "ghp_", "AKIA")
 _SECRET: Final = re.compile(
     r"(?i:(?<=bearer )[\w.~+/=-]{6,})"
