@@ -84,7 +84,7 @@ PAGE: Final = Page(
                     Prom(ratio(increase(t.TRANSITIONS, only=_LAPSED), increase(t.TRANSITIONS, only=_ACCEPTED)), "lapsed"),
                     Prom(increase(t.TRANSITIONS, only=_ACCEPTED), "accepted", unit="short"),
                     steps=higher_is_worse(limit("lapse_ratio")),
-                    width=5,
+                    width=4,
                 ),
                 stat_panel(
                     "Rejected",
@@ -98,12 +98,12 @@ PAGE: Final = Page(
                     width=5,
                 ),
                 stat_panel(
-                    "Bouncing sessions",
+                    "Bouncing between agents",
                     "Number of sessions that the same two agents handed back and forth several times in the last hour.",
                     "short",
                     Prom(gauge(t.PING_PONG)),
                     steps=higher_is_worse(limit("ping_pong_sessions") + 0.5),
-                    width=2,
+                    width=3,
                 ),
             ],
         ),

@@ -90,7 +90,7 @@ PAGE: Final = Page(
                         steps=higher_is_worse(limit("tool_slow_seconds"), limit("tool_very_slow_seconds")),
                         width=2,
                     )
-                    for q, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+                    for q, name in ((0.5, "Latency p50"), (0.95, "Latency p95"), (0.99, "Latency p99"))
                 ),
                 stat_panel(
                     "Calls in progress",
