@@ -309,6 +309,14 @@ def test_counts_have_no_decimals() -> None:
             assert one.get("unit") != "locale" or one["decimals"] == 0, name
 
 
+def test_what_is_no_count_beside_counts_keeps_its_decimals() -> None:
+    for name, it in every_panel():
+        for override in it["fieldConfig"].get("overrides", []):
+            sets = {set_["id"]: set_["value"] for set_ in override["properties"]}
+            if sets.get("unit", "locale") != "locale" and it["fieldConfig"]["defaults"].get("decimals") == 0:
+                assert sets["decimals"] > 0, f"{name}: {override['matcher']}"
+
+
 def test_the_axis_of_a_graph_of_zeros_does_not_reach_to_100() -> None:
     for name, it in every_panel():
         if it["type"] == "timeseries":

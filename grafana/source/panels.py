@@ -43,6 +43,7 @@ COLOURS: Final = {
 # The unit "short" is for counts: whole numbers, because the increase of a counter is seldom one.
 _UNIT: Final = {"short": "locale"}
 _DECIMALS: Final = {"short": 0, "percentunit": 1}
+_DECIMALS_ELSE: Final = 2
 # The least that an axis reaches to, so that a graph of zeros is not drawn against an axis to 100.
 _AXIS_REACHES: Final = {"short": 5, "none": 1, "s": 0.001, "percentunit": 0.01, "bytes": 1000}
 _AXIS_OF_RATES_REACHES: Final = 0.1
@@ -95,8 +96,9 @@ def _second_unit(unit: str) -> list[models.DynamicConfigValue]:
 
 
 def _unit(unit: str) -> list[models.DynamicConfigValue]:
-    decimals = [models.DynamicConfigValue("decimals", _DECIMALS[unit])] if unit in _DECIMALS else []
-    return [models.DynamicConfigValue("unit", _UNIT.get(unit, unit)), *decimals]
+    """A unit other than the panel's, with decimals of its own: those of a count would cut 1.4 s to 1 s."""
+    decimals = _DECIMALS.get(unit, _DECIMALS_ELSE)
+    return [models.DynamicConfigValue("unit", _UNIT.get(unit, unit)), models.DynamicConfigValue("decimals", decimals)]
 
 
 def _or_failed(nothing: str) -> str:
