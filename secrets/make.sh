@@ -66,6 +66,14 @@ email() { # KEY: the value of KEY in the given file `email`, if any
   if [ -s /given/email ]; then tr -d '\r' </given/email | sed -n "s/^$1=//p"; fi
 }
 
+refuse_dollars() { # runs before anything is written; the collector and Grafana would take what follows a $ for the name of a variable
+  for name in database-otel redis database-grafana grafana-admin; do
+    case "$(if [ -s "/given/$name" ]; then cat "/given/$name"; fi)" in
+      *\$*) fail "$name: must not contain \$, which the collector and Grafana replace with the value of a variable. Give it another value, without \$." ;;
+    esac
+  done
+}
+
 refuse_bad_channels() { # runs before anything is written
   for name in slack-url webhook-url; do
     if [ -s "/given/$name" ]; then
@@ -108,6 +116,7 @@ alertmanager_yml() { # the shipped configuration with the given channels enabled
 
 case "${1:-make}" in
   make)
+    refuse_dollars
     refuse_bad_channels
     secret database-superuser | put postgres database-superuser "$POSTGRES_UID"
     for role in handoff grafana otel; do

@@ -3,7 +3,8 @@
 from typing import Final
 
 from grafana.source.page import Page, link_to, sql_variable
-from grafana.source.panels import BAD, GOOD, WARN, Loki, Sql, stat_panel, table_panel, time_series
+from grafana.source.panels import GOOD, WARN, stat_panel, table_panel, time_series
+from grafana.source.queries import Loki, Sql
 
 _OF_SELECTED_AGENTS: Final = (
     "(sender IN (${agent:sqlstring}) OR target_agent IN (${agent:sqlstring}) OR holder IN (${agent:sqlstring}))"
@@ -98,6 +99,16 @@ PAGE: Final = Page(
                     Sql(_AGENTS),
                     width=24,
                     height=9,
+                    widths={
+                        "agent": 0,
+                        "events": 100,
+                        "last seen": 150,
+                        "sessions created": 150,
+                        "offered": 100,
+                        "accepted": 100,
+                        "completed": 100,
+                        "rejected": 100,
+                    },
                     units={"last seen": "dateTimeFromNow"},
                     links={
                         "agent": {
@@ -111,6 +122,7 @@ PAGE: Final = Page(
                     "Number of changes to sessions and handoffs, by the agent that made them, in each interval of the graph.",
                     "short",
                     Sql(_EVENTS),
+                    many=True,
                     stacked=True,
                     width=8,
                 ),
@@ -119,6 +131,7 @@ PAGE: Final = Page(
                     "Size of the content written in each interval of the graph, by author. Content that has since been deleted is not counted.",
                     "bytes",
                     Sql(_WRITTEN),
+                    many=True,
                     stacked=True,
                     width=8,
                 ),
@@ -127,9 +140,10 @@ PAGE: Final = Page(
                     "Calls per second that failed or were refused, by agent, counted from log lines. Empty while there are none.",
                     "reqps",
                     Loki(
-                        'sum by (agent) (rate({service_name="handoff"} | json | event="tool.call" | outcome="error" [$__auto]))',
+                        'sum by (agent) (rate({service_name="handoff"} | json | event="tool.call" | outcome!~"ok|cancelled" [$__auto]))',
                         "{{agent}}",
                     ),
+                    many=True,
                     width=8,
                 ),
             ],
@@ -141,22 +155,41 @@ PAGE: Final = Page(
                     "Routes",
                     "Handoffs offered in the selected time range, by sender and recipient: the 100 routes with the most offers.",
                     Sql(_ROUTES),
-                    width=14,
-                    height=12,
+                    width=24,
+                    height=10,
+                    widths={
+                        "from": 0,
+                        "to": 0,
+                        "offers": 90,
+                        "completed": 100,
+                        "rejected": 100,
+                        "expired": 100,
+                        "lapses": 90,
+                        "median time to accept": 190,
+                    },
                     units={"median time to accept": "s"},
                     steps={
                         "rejected": [(None, GOOD), (1, WARN)],
                         "expired": [(None, GOOD), (1, WARN)],
-                        "lapses": [(None, GOOD), (1, WARN), (10, BAD)],
+                        "lapses": [(None, GOOD), (1, WARN)],
                     },
                 ),
                 table_panel(
                     "Handoffs held",
                     "Handoffs that an agent holds now (accepted or blocked), those held longest first, at most 100. Empty while no agent holds one.",
                     Sql(_HELD),
-                    width=10,
-                    height=12,
-                    no_value="no handoffs held",
+                    width=24,
+                    height=9,
+                    nothing="no handoffs held",
+                    widths={
+                        "agent": 0,
+                        "handoff": 100,
+                        "type": 130,
+                        "from": 0,
+                        "held for": 110,
+                        "lease expires": 190,
+                        "lapses": 90,
+                    },
                     units={"held for": "s", "lease expires": "dateTimeAsLocal"},
                 ),
             ],

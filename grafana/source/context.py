@@ -7,16 +7,14 @@ from grafana.source.panels import (
     BAD,
     GOOD,
     WARN,
-    Prom,
-    Sql,
     heatmap_panel,
     limit,
-    percentiles,
     stat_panel,
     table_panel,
     time_series,
 )
 from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, series
+from grafana.source.queries import Prom, Sql, percentiles
 from handoff.model import EntryType
 from handoff.telemetry import metrics as t
 
@@ -29,6 +27,8 @@ _WRITTEN: Final = """
     SELECT $__timeGroupAlias(created_at, $__interval), type AS metric, sum(size_bytes)::float8 AS value
       FROM reporting.context_entry WHERE $__timeFilter(created_at) AND type IN (${entry:sqlstring})
      GROUP BY 1, 2 ORDER BY 1"""
+_FREE: Final = 'system_filesystem_usage_bytes{service_name="host", state="free"}'
+_DISK_SIZE: Final = 'sum by (mountpoint) (system_filesystem_usage_bytes{service_name="host"})'
 _TABLE_NAME: Final = "postgresql_table_name"
 
 PAGE: Final = Page(
@@ -57,7 +57,7 @@ PAGE: Final = Page(
                     "95th percentile of the size of entries appended in the selected time range.",
                     "bytes",
                     Prom(quantile(0.95, t.ENTRY_SIZE, only=_TYPE, over="$__range")),
-                    steps=[(None, GOOD), (100_000, WARN), (500_000, BAD)],
+                    steps=[(None, GOOD), (100_000, WARN)],
                 ),
                 stat_panel(
                     "Database size",
@@ -154,6 +154,7 @@ PAGE: Final = Page(
                     "Size on disk of the six largest tables.",
                     "bytes",
                     Prom(f"topk(6, max by ({_TABLE_NAME}) (postgresql_table_size_bytes))", f"{{{{{_TABLE_NAME}}}}}"),
+                    many=True,
                     width=8,
                 ),
                 time_series(
@@ -161,15 +162,16 @@ PAGE: Final = Page(
                     "Number of live rows in the six tables with the most.",
                     "short",
                     Prom(f'topk(6, max by ({_TABLE_NAME}) (postgresql_rows{{state="live"}}))', f"{{{{{_TABLE_NAME}}}}}"),
+                    many=True,
                     width=8,
                 ),
                 time_series(
                     "Free disk space",
-                    "Disk space that is free, and that would be free 24 hours later if the trend of the previous 6 hours continued.",
+                    "Disk space that is free, and that would be free 24 hours later if the trend of the previous 6 hours continued; for this the disk must have been watched for an hour.",
                     "bytes",
-                    Prom('min(system_filesystem_usage_bytes{service_name="host", state="free"})', "free"),
+                    Prom(f"min({_FREE})", "free"),
                     Prom(
-                        'min(predict_linear(system_filesystem_usage_bytes{service_name="host", state="free"}[6h], 86400))',
+                        f"min(clamp(predict_linear({_FREE}[6h], 86400) and {_FREE} offset 1h, 0, scalar(max({_DISK_SIZE}))))",
                         "in 24 hours",
                     ),
                     width=8,
@@ -179,6 +181,7 @@ PAGE: Final = Page(
                     "The 50 sessions with the most content, in bytes.",
                     Sql(_LARGEST_SESSIONS),
                     width=16,
+                    widths={"session": 100, "owner": 0, "status": 100, "entries": 100, "bytes": 110, "last used": 190},
                     units={"bytes": "bytes", "last used": "dateTimeAsLocal"},
                 ),
                 stat_panel(

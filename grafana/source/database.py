@@ -4,18 +4,17 @@ from typing import Final
 
 from grafana.source.page import Page, label_variable
 from grafana.source.panels import (
-    BAD,
     GOOD,
-    Prom,
+    WARN,
     heatmap_panel,
     higher_is_worse,
     limit,
-    percentiles,
     stat_panel,
     table_panel,
     time_series,
 )
 from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio, series
+from grafana.source.queries import Prom, percentiles
 from handoff.telemetry import metrics as t
 
 _INSTANCE: Final = ('service_instance_id=~"$instance"',)
@@ -89,7 +88,7 @@ PAGE: Final = Page(
                     "95th percentile of the duration of SQL statements in the selected time range.",
                     "s",
                     Prom(quantile(0.95, t.STATEMENT_DURATION, only=_STATEMENTS, over="$__range")),
-                    steps=higher_is_worse(0.25, 1),
+                    steps=higher_is_worse(1),
                     width=3,
                 ),
                 stat_panel(
@@ -97,7 +96,7 @@ PAGE: Final = Page(
                     "Connections in use, by any client, as a share of the number that Postgres allows.",
                     "percentunit",
                     Prom("handoff:database_connections:ratio"),
-                    steps=higher_is_worse(0.6, limit("database_connections_ratio")),
+                    steps=higher_is_worse(limit("database_connections_ratio")),
                     width=3,
                 ),
                 stat_panel(
@@ -105,7 +104,7 @@ PAGE: Final = Page(
                     "Number of requests waiting now for a connection from the pool.",
                     "short",
                     Prom(gauge(t.POOL_PENDING, aggregate="sum", only=_INSTANCE)),
-                    steps=higher_is_worse(1, 10),
+                    steps=higher_is_worse(1),
                     width=3,
                 ),
                 stat_panel(
@@ -145,8 +144,18 @@ PAGE: Final = Page(
                         "Value #E": "p99",
                         "Value #F": "failed",
                     },
+                    widths={
+                        "statement": 0,
+                        "runs": 130,
+                        "total time": 130,
+                        "p50": 110,
+                        "p95": 110,
+                        "p99": 110,
+                        "failed": 110,
+                    },
+                    sort=["-total time"],
                     units={"total time": "s", "p50": "s", "p95": "s", "p99": "s"},
-                    steps={"failed": [(None, GOOD), (0.5, BAD)]},
+                    steps={"failed": [(None, GOOD), (0.5, WARN)]},
                     links={
                         "statement": {
                             "Show only this statement": "/d/handoff-database?${__url_time_range}&var-statement=${__value.raw}"
@@ -155,10 +164,10 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Statements",
-                    "SQL statements per second: all of them and, in red, those that failed.",
+                    "SQL statements per second: all of them and, in red, those that failed, if any did.",
                     "ops",
                     Prom(rate(t.STATEMENT_DURATION, only=_STATEMENTS), "all"),
-                    Prom(rate(t.STATEMENT_DURATION, only=_FAILED) + " or vector(0)", "failed"),
+                    Prom(rate(t.STATEMENT_DURATION, only=_FAILED) + " > 0", "failed"),
                 ),
                 time_series(
                     "Statement duration",
@@ -178,6 +187,7 @@ PAGE: Final = Page(
                     "SQL statements per second that took longer than 1 s, by name. Empty while there are none.",
                     "ops",
                     Prom(rate(t.SLOW_STATEMENTS, t.STATEMENT, only=_STATEMENTS), f"{{{{{_STATEMENT_NAME}}}}}"),
+                    many=True,
                 ),
                 time_series(
                     "Failed statements",
@@ -192,6 +202,7 @@ PAGE: Final = Page(
                     Prom(
                         f"topk(6, {rate(t.STATEMENT_DURATION, t.STATEMENT, only=_STATEMENTS)})", f"{{{{{_STATEMENT_NAME}}}}}"
                     ),
+                    many=True,
                 ),
             ],
         ),

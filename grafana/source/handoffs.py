@@ -4,20 +4,17 @@ from typing import Final, get_args
 
 from grafana.source.page import Page, choice_variable, link_to
 from grafana.source.panels import (
-    BAD,
     GOOD,
     WARN,
-    Prom,
-    Sql,
     heatmap_panel,
     higher_is_worse,
     limit,
-    percentiles,
     stat_panel,
     table_panel,
     time_series,
 )
 from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio
+from grafana.source.queries import Prom, Sql, percentiles
 from handoff.model import HandoffAction, HandoffState, RequestType, SessionStatus
 from handoff.telemetry import metrics as t
 
@@ -62,7 +59,7 @@ PAGE: Final = Page(
                     "Time that the oldest open offer has been waiting to be accepted; 0 while there is no open offer. All types are counted.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER)),
-                    steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
+                    steps=higher_is_worse(limit("offer_age_seconds")),
                     width=3,
                 ),
                 stat_panel(
@@ -77,7 +74,7 @@ PAGE: Final = Page(
                     "95th percentile of the time from offer to acceptance, of handoffs accepted in the selected time range. Empty if none was accepted.",
                     "s",
                     Prom(quantile(0.95, t.TIME_TO_ACCEPT, only=_TYPE, over="$__range")),
-                    steps=higher_is_worse(150, 300),
+                    steps=higher_is_worse(300),  # the objective
                     width=3,
                 ),
                 stat_panel(
@@ -86,8 +83,8 @@ PAGE: Final = Page(
                     "percentunit",
                     Prom(ratio(increase(t.TRANSITIONS, only=_LAPSED), increase(t.TRANSITIONS, only=_ACCEPTED)), "lapsed"),
                     Prom(increase(t.TRANSITIONS, only=_ACCEPTED), "accepted", unit="short"),
-                    steps=higher_is_worse(limit("lapse_ratio") * 0.8, limit("lapse_ratio")),
-                    width=5,
+                    steps=higher_is_worse(limit("lapse_ratio")),
+                    width=4,
                 ),
                 stat_panel(
                     "Rejected",
@@ -97,16 +94,16 @@ PAGE: Final = Page(
                         ratio(increase(t.TRANSITIONS, only=_REJECTED), increase(t.TRANSITIONS, only=_ANSWERED)), "rejected"
                     ),
                     Prom(increase(t.TRANSITIONS, only=_ANSWERED), "answered", unit="short"),
-                    steps=higher_is_worse(limit("reject_ratio") / 2, limit("reject_ratio")),
+                    steps=higher_is_worse(limit("reject_ratio")),
                     width=5,
                 ),
                 stat_panel(
-                    "Bouncing sessions",
+                    "Bouncing between agents",
                     "Number of sessions that the same two agents handed back and forth several times in the last hour.",
                     "short",
                     Prom(gauge(t.PING_PONG)),
                     steps=higher_is_worse(limit("ping_pong_sessions") + 0.5),
-                    width=2,
+                    width=3,
                 ),
             ],
         ),
@@ -133,7 +130,7 @@ PAGE: Final = Page(
                     "Time that the oldest open offer has been waiting, by target: an agent by name, or any agent with a capability. All types are counted.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
-                    steps=[(None, GOOD), (limit("offer_age_seconds"), BAD)],
+                    steps=higher_is_worse(limit("offer_age_seconds")),
                 ),
             ],
         ),
@@ -170,15 +167,23 @@ PAGE: Final = Page(
                     Sql(_OPEN),
                     width=24,
                     height=10,
-                    no_value="no open handoffs",
+                    nothing="no open handoffs",
+                    widths={
+                        "handoff": 100,
+                        "type": 120,
+                        "from": 0,
+                        "to": 0,
+                        "state": 100,
+                        "holder": 120,
+                        "lapses": 80,
+                        "unchanged for": 130,
+                        "lease expires": 180,
+                        "trace": 160,
+                    },
                     units={"unchanged for": "s", "lease expires": "dateTimeAsLocal"},
                     steps={
-                        "unchanged for": [
-                            (None, GOOD),
-                            (limit("offer_age_seconds") / 2, WARN),
-                            (limit("offer_age_seconds"), BAD),
-                        ],
-                        "lapses": [(None, GOOD), (1, WARN), (3, BAD)],
+                        "unchanged for": higher_is_worse(limit("offer_age_seconds")),
+                        "lapses": [(None, GOOD), (1, WARN)],
                     },
                     links={"trace": {"Log lines and trace": link_to("logs", trace="${__value.raw}")}},
                 ),
@@ -199,6 +204,16 @@ PAGE: Final = Page(
                     "Active and dormant sessions, the most recently used first, at most 100. Session keys are not shown: only the agents know them.",
                     Sql(_SESSIONS),
                     width=16,
+                    widths={
+                        "session": 90,
+                        "owner": 0,
+                        "status": 90,
+                        "entries": 80,
+                        "bytes": 90,
+                        "created": 165,
+                        "last used": 165,
+                        "expires": 165,
+                    },
                     units={
                         "bytes": "bytes",
                         "created": "dateTimeAsLocal",

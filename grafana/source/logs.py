@@ -2,12 +2,16 @@
 
 from typing import Final
 
+from grafana.source.calls import SERVER_FAULTS
 from grafana.source.page import Page, choice_variable, text_variable
-from grafana.source.panels import Loki, Prom, Traces, higher_is_worse, log_panel, stat_panel, table_panel, time_series
+from grafana.source.panels import higher_is_worse, log_panel, stat_panel, table_panel, time_series
+from grafana.source.queries import Loki, Prom, Traces
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _MATCHING_LINES: Final = '{service_name=~"$service"} |= `$find` |= `$trace` | json | level=~"$level"'
 _SPAN_NAME: Final = "span_name"
+_OF_TRACES: Final = {"Trace ID": 150, "Trace name": 0, "Start time": 190, "Duration": 110}  # the names that Grafana gives
+_NEWEST_TRACES: Final = ("-Start time",)
 
 PAGE: Final = Page(
     "logs",
@@ -34,7 +38,7 @@ PAGE: Final = Page(
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level=~"error|critical" [$__range])) or vector(0)'
                     ),
-                    steps=higher_is_worse(1, 10),
+                    steps=higher_is_worse(1),
                     width=6,
                 ),
                 stat_panel(
@@ -44,7 +48,7 @@ PAGE: Final = Page(
                     Loki(
                         'sum(count_over_time({service_name=~"$service"} | json | level="warning" [$__range])) or vector(0)'
                     ),
-                    steps=higher_is_worse(1, 100),
+                    steps=higher_is_worse(1),
                     width=6,
                 ),
                 time_series(
@@ -75,14 +79,22 @@ PAGE: Final = Page(
             [
                 table_panel(
                     "Failed calls",
-                    "The 50 newest traces with an error. Empty if there are none in the selected time range.",
-                    Traces("handoff", tags="error=true"),
+                    "The 50 newest traces of calls that failed through a fault of the service. Empty if there are none in the selected time range.",
+                    *(Traces("handoff", tags=f"handoff.error.code={code}") for code in SERVER_FAULTS),
                     width=12,
                     height=10,
-                    no_value="no failed calls",
+                    nothing="no failed calls",
+                    widths=_OF_TRACES,
+                    sort=_NEWEST_TRACES,
                 ),
                 table_panel(
-                    "Calls", "The 50 newest traces kept in the selected time range.", Traces("handoff"), width=12, height=10
+                    "Calls",
+                    "The 50 newest traces kept in the selected time range.",
+                    Traces("handoff"),
+                    width=12,
+                    height=10,
+                    widths=_OF_TRACES,
+                    sort=_NEWEST_TRACES,
                 ),
                 time_series(
                     "Spans",
@@ -92,6 +104,7 @@ PAGE: Final = Page(
                         f"topk(8, sum by ({_SPAN_NAME}) (rate(traces_span_metrics_calls_total[$__rate_interval])))",
                         f"{{{{{_SPAN_NAME}}}}}",
                     ),
+                    many=True,
                     width=8,
                 ),
                 time_series(
@@ -102,6 +115,7 @@ PAGE: Final = Page(
                         f"topk(8, histogram_quantile(0.95, sum by ({_SPAN_NAME}, le) (rate(traces_span_metrics_duration_seconds_bucket[$__rate_interval]))))",
                         f"{{{{{_SPAN_NAME}}}}}",
                     ),
+                    many=True,
                     width=8,
                 ),
                 time_series(

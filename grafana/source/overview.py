@@ -3,27 +3,27 @@
 from typing import Final
 
 from grafana.source.calls import EXCEPT_GET_INBOX, FAILED, OK, REFUSED, TOOL_CALLS
-from grafana.source.page import Page, link_to
+from grafana.source.page import CRITICAL_ALERTS, Page, link_to
 from grafana.source.panels import (
     BAD,
     GOOD,
     WARN,
-    Prom,
-    Sql,
     higher_is_worse,
     limit,
     lower_is_worse,
-    percentiles,
     stat_panel,
     status_timeline,
     table_panel,
     time_series,
 )
 from grafana.source.promql import gauge, label, quantile, rate, series
+from grafana.source.queries import Prom, Sql, percentiles
 from handoff.telemetry import metrics as t
 
 _WORST_STATUS: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
 _FIRING: Final = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
+_CRITICAL: Final = 'ALERTS{alertstate="firing", severity="critical"}'
+_NOT_CRITICAL: Final = 'ALERTS{alertstate="firing", severity!="critical", alertname!="Watchdog"}'
 _SEVERITIES: Final = ("critical", "warning", "info")
 _CHANGES: Final = """
     SELECT at AS "when", what AS "change", detail FROM (
@@ -42,6 +42,7 @@ PAGE: Final = Page(
     "overview",
     "Overview",
     "Is everything healthy and, if not, where is the problem?",
+    marks=CRITICAL_ALERTS,
     rows=[
         (
             "At a glance",
@@ -57,11 +58,11 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Alerts firing",
-                    "Number of alerts firing now, not counting the Watchdog heartbeat. They are listed below.",
+                    "Number of critical alerts that are firing now and, beside it, of all others, not counting the Watchdog heartbeat. They are listed below.",
                     "short",
-                    Prom(f"count({_FIRING}) or vector(0)"),
-                    steps=higher_is_worse(1),
-                    width=3,
+                    Prom(f"count({_CRITICAL}) or vector(0)", "critical", steps=[(None, GOOD), (1, BAD)]),
+                    Prom(f"count({_NOT_CRITICAL}) or vector(0)", "others", steps=[(None, GOOD), (1, WARN)]),
+                    width=4,
                 ),
                 stat_panel(
                     "Calls per second",
@@ -78,7 +79,8 @@ PAGE: Final = Page(
                     Prom("handoff:tool_calls_failed:ratio_rate5m", "failed"),
                     Prom("sum(handoff:tool_calls:increase5m)", "calls", unit="short"),
                     steps=higher_is_worse(limit("error_ratio") / 5, limit("error_ratio")),
-                    width=6,
+                    decimals=2,
+                    width=5,
                     links={"Tools": link_to("tools")},
                 ),
                 stat_panel(
@@ -86,7 +88,7 @@ PAGE: Final = Page(
                     "95th percentile of the duration of tool calls in the last 5 minutes. get_inbox is left out because its calls may wait by design.",
                     "s",
                     Prom(quantile(0.95, t.OPERATION_DURATION, only=[TOOL_CALLS, EXCEPT_GET_INBOX], over="5m")),
-                    steps=higher_is_worse(0.5, limit("tool_slow_seconds")),
+                    steps=higher_is_worse(limit("tool_slow_seconds"), limit("tool_very_slow_seconds")),
                     width=3,
                     links={"Tools": link_to("tools")},
                 ),
@@ -95,7 +97,7 @@ PAGE: Final = Page(
                     "Time that the oldest open offer has been waiting to be accepted; 0 while there is no open offer.",
                     "s",
                     Prom(gauge(t.OLDEST_OFFER)),
-                    steps=higher_is_worse(limit("offer_age_seconds") / 2, limit("offer_age_seconds")),
+                    steps=higher_is_worse(limit("offer_age_seconds")),
                     width=3,
                     links={"Handoffs and sessions": link_to("handoffs")},
                 ),
@@ -136,7 +138,7 @@ PAGE: Final = Page(
                 time_series(
                     "Burn rate",
                     "How fast each error budget was spent in the hour before each point. At 1 it would last exactly 30 days; at 2, half as long.",
-                    "short",
+                    "none",
                     Prom("slo:burn_rate:ratio_rate1h", "{{slo}}"),
                     steps=[(None, GOOD), (1, WARN), (limit("burn_1h"), BAD)],
                     width=12,
@@ -152,15 +154,15 @@ PAGE: Final = Page(
                     "Tool calls per second, by outcome: ok, refused (mistake by the caller) or failed (fault of the service).",
                     "reqps",
                     Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, OK]), "ok"),
-                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, REFUSED]), "refused"),
-                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, FAILED]) + " or vector(0)", "failed"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, REFUSED]) + " > 0", "refused"),
+                    Prom(rate(t.OPERATION_DURATION, only=[TOOL_CALLS, FAILED]) + " > 0", "failed"),
                     stacked=True,
                     width=6,
                     links={"Tools": link_to("tools")},
                 ),
                 time_series(
                     "Errors",
-                    "Share of tool calls that failed (fault of the service) and that were refused (mistake by the caller), over 5 minutes. Dotted, on the right axis: calls per second.",
+                    "Share of tool calls that failed (fault of the service) and that were refused (mistake by the caller), over 5 minutes. The dashed line is the limit of failed calls. Dotted, on the right axis: calls per second.",
                     "percentunit",
                     Prom("handoff:tool_calls_failed:ratio_rate5m", "failed"),
                     Prom("handoff:tool_calls_refused:ratio_rate5m", "refused"),
@@ -199,7 +201,9 @@ PAGE: Final = Page(
                     Prom(f"{_FIRING} == 1"),
                     width=10,
                     height=9,
-                    no_value="no alerts firing",
+                    nothing="no alerts firing",
+                    widths={"severity": 80, "alert": 0, "component": 100, "service": 110, "exporter": 110},
+                    sort=["severity", "alert"],
                     columns={
                         "severity": "severity",
                         "alertname": "alert",
@@ -207,7 +211,7 @@ PAGE: Final = Page(
                         "service_name": "service",
                         "exporter": "exporter",
                     },
-                    links={"alert": {"Runbook": "/d/handoff-runbook?${__url_time_range}"}},
+                    links={"alert": {"Runbook": link_to("runbook")}},
                 ),
                 table_panel(
                     "Recent changes",
@@ -215,7 +219,8 @@ PAGE: Final = Page(
                     Sql(_CHANGES),
                     width=14,
                     height=9,
-                    no_value="no changes",
+                    nothing="no changes",
+                    widths={"when": 180, "change": 120, "detail": 0},
                     units={"when": "dateTimeAsLocal"},
                 ),
                 time_series(
@@ -271,7 +276,7 @@ PAGE: Final = Page(
                     Prom(f"min({series(t.CERTIFICATE_EXPIRY)}) - time()"),
                     width=6,
                     height=8,
-                    no_value="no certificates",
+                    no_value="none",
                     steps=lower_is_worse(limit("certificate_critical_seconds"), limit("certificate_seconds")),
                 ),
             ],

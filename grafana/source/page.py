@@ -2,16 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal
 
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as models
 
-from grafana.source.panels import BAD, NEUTRAL, WARN, Panel, Sql, source
-from grafana.source.promql import label
+from grafana.source.panels import BAD, NEUTRAL, WARN, Panel
+from grafana.source.promql import label, series
+from grafana.source.queries import Prom, Sql, source
 from handoff.telemetry.instruments import Attribute
+from handoff.telemetry.metrics import BUILD_INFO
 
 TAG: Final = "handoff"
+CRITICAL_ALERTS: Final = "Critical alerts"
+DEPLOYMENTS: Final = "Deployments"
+_RUNNING: Final = f"group by (service_name, version) (%s({series(BUILD_INFO)}%s))"
+_NEW_VERSION: Final = f"{_RUNNING % ('', '')} unless {_RUNNING % ('last_over_time', '[1h] offset 2m')}"
 ALL: Final = models.VariableOption(selected=True, text=["All"], value=["$__all"])
 
 
@@ -25,6 +32,7 @@ class Page:
     rows: Sequence[tuple[str, Sequence[Panel]]]
     variables: Sequence[Any] = ()
     time_from: str = "now-1h"
+    marks: str = DEPLOYMENTS  # the kind of marks that its graphs show when it is opened
 
     @property
     def uid(self) -> str:
@@ -32,7 +40,7 @@ class Page:
         return f"handoff-{self.name}"
 
     def build(self) -> models.Dashboard:
-        """Return the dashboard as Grafana loads it. Panels are numbered in their order."""
+        """Return the dashboard as Grafana loads it. Panels without a number get their place as theirs."""
         dashboard = builders.Dashboard(self.title).uid(self.uid).description(self.question).tags([TAG]).timezone("browser")
         dashboard = dashboard.time(self.time_from, "now").refresh("30s")
         dashboard = dashboard.tooltip(models.DashboardCursorSync.CROSSHAIR).readonly()
@@ -40,7 +48,7 @@ class Page:
         dashboard = dashboard.link(other_pages.keep_time(True).include_vars(True))
         for variable in self.variables:
             dashboard = dashboard.with_variable(variable)
-        for annotation in ANNOTATIONS:
+        for annotation in _annotations(self.marks):
             dashboard = dashboard.annotation(annotation)
         for title, panels in self.rows:
             dashboard = dashboard.with_row(builders.Row(title))
@@ -48,7 +56,8 @@ class Page:
                 dashboard = dashboard.with_panel(panel)
         built = dashboard.build()
         for number, panel in enumerate(built.panels or [], 1):
-            panel.id_val = number
+            if not panel.id_val:
+                panel.id_val = number
         return built
 
 
@@ -91,32 +100,53 @@ def text_variable(name: str, title: str, description: str) -> builders.TextBoxVa
     return builders.TextBoxVariable(name).label(title).description(description).default_value("")
 
 
-def _annotation(name: str, colour: str, statement: str) -> builders.AnnotationQuery:
-    annotation = builders.AnnotationQuery().name(name).enable(True).icon_color(colour).datasource(source("postgres"))
-    # The SDK only has a type for the targets of Grafana's own annotations.
-    annotation.build().target = cast("Any", _SqlTarget(Sql(statement).content("Anno")))
+class _Marks(models.AnnotationQuery, Builder[models.AnnotationQuery]):
+    """A kind of mark on graphs. The SDK has a type for the targets of Grafana's own marks only, and no titles."""
+
+    marks: dict[str, Any]
+
+    def build(self) -> models.AnnotationQuery:
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        return super().to_json() | self.marks
+
+
+def _annotation(name: str, colour: str, query: Sql | Prom) -> _Marks:
+    uid: Literal["postgres", "prometheus"] = "postgres" if isinstance(query, Sql) else "prometheus"
+    annotation = _Marks(name=name, datasource=source(uid), enable=False, icon_color=colour)
+    if isinstance(query, Sql):
+        annotation.marks = {"target": query.content("Anno")}
+    else:
+        annotation.marks = {
+            "target": {"refId": "Anno", "datasource": source(uid).to_json(), "expr": query.expression, "interval": "1m"},
+            "titleFormat": query.legend,
+        }
     return annotation
 
 
-@dataclass(frozen=True)
-class _SqlTarget:
-    content: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return self.content
-
-
-ANNOTATIONS: Final = (
-    _annotation("Alerts", BAD, """
+def _alerts(severities: str) -> str:
+    return f"""
         SELECT starts_at AS time, coalesce(ends_at, now()) AS timeend, alertname || ': ' || summary AS text,
                severity || ',' || component AS tags
           FROM reporting.alert
-         WHERE starts_at <= $__timeTo() AND coalesce(ends_at, now()) >= $__timeFrom()
-         ORDER BY starts_at DESC LIMIT 200"""),
-    _annotation("Health changes", WARN, """
-        SELECT at AS time, component || ' changed from ' || was || ' to ' || status AS text, component AS tags
-          FROM reporting.health_event WHERE $__timeFilter(at) ORDER BY at DESC LIMIT 200"""),
-    _annotation("Process starts", NEUTRAL, """
-        SELECT started_at AS time, kind || ' ' || version || ' started' AS text, kind AS tags
-          FROM reporting.instance WHERE $__timeFilter(started_at) ORDER BY started_at DESC LIMIT 200"""),
-)  # fmt: skip
+         WHERE severity {severities} AND starts_at <= $__timeTo() AND coalesce(ends_at, now()) >= $__timeFrom()
+         ORDER BY starts_at DESC LIMIT 200"""
+
+
+def _annotations(shown: str) -> tuple[_Marks, ...]:
+    """The kinds of marks, of which only `shown` is on when the page is opened: all together they would hide the data."""
+    kinds = (
+        _annotation(CRITICAL_ALERTS, BAD, Sql(_alerts("= 'critical'"))),
+        _annotation("Other alerts", WARN, Sql(_alerts("<> 'critical'"))),
+        _annotation("Health changes", WARN, Sql("""
+            SELECT at AS time, component || ' changed from ' || was || ' to ' || status AS text, component AS tags
+              FROM reporting.health_event WHERE $__timeFilter(at) ORDER BY at DESC LIMIT 200""")),
+        _annotation(DEPLOYMENTS, NEUTRAL, Prom(_NEW_VERSION, "{{service_name}} {{version}}")),
+        _annotation("Process starts", NEUTRAL, Sql("""
+            SELECT started_at AS time, kind || ' ' || version || ' started' AS text, kind AS tags
+              FROM reporting.instance WHERE $__timeFilter(started_at) ORDER BY started_at DESC LIMIT 200""")),
+    )  # fmt: skip
+    for kind in kinds:
+        kind.enable = kind.name == shown
+    return kinds

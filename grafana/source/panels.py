@@ -1,28 +1,28 @@
-"""The panel types. A colour means the same thing on every panel, and where an alert has a limit, panels use the same one."""
+"""The panel types. A colour means the same thing on every panel: red is where a critical alert fires, orange where a warning does."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import yaml
 from grafana_foundation_sdk.builders import common as build
 from grafana_foundation_sdk.builders import dashboard as builders
-from grafana_foundation_sdk.builders import heatmap, logs, loki, prometheus, stat, statetimeline, table, text, timeseries
+from grafana_foundation_sdk.builders import heatmap, logs, stat, statetimeline, table, text, timeseries
 from grafana_foundation_sdk.cog.builder import Builder
-from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
-from grafana_foundation_sdk.models import prometheus as prometheus_models
 from grafana_foundation_sdk.models import text as text_models
 
-from grafana.source.promql import quantile
-from handoff.telemetry.instruments import Histogram
+from grafana.source.queries import Loki, Prom, Query, Sql, Steps, Traces, source
 
 THRESHOLDS: Final = Path(__file__).parents[2] / "prometheus" / "rules" / "thresholds.yml"
 WIDTH: Final = 24
+_WRAPPED: Final = {
+    "custom.cellOptions": {"type": "auto", "wrapText": True},
+    "custom.wrapText": True,
+}  # before and since Grafana 12.2
+_COLUMN_PX_MIN: Final = 60  # Grafana's own, 150, pushes the last columns out of sight
 
 GOOD, WARN, BAD, NEUTRAL, MUTED = "green", "orange", "red", "blue", "text"
 COLOURS: Final = {
@@ -40,10 +40,16 @@ COLOURS: Final = {
     # Use of a limited resource
     "used": "blue", "idle": "light-blue", "waiting": WARN, "max": BAD,
 }  # fmt: skip
+# The unit "short" is for counts: whole numbers, because the increase of a counter is seldom one.
+_UNIT: Final = {"short": "locale"}
+_DECIMALS: Final = {"short": 0, "percentunit": 1}
+_DECIMALS_ELSE: Final = 2
+# The least that an axis reaches to, so that a graph of zeros is not drawn against an axis to 100.
+_AXIS_REACHES: Final = {"short": 5, "none": 1, "s": 0.001, "percentunit": 0.01, "bytes": 1000}
+_AXIS_OF_RATES_REACHES: Final = 0.1
 STATUSES: Final = ((0, "healthy", GOOD), (1, "degraded", WARN), (2, "unhealthy", BAD))
 
 Panel = Builder[models.Panel]
-Steps = Sequence[tuple[float | None, str]]
 
 
 def limit(name: str) -> float:
@@ -54,13 +60,7 @@ def limit(name: str) -> float:
     return float(expression.removeprefix("vector(").removesuffix(")"))
 
 
-def source(uid: Literal["prometheus", "loki", "postgres", "jaeger"]) -> models.DataSourceRef:
-    """A reference to one of the provisioned data sources."""
-    types = {"postgres": "grafana-postgresql-datasource"}
-    return models.DataSourceRef(type_val=types.get(uid, uid), uid=uid)
-
-
-def _source_of(queries: "Sequence[Query]") -> models.DataSourceRef:
+def _source_of(queries: Sequence[Query]) -> models.DataSourceRef:
     """The data source of a panel's queries, which must all have the same."""
     uids: dict[type, Literal["prometheus", "loki", "postgres", "jaeger"]] = {
         Prom: "prometheus",
@@ -72,117 +72,19 @@ def _source_of(queries: "Sequence[Query]") -> models.DataSourceRef:
     return source(uids[query_type])
 
 
-class _Raw(Dataquery, Builder[Dataquery]):
-    """A query to a data source for which the SDK has no builder."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = content
-
-    def to_json(self) -> Mapping[str, Any]:
-        return self._content
-
-    def build(self) -> Dataquery:
-        return self
-
-
-@dataclass(frozen=True)
-class Prom:
-    """A PromQL query. `unit` is set where it differs from the panel's, as for a count beside a ratio; it then gets its own axis."""
-
-    expression: str
-    legend: str = ""
-    unit: str | None = None
-
-    def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
-        """The query as Grafana's model has it, under the letter `ref`."""
-        query = prometheus.Dataquery().ref_id(ref).expr(self.expression).datasource(source("prometheus"))
-        query = query.legend_format(self.legend or "__auto").editor_mode(prometheus_models.QueryEditorMode.CODE)
-        match kind:
-            case "instant":
-                return query.instant()
-            case "table":
-                return query.instant().format(prometheus_models.PromQueryFormat.TABLE)
-            case "heatmap":
-                return query.range().exemplar(True).format(prometheus_models.PromQueryFormat.HEATMAP)
-            case "range":
-                return query.range().exemplar(self.legend == "p99")  # one query per panel is enough for exemplars
-
-
-def percentiles(histogram: Histogram, only: Sequence[str] = ()) -> list[Prom]:
-    """Queries for the 50th, 95th and 99th percentile."""
-    return [Prom(quantile(q, histogram, only=only), name) for q, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))]
-
-
-@dataclass(frozen=True)
-class Sql:
-    """An SQL query on the schema `reporting`, which holds no content. For a time series the first column is `time`."""
-
-    statement: str
-    legend: str = ""
-    unit: str | None = None
-
-    def content(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"] = "table") -> dict[str, Any]:
-        """The target as Grafana's Postgres data source expects it."""
-        return {
-            "refId": ref,
-            "datasource": source("postgres").to_json(),
-            "editorMode": "code",
-            "format": "time_series" if kind == "range" else "table",
-            "rawQuery": True,
-            "rawSql": re.sub(r"\s+", " ", self.statement).strip(),
-        }
-
-    def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
-        """The query as Grafana's model has it, under the letter `ref`."""
-        return _Raw(self.content(ref, kind))
-
-
-@dataclass(frozen=True)
-class Loki:
-    """A LogQL query."""
-
-    expression: str
-    legend: str = ""
-    unit: str | None = None
-
-    def query(self, ref: str, kind: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
-        """The query as Grafana's model has it, under the letter `ref`."""
-        query = loki.Dataquery().ref_id(ref).expr(self.expression).datasource(source("loki")).legend_format(self.legend)
-        query = query.query_type("range" if kind == "range" else "instant")
-        return query.max_lines(500) if kind == "range" else query
-
-
-@dataclass(frozen=True)
-class Traces:
-    """A search in Jaeger for the newest traces of a service."""
-
-    service: str
-    tags: str = ""
-    legend: str = ""
-    unit: str | None = None
-
-    def query(self, ref: str, _: Literal["range", "instant", "table", "heatmap"]) -> Builder[Dataquery]:
-        """The query as Grafana's model has it, under the letter `ref`."""
-        search = {"queryType": "search", "service": self.service, "tags": self.tags, "limit": 50}
-        return _Raw({"refId": ref, "datasource": source("jaeger").to_json(), **search})
-
-
-Query = Prom | Sql | Loki | Traces
-
-
 def _thresholds(steps: Steps) -> builders.ThresholdsConfig:
     thresholds = [models.Threshold(value=value, color=colour) for value, colour in steps]
     return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(thresholds)
 
 
-def higher_is_worse(warn: float, bad: float | None = None) -> Steps:
-    """Green below `warn`, orange from there, red from `bad`; with one limit, red from there."""
-    return [(None, GOOD), (warn, WARN if bad is not None else BAD), *([(bad, BAD)] if bad is not None else [])]
+def higher_is_worse(warning: float, critical: float | None = None) -> Steps:
+    """Green below `warning`, orange from there, red from `critical`."""
+    return [(None, GOOD), (warning, WARN), *([(critical, BAD)] if critical is not None else [])]
 
 
-def lower_is_worse(bad: float, warn: float) -> Steps:
-    """Red below `bad`, orange below `warn`, green from there."""
-    return [(None, BAD), (bad, WARN), (warn, GOOD)]
+def lower_is_worse(critical: float, warning: float) -> Steps:
+    """Red below `critical`, orange below `warning`, green from there."""
+    return [(None, BAD), (critical, WARN), (warning, GOOD)]
 
 
 NO_LIMITS: Final[Steps] = [(None, NEUTRAL)]  # for values that are neither good nor bad
@@ -190,10 +92,18 @@ NO_LIMITS: Final[Steps] = [(None, NEUTRAL)]  # for values that are neither good 
 
 def _second_unit(unit: str) -> list[models.DynamicConfigValue]:
     """Settings for a value in another unit than the panel's, to which the panel's limits don't apply."""
-    return [
-        models.DynamicConfigValue("unit", unit),
-        models.DynamicConfigValue("thresholds", _thresholds(NO_LIMITS).build()),
-    ]
+    return [*_unit(unit), models.DynamicConfigValue("thresholds", _thresholds(NO_LIMITS).build())]
+
+
+def _unit(unit: str) -> list[models.DynamicConfigValue]:
+    """A unit other than the panel's, with decimals of its own: those of a count would cut 1.4 s to 1 s."""
+    decimals = _DECIMALS.get(unit, _DECIMALS_ELSE)
+    return [models.DynamicConfigValue("unit", _UNIT.get(unit, unit)), models.DynamicConfigValue("decimals", decimals)]
+
+
+def _or_failed(nothing: str) -> str:
+    """The text of a panel without data. Grafana shows it also when the query failed, and then an error in the panel's corner."""
+    return f"{nothing}, unless this panel shows an error"
 
 
 def _links(links: Mapping[str, str]) -> list[Builder[models.DashboardLink]]:
@@ -205,16 +115,30 @@ def _statuses() -> list[models.ValueMapping]:
     return [models.ValueMap(options=options)]
 
 
+def _without_value(text_: str) -> models.SpecialValueMap:
+    """A stat without a value is grey. It would have the colour of the lowest step, which can be red."""
+    result = models.ValueMappingResult(text=text_, color=MUTED)
+    return models.SpecialValueMap(
+        options=models.DashboardSpecialValueMapOptions(match=models.SpecialValueMatch.NULL_AND_NAN, result=result)
+    )
+
+
 def _refs(queries: Sequence[Query]) -> list[tuple[str, Query]]:
     return [(chr(ord("A") + index), query) for index, query in enumerate(queries)]
 
 
 def stat_panel(
     title: str, description: str, unit: str, *queries: Query, steps: Steps = NO_LIMITS, width: int = 4, height: int = 4, no_value: str = "no data",
-    statuses: bool = False, units: Mapping[str, str] | None = None, links: Mapping[str, str] | None = None,
+    statuses: bool = False, decimals: int | None = None, units: Mapping[str, str] | None = None, links: Mapping[str, str] | None = None,
 ) -> Panel:  # fmt: skip
-    """One number per query, coloured by the limits in `steps`. `units` gives the unit of SQL columns that differ from the panel's."""
-    panel = stat.Panel().title(title).description(description).unit(unit).span(width).height(height).no_value(no_value)
+    """One number per query, coloured by the query's `steps` or else the panel's.
+
+    `units` gives the unit of SQL columns that differ from the panel's.
+    """
+    panel = stat.Panel().title(title).description(description).unit(_UNIT.get(unit, unit)).span(width).height(height)
+    panel = panel.no_value(no_value)
+    if (places := _DECIMALS.get(unit) if decimals is None else decimals) is not None:
+        panel = panel.decimals(places)
     panel = panel.thresholds(_thresholds(steps)).color_mode(
         common.BigValueColorMode.BACKGROUND_SOLID if statuses else common.BigValueColorMode.VALUE
     )
@@ -228,36 +152,45 @@ def stat_panel(
         panel = panel.with_target(query.query(ref, "instant"))
         if query.unit is not None:
             panel = panel.override_by_query(ref, _second_unit(query.unit))
+        if query.steps is not None:
+            own_limits = models.DynamicConfigValue("thresholds", _thresholds(query.steps).build())
+            panel = panel.override_by_query(ref, [own_limits])
     for name, column_unit in (units or {}).items():
         panel = panel.override_by_name(name, _second_unit(column_unit))
-    return panel.mappings(_statuses()) if statuses else panel
+    return panel.mappings([*(_statuses() if statuses else ()), _without_value(no_value)])
 
 
 def time_series(
     title: str, description: str, unit: str, *queries: Query, steps: Steps | None = None, width: int = 8, height: int = 8,
     names: Sequence[str] = (), stacked: bool = False, axis_max: float | None = None, links: Mapping[str, str] | None = None,
+    many: bool = False,
 ) -> Panel:  # fmt: skip
     """Lines over time, with the limits in `steps` as dashed lines.
 
-    `names` lists the values that a legend such as `{{handoff_action}}` can take, so that each gets its fixed colour.
+    `names` lists the values that a legend such as `{{handoff_action}}` can take, so that each gets its fixed colour. With `many`
+    series the legend is a table, one name per row, because a row of long names is cut off.
     """
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
-        .unit(unit)
+        .unit(_UNIT.get(unit, unit))
         .span(width)
         .height(height)
         .no_value("no data")
         .min(0)
     )
+    if unit == "short":
+        panel = panel.decimals(0)
+    if axis_max is None:
+        panel = panel.axis_soft_max(_AXIS_REACHES.get(unit, _AXIS_OF_RATES_REACHES))
     panel = panel.datasource(_source_of(queries))
     panel = panel.color_scheme(builders.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     panel = panel.legend(
         build.VizLegendOptions()
         .show_legend(True)
         .placement(common.LegendPlacement.BOTTOM)
-        .display_mode(common.LegendDisplayMode.LIST)
+        .display_mode(common.LegendDisplayMode.TABLE if many else common.LegendDisplayMode.LIST)
     )
     panel = panel.tooltip(build.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING))
     panel = (
@@ -279,6 +212,7 @@ def time_series(
         if query.unit is not None:
             style = {
                 "axisPlacement": "right",
+                "axisSoftMax": _AXIS_REACHES.get(query.unit, _AXIS_OF_RATES_REACHES),
                 "lineStyle": {"fill": "dot", "dash": [0, 10]},
                 "thresholdsStyle": {"mode": "off"},
             }
@@ -306,16 +240,23 @@ def heatmap_panel(title: str, description: str, unit: str, query: Prom, width: i
 
 
 def table_panel(
-    title: str, description: str, *queries: Query, width: int = 12, height: int = 8, no_value: str = "no data", columns: Mapping[str, str] | None = None,
-    units: Mapping[str, str] | None = None, steps: Mapping[str, Steps] | None = None, links: Mapping[str, Mapping[str, str]] | None = None,
+    title: str, description: str, *queries: Query, widths: Mapping[str, int], width: int = 12, height: int = 8, nothing: str = "no data",
+    columns: Mapping[str, str] | None = None, units: Mapping[str, str] | None = None, steps: Mapping[str, Steps] | None = None,
+    links: Mapping[str, Mapping[str, str]] | None = None, sort: Sequence[str] = (),
 ) -> Panel:  # fmt: skip
     """A table.
 
-    `columns` maps the fields of a PromQL result to column names, in display order; other fields are hidden. `units`, `steps`
-    and `links` are keyed by column name.
+    `widths` has every column with its width in pixels, in display order; columns of width 0 share what is left, and their text wraps.
+    `columns` maps the fields of a PromQL result to column names; other fields are hidden. `units`, `steps` and `links` are keyed by
+    column name. `sort` names the columns that order the rows of queries that can't do so themselves, with a minus before a name
+    for descending. `nothing` is what an empty table says.
     """
-    panel = table.Panel().title(title).description(description).unit("short").span(width).height(height).no_value(no_value)
+    panel = table.Panel().title(title).description(description).unit(_UNIT["short"]).decimals(0).span(width).height(height)
+    panel = panel.no_value(_or_failed(nothing)).min_width(_COLUMN_PX_MIN)
     panel = panel.datasource(_source_of(queries)).cell_height(common.TableCellHeight.SM)
+    panel = panel.override_by_regexp(
+        ".*", [models.DynamicConfigValue("noValue", "-")]
+    )  # of a cell: the panel's is for the whole table
     for ref, query in _refs(queries):
         panel = panel.with_target(query.query(ref, "table"))
     if len(queries) > 1:
@@ -329,8 +270,15 @@ def table_panel(
         panel = panel.with_transformation(
             models.DataTransformerConfig("organize", options={"indexByName": order, "renameByName": renamed})
         )
+    order_by: list[Builder[common.TableSortByFieldState]] = [
+        build.TableSortByFieldState().display_name(name.removeprefix("-")).desc(name.startswith("-")) for name in sort
+    ]
+    panel = panel.sort_by(order_by)
+    for name, pixels in widths.items():
+        layout = {"custom.width": pixels} if pixels else _WRAPPED
+        panel = panel.override_by_name(name, [models.DynamicConfigValue(key, value) for key, value in layout.items()])
     for name, unit in (units or {}).items():
-        panel = panel.override_by_name(name, [models.DynamicConfigValue("unit", unit)])
+        panel = panel.override_by_name(name, _unit(unit))
     for name, limits in (steps or {}).items():
         cell = [
             models.DynamicConfigValue("thresholds", _thresholds(limits).build()),
@@ -368,13 +316,17 @@ def log_panel(title: str, description: str, query: Loki, width: int = 24, height
         .unit("short")
         .span(width)
         .height(height)
-        .no_value("no matching lines")
+        .no_value(_or_failed("no matching lines"))
     )
     panel = panel.datasource(source("loki")).show_time(True).wrap_log_message(True).enable_log_details(True)
     return panel.sort_order(common.LogsSortOrder.DESCENDING).with_target(query.query("A", "range"))
 
 
-def text_panel(title: str, description: str, markdown: str, width: int = 24, height: int = 24) -> Panel:
-    """A text in Markdown."""
+def text_panel(
+    title: str, description: str, markdown: str, width: int = 24, height: int = 24, number: int | None = None
+) -> Panel:
+    """A text in Markdown. Links can open the panel alone by its `number`; without one it gets the next on its page."""
     panel = text.Panel().title(title).description(description).unit("short").span(width).height(height)
+    if number is not None:
+        panel = panel.id(number)
     return panel.mode(text_models.TextMode.MARKDOWN).content(markdown)

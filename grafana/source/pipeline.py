@@ -3,13 +3,27 @@
 from typing import Final
 
 from grafana.source.page import Page, link_to
-from grafana.source.panels import BAD, GOOD, WARN, Prom, higher_is_worse, limit, stat_panel, table_panel, time_series
+from grafana.source.panels import (
+    BAD,
+    GOOD,
+    WARN,
+    higher_is_worse,
+    limit,
+    stat_panel,
+    table_panel,
+    time_series,
+)
 from grafana.source.promql import gauge, label, quantile, rate, series
+from grafana.source.queries import Prom
 from handoff.telemetry import metrics as t
 
 _JOB_NAME: Final = label(t.JOB)
-_SINCE_SUCCESS: Final = f"time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)})"
+_STEADY_JOBS: Final = "settle|measure|heartbeat"  # the alert on stalled jobs is about these
 _QUEUE_RATIO: Final = "handoff:collector_queue:ratio"
+
+
+def _since_success(jobs: str) -> str:
+    return f"time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)}{{{jobs}}})"
 
 
 def _by_signal(aggregation: str, counter: str) -> str:
@@ -41,7 +55,7 @@ PAGE: Final = Page(
                     "How full the fullest of the collector's export queues is.",
                     "percentunit",
                     Prom(f"max({_QUEUE_RATIO})"),
-                    steps=higher_is_worse(limit("collector_queue_ratio") / 2, limit("collector_queue_ratio")),
+                    steps=higher_is_worse(limit("collector_queue_ratio")),
                     width=4,
                 ),
                 stat_panel(
@@ -72,10 +86,8 @@ PAGE: Final = Page(
                     "Job furthest behind",
                     "Longest time since one of the jobs that run all the time (settle, measure, heartbeat) last succeeded.",
                     "s",
-                    Prom(
-                        f'max(time() - max by ({_JOB_NAME}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOB_NAME}=~"settle|measure|heartbeat"}}))'
-                    ),
-                    steps=higher_is_worse(60, limit("jobs_age_seconds")),
+                    Prom(f"""max({_since_success(f'{_JOB_NAME}=~"{_STEADY_JOBS}"')})"""),
+                    steps=higher_is_worse(limit("jobs_age_seconds") / 2, limit("jobs_age_seconds")),
                     width=4,
                 ),
             ],
@@ -162,8 +174,10 @@ PAGE: Final = Page(
                     Prom("max by (job, instance, kind) (up)"),
                     width=8,
                     height=9,
-                    columns={"job": "job", "kind": "kind", "instance": "instance", "Value": "up"},
-                    steps={"up": [(None, BAD), (1, GOOD)]},
+                    columns={"Value": "up", "job": "job", "kind": "kind", "instance": "instance"},
+                    widths={"up": 60, "job": 120, "kind": 90, "instance": 0},
+                    sort=["up", "job"],
+                    steps={"up": [(None, WARN), (1, GOOD)]},
                 ),
                 time_series(
                     "Samples and series",
@@ -198,6 +212,7 @@ PAGE: Final = Page(
                         'max by (group) (label_replace(prometheus_rule_group_last_duration_seconds, "group", "$1", "rule_group", ".*;(.*)"))',
                         "{{group}}",
                     ),
+                    many=True,
                     width=8,
                 ),
                 time_series(
@@ -215,10 +230,17 @@ PAGE: Final = Page(
             [
                 time_series(
                     "Time since last success",
-                    "Time since each job last succeeded.",
+                    "Time since each of the jobs that run all the time (settle, measure, heartbeat) last succeeded.",
                     "s",
-                    Prom(_SINCE_SUCCESS, f"{{{{{_JOB_NAME}}}}}"),
+                    Prom(_since_success(f'{_JOB_NAME}=~"{_STEADY_JOBS}"'), f"{{{{{_JOB_NAME}}}}}"),
                     steps=[(None, GOOD), (limit("jobs_age_seconds"), BAD)],
+                ),
+                time_series(
+                    "Time since last success: other jobs",
+                    "Time since each of the other jobs last succeeded. They run at longer intervals or only when there is something to do.",
+                    "s",
+                    Prom(_since_success(f'{_JOB_NAME}!~"{_STEADY_JOBS}"'), f"{{{{{_JOB_NAME}}}}}"),
+                    many=True,
                 ),
                 time_series(
                     "Job runs",
@@ -233,27 +255,29 @@ PAGE: Final = Page(
                     "95th percentile of the duration of runs, by job.",
                     "s",
                     Prom(quantile(0.95, t.JOB_DURATION, t.JOB), f"{{{{{_JOB_NAME}}}}}"),
+                    many=True,
+                    width=6,
                 ),
                 time_series(
                     "Leaders",
                     "Number of processes that run the jobs. Should be exactly 1.",
                     "short",
                     Prom(gauge(t.LEADER, aggregate="sum"), "leaders"),
-                    width=8,
+                    width=6,
                 ),
                 time_series(
                     "Age of measurements",
                     "Time since the worker last measured the sessions, handoffs and inboxes in the database.",
                     "s",
                     Prom(f"time() - max({series(t.MEASURED_AT)})", "age"),
-                    width=8,
+                    width=6,
                 ),
                 time_series(
                     "Health changes",
                     "Number of changes of health, by component, in the interval of each point. Empty until one changes.",
                     "short",
                     Prom(f"sum by (component) (increase({series(t.HEALTH_CHANGES)}[$__rate_interval]))", "{{component}}"),
-                    width=8,
+                    width=6,
                 ),
             ],
         ),

@@ -8,16 +8,15 @@ from grafana.source.panels import (
     BAD,
     GOOD,
     WARN,
-    Prom,
     heatmap_panel,
     higher_is_worse,
     limit,
-    percentiles,
     stat_panel,
     table_panel,
     time_series,
 )
 from grafana.source.promql import bucket_counts, gauge, increase, label, quantile, rate, ratio, series
+from grafana.source.queries import Prom, percentiles
 from handoff.telemetry import metrics as t
 
 _CALLS: Final = (TOOL_CALLS, *SELECTED)
@@ -79,7 +78,7 @@ PAGE: Final = Page(
                         "refused",
                     ),
                     Prom(increase(t.OPERATION_DURATION, only=_CALLS), "calls", unit="short"),
-                    steps=higher_is_worse(limit("refusal_ratio") / 2, limit("refusal_ratio")),
+                    steps=higher_is_worse(limit("refusal_ratio")),
                     width=5,
                 ),
                 *(
@@ -88,10 +87,10 @@ PAGE: Final = Page(
                         f"{q * 100:.0f}th percentile of the duration of calls in the selected time range. {_INBOX_NOTE}",
                         "s",
                         Prom(quantile(q, t.OPERATION_DURATION, only=_TIMED, over="$__range")),
-                        steps=higher_is_worse(0.5, limit("tool_slow_seconds")),
+                        steps=higher_is_worse(limit("tool_slow_seconds"), limit("tool_very_slow_seconds")),
                         width=2,
                     )
-                    for q, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+                    for q, name in ((0.5, "Latency p50"), (0.95, "Latency p95"), (0.99, "Latency p99"))
                 ),
                 stat_panel(
                     "Calls in progress",
@@ -131,8 +130,10 @@ PAGE: Final = Page(
                         "Value #E": "p95",
                         "Value #F": "p99",
                     },
-                    units={"calls": "short", "p50": "s", "p95": "s", "p99": "s"},
-                    steps={"failed": [(None, GOOD), (0.5, BAD)], "refused": [(None, GOOD), (0.5, WARN)]},
+                    widths={"tool": 0, "calls": 130, "failed": 110, "refused": 110, "p50": 110, "p95": 110, "p99": 110},
+                    sort=["-failed", "-calls"],
+                    units={"p50": "s", "p95": "s", "p99": "s"},
+                    steps={"failed": [(None, GOOD), (0.5, WARN)], "refused": [(None, GOOD), (0.5, WARN)]},
                     links={
                         "tool": {
                             "Log lines": link_to("logs", find="${__value.raw}"),
@@ -150,8 +151,8 @@ PAGE: Final = Page(
                     "Calls per second, by outcome: ok, refused (mistake by the caller) or failed (fault of the service).",
                     "reqps",
                     Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, OK]), "ok"),
-                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, REFUSED]) + " or vector(0)", "refused"),
-                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, FAILED]) + " or vector(0)", "failed"),
+                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, REFUSED]) + " > 0", "refused"),
+                    Prom(rate(t.OPERATION_DURATION, only=[*_CALLS, FAILED]) + " > 0", "failed"),
                     stacked=True,
                 ),
                 time_series(
@@ -172,12 +173,14 @@ PAGE: Final = Page(
                     "Calls per second, by tool.",
                     "reqps",
                     Prom(rate(t.OPERATION_DURATION, t.TOOL, only=_CALLS), f"{{{{{_TOOL}}}}}"),
+                    many=True,
                 ),
                 time_series(
                     "Latency p95 by tool",
-                    "95th percentile of the duration of calls, by tool. Durations of get_inbox include the time that it waits by design.",
+                    f"95th percentile of the duration of calls, by tool. {_INBOX_NOTE}",
                     "s",
-                    Prom(quantile(0.95, t.OPERATION_DURATION, t.TOOL, only=_CALLS), f"{{{{{_TOOL}}}}}"),
+                    Prom(quantile(0.95, t.OPERATION_DURATION, t.TOOL, only=_TIMED), f"{{{{{_TOOL}}}}}"),
+                    many=True,
                     steps=[(None, GOOD), (limit("tool_slow_seconds"), WARN), (limit("tool_very_slow_seconds"), BAD)],
                 ),
                 time_series(
@@ -194,10 +197,12 @@ PAGE: Final = Page(
             [
                 time_series(
                     "Calls in progress and waiting",
-                    "Number of calls in progress, and of calls that wait for something to happen because the caller asked them to. All tools are counted.",
+                    "Number of calls in progress. Dotted, on the right axis: calls that wait for something to happen because the caller asked them to; the limits are not for them. All tools are counted.",
                     "short",
                     Prom(gauge(t.ACTIVE_CALLS, aggregate="sum", only=_ON_INSTANCE), "in progress"),
-                    Prom(gauge(t.WAITING_CALLS, aggregate="sum", only=_ON_INSTANCE) + " or vector(0)", "waiting"),
+                    Prom(
+                        gauge(t.WAITING_CALLS, aggregate="sum", only=_ON_INSTANCE) + " or vector(0)", "waiting", unit="short"
+                    ),
                     steps=[(None, GOOD), (limit("concurrent_calls"), WARN), (limit("concurrent_calls_critical"), BAD)],
                     width=6,
                 ),
@@ -245,7 +250,7 @@ PAGE: Final = Page(
                 time_series(
                     "Process CPU",
                     "Number of CPU cores in use, summed over the selected processes, by service.",
-                    "short",
+                    "none",
                     Prom(
                         'sum by (service_name) (rate(process_cpu_time_seconds_total{service_instance_id=~"$instance"}[$__rate_interval]))',
                         "{{service_name}}",

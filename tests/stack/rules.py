@@ -82,7 +82,7 @@ def named(expression: str) -> set[str]:
     """The series in a PromQL expression: the words that are not labels, functions or keywords."""
     text = re.sub(r'"[^"]*"', "", expression)
     text = re.sub(r"\b(by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)", " ", text)
-    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", text)
+    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\boffset \w+", "", text)
     words = set(re.findall(r"[a-zA-Z_:][\w:]*(?!\w*\s*\()", text))
     called = set(re.findall(r"([a-zA-Z_]\w*)\s*\(", text))
-    return words - called - {"and", "or", "unless", "by", "on", "offset", "bool"}
+    return words - called - {"and", "or", "unless", "by", "on", "bool"}

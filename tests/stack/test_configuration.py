@@ -8,7 +8,7 @@ import pytest
 
 from tests.stack.bundle import ROOT, run, shipped
 
-ONE_SHOTS = {"secrets", "volumes", "roles", "migrate", "demo-secrets"}
+ONE_SHOTS = {"check-permissions", "secrets", "volumes", "roles", "migrate", "demo-secrets"}
 ROOT_ONE_SHOTS = {"secrets", "volumes", "demo-secrets"}  # they change the owner of files
 
 

@@ -93,6 +93,7 @@ def test_dashboards_come_from_the_mounted_folder() -> None:
     assert set(provider) <= PROVIDER_KEYS
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in (ROOT / "compose.yaml").read_text()
     assert provider["allowUiUpdates"] is False
+    assert provider["disableDeletion"] is False, "a page whose file is gone would stay"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import yaml
 
+from grafana.source.runbook import link_to_entry
 from tests.stack import quiet
 from tests.stack.bundle import ROOT, Stack, run
 from tests.stack.conftest import ADA_TOKEN
@@ -88,7 +89,7 @@ def test_every_alert_has_a_severity_a_component_a_summary_its_value_and_links() 
         labels, said = it["labels"], it["annotations"]
         assert labels["severity"] in SEVERITIES, name
         assert labels["component"] in {"service", "database", "cache", "handoffs", "worker", "pipeline", "host"}, name
-        assert said["runbook_url"] == f"{{{{ $externalLabels.runbook }}}}#{name.lower()}"
+        assert said["runbook_url"] == f"{{{{ $externalLabels.runbook }}}}{link_to_entry(name)}", name
         assert re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/handoff-[a-z]+", said["dashboard_url"]), name
         assert said["summary"], name
         if "handoff:threshold" in it["expr"]:

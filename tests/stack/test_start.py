@@ -11,7 +11,7 @@ from tests.stack.bundle import ANSWER_S, Stack, run
 from tests.stack.conftest import ADA_TOKEN
 
 CALLS = "mcp_server_operation_duration_seconds_count"
-ONE_SHOTS = {"secrets", "volumes", "roles", "migrate"}
+ONE_SHOTS = {"check-permissions", "secrets", "volumes", "roles", "migrate"}
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ TIMED_CALLS_MIN: Final = 20
 CPU_S_MIN: Final = 10.0
 
 REMEDIES: Final = {
-    "calls": "Find out in the log which code they fail with (tool.call with outcome=error), and look for locks in Postgres.",
+    "calls": "Find out in the log which code they fail with (outcome of tool.call), and look for locks in Postgres.",
     "latency": "Find out which tool is slow in the Tools dashboard, and whether statements wait for a lock in Postgres.",
     "concurrency": "Find out which agent calls so much, or what calls wait for. If it is just load, add a replica.",
     "pool": "Find out what holds the connections: locks and long statements in pg_stat_activity. If it is just load, raise "

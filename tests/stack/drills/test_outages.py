@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from grafana.source.runbook import link_to_entry
 from tests.stack.drills.agents import again_and_again, speaks
 from tests.stack.drills.drill import Drill, Fault
 from tests.stack.drills.faults import (
@@ -61,7 +62,7 @@ def test_the_collector_stopped_pages_once_with_links_to_this_stack(drill: Drill)
     assert page.links - {query} == {
         drill.stack.url("ALERTMANAGER_PORT"),
         drill.stack.url("GRAFANA_PORT", "/d/handoff-pipeline"),
-        drill.stack.url("GRAFANA_PORT", "/d/handoff-runbook#handoffcollectordown"),
+        drill.stack.url("GRAFANA_PORT", f"/d/handoff-runbook{link_to_entry('HandoffCollectorDown')}"),
     }
 
 
