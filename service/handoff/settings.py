@@ -94,10 +94,10 @@ class Settings(BaseSettings):
         default=100_000, ge=100, le=10_000_000, description="Maximum number of entries per session."
     )
     page_bytes_max: int = Field(
-        default=256 << 10,
+        default=64 << 10,  # 16,000 tokens: clients cut what a model reads at 25,000 or so
         ge=1 << 14,
         le=16 << 20,
-        description="Maximum size of the content on one page of entries, in bytes; a page always holds at least one entry.",
+        description="Maximum size of a page of any list, in bytes of JSON; a page always holds at least one item.",
     )
     lease_s_default: int = Field(
         default=900, ge=5, le=86_400, description="Length of a lease, in seconds, if the call does not ask for another."
