@@ -122,6 +122,41 @@ FLOODS = {
 
 
 @needs_proc
+def test_the_bodies_in_progress_are_bounded_together_and_the_rest_are_refused_for_now(module_database_url: str) -> None:
+    whole = called("search_context", agent="a", query="x", session_key="x" * (MIB - 1_000))
+    with (
+        serving(database_url=module_database_url, body_bytes_max=MIB, bodies_bytes_max=4 * MIB) as service,
+        ExitStack() as stack,
+    ):
+        before = peak_bytes(service)
+        incomplete: list[socket.socket] = []
+        for _ in range(64):
+            connection = stack.enter_context(connected(service))
+            incomplete.append(connection)
+            with suppress(ConnectionError):  # refused while this side was sending
+                connection.sendall(whole[:-1])
+        ended: list[socket.socket] = []
+        give_up = time.monotonic() + PATIENCE_S
+        while len(ended) < 60:
+            assert time.monotonic() < give_up, f"only {len(ended)} were refused"
+            ended, _, _ = select.select(incomplete, [], [], 0.1)
+        grown = peak_bytes(service) - before
+        held = [connection for connection in incomplete if connection not in ended]
+        announced = stack.enter_context(connected(service))
+        announced.sendall(whole[: whole.index(b"{")])  # the head alone: refused before its body is read
+
+        assert grown < 24 * MIB
+        assert refused(until_closed(announced)) == (503, "bodies_too_large")
+        assert 1 <= len(held) <= 4
+        for connection in held:
+            connection.sendall(whole[-1:])
+            assert answered(connection)[0] == 200  # and says that the arguments are wrong
+        again = stack.enter_context(connected(service))
+        again.sendall(whole)
+        assert answered(again)[0] == 200
+
+
+@needs_proc
 @pytest.mark.parametrize("what", FLOODS)
 def test_32_mib_that_are_no_body_are_refused_and_cost_no_memory(service: Service, what: str) -> None:
     begin, more, status, code = FLOODS[what]
