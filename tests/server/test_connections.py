@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from handoff.server.connections import FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX
 from tests.agents import Agent
-from tests.processes import PATIENCE_S, Service, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
 
 MIB = 1 << 20
@@ -119,6 +119,22 @@ FLOODS = {
     "a chunk extension": (CHUNKED + b"2;x=", b"x" * MIB, 400, "chunks_too_small"),
     "small chunks": (CHUNKED, b"1\r\n \r\n" * (MIB // 6), 400, "chunks_too_small"),
 }
+
+
+def test_open_connections_are_a_metric_beside_their_limit(module_database_url: str) -> None:
+    port = free_port()
+    with (
+        serving(database_url=module_database_url, telemetry=True, ops_port=port, connections_max=20) as service,
+        ExitStack() as stack,
+    ):
+        for _ in range(5):
+            connection = stack.enter_context(connected(service))
+            connection.sendall(GET)
+            assert answered(connection)[0] == 200
+
+        lines = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text.splitlines()
+    shown = {line.split("{")[0].split(" ")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[:1] != "#"}
+    assert (shown["handoff_http_connections"], shown["handoff_http_connections_max"]) == (5, 20)
 
 
 @needs_proc
