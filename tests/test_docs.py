@@ -1,5 +1,6 @@
 """What the pages list is what the code has, and `make docs` is named where it is not."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import pytest
 from docs.source import errors
 from docs.source.__main__ import PARTS, filled
 from docs.source.errors import NotLiteral, raised
+from handoff.settings import Settings
+from handoff.store.connect import server_settings
 from tests.processes import PATIENCE_S
 from tests.stack.rules import alerts
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+OPENS_A_CONNECTION = ("connect_alone", "StandbyConnection")
 MARKER, END = (re.compile(rf"^<!-- {words} -->$", re.MULTILINE) for words in (r"generated: ([\w-]+)", "end"))
 
 
@@ -61,6 +65,18 @@ def test_filling_twice_changes_nothing_and_leaves_alone_what_is_outside() -> Non
     part = "<!-- generated: a -->\n\nnew\n\n<!-- end -->"
     assert once == f"before\n{part}\nbetween\n{part}\nafter"
     assert filled(once, parts) == once
+
+
+def test_every_startup_parameter_that_pgbouncer_does_not_know_is_listed() -> None:
+    known = {"application_name", "timezone"}  # PgBouncer's documentation names them, with client_encoding and datestyle
+    sent = set(server_settings(Settings()))
+    for path in errors.PACKAGE.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in OPENS_A_CONNECTION:
+                sent |= {keyword.arg for keyword in call.keywords if keyword.arg}
+    (listed,) = re.findall(r"ignore_startup_parameters = (.+)", (DOCS / "stack.md").read_text())
+
+    assert sorted(listed.split(", ")) == sorted(sent - known)
 
 
 def test_every_alert_is_listed_with_a_summary_that_has_no_template_left() -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.source import calls, errors, operations, settings, signals
+from docs.source import answers, calls, errors, operations, settings, signals
 
 PAGES: Final = Path(__file__).parents[1]
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "tools": calls.tools,
     "resources": calls.resources,
     "limits": calls.limits,
+    "answers": answers.answers,
     "errors": errors.error_codes,
     "refusals": errors.http_refusals,
     "settings": settings.settings,

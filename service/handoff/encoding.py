@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,16 @@ _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 def to_json(value: Any) -> bytes:
     """Return `value` as UTF-8 JSON: dataclasses as objects, times in RFC 3339 in UTC with a Z."""
     return orjson.dumps(value, option=_OPTIONS)
+
+
+def that_fit(items: Sequence[dict[str, Any]], bytes_max: int) -> list[dict[str, Any]]:
+    """Return the first of `items`: as many as have at most `bytes_max` bytes of JSON together, but at least one."""
+    room = bytes_max
+    for count, item in enumerate(items):
+        room -= len(to_json(item)) + 1  # the comma
+        if room < 0:
+            return list(items[: max(1, count)])
+    return list(items)
 
 
 def to_cursor(*position: int | str | datetime) -> str:

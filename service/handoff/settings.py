@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CERTIFICATES_MAX = 16
@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     body_bytes_max: int = Field(
         default=8 << 20, ge=1 << 16, le=64 << 20, description="Maximum size of a request body, in bytes."
     )
+    bodies_bytes_max: int = Field(
+        default=64 << 20,  # measured: the process then has at most 240 MiB of the 512 that compose.yaml gives it
+        ge=1 << 20,
+        le=4 << 30,
+        description="Maximum size of all request bodies in progress together, in bytes; further requests are refused. At "
+        "least HANDOFF_BODY_BYTES_MAX. An agent whose token names it has its share (HANDOFF_AGENT_SHARE), or one body.",
+    )
     connections_max: int = Field(
         default=2_000,
         ge=16,
@@ -94,10 +101,10 @@ class Settings(BaseSettings):
         default=100_000, ge=100, le=10_000_000, description="Maximum number of entries per session."
     )
     page_bytes_max: int = Field(
-        default=256 << 10,
+        default=64 << 10,  # 16,000 tokens: clients cut what a model reads at 25,000 or so
         ge=1 << 14,
         le=16 << 20,
-        description="Maximum size of the content on one page of entries, in bytes; a page always holds at least one entry.",
+        description="Maximum size of a page of any list, in bytes of JSON; a page always holds at least one item.",
     )
     lease_s_default: int = Field(
         default=900, ge=5, le=86_400, description="Length of a lease, in seconds, if the call does not ask for another."
@@ -263,6 +270,13 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("bodies_bytes_max")
+    @classmethod
+    def _one_body_fits(cls, value: int, others: ValidationInfo) -> int:
+        if value < others.data.get("body_bytes_max", 0):
+            raise ValueError("must be at least HANDOFF_BODY_BYTES_MAX")
         return value
 
     @field_validator("certificates")

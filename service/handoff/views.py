@@ -7,7 +7,7 @@ from asyncpg import Record
 
 from handoff import brief, cache
 from handoff.context import App
-from handoff.encoding import from_cursor, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.model import ENTRY_TYPES, HELD_STATES
 from handoff.store import entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
@@ -17,6 +17,7 @@ KEY_POINTS_MAX = 10
 EXCERPT_CHARS = 280
 _KEY_POINTS_BYTES = 16_000  # of each type and mark
 _HANDOFFS_IN_BRIEF = 3
+_TEXT_REPEATED_CHARS_MAX: Final = 1_000  # per text of a handoff in the answer to a call that changed it
 INBOX_TEXT_CHARS_MAX: Final = 12_000  # of instructions and reasons together, per page; accept_handoff returns them whole
 _INBOX_TEXT_CHARS_MIN: Final = 160  # per text
 INBOX_START = (10, 0)  # the position before the highest priority, 9
@@ -156,7 +157,7 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
         "handoffs": [
             {
                 name: value
-                for name, value in handoffs.view(row).items()
+                for name, value in _cut(handoffs.view(row), EXCERPT_CHARS).items()
                 if name in ("handoff_id", "state", "sender", "target_agent", "target_capability", "holder", "outcome")
             }
             for row in await handoffs.latest_of_session(conn, session_id, 20)
@@ -181,24 +182,27 @@ def _excerpt(row: Record) -> dict[str, Any]:
     return excerpt | {name: row[name] for name in ("superseded_by", "retracted") if row[name] is not None}
 
 
-def inbox_view(found: inbox.Inbox, agent: str, limit: int, since: str | None = None) -> dict[str, Any]:
+def inbox_view(found: inbox.Inbox, agent: str, limit: int, bytes_max: int, since: str | None = None) -> dict[str, Any]:
     """Return a page of an inbox that was read with one row more than `limit`, and the next page's cursor if there is one.
 
-    Texts share INBOX_TEXT_CHARS_MAX. `since` is the mark since which the page lists what is new; its cursor continues that
-    list.
+    Texts share INBOX_TEXT_CHARS_MAX, and the page ends after `bytes_max` bytes. `since` is the mark since which the page
+    lists what is new; its cursor continues that list.
     """
     rows = found.rows[:limit]
     chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
-    page: dict[str, Any] = {"handoffs": [_cut(handoff_view(row, agent), chars) for row in rows]}
-    if len(found.rows) > limit:
-        last = found.rows[limit - 1]
+    shown = that_fit([_cut(handoff_view(row, agent), chars) for row in rows], bytes_max)
+    page: dict[str, Any] = {"handoffs": shown}
+    if len(found.rows) > len(shown):
+        last = found.rows[len(shown) - 1]
         page["next_cursor"] = to_cursor(last["priority"], last["id"], since or "")
     return page
 
 
 def _cut(view: dict[str, Any], chars: int) -> dict[str, Any]:
     """Return a handoff with its texts cut to `chars` characters; `cut` says that one of them was."""
-    longer = {name: view[name][:chars] + "…" for name in ("instructions", "reason") if len(view.get(name, "")) > chars}
+    longer = {
+        name: view[name][:chars] + "…" for name in ("instructions", "reason", "outcome") if len(view.get(name, "")) > chars
+    }
     return view | longer | ({"cut": True} if longer else {})
 
 
@@ -220,6 +224,11 @@ def handoff_view(row: Record, viewer: str | None) -> dict[str, Any]:
     if step is not None:
         view["next"] = step.format_map(row)
     return view
+
+
+def changed_view(row: Record, viewer: str | None) -> dict[str, Any]:
+    """Return the same for the agent that changed it and so knows its texts: long ones are cut."""
+    return _cut(handoff_view(row, viewer), _TEXT_REPEATED_CHARS_MAX)
 
 
 def _role(row: Record, viewer: str | None) -> str:

@@ -4,8 +4,10 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import orjson
 import pytest
 
+from handoff.context import App
 from handoff.server.catalog import RESOURCES
 from tests.agents import Agent
 
@@ -135,7 +137,65 @@ async def test_a_page_of_large_entries_ends_by_its_bytes_but_never_empty(agent: 
     rest = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=3)
     assert "next_after_sequence" not in rest
     read = [len((await agent.read(f"handoff://context/{key}?after={after}"))["entries"]) for after in range(4)]
-    assert read == [2, 1, 1, 1]  # at most 256 KiB of content per page, but at least one entry
+    assert read == [1, 1, 1, 1]  # at most 64 KiB per page, but at least one entry
+
+
+async def test_lists_that_end_by_their_bytes_have_no_gap(agent: Agent, app: App, db: asyncpg.Connection) -> None:
+    metadata = {"note": "x" * 16_000}
+    keys = [await agent.session(metadata=metadata) for _ in range(9)]
+    await agent.ok(
+        "update_context",
+        agent="alice",
+        session_key=keys[0],
+        entries=[{"type": "message", "content": f"{number}", "metadata": metadata} for number in range(9)],
+    )
+    handoffs = [await agent.offer(keys[0], instructions="\x01" * 12_000) for _ in range(9)]
+    told = [{"fingerprint": f"{number}", "annotations": {"summary": "x" * 8_000}} for number in range(20)]
+    await app.alerts.store(orjson.dumps({"alerts": told}))
+
+    for uri, name, number_of, expected in (
+        ("handoff://sessions", "sessions", "session_key", keys[::-1]),
+        ("handoff://agents/alice/sessions", "sessions", "session_key", keys[::-1]),
+        (f"handoff://context/{keys[0]}", "entries", "sequence", list(range(1, 11))),
+        ("handoff://agents/bob/inbox", "handoffs", "handoff_id", handoffs),
+    ):
+        first = await agent.read(f"{uri}?limit=100")
+        assert 0 < len(first[name]) < len(expected), uri
+        assert [row[number_of] for row in await pages(agent, f"{uri}?limit=100", name)] == expected, uri
+    assert len((await agent.read("handoff://alerts?limit=100"))["alerts"]) < 20
+    assert len(await pages(agent, "handoff://alerts?limit=100", "alerts")) == 20
+    seen: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        arguments = {"session_key": keys[0], "view": "entries", "limit": 100, "after_sequence": after}
+        page = await agent.ok("get_context", agent="alice", **arguments)
+        seen += [entry["sequence"] for entry in page["entries"]]
+        after = page.get("next_after_sequence")
+    assert seen == list(range(1, 11))
+
+
+async def test_large_metadata_of_a_session_are_not_beside_its_brief_but_their_size_is(agent: Agent) -> None:
+    large, small = await agent.session(metadata={"note": "x" * 2_000}), await agent.session(metadata={"note": "x"})
+
+    beside = (await agent.ok("get_context", agent="alice", session_key=large))["session"]
+    assert ("metadata" in beside, beside["metadata_bytes"]) == (False, 2_011)
+    assert (await agent.ok("get_context", agent="alice", session_key=small))["session"]["metadata"] == {"note": "x"}
+    whole = await agent.ok("get_context", agent="alice", session_key=large, view="entries")
+    assert whole["session"]["metadata"] == {"note": "x" * 2_000}
+
+
+async def test_who_changes_a_handoff_gets_its_long_texts_cut_and_others_get_them_whole(agent: Agent) -> None:
+    key = await agent.session()
+    long = "x" * 1_001
+    offered = await agent.ok("request_handoff", agent="alice", session_key=key, target_agent="bob", instructions=long)
+    assert (offered["instructions"], offered["cut"]) == ("x" * 1_000 + "…", True)
+    held = {"agent": "bob", "handoff_id": offered["handoff_id"], "token": await agent.accept(offered["handoff_id"])}
+    assert (await agent.ok("renew_handoff", **held))["instructions"] == long
+
+    done = await agent.ok("resolve_handoff", **held, action="complete", note=long)
+
+    assert (len(done["instructions"]), len(done["outcome"])) == (1_001, 1_001)
+    assert (await agent.read(f"handoff://handoffs/{held['handoff_id']}"))["outcome"] == long
 
 
 async def test_a_summary_has_participants_handoffs_sizes_and_key_points(agent: Agent, db: asyncpg.Connection) -> None:

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from handoff.server.connections import FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX
 from tests.agents import Agent
-from tests.processes import PATIENCE_S, Service, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
 
 MIB = 1 << 20
@@ -119,6 +119,57 @@ FLOODS = {
     "a chunk extension": (CHUNKED + b"2;x=", b"x" * MIB, 400, "chunks_too_small"),
     "small chunks": (CHUNKED, b"1\r\n \r\n" * (MIB // 6), 400, "chunks_too_small"),
 }
+
+
+def test_open_connections_are_a_metric_beside_their_limit(module_database_url: str) -> None:
+    port = free_port()
+    with (
+        serving(database_url=module_database_url, telemetry=True, ops_port=port, connections_max=20) as service,
+        ExitStack() as stack,
+    ):
+        for _ in range(5):
+            connection = stack.enter_context(connected(service))
+            connection.sendall(GET)
+            assert answered(connection)[0] == 200
+
+        lines = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text.splitlines()
+    shown = {line.split("{")[0].split(" ")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[:1] != "#"}
+    assert (shown["handoff_http_connections"], shown["handoff_http_connections_max"]) == (5, 20)
+
+
+@needs_proc
+def test_the_bodies_in_progress_are_bounded_together_and_the_rest_are_refused_for_now(module_database_url: str) -> None:
+    whole = called("search_context", agent="a", query="x", session_key="x" * (MIB - 1_000))
+    with (
+        serving(database_url=module_database_url, body_bytes_max=MIB, bodies_bytes_max=4 * MIB) as service,
+        ExitStack() as stack,
+    ):
+        before = peak_bytes(service)
+        incomplete: list[socket.socket] = []
+        for _ in range(64):
+            connection = stack.enter_context(connected(service))
+            incomplete.append(connection)
+            with suppress(ConnectionError):  # refused while this side was sending
+                connection.sendall(whole[:-1])
+        ended: list[socket.socket] = []
+        give_up = time.monotonic() + PATIENCE_S
+        while len(ended) < 60:
+            assert time.monotonic() < give_up, f"only {len(ended)} were refused"
+            ended, _, _ = select.select(incomplete, [], [], 0.1)
+        grown = peak_bytes(service) - before
+        held = [connection for connection in incomplete if connection not in ended]
+        announced = stack.enter_context(connected(service))
+        announced.sendall(whole[: whole.index(b"{")])  # the head alone: refused before its body is read
+
+        assert grown < 24 * MIB
+        assert refused(until_closed(announced)) == (503, "bodies_too_large")
+        assert 1 <= len(held) <= 4
+        for connection in held:
+            connection.sendall(whole[-1:])
+            assert answered(connection)[0] == 200  # and says that the arguments are wrong
+        again = stack.enter_context(connected(service))
+        again.sendall(whole)
+        assert answered(again)[0] == 200
 
 
 @needs_proc

@@ -363,3 +363,32 @@ async def test_the_counts_in_a_sessions_row_are_those_of_its_entries_and_are_not
     whole = (await agent.ok("get_context", agent="alice", session_key=key))["brief"]
     await db.execute("UPDATE session SET entry_counts = '{0,0,0,0,0,0}', version = version + 1 WHERE key = $1", key)
     assert (await agent.ok("get_context", agent="alice", session_key=key))["brief"] == whole
+
+
+async def test_the_next_append_counts_anew_what_a_process_of_an_older_release_has_appended(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    await agent.says(key, "one")
+    await db.execute(  # as the release before migration 0005 appends: it does not count
+        """WITH s AS (UPDATE session SET last_sequence = last_sequence + 1, version = version + 1 WHERE key = $1 RETURNING *)
+           INSERT INTO context_entry (session_id, sequence, type, content, supersedes, size_bytes, content_hash, author,
+                                      created_at)
+           SELECT id, last_sequence, 'decision', 'x', '{2}', 1, sha256('x'), 'alice', now() FROM s""",
+        key,
+    )
+    entry = {"type": "summary", "content": "x"}
+
+    for _ in range(2):
+        await agent.ok("update_context", agent="alice", session_key=key, entries=[entry, entry])
+
+    row = await db.fetchrow("SELECT entry_counts, superseded_counts FROM session WHERE key = $1", key)
+    assert row is not None
+    assert dict(zip(ENTRY_TYPES, row["entry_counts"], strict=True)) == {
+        **dict.fromkeys(ENTRY_TYPES, 0),
+        "system": 1,
+        "message": 1,
+        "decision": 1,
+        "summary": 4,
+    }
+    assert dict(zip(ENTRY_TYPES, row["superseded_counts"], strict=True)) == {**dict.fromkeys(ENTRY_TYPES, 0), "message": 1}

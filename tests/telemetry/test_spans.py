@@ -1,8 +1,10 @@
 """One trace shows a whole handoff; traces of errors and slow calls are kept; spans contain no content and no keys."""
 
 from collections.abc import AsyncGenerator
+from time import monotonic
 from typing import Any
 
+import anyio
 import asyncpg
 import httpx2
 import pytest
@@ -11,11 +13,13 @@ from opentelemetry.trace import SpanKind
 
 from handoff.context import App
 from handoff.jobs.settle import settle_overdue
+from handoff.model import Caller
+from handoff.server.calls import ClientGone, call_tool
 from handoff.server.protocol import build_server
 from handoff.telemetry import spans
-from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, CallRecord, begin, finished, parse_traceparent
+from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, Arrival, CallRecord, begin, finished, parse_traceparent
 from handoff.telemetry.spans import Tracer
-from tests.agents import PAST, Agent, until
+from tests.agents import LONG_WAIT_S, PAST, Agent, until
 from tests.collector import Collector, attributes
 from tests.server.test_http import edge
 
@@ -159,6 +163,17 @@ async def test_an_unsampled_parent_does_not_hide_an_error(http: httpx2.AsyncClie
     assert attributes(failed)["handoff.error.code"] == "session_not_found"
     assert (failed.status.code, failed.status.message) == (2, "tool_error")
     assert [span for span in collector.spans() if span.name == "tools/call register_session"] == []
+
+
+async def test_the_span_of_a_cancelled_call_says_so_and_is_no_error(observed: App, collector: Collector) -> None:
+    waiting = {"agent": "bob", "wait_seconds": LONG_WAIT_S}
+    arrival = Arrival(monotonic(), {"traceparent": SENDER}, {})
+
+    with pytest.raises(ClientGone):
+        await call_tool(observed, Caller(), "get_inbox", waiting, arrival, lambda: anyio.sleep(0.1))
+
+    [span] = await named(collector, "tools/call get_inbox")
+    assert (span.status.code, attributes(span)["handoff.error.code"]) == (0, "cancelled")
 
 
 async def test_spans_contain_neither_content_nor_keys(http: httpx2.AsyncClient, collector: Collector) -> None:

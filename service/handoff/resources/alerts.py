@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from handoff.context import Call
-from handoff.encoding import from_cursor, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.resources.contract import CursorArg, LimitArg, Query, Resource
 from handoff.store import alerts
 from handoff.store.connect import snapshot
@@ -33,8 +33,12 @@ async def list_alerts(call: Call, _: dict[str, str], query: AlertsQuery) -> dict
     async with snapshot(call.app.pool) as conn:
         rows, last = await alerts.page(conn, before=before, status=query.status, limit=query.limit)
         heartbeat = await alerts.watchdog(conn)
+    found = [{name: row[name] for name in _FIELDS if row[name] is not None} for row in rows]
+    shown = that_fit(found, call.app.settings.page_bytes_max)
+    if len(shown) < len(rows):
+        last = rows[len(shown) - 1]
     page: dict[str, Any] = {
-        "alerts": [{name: row[name] for name in _FIELDS if row[name] is not None} for row in rows],
+        "alerts": shown,
         "watchdog": {
             "expected": call.app.settings.watchdog_timeout_s > 0,
             "age_s": heartbeat["age_s"],

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from handoff.context import Call
-from handoff.encoding import from_cursor, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.errors import Invalid
 from handoff.model import SEQUENCE_MAX, EntryType, Mark
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
@@ -43,9 +43,10 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
             type_=query.type,
             mark=query.only,
         )
-    page: dict[str, Any] = {"session_key": path["key"], "entries": [entries.view(row) for row in rows]}
-    if rows and rows[-1]["sequence"] < session["last_sequence"]:
-        page["next_cursor"] = to_cursor(rows[-1]["sequence"])
+    shown = that_fit([entries.view(row) for row in rows], call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"session_key": path["key"], "entries": shown}
+    if shown and shown[-1]["sequence"] < session["last_sequence"]:
+        page["next_cursor"] = to_cursor(shown[-1]["sequence"])
     return page
 
 

@@ -28,7 +28,7 @@ async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dic
     after, _ = inbox_position(query.cursor)
     async with connection(call.app.pool) as conn:
         found = await inbox.read(conn, path["agent"], after=after, limit=query.limit + 1)
-    return inbox_view(found, path["agent"], query.limit)
+    return inbox_view(found, path["agent"], query.limit, call.app.settings.page_bytes_max)
 
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from handoff.context import Call
-from handoff.encoding import from_cursor, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
 from handoff.store import events, sessions
@@ -75,12 +75,11 @@ async def read_lifecycle(call: Call, path: dict[str, str], query: LifecycleQuery
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
         rows = await events.of_session(conn, session["id"], after=after, limit=query.limit + 1)
     fields = ("id", "kind", "agent", "handoff_id", "at", "data")
-    page: dict[str, Any] = {
-        "session_key": path["key"],
-        "events": [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]],
-    }
-    if len(rows) > query.limit:
-        page["next_cursor"] = to_cursor(rows[query.limit - 1]["id"])
+    found = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]]
+    shown = that_fit(found, call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"session_key": path["key"], "events": shown}
+    if len(rows) > len(shown):
+        page["next_cursor"] = to_cursor(shown[-1]["id"])
     return page
 
 
@@ -103,7 +102,10 @@ async def _page(
             agent=agent,
             viewer=call.caller.viewer(None),
         )
-    page: dict[str, Any] = {"sessions": [sessions.view(row) for row in rows]}
+    shown = that_fit([sessions.view(row) for row in rows], call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"sessions": shown}
+    if len(shown) < len(rows):
+        last = rows[len(shown) - 1]
     if last is not None:
         page["next_cursor"] = to_cursor(last["created_at"], last["id"])
     return page

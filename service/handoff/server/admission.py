@@ -1,7 +1,9 @@
 """Sheds load: what callers divide among them, and how much of it one caller may use at a time.
 
 A caller is the agent that a call acts as: the one that its token names or, without a tokens file, the one that the call
-names itself. Calls that name nobody, such as reads of resources without tokens, count as one caller.
+names itself. Calls that name nobody, such as reads of resources without tokens, count as one caller: nothing tells them
+apart. A connection would not, because whoever wants a larger share opens more of them, and behind a proxy all have one peer.
+Without tokens a caller can take any name anyway, so the shares protect agents from each other's mistakes, not from malice.
 """
 
 import asyncio

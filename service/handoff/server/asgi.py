@@ -1,4 +1,4 @@
-"""What the HTTP edge is built of: reading bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
+"""What the HTTP edge is built of: looking at bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -47,33 +47,6 @@ def has_duplicates(headers: list[tuple[bytes, bytes]]) -> bool:
 def accepts_json(accept: str) -> bool:
     """Whether an Accept header allows JSON."""
     return "application/json" in accept or "*/*" in accept
-
-
-class RequestCutOff(Exception):
-    """The client disconnected before its request was complete."""
-
-
-async def read_body(receive: Receive, headers: dict[str, str], bytes_max: int) -> bytes | None:
-    """Read the request's body. Returns None, without reading on, if it is larger than `bytes_max`. Raises RequestCutOff."""
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > bytes_max:
-        return None
-    message = await _part(receive)
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        chunks = bytearray(body)
-        while message.get("more_body", False) and len(chunks) <= bytes_max:
-            message = await _part(receive)
-            chunks += message.get("body", b"")
-        body = bytes(chunks)
-    return body if len(body) <= bytes_max else None
-
-
-async def _part(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise RequestCutOff
-    return message
 
 
 def excess(body: bytes, *, values_max: int, levels_max: int) -> Literal["values", "levels"] | None:

@@ -266,6 +266,8 @@ class Connections:
         self._open: dict[HttpConnection, None] = {}  # oldest first
         self._unlogged: Counter[str] = Counter()
         self._log_from: dict[str, int] = {}
+        metrics.HTTP_CONNECTIONS.source = lambda: [(len(self._open), ())]
+        metrics.HTTP_CONNECTIONS_MAX.source = lambda: [(self._max, ())]
 
     def open(self, *args: Any, **kwargs: Any) -> HttpConnection:
         """Make a connection, as uvicorn asks for it."""

@@ -31,18 +31,17 @@ from handoff.server.asgi import (
     CLOSE,
     RETRY_LATER,
     Allowed,
-    RequestCutOff,
     accepts_json,
     disconnected,
     excess,
     has_duplicates,
     host_names,
-    read_body,
     refuse,
     replay,
     respond,
 )
 from handoff.server.auth import Tokens
+from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -83,6 +82,7 @@ class Edge:
         self._settings = settings
         self._tokens = tokens
         self._readiness = readiness
+        self._bodies = Bodies(settings)
         self._call_tool = call_tool
         self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
         self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
@@ -182,10 +182,12 @@ class Edge:
                 send, 403, "scope_missing", "This token lacks the scope alerts. Add it to the token in the tokens file."
             )
         try:
-            body = await read_body(receive, headers, BODY_BYTES_MAX)
+            body = await self._bodies.read(receive, headers, caller.agent, BODY_BYTES_MAX)
         except RequestCutOff:
             return 0
-        if body is None:
+        except BodyRefused as refused:
+            if refused.too_large != "body":
+                return await self._refuse_for_now(send, refused)
             return await refuse(
                 send,
                 413,
@@ -193,6 +195,12 @@ class Edge:
                 f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
                 CLOSE,
             )
+        try:
+            return await self._store(scope["path"], send, body)
+        finally:
+            self._bodies.give_back(len(body), caller.agent)
+
+    async def _store(self, path: str, send: Send, body: bytes) -> int:
         too_much = excess(body, values_max=VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
         if too_much == "levels":
             return await refuse(
@@ -211,13 +219,13 @@ class Edge:
                 "Lower max_alerts in Alertmanager's configuration.",
             )
         try:
-            stored = await self._notified[scope["path"]](body)
+            stored = await self._notified[path](body)
         except Unavailable as error:
             return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
         except HandoffError as error:
             return await refuse(send, 400, error.code, f"{error.message} {error.hint}")
         except Exception:
-            log.exception("alert.failed", path=scope["path"])
+            log.exception("alert.failed", path=path)
             return await respond(
                 send,
                 500,
@@ -234,10 +242,12 @@ class Edge:
 
     async def _mcp(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller) -> int:
         try:
-            body = await read_body(receive, headers, self._settings.body_bytes_max)
+            body = await self._bodies.read(receive, headers, caller.agent, self._settings.body_bytes_max)
         except RequestCutOff:  # an unfinished request must not take effect
             return 0
-        if body is None:
+        except BodyRefused as refused:
+            if refused.too_large != "body":
+                return await self._refuse_for_now(send, refused)
             return await refuse(
                 send,
                 413,
@@ -245,6 +255,14 @@ class Edge:
                 f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
                 CLOSE,
             )
+        try:
+            return await self._answer_mcp(scope, receive, send, headers, caller, body)
+        finally:
+            self._bodies.give_back(len(body), caller.agent)
+
+    async def _answer_mcp(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, body: bytes
+    ) -> int:
         received = scope["handoff.received"] = monotonic()  # how long the client took to send it is not the call's time
         if (refused := await _refuse_excess(send, body)) is not None:
             return refused
@@ -275,6 +293,26 @@ class Edge:
 
         await self._sdk(scope, replay(body, receive), send_noting_status)
         return status
+
+    async def _refuse_for_now(self, send: Send, refused: BodyRefused) -> int:
+        """Refuse a request whose body there is no room for at the moment."""
+        if refused.too_large == "share":
+            return await refuse(
+                send,
+                503,
+                "share_used_up",
+                f"Your requests in progress would have more than {self._bodies.per_caller_max} bytes together, which is "
+                "your whole share. Send this request again when one of them has been answered, and send fewer at a time.",
+                (*RETRY_LATER, *CLOSE),
+            )
+        return await refuse(
+            send,
+            503,
+            "bodies_too_large",
+            f"The requests in progress would have more than {self._bodies.total_max} bytes together, the most that the "
+            "service takes. Send this request again in a few seconds.",
+            (*RETRY_LATER, *CLOSE),
+        )
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
         if self._tokens is None:

@@ -15,7 +15,7 @@ import structlog
 from asyncpg import Record
 
 from handoff.errors import Conflict, Forbidden, HandoffError, Invalid, session_closed, session_not_found
-from handoff.model import OPEN_STATUSES, EntryType
+from handoff.model import ENTRY_TYPES, OPEN_STATUSES, EntryType
 from handoff.settings import Settings
 from handoff.store.connect import Connection, after_commit
 from handoff.store.idempotency import reused
@@ -23,9 +23,12 @@ from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
 
+_COUNTS = ", ".join(f"count(*) FILTER (WHERE type = '{name}')" for name in ENTRY_TYPES)
+
 # Sessions are locked in key order, so that two processes cannot deadlock on them. At READ COMMITTED the locked rows are the
 # newest versions, whatever this statement's snapshot contains. The idempotency lookup (`m`) sees only the snapshot, so a key
-# that another process has just used violates the primary key; the batch is then run again item by item.
+# that another process has just used violates the primary key; the batch is then run again item by item. A process of a
+# release before migration 0005 appends without counting; the next append here counts the session's entries anew.
 _APPEND = """
 WITH item AS MATERIALIZED (
     SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
@@ -76,12 +79,14 @@ WITH item AS MATERIALIZED (
        SET last_sequence = f.top, content_bytes = content_bytes + f.size_bytes, version = version + 1, status = 'active',
            last_activity_at = now(), expires_at = now() + l.active_for,
            entry_counts = (SELECT array_agg(before + more ORDER BY place)
-                             FROM unnest(s.entry_counts, c.counts) WITH ORDINALITY AS t (before, more, place))
+                             FROM unnest(CASE WHEN s.entry_counts[1] + s.entry_counts[2] + s.entry_counts[3]
+                                                   + s.entry_counts[4] + s.entry_counts[5] + s.entry_counts[6]
+                                                   = s.last_sequence THEN s.entry_counts
+                                              ELSE (SELECT {counts} FROM context_entry e WHERE e.session_id = s.id) END,
+                                         c.counts) WITH ORDINALITY AS t (before, more, place))
       FROM (SELECT id, max(base + n) AS top, sum(size_bytes) AS size_bytes FROM fresh GROUP BY id) f
       JOIN locked l USING (id)
-      JOIN (SELECT id, ARRAY[count(*) FILTER (WHERE type = 'message'), count(*) FILTER (WHERE type = 'file'),
-                             count(*) FILTER (WHERE type = 'tool_call'), count(*) FILTER (WHERE type = 'system'),
-                             count(*) FILTER (WHERE type = 'decision'), count(*) FILTER (WHERE type = 'summary')] AS counts
+      JOIN (SELECT id, {counts} AS counts
               FROM unnest($10::int[], $12::text[]) AS e (i, type) JOIN fresh USING (i)
              GROUP BY id) c USING (id)
      WHERE s.id = f.id
@@ -108,7 +113,7 @@ WITH item AS MATERIALIZED (
 SELECT c.i, c.verdict, c.status, c.last_sequence, c.lapsed, f.base, now() AS at,
        c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
   FROM checked c LEFT JOIN fresh f USING (i)
-"""
+""".replace("{counts}", f"ARRAY[{_COUNTS}]")
 APPEND = _APPEND.replace("{wait}", "")
 APPEND_UNLOCKED = _APPEND.replace("{wait}", "SKIP LOCKED")  # the verdict on a session that is locked is `locked`
 

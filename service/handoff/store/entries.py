@@ -227,7 +227,7 @@ async def for_brief(
 async def counts(conn: Connection, session: Record) -> EntryCounts:
     """Return the counts of a session's entries, without types that have none.
 
-    They stand in the session's row, unless a process of an older release appended to it.
+    They stand in the session's row, unless a process of an older release was the last to append to it.
     """
     of_all: dict[EntryType, int]
     gone: dict[EntryType, int]

@@ -93,6 +93,10 @@ HTTP_DURATION: Final = Histogram(
 REFUSALS: Final = Counter(
     "handoff.refusals", "{request}", "HTTP requests and connections refused before they became a call.", REFUSAL
 )
+HTTP_CONNECTIONS: Final = Gauge("handoff.http.connections", "{connection}", "Open HTTP connections.")
+HTTP_CONNECTIONS_MAX: Final = Gauge(
+    "handoff.http.connections.max", "{connection}", "HTTP connections that may be open; beyond it, idle ones are closed."
+)
 REPLAYS: Final = Counter(
     "handoff.idempotent.replays", "{call}", "Repeated calls that were answered with the first result.", TOOL
 )

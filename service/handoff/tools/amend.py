@@ -11,7 +11,7 @@ from handoff.model import HELD_STATES, INSTRUCTIONS_CHARS_MAX
 from handoff.store import entries, handoffs, idempotency, sessions
 from handoff.store.connect import Connection
 from handoff.store.idempotency import Keyed
-from handoff.views import handoff_view
+from handoff.views import changed_view
 
 _TAKEN: Final = frozenset({"agent", "session_key", "handoff_id", "instructions", "idempotency_key"})
 
@@ -78,7 +78,7 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
             await entries.add_hashes(conn, digest, session["id"], after=hashed, up_to=session["last_sequence"])
             amendment = handoffs.Amendment(args.instructions, session["last_sequence"], digest.digest())
         changed = await handoffs.transition(conn, row, "amend", agent=agent, amendment=amendment)
-        return handoff_view(changed, agent)
+        return changed_view(changed, agent)
 
     return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
-from handoff.encoding import to_json
+from handoff.encoding import that_fit, to_json
 from handoff.errors import Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
@@ -32,6 +32,7 @@ from handoff.views import brief_of
 
 ENTRIES_PER_CALL_MAX = 50
 PATH_CHARS_MAX = 500
+METADATA_BESIDE_BRIEF_BYTES_MAX = 1_024  # of a session's metadata; more would outweigh the budget of a short brief
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
 
 
@@ -163,7 +164,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
                 f"Repeat the call with view=entries, or without only: a brief shows every open {args.only} that fits.",
             )
         session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget, reader=agent)
-        return {"session": sessions.view(session), "brief": brief}
+        return {"session": _beside_brief(sessions.view(session)), "brief": brief}
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, args.session_key, viewer)
         rows = await entries.page(
@@ -174,9 +175,10 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
             bytes_max=call.app.settings.page_bytes_max,
             mark=args.only,
         )
-    page: dict[str, Any] = {"session": sessions.view(session), "entries": [entries.view(row) for row in rows]}
-    if rows and rows[-1]["sequence"] < session["last_sequence"]:
-        page["next_after_sequence"] = rows[-1]["sequence"]
+    shown = that_fit([entries.view(row) for row in rows], call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"session": sessions.view(session), "entries": shown}
+    if shown and shown[-1]["sequence"] < session["last_sequence"]:
+        page["next_after_sequence"] = shown[-1]["sequence"]
     return page
 
 
@@ -197,13 +199,23 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
         )
     fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted", "snippet")
     matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
-    page: dict[str, Any] = {"matches": matches, "more": len(rows) > args.limit}
+    shown = that_fit(matches, call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"matches": shown, "more": len(rows) > len(shown)}
     if rows and rows[0]["is_bounded"]:
         page["bounded"] = (
             f"Only the newest {rows[0]['ranked']} matches were ranked. To find others, add words to the query"
             f"{' or name a session_key' if session_id is None else ''}."
         )
     return page
+
+
+def _beside_brief(session: dict[str, Any]) -> dict[str, Any]:
+    """Return the session without its metadata, but with their size, if they have more than is shown beside a brief."""
+    size_bytes = len(to_json(session["metadata"]))
+    if size_bytes > METADATA_BESIDE_BRIEF_BYTES_MAX:
+        del session["metadata"]
+        session["metadata_bytes"] = size_bytes
+    return session
 
 
 def _measured(entry: Entry, bytes_max: int) -> NewEntry:

@@ -24,7 +24,7 @@ from handoff.tools.contract import (
     acting_agent,
     properties,
 )
-from handoff.views import brief_of, handoff_view
+from handoff.views import brief_of, changed_view, handoff_view
 
 ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")
 OPERATOR = "operator"  # the agent that an admin tool acts as where the caller has no token
@@ -149,7 +149,7 @@ async def resolve_handoff(call: Call, args: ResolveHandoff) -> dict[str, Any]:
             outcome=args.note if action == "complete" else None,
             reason=args.note if action != "complete" else None,
         )
-        return handoff_view(changed, agent)
+        return changed_view(changed, agent)
 
     return await idempotency.once(call.app.pool, "resolve_handoff", agent, args, work)
 
@@ -161,7 +161,7 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
         row = await _current(call, conn, args.handoff_id, None)
         if row["state"] == "blocked":
             row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
-        return handoff_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent), call.caller.agent)
+        return changed_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent), call.caller.agent)
 
     return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
 

@@ -27,7 +27,7 @@ from handoff.tools.contract import (
     no_nul,
     properties,
 )
-from handoff.views import INBOX_START, handoff_view, inbox_position, inbox_view, preview_of
+from handoff.views import INBOX_START, changed_view, inbox_position, inbox_view, preview_of
 
 INBOX_PAGE = 30  # more than the offers that one sender may have to one target by default, so that none fills it alone
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
@@ -129,7 +129,7 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
             ),
         )
         warning = None if row["is_known"] else await _warning(conn, agent, args)
-        return handoff_view(row, agent) | ({"warning": warning} if warning else {})
+        return changed_view(row, agent) | ({"warning": warning} if warning else {})
 
     offered = await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
     return offered | {"brief": await preview_of(call.app, args.session_key, agent)}
@@ -167,7 +167,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
     found = await _read(call, agent, after, since)
     while not found.rows and _seconds_until(give_up) > 0 and not call.app.wakeups.closing:
         found = await _next(call, agent, since, found.capabilities, give_up)
-    page = inbox_view(found, agent, INBOX_PAGE, mark)
+    page = inbox_view(found, agent, INBOX_PAGE, call.app.settings.page_bytes_max, mark)
     return page if args.cursor is not None else page | {"mark": str(found.mark)}
 
 

@@ -1,0 +1,287 @@
+"""No answer is larger than docs/settings.md says, at the default settings: the largest of each is built here."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final
+
+import asyncpg
+import orjson
+import pytest
+from mcp import Client
+
+from docs.source.answers import ANSWERS, NOT_LISTED
+from handoff.app import open_app
+from handoff.context import App
+from handoff.encoding import to_json
+from handoff.model import INSTRUCTIONS_CHARS_MAX, RETRACTION
+from handoff.operations.notification import VALUE_CHARS_MAX
+from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
+from handoff.server.protocol import build_server
+from handoff.settings import Settings
+from handoff.store.handoffs import WRITERS_MAX
+from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
+from tests.agents import Agent
+
+ADA, BOB = "a" * 100, "b" * 100
+KEY: Final = "k" * 255
+LONG: Final = "\x01"  # a character that takes six bytes of JSON
+METADATA: Final = {"m": "x" * (METADATA_BYTES_MAX - len('{"m":""}'))}
+INSTRUCTIONS: Final = LONG * INSTRUCTIONS_CHARS_MAX
+NOTE: Final = LONG * TEXT_CHARS_MAX
+WRITERS: Final = [ADA, BOB, *(f"{number:0100}" for number in range(WRITERS_MAX - 2))]
+
+
+@pytest.fixture
+async def serving(settings: Settings) -> AsyncGenerator[App]:
+    async with open_app(settings.model_copy(update={"admin": True})) as opened:
+        yield opened
+
+
+class World:
+    """Agents, and a session that is as large as one can be."""
+
+    def __init__(self, app: App, agent: Agent, db: asyncpg.Connection) -> None:
+        self.app, self.agent, self.db = app, agent, db
+
+    async def session(self, key: str = KEY, **metadata: str) -> dict[str, Any]:
+        """Register a session with the longest names and, by default, metadata; return the answer."""
+        arguments = {"session_key": key, "metadata": metadata or METADATA, "retention_policy": "extended"}
+        answer = await self.agent.ok("register_session", agent=ADA, **arguments)
+        await self.db.execute("UPDATE session SET writers = $1", WRITERS)
+        return answer
+
+    async def append(self, *entries: dict[str, Any], key: str = KEY) -> dict[str, Any]:
+        """Append to it; return the answer."""
+        return await self.agent.ok("update_context", agent=ADA, session_key=key, entries=list(entries))
+
+    async def offer(self, to: str = BOB, key: str = KEY) -> dict[str, Any]:
+        """Offer it; return the answer."""
+        arguments = {"instructions": INSTRUCTIONS, "request_type": "context_transfer", "deadline_minutes": 525_600}
+        return await self.agent.ok("request_handoff", agent=ADA, session_key=key, target_agent=to, **arguments)
+
+    async def held(self, to: str = BOB) -> dict[str, Any]:
+        """Offer the session and let another agent accept it; return the arguments of what it does next."""
+        handoff_id = (await self.offer(to))["handoff_id"]
+        return {"agent": to, "handoff_id": handoff_id, "token": await self.agent.accept(handoff_id, to)}
+
+    async def blocked(self) -> dict[str, Any]:
+        """The same, blocked for the longest reason."""
+        held = await self.held()
+        await self.agent.ok("resolve_handoff", **held, action="block", note=NOTE)
+        return held
+
+    async def entries(self) -> None:
+        """Fill the session with entries of all kinds, more than a brief or a summary shows."""
+        for number in range(3):
+            for type_ in ("decision", "message", "file", "tool_call", "summary", "system"):
+                metadata = [{"pinned": True}, {"question": True}, {"todo": True}, {}, {"path": LONG * 500}][number::3]
+                await self.append(
+                    *({"type": type_, "content": LONG * 5_000, "metadata": one} for one in metadata for _ in range(12))
+                )
+        await self.db.execute(
+            """INSERT INTO context_entry (session_id, sequence, type, content, size_bytes, content_hash, author, created_at)
+               SELECT id, last_sequence + n, 'message', 'x', 1, sha256('x'), lpad(n::text, 100, 'z'), now()
+                 FROM session, generate_series(1, 60) n"""
+        )
+
+
+Build = Callable[[World], Awaitable[dict[str, Any]]]
+
+
+async def register_session(world: World) -> dict[str, Any]:
+    return await world.session()
+
+
+async def update_context(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.append(*({"type": "message", "content": LONG} for _ in range(50)))
+
+
+async def large_entry(world: World) -> None:
+    """Append the largest entry: it supersedes as many as it can, and is withdrawn."""
+    await world.session()
+    await world.append(*({"type": "message", "content": "x"} for _ in range(32)))
+    large = {"type": "decision", "content": LONG * world.app.settings.content_bytes_max, "metadata": METADATA}
+    await world.append({**large, "supersedes": list(range(2, 34))})
+    await world.append({"type": "message", "content": "No.", "supersedes": [34], "metadata": {RETRACTION: True}})
+
+
+async def get_context(world: World) -> dict[str, Any]:
+    await large_entry(world)
+    arguments = {"session_key": KEY, "view": "entries", "after_sequence": 33, "limit": 100}
+    return await world.agent.ok("get_context", agent=ADA, **arguments)
+
+
+async def context(world: World) -> dict[str, Any]:
+    await large_entry(world)
+    return await world.agent.read(f"handoff://context/{KEY}?after=33&limit=100")
+
+
+async def brief(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.entries()
+    await world.offer()
+    return await world.agent.ok("get_context", agent=ADA, session_key=KEY, token_budget=20_000)
+
+
+async def search_context(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.append(*({"type": "message", "content": "alpha " + ("ж" * 30 + " ") * 300} for _ in range(50)))
+    return await world.agent.ok("search_context", agent=ADA, query="alpha", limit=50)
+
+
+async def request_handoff(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.entries()
+    return await world.offer()
+
+
+async def get_inbox(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.blocked()
+    return await world.agent.ok("get_inbox", agent=BOB)
+
+
+async def inbox(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.blocked()
+    return await world.agent.read(f"handoff://agents/{BOB}/inbox?limit=100")
+
+
+async def accept_handoff(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.entries()
+    handoff_id = (await world.offer())["handoff_id"]
+    return await world.agent.ok("accept_handoff", agent=BOB, handoff_id=handoff_id, token_budget=20_000)
+
+
+async def renew_handoff(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.ok("renew_handoff", **await world.blocked())
+
+
+async def resolve_handoff(world: World) -> dict[str, Any]:
+    await world.session()
+    held = await world.blocked()
+    await world.agent.ok("renew_handoff", **held)
+    return await world.agent.ok("resolve_handoff", **held, action="complete", note=NOTE)
+
+
+async def handoff(world: World) -> dict[str, Any]:
+    done = await resolve_handoff(world)
+    return await world.agent.read(f"handoff://handoffs/{done['handoff_id']}")
+
+
+async def lapse_handoff(world: World) -> dict[str, Any]:
+    await world.session()
+    held = await world.blocked()
+    return await world.agent.ok("lapse_handoff", handoff_id=held["handoff_id"])
+
+
+async def close_session(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.ok("close_session", agent=ADA, session_key=KEY)
+
+
+async def sessions(world: World) -> dict[str, Any]:
+    for number in range(100):
+        await world.session(f"{number:0255}", size="small, so that a page is full")
+    return await world.agent.read("handoff://sessions?limit=100")
+
+
+async def agent_sessions(world: World) -> dict[str, Any]:
+    for number in range(100):
+        await world.session(f"{number:0255}", size="small, so that a page is full")
+    return await world.agent.read(f"handoff://agents/{ADA}/sessions?limit=100")
+
+
+async def session(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.read(f"handoff://sessions/{KEY}")
+
+
+async def lifecycle(world: World) -> dict[str, Any]:
+    await world.session()
+    data = {"from": ADA, "to": BOB}
+    await world.db.execute(
+        """INSERT INTO event (session_id, kind, agent, at, data)
+           SELECT id, 'session.owner_changed', $1, now(), $2::text::jsonb FROM session, generate_series(1, 200)""",
+        ADA,
+        orjson.dumps(data).decode(),
+    )
+    return await world.agent.read(f"handoff://sessions/{KEY}/lifecycle?limit=100")
+
+
+async def summary(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.entries()
+    for _ in range(20):
+        await world.agent.ok("resolve_handoff", **await world.held(), action="complete", note=NOTE)
+    return await world.agent.read(f"handoff://summary/{KEY}")
+
+
+async def alerts(world: World) -> dict[str, Any]:
+    text = LONG * VALUE_CHARS_MAX
+    for number in range(3):
+        alert = {
+            "fingerprint": f"{number:064}",
+            "status": "firing",
+            "startsAt": "2026-11-29T00:00:00.123456Z",
+            "labels": dict.fromkeys(("alertname", "severity", "component"), text),
+            "annotations": dict.fromkeys(("summary", "description", "runbook_url", "dashboard_url"), text),
+        }
+        await world.app.alerts.store(orjson.dumps({"alerts": [alert]}))
+    return await world.agent.read("handoff://alerts?limit=100")
+
+
+async def health(world: World) -> dict[str, Any]:
+    await world.db.execute(
+        """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
+           SELECT now(), repeat('i', 100), 'circuit_breaker', 'unhealthy', 'degraded', 0.123456789, 0.123456789, 'requests',
+                  repeat('d', 200) FROM generate_series(1, 200)"""
+    )
+    await world.app.health._check()
+    if world.app.health._storing is not None:
+        await world.app.health._storing
+    return await world.agent.read("handoff://health?history=100")
+
+
+LARGEST: Final[dict[str, Build]] = {
+    "register_session": register_session,
+    "update_context": update_context,
+    "get_context view=brief": brief,
+    "get_context view=entries": get_context,
+    "search_context": search_context,
+    "request_handoff": request_handoff,
+    "get_inbox": get_inbox,
+    "accept_handoff": accept_handoff,
+    "renew_handoff": renew_handoff,
+    "resolve_handoff": resolve_handoff,
+    "close_session": close_session,
+    "lapse_handoff": lapse_handoff,
+    "handoff://sessions": sessions,
+    "handoff://sessions/{key}": session,
+    "handoff://sessions/{key}/lifecycle": lifecycle,
+    "handoff://context/{key}": context,
+    "handoff://summary/{key}": summary,
+    "handoff://agents/{agent}/inbox": inbox,
+    "handoff://agents/{agent}/sessions": agent_sessions,
+    "handoff://handoffs/{id}": handoff,
+    "handoff://health": health,
+    "handoff://alerts": alerts,
+}
+
+
+def test_every_tool_and_resource_states_the_size_of_its_largest_answer() -> None:
+    offered = {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} | {resource.path for resource in RESOURCES}
+
+    assert {name.split(" ")[0] for name in ANSWERS} == offered - NOT_LISTED
+    assert ANSWERS.keys() == LARGEST.keys()
+
+
+@pytest.mark.parametrize("name", LARGEST)
+async def test_the_largest_answer_is_as_large_as_documented(serving: App, db: asyncpg.Connection, name: str) -> None:
+    async with Client(build_server(serving)) as client:
+        answer = await LARGEST[name](World(serving, Agent(client), db))
+
+    size_bytes = len(to_json(answer))
+    assert 0.8 * ANSWERS[name].bytes_max < size_bytes <= ANSWERS[name].bytes_max
