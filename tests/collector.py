@@ -10,6 +10,7 @@ import orjson
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags
 
 
 class Collector:
@@ -52,14 +53,26 @@ class Collector:
         ]
 
     def metrics(self) -> dict[str, Any]:
+        """Return the metrics of the newest export that has values, by name."""
+        return next(
+            found for found in map(_metrics, reversed(self.bodies["metrics"])) if not all(map(has_ended, found.values()))
+        )
+
+    def last_metrics(self) -> dict[str, Any]:
         """Return the metrics of the newest export, by name."""
-        newest = ExportMetricsServiceRequest.FromString(self.bodies["metrics"][-1])
-        return {
-            metric.name: metric
-            for resource in newest.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
+        return _metrics(self.bodies["metrics"][-1])
+
+
+def _metrics(body: bytes) -> dict[str, Any]:
+    request = ExportMetricsServiceRequest.FromString(body)
+    found = [metric for resource in request.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics]
+    return {metric.name: metric for metric in found}
+
+
+def has_ended(metric: Any) -> bool:
+    """Whether all points of a metric say that their series have ended."""
+    points = getattr(metric, metric.WhichOneof("data")).data_points
+    return all(point.flags & DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK for point in points)
 
 
 class _Server(ThreadingHTTPServer):

@@ -26,7 +26,7 @@ _REDIS: Final = matcher(t.CACHE, "redis", "=")
 
 
 def _status(component: str) -> Prom:
-    return Prom(f'max({series(t.COMPONENT_STATUS)}{{component="{component}", service_name="handoff"}})')
+    return Prom(gauge(t.COMPONENT_STATUS, only=(f'component="{component}"', 'service_name="handoff"')))
 
 
 PAGE: Final = Page(

@@ -16,11 +16,11 @@ from grafana.source.panels import (
     table_panel,
     time_series,
 )
-from grafana.source.promql import gauge, label, quantile, rate, series
+from grafana.source.promql import gauge, quantile, rate
 from grafana.source.queries import Prom, Sql, percentiles
 from handoff.telemetry import metrics as t
 
-_WORST_STATUS: Final = f"max by ({label(t.COMPONENT)}) ({series(t.COMPONENT_STATUS)})"
+_WORST_STATUS: Final = gauge(t.COMPONENT_STATUS, t.COMPONENT)
 _FIRING: Final = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
 _CRITICAL: Final = 'ALERTS{alertstate="firing", severity="critical"}'
 _NOT_CRITICAL: Final = 'ALERTS{alertstate="firing", severity!="critical", alertname!="Watchdog"}'
@@ -51,7 +51,7 @@ PAGE: Final = Page(
                     "Health",
                     "Worst status of any component, as reported by the service and the worker.",
                     "short",
-                    Prom(f"max({series(t.COMPONENT_STATUS)})"),
+                    Prom(gauge(t.COMPONENT_STATUS)),
                     statuses=True,
                     width=3,
                     links={"Component health, below": link_to("overview")},
@@ -273,7 +273,7 @@ PAGE: Final = Page(
                     "Next certificate expiry",
                     "Time until the first certificate expires, of the addresses listed in CERTIFICATES. Empty while none is listed or none can be read.",
                     "s",
-                    Prom(f"min({series(t.CERTIFICATE_EXPIRY)}) - time()"),
+                    Prom(gauge(t.CERTIFICATE_EXPIRY, aggregate="min") + " - time()"),
                     width=6,
                     height=8,
                     no_value="none",

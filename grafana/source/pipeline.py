@@ -269,7 +269,7 @@ PAGE: Final = Page(
                     "Age of measurements",
                     "Time since the worker last measured the sessions, handoffs and inboxes in the database.",
                     "s",
-                    Prom(f"time() - max({series(t.MEASURED_AT)})", "age"),
+                    Prom("time() - " + gauge(t.MEASURED_AT), "age"),
                     width=6,
                 ),
                 time_series(

@@ -6,6 +6,7 @@ Names come from handoff.telemetry.metrics, so a dashboard can't query a metric t
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from handoff.telemetry import metrics
 from handoff.telemetry.instruments import Attribute, Counter, Histogram, Instrument
 
 _UNITS: Final = {"s": "_seconds", "By": "_bytes"}
@@ -68,11 +69,20 @@ def bucket_counts(histogram: Histogram, only: Sequence[str] = ()) -> str:
     return f"sum by (le) (increase({_selector(histogram, only, 'bucket')}[{WINDOW}]))"
 
 
+def live(vector: str, *, leader: bool = False) -> str:
+    """Only what processes say that are alive; with `leader`, only what the one that runs the jobs says."""
+    return f"{vector} and on (service_instance_id) handoff:{'leader' if leader else 'process'}:live"
+
+
 def gauge(
     instrument: Instrument,
     *by: Attribute | str,
     aggregate: Literal["max", "sum", "min"] = "max",
     only: Sequence[str] = (),
 ) -> str:
-    """Current value of a gauge, aggregated over all processes."""
-    return f"{aggregate}{_by(by)} ({_selector(instrument, only)})"
+    """Current value of a gauge, aggregated over all live processes; what only the leader knows, from the leader."""
+    leader = instrument in metrics.LEADERS
+    found = live(_selector(instrument, only), leader=leader)
+    if leader and aggregate == "sum":  # while one leader follows another, both may be alive
+        found = f"max{_by(instrument.attributes)} ({found})"
+    return f"{aggregate}{_by(by)} ({found})"

@@ -15,7 +15,7 @@ from grafana.source.panels import (
     table_panel,
     time_series,
 )
-from grafana.source.promql import bucket_counts, gauge, increase, label, quantile, rate, ratio, series
+from grafana.source.promql import bucket_counts, gauge, increase, label, live, quantile, rate, ratio, series
 from grafana.source.queries import Prom, percentiles
 from handoff.telemetry import metrics as t
 
@@ -23,6 +23,7 @@ _CALLS: Final = (TOOL_CALLS, *SELECTED)
 _TIMED: Final = (*_CALLS, EXCEPT_GET_INBOX)
 _INBOX_NOTE: Final = "get_inbox is left out because its calls may wait by design. Empty while only get_inbox is selected."
 _ON_INSTANCE: Final = ('service_instance_id=~"$instance"',)
+_MEMORY_USED: Final = 'process_memory_usage_bytes{service_name="handoff", service_instance_id=~"$instance"}'
 _TOOL: Final = label(t.TOOL)
 _CODE: Final = label(t.CODE)
 
@@ -239,12 +240,8 @@ PAGE: Final = Page(
                     "Process memory",
                     "Memory in use by the service, and its limit. With several processes selected, the largest of each.",
                     "bytes",
-                    Prom(
-                        'max(process_memory_usage_bytes{service_name="handoff", service_instance_id=~"$instance"})', "used"
-                    ),
-                    Prom(
-                        f'max({series(t.MEMORY_LIMIT)}{{service_name="handoff", service_instance_id=~"$instance"}})', "limit"
-                    ),
+                    Prom(f"max({live(_MEMORY_USED)})", "used"),
+                    Prom(gauge(t.MEMORY_LIMIT, only=('service_name="handoff"', *_ON_INSTANCE)), "limit"),
                     width=8,
                 ),
                 time_series(

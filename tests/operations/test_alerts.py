@@ -418,3 +418,24 @@ async def test_time_in_which_no_heartbeat_could_be_received_is_not_silence(
     assert (await heartbeat.read(db)).age_s == 0
     now += 10
     assert (await heartbeat.read(db)).age_s == 10
+
+
+async def test_time_asleep_is_not_silence(
+    settings: Settings, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake_s, wall = 1_000.0, 5_000.0
+    monkeypatch.setattr("handoff.operations.heartbeat.monotonic", lambda: awake_s)
+    monkeypatch.setattr("handoff.operations.heartbeat.time", lambda: wall)
+    heartbeat = Heartbeat(settings.model_copy(update={"heartbeat_interval_s": 10.0}))
+    await db.execute("UPDATE watchdog SET evaluated_at = now() - interval '8 hours'")
+    for _ in range(100):
+        awake_s, wall = awake_s + 10, wall + 10
+        await heartbeat.read(db)
+    assert (await heartbeat.read(db)).age_s == 1_000
+
+    awake_s, wall = awake_s + 1, wall + 8 * 3_600  # the machine slept, and the monotonic clock stood still
+    assert (await heartbeat.read(db)).age_s == 0
+    awake_s, wall = awake_s + 10, wall + 10
+    assert (await heartbeat.read(db)).age_s == 10
+    wall -= 3_600  # the clock was set back
+    assert (await heartbeat.read(db)).age_s == 0

@@ -15,7 +15,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 # The running stack must have all of these: test_rules.py checks those in rules, test_panels.py those in panels.
 FOREIGN: Final = {
     # Prometheus and Alertmanager, about themselves and their targets
-    "ALERTS", "up", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "ALERTS", "target_info", "up", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
     "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
     "prometheus_notifications_dropped_total", "prometheus_notifications_errors_total",
     "prometheus_rule_evaluation_failures_total", "prometheus_rule_group_last_duration_seconds",
@@ -42,6 +42,8 @@ ONLY_IN_THE_RUNBOOK: Final = {
 ONCE_A_QUEUE_WAS_FULL: Final = {
     f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
 }
+# Rules have used these only since the quiet hour was recorded; quiet.replay says which processes lived and which led.
+SINCE_THE_QUIET_HOUR: Final = {"handoff_worker_leader", "target_info"}
 ONLY_WHERE_THERE_IS_ONE: Final = {"handoff_certificate_expiry_timestamp_seconds", "handoff_db_slow_statements_total"}
 
 

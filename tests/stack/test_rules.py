@@ -19,6 +19,7 @@ from tests.stack.rules import (
     ONLY_IN_THE_RUNBOOK,
     ONLY_WHERE_THERE_IS_ONE,
     RULES,
+    SINCE_THE_QUIET_HOUR,
     alerts,
     declared,
     named,
@@ -65,7 +66,7 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_stays_quie
 
 def test_the_recorded_hour_has_all_series_that_rules_use_and_shows_agents_at_work() -> None:
     names = {it.partition("{")[0] for it in quiet.recorded()}
-    assert quiet.looked_at() - names == ONCE_A_QUEUE_WAS_FULL | ONLY_WHERE_THERE_IS_ONE
+    assert quiet.looked_at() - names == ONCE_A_QUEUE_WAS_FULL | ONLY_WHERE_THERE_IS_ONE | SINCE_THE_QUIET_HOUR
     calls = [
         it.split()
         for name, it in quiet.recorded().items()

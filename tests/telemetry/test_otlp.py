@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from handoff.context import App
 from handoff.telemetry import metrics
 from tests.agents import until
-from tests.collector import Collector
+from tests.collector import Collector, attributes, has_ended
 from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
 
@@ -72,6 +72,26 @@ def test_all_three_signals_arrive_and_agree(database_url: str, collector: Collec
     assert (wrote["tool"], wrote["agent"], wrote["session"], wrote["outcome"]) == ("update_context", "alice", "s", "ok")
     assert {"duration_ms", "request_bytes", "response_bytes"} <= set(wrote)
     assert b"rosebud" not in b"".join(collector.bodies["logs"] + collector.bodies["traces"] + collector.bodies["metrics"])
+
+
+def test_a_process_that_is_shut_down_ends_its_gauges_and_keeps_its_totals(database_url: str, collector: Collector) -> None:
+    service = start(database_url=database_url, telemetry="true", ops_port=0)
+    wait_until_ready(service)
+    calls(service, 3)
+    stop(service)
+
+    pushed, ended = collector.metrics(), collector.last_metrics()
+    gauges = {
+        name for name, it in pushed.items() if it.HasField("gauge") or (it.HasField("sum") and not it.sum.is_monotonic)
+    }
+    assert {"handoff.health.status", "handoff.build.info", "db.client.connection.count", "process.memory.usage"} <= gauges
+    assert ended.keys() == gauges
+    assert all(has_ended(it) for it in ended.values())
+    assert not any(has_ended(it) for it in pushed.values())
+    name = "db.client.connection.count"
+    points = [{str(attributes(point)): point for point in it[name].gauge.data_points} for it in (pushed, ended)]
+    assert points[0].keys() == points[1].keys()
+    assert all(points[1][key].time_unix_nano > it.time_unix_nano for key, it in points[0].items())
 
 
 @pytest.mark.parametrize("fault", ["down", "hanging", "refusing", "unavailable"])

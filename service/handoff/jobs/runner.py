@@ -32,18 +32,6 @@ JOB_S_MAX: Final = 60.0  # for one run: no job may keep the others from running 
 _TICK_S = 0.25
 _ASK_S = 2.0  # how often a follower tries to lead, and the leader renews its lease; well within LEASE_S
 _JITTER = 0.1
-_LEADERS_METRICS: Final = (
-    metrics.SESSIONS,
-    metrics.HANDOFFS_OPEN,
-    metrics.INBOX_DEPTH,
-    metrics.OLDEST_OFFER,
-    metrics.DEEPEST_INBOX,
-    metrics.PING_PONG,
-    metrics.MEASURED_AT,
-    metrics.WATCHDOG_AGE,
-    metrics.CERTIFICATE_EXPIRY,
-    metrics.CERTIFICATES_UNREADABLE,
-)
 
 
 async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
@@ -138,7 +126,7 @@ class _Lock:
         if leads != self.leads:
             log.info("worker.leads" if leads else "worker.follows")
             if not leads:  # gauges that this process no longer updates must not be exported
-                for instrument in _LEADERS_METRICS:
+                for instrument in metrics.LEADERS:
                     instrument.reset()
         self.leads = leads
         metrics.LEADER.set(leads)

@@ -1,7 +1,7 @@
 """How long Prometheus's heartbeat has been missing, which its rule Watchdog sends through Alertmanager."""
 
 from datetime import datetime
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple
 
 from handoff.settings import Settings
@@ -28,13 +28,14 @@ class Heartbeat:
 
     A heartbeat counts as missing only for as long as this process could have received it. It is read at least every
     `heartbeat_interval_s`. After a gap of three intervals, the time starts again, because the database or the process itself
-    was down.
+    was down, the machine slept (the monotonic clock stands still then), or its clock was set.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.timeout_s = settings.watchdog_timeout_s
         self._gap_s = 3 * settings.heartbeat_interval_s
         self._listening_since = self._read_at = monotonic()
+        self._wall_at = time()
 
     @property
     def is_expected(self) -> bool:
@@ -44,10 +45,10 @@ class Heartbeat:
     async def read(self, conn: Connection) -> HeartbeatState:
         """Read the newest heartbeat from the database and judge its age."""
         row = await alerts.watchdog(conn)
-        now = monotonic()
-        if now - self._read_at > self._gap_s:
+        now, wall = monotonic(), time()
+        if max(now - self._read_at, abs(wall - self._wall_at)) > self._gap_s:
             self._listening_since = now
-        self._read_at = now
+        self._read_at, self._wall_at = now, wall
         listened_s = now - self._listening_since
         received_s: float | None = row["age_s"]
         age_s = listened_s if received_s is None else min(max(received_s, 0.0), listened_s)

@@ -185,6 +185,19 @@ SIGNAL_DROPPED: Final = Counter(
 )
 SIGNAL_AWAY: Final = Gauge("handoff.telemetry.away", "s", "How long the receiver has not answered.", SIGNAL)
 
+# What only the leader knows. A process that stops leading no longer exports these, and queries take them from the leader.
+LEADERS: Final[tuple[Instrument, ...]] = (
+    SESSIONS,
+    HANDOFFS_OPEN,
+    INBOX_DEPTH,
+    OLDEST_OFFER,
+    DEEPEST_INBOX,
+    PING_PONG,
+    MEASURED_AT,
+    WATCHDOG_AGE,
+    CERTIFICATE_EXPIRY,
+    CERTIFICATES_UNREADABLE,
+)
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)
 )

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Any, Final
 from uuid import uuid4
 
 import structlog
 from opentelemetry.distro import OpenTelemetryDistro
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -27,7 +28,9 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.instrumentation.system_metrics.environment_variables import OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Metric
 from opentelemetry.sdk.environment_variables import (
     OTEL_BLRP_MAX_QUEUE_SIZE,
     OTEL_BSP_MAX_QUEUE_SIZE,
@@ -185,12 +188,17 @@ def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
 
 
 class _PushedMetrics(OTLPMetricExporter):
-    """Pushes all metrics by OTLP. They are cumulative, so a failed push loses only the values of that moment."""
+    """Pushes all metrics by OTLP. They are cumulative, so a failed push loses only the values of that moment.
+
+    After the last push, it ends the gauges. Otherwise a back end would count what this process held as if it still did:
+    Prometheus for five minutes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._pushes = 0
         self._away_since: float | None = None
+        self._last: sdk.MetricsData | None = None
 
     def state(self) -> Shipment:
         """The number of pushes so far. A failed one does not count as dropped, because the next one includes its values."""
@@ -202,7 +210,8 @@ class _PushedMetrics(OTLPMetricExporter):
     ) -> sdk.MetricExportResult:
         """Push the SDK's metrics together with ours."""
         try:
-            result = super().export(_with_ours(metrics_data), timeout_millis)
+            self._last = _with_ours(metrics_data)
+            result = super().export(self._last, timeout_millis)
         except Exception as error:  # noqa: BLE001 - the reader would log it and go on, and nobody would know
             log.warning("telemetry.export_failed", signal="metrics", error=type(error).__name__)
             result = sdk.MetricExportResult.FAILURE
@@ -216,6 +225,35 @@ class _PushedMetrics(OTLPMetricExporter):
         if was_away == taken:
             _log_change("metrics", not taken, 0)
         return result
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """End the gauges that were pushed last, if the receiver answers, and stop."""
+        last, self._last = self._last, None
+        if last is not None and self._away_since is None:
+            try:
+                _post(self, _ended(encode_metrics(last)).SerializeToString())
+            except Exception as error:  # noqa: BLE001 - the process ends either way
+                log.warning("telemetry.export_failed", signal="metrics", error=type(error).__name__)
+        super().shutdown(timeout_millis)
+
+
+def _ended(request: ExportMetricsServiceRequest) -> ExportMetricsServiceRequest:
+    """Turn gauges into points without a value, which say that their series have ended. Totals keep their last value."""
+    now = time_ns()
+    for scope in (scope for group in request.resource_metrics for scope in group.scope_metrics):
+        gauges = [metric for metric in scope.metrics if metric.HasField("gauge") or _goes_up_and_down(metric)]
+        for metric in gauges:
+            for point in metric.gauge.data_points if metric.HasField("gauge") else metric.sum.data_points:
+                point.ClearField("value")
+                point.flags = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
+                point.time_unix_nano = now
+        del scope.metrics[:]
+        scope.metrics.extend(gauges)
+    return request
+
+
+def _goes_up_and_down(metric: Metric) -> bool:
+    return metric.HasField("sum") and not metric.sum.is_monotonic
 
 
 class _Forwarded(SpanProcessor):
@@ -267,7 +305,7 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
     return _post(exporter, request.SerializeToString())
 
 
-def _post(exporter: OTLPSpanExporter | OTLPLogExporter, body: bytes) -> Verdict:
+def _post(exporter: OTLPSpanExporter | OTLPLogExporter | OTLPMetricExporter, body: bytes) -> Verdict:
     """Send with the exporter's own client, which honours the OTEL_* variables.
 
     The public `export` does not say whether a retry can help, so this uses a private attribute. pyproject.toml caps the

@@ -189,6 +189,16 @@ def disk_filling(stack: Stack, volume: str, of_bytes: int, takes_s: float) -> Ge
 
 
 @contextmanager
+def not_measured(stack: Stack) -> Generator[None]:
+    """The collector's role may not log in to Postgres."""
+    stack.sql("ALTER ROLE otel NOLOGIN", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'otel'")
+    try:
+        yield
+    finally:
+        stack.sql("ALTER ROLE otel LOGIN")
+
+
+@contextmanager
 def no_cache_access(stack: Stack) -> Generator[None]:
     """Redis answers, but denies the service its commands."""
     redis_cli(stack, "acl setuser default -get -set")

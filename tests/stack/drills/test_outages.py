@@ -16,6 +16,7 @@ from tests.stack.drills.faults import (
     file_added,
     hanging_proxy,
     memory_short,
+    not_measured,
     pager_refuses,
     stopped,
 )
@@ -156,6 +157,12 @@ def test_a_stuck_worker_raises_alerts(drill: Drill) -> None:
                 muted=("HandoffWorkerJobFailing",),
             )
         ]
+    )
+
+
+def test_a_collector_that_may_not_measure_postgres_raises_an_alert(drill: Drill) -> None:
+    drill.do(
+        [Fault("collector's role may not log in to Postgres", lambda it: not_measured(it.stack), ("HandoffScraperFailing",))]
     )
 
 
