@@ -64,6 +64,16 @@ async def test_a_body_that_is_refused_or_cut_off_is_held_no_longer() -> None:
     assert await held(bodies, "ada", MIB, MIB) == 2 * MIB
 
 
+async def test_requests_without_a_body_leave_those_of_the_same_caller_alone() -> None:
+    bodies = Bodies(SETTINGS)
+    for size in (0, 0, 1):
+        await held(bodies, "ada", size)
+    for size in (1, 0, 0):
+        bodies.give_back(size, "ada")
+
+    assert await held(bodies, "ada", 2 * MIB) == 2 * MIB
+
+
 async def test_a_body_that_is_announced_but_has_not_come_takes_no_room() -> None:
     bodies = Bodies(SETTINGS)
     announced = {"content-length": str(2 * MIB)}

@@ -60,7 +60,7 @@ class Bodies:
     def give_back(self, size_bytes: int, caller: str | None) -> None:
         """No longer hold a body of this size."""
         self._held -= size_bytes
-        if caller is not None:
+        if caller is not None and size_bytes:
             left = self._of[caller] - size_bytes
             if left:
                 self._of[caller] = left
@@ -72,7 +72,7 @@ class Bodies:
             raise BodyRefused("body")
         self._check(more, caller, bytes_max)
         self._held += more
-        if caller is not None:
+        if caller is not None and more:
             self._of[caller] = self._of.get(caller, 0) + more
 
     def _check(self, more: int, caller: str | None, bytes_max: int) -> None:
