@@ -8,12 +8,13 @@ import orjson
 import pytest
 from mcp import Client
 
-from docs.source.answers import ANSWERS, NOT_LISTED
+from docs.source.answers import ANSWERS
 from handoff.app import open_app
 from handoff.context import App
 from handoff.encoding import to_json
 from handoff.model import INSTRUCTIONS_CHARS_MAX, RETRACTION
 from handoff.operations.notification import VALUE_CHARS_MAX
+from handoff.resources.operations import selected
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
@@ -274,8 +275,26 @@ LARGEST: Final[dict[str, Build]] = {
 def test_every_tool_and_resource_states_the_size_of_its_largest_answer() -> None:
     offered = {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} | {resource.path for resource in RESOURCES}
 
-    assert {name.split(" ")[0] for name in ANSWERS} == offered - NOT_LISTED
-    assert ANSWERS.keys() == LARGEST.keys()
+    assert {name.split(" ")[0] for name in ANSWERS} == offered
+    assert ANSWERS.keys() - {"handoff://metrics"} == LARGEST.keys()
+
+
+def test_metrics_are_selected_by_name_and_what_is_left_out_is_counted() -> None:
+    lines = [f"# HELP a_{number}_total A thing.\na_{number}_total 1.0\n" for number in range(5_000)]
+    lines = "".join(lines).splitlines(keepends=True)
+    buckets = ["# HELP b_seconds Durations.\n", 'b_seconds_bucket{le="1.0"} 1.0\n', "b_seconds_sum 0.5\n"]
+
+    text = selected(lines, "")
+    assert 0.8 * ANSWERS["handoff://metrics"].bytes_max < len(text) <= ANSWERS["handoff://metrics"].bytes_max
+    *kept, last = text.splitlines(keepends=True)
+    assert kept == lines[: len(kept)]
+    assert last.startswith(f"# {len(lines) - len(kept)} lines were left out.")
+    assert selected([*lines, *buckets], "b_") == "".join(buckets)
+    assert selected(buckets, "").splitlines()[-2:] == [
+        "b_seconds_sum 0.5",
+        "# 1 lines were left out. Read handoff://metrics?name=NAME for fewer metrics.",
+    ]
+    assert selected(lines, "c").startswith("# No metric has a name that begins with 'c'.")
 
 
 @pytest.mark.parametrize("name", LARGEST)

@@ -19,7 +19,6 @@ _PAGE: Final = "`HANDOFF_PAGE_BYTES_MAX`"
 _TEXTS: Final = "each text cut to 1,000 characters; `handoff://handoffs/{id}` has all of it"
 _ENTRIES: Final = f"{_PAGE}, or one entry of `HANDOFF_CONTENT_BYTES_MAX` with its metadata"
 
-NOT_LISTED: Final = frozenset({"handoff://metrics"})
 ANSWERS: Final[dict[str, Answer]] = {
     "register_session": Answer(18_000, _SESSION),
     "update_context": Answer(4_000, "entries per call"),
@@ -50,6 +49,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://agents/{agent}/sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
     "handoff://health": Answer(55_000, "`history`"),
+    "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://alerts": Answer(340_000, f"{_PAGE}, or one alert with texts of 8,000 characters", "`next_cursor`"),
 }
 

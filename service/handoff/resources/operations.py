@@ -1,13 +1,17 @@
 """The state of the service as resources: its health and, with the scope `admin`, its metrics."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
 from handoff.context import Call
 from handoff.errors import Conflict
 from handoff.operations.health import HISTORY_MAX
-from handoff.resources.contract import NoQuery, Query, Resource
+from handoff.resources.contract import Query, Resource
+
+METRICS_BYTES_MAX: Final = 32 << 10  # about 12,000 tokens
 
 
 class HealthQuery(Query):
@@ -22,15 +26,37 @@ async def read_health(call: Call, _: dict[str, str], query: HealthQuery) -> dict
     return call.app.health.report(query.history)
 
 
-async def read_metrics(call: Call, _: dict[str, str], __: NoQuery) -> str:
-    """The metrics in Prometheus's text format. Raises Conflict where telemetry is off."""
+class MetricsQuery(Query):
+    """Selects metrics by the beginning of their names in Prometheus."""
+
+    name: Annotated[str, Field(max_length=100)] = ""
+
+
+async def read_metrics(call: Call, _: dict[str, str], query: MetricsQuery) -> str:
+    """The metrics in Prometheus's text format, at most METRICS_BYTES_MAX. Raises Conflict where telemetry is off."""
     if call.app.signals is None:
         raise Conflict(
             "telemetry_off",
             "There are no metrics, because telemetry is off in this process.",
             "Continue without them. The operator can turn them on with HANDOFF_TELEMETRY=true.",
         )
-    return call.app.signals.exposition().decode()
+    return selected(call.app.signals.exposition().decode().splitlines(keepends=True), query.name)
+
+
+def selected(lines: Sequence[str], name: str) -> str:
+    """The lines of the metrics whose names begin with `name`, and a last line that counts those left out.
+
+    Left out are the buckets of histograms, unless `name` selects some metrics, and what would exceed METRICS_BYTES_MAX.
+    """
+    found = [line for line in lines if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(name)]
+    if not found:
+        return f"# No metric has a name that begins with {name!r}. Read handoff://metrics for the names.\n"
+    wanted = found if name else [line for line in found if 'le="' not in line]
+    sizes = accumulate(len(line.encode()) for line in wanted)
+    kept = wanted[: sum(size <= METRICS_BYTES_MAX for size in sizes)]
+    if len(kept) < len(found):
+        kept.append(f"# {len(found) - len(kept)} lines were left out. Read handoff://metrics?name=NAME for fewer metrics.\n")
+    return "".join(kept)
 
 
 HEALTH = Resource(
@@ -43,8 +69,9 @@ HEALTH = Resource(
 METRICS = Resource(
     "handoff://metrics",
     "metrics",
-    "The service's metrics in Prometheus's text format. Needs the scope admin.",
-    NoQuery,
+    f"The service's metrics in Prometheus's text format, at most {METRICS_BYTES_MAX >> 10} KiB of those whose names begin "
+    "with `name`. Without `name`, histograms have no buckets. Needs the scope admin.",
+    MetricsQuery,
     read_metrics,
     scope="admin",
     mime_type="text/plain",
