@@ -46,6 +46,26 @@ async def test_one_of_several_processes_runs_the_jobs_and_another_takes_over(set
         scopes["two"].cancel()
 
 
+async def test_a_process_that_leads_again_runs_its_hourly_jobs_at_once(settings: Settings, db: asyncpg.Connection) -> None:
+    ran: list[int] = []
+
+    async def measure_something(_: App) -> None:
+        metrics.CERTIFICATE_EXPIRY.set(1.0)
+        ran.append(1)
+
+    async with open_app(settings.model_copy(update={"settle_interval_s": 0.02})) as app, anyio.create_task_group() as group:
+        group.start_soon(run_jobs, app, [Job("certificates", lambda _: 3_600, measure_something)])
+        await until(lambda: len(ran) > 0)
+        before = len(ran)
+        await db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'handoff-jobs'"
+            " AND datname = current_database()"
+        )
+        await until(lambda: len(ran) > before)
+        assert metrics.CERTIFICATE_EXPIRY.value() == 1.0
+        group.cancel_scope.cancel()
+
+
 async def test_a_job_that_fails_is_logged_counted_and_retried(settings: Settings, logged: list[dict[str, Any]]) -> None:
     tries: list[int] = []
 

@@ -35,13 +35,19 @@ _JITTER = 0.1
 
 
 async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
-    """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits."""
+    """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits.
+
+    A process that begins to lead runs each of them at once: it has no values of what only the leader measures.
+    """
     lock = _Lock(app.settings)
     keeping = asyncio.create_task(lock.keep())
     due = {job.name: 0.0 for job in jobs}
+    term = 0
     try:
         while True:
             for job in jobs:
+                if lock.term != term:
+                    term, due = lock.term, dict.fromkeys(due, 0.0)
                 if lock.leads and monotonic() >= due[job.name] and await lock.held():
                     await _run(app, job)
                     every_s = job.every_s(app.settings)
@@ -112,6 +118,7 @@ class _Lock:
         self._conn: asyncpg.Connection | None = None
         self._one_at_a_time = asyncio.Lock()
         self.leads = False  # as the database said last
+        self.term = 0  # how often this process has begun to lead
 
     async def keep(self) -> None:
         """Try to lead, and go on leading, until cancelled."""
@@ -125,7 +132,9 @@ class _Lock:
             leads = await self._ask()
         if leads != self.leads:
             log.info("worker.leads" if leads else "worker.follows")
-            if not leads:  # gauges that this process no longer updates must not be exported
+            if leads:
+                self.term += 1
+            else:  # gauges that this process no longer updates must not be exported
                 for instrument in metrics.LEADERS:
                     instrument.reset()
         self.leads = leads
