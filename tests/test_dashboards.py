@@ -36,6 +36,16 @@ def every_panel() -> list[tuple[str, Json]]:
     return [(f"{page['title']} / {it['title']}", it) for page in dashboards().values() for it in panels.panels(page)]
 
 
+def thresholds() -> dict[str, float]:
+    """The limits of the alerts, by name."""
+    return {
+        it["labels"]["of"]: float(str(it["expr"])[7:-1])
+        for group in yaml.safe_load((ROOT / "prometheus/rules/thresholds.yml").read_text())["groups"]
+        for it in group["rules"]
+        if it["record"] == "handoff:threshold"
+    }
+
+
 def urls(node: Any) -> list[str]:
     """Each address that stands somewhere below a panel or a page."""
     if isinstance(node, dict):
@@ -295,11 +305,6 @@ def test_no_panel_shows_what_a_role_may_not_see() -> None:
 
 
 def test_the_thresholds_drawn_are_those_of_the_alerts() -> None:
-    of = {
-        it["labels"]["of"]: float(str(it["expr"])[7:-1])
-        for group in yaml.safe_load((ROOT / "prometheus/rules/thresholds.yml").read_text())["groups"]
-        for it in group["rules"]
-        if it["record"] == "handoff:threshold"
-    }
+    of = thresholds()
     (failed,) = [it for name, it in every_panel() if name == "Overview / Failed calls"]
     assert failed["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == of["error_ratio"]

@@ -2,12 +2,10 @@
 
 import re
 
-import yaml
-
 from tests.stack.bundle import ROOT
 from tests.stack.panels import Json, dashboards, questions
 from tests.stack.rules import alerts
-from tests.test_dashboards import WIDTH, every_panel
+from tests.test_dashboards import WIDTH, every_panel, thresholds
 
 
 def _overrides(panel: Json, name: str) -> Json:
@@ -62,12 +60,7 @@ def _steps(panel: Json) -> list[Json]:
 
 
 def test_red_is_only_what_a_critical_alert_would_say() -> None:
-    of = {
-        it["labels"]["of"]: float(str(it["expr"])[7:-1])
-        for group in yaml.safe_load((ROOT / "prometheus/rules/thresholds.yml").read_text())["groups"]
-        for it in group["rules"]
-        if it["record"] == "handoff:threshold"
-    }
+    of = thresholds()
     critical = {
         of[name]
         for it in alerts().values()
