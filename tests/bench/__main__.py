@@ -28,6 +28,7 @@ from mcp import Client
 
 from handoff.cli.embedded import ensure_database, postgres
 from tests.bench.load import META
+from tests.processes import PATIENCE_S
 
 TOKEN = "bench-token"
 LOGGED, OBSERVED = "with a log line", "with telemetry"  # telemetry off and on; one log line per call in both
@@ -263,7 +264,7 @@ async def _sessions(port: int, count: int) -> list[str]:
     from mcp.client.streamable_http import streamable_http_client
 
     async with (
-        httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE_S) as http,
         Client(streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)) as client,
     ):
         keys = [f"bench-{number}" for number in range(count)]

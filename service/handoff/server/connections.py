@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from handoff.encoding import to_json
 from handoff.server.asgi import CLOSE, RETRY_LATER, refuse
+from handoff.server.one_write import OneWrite
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
@@ -77,7 +78,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Join the others, if there is room."""
-        super().connection_made(transport)
+        super().connection_made(cast("Any", OneWrite(transport)))
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -142,6 +143,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on reading. The time for which the connection may stay idle is taken by `check`, without a timer."""
         self.server_state.total_requests += 1
+        self.transport.flush()  # pyright: ignore[reportAttributeAccessIssue] - OneWrite has it
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
