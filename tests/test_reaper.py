@@ -12,10 +12,11 @@ import subprocess, tempfile, time
 from pathlib import Path
 from handoff.cli.embedded import postgres
 from tests import reaper
+from tests.processes import passable_folder
 
 reaper.start()
 started = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-with postgres(Path(tempfile.mkdtemp())):
+with passable_folder() as folder, postgres(folder):
     print(tempfile.gettempdir(), started.pid, flush=True)
     time.sleep(1000)
 """

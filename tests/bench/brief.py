@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from mcp import Client
@@ -37,6 +36,7 @@ from tests.bench.sessions import (
     truth_of,
     write,
 )
+from tests.processes import passable_folder
 
 BUDGETS: Final = (500, 1_500, 3_000, TOKENS_DEFAULT, 5_000)
 HELD_CHARS: Final = 200  # a text that is cut counts as held if this much of it is shown
@@ -156,7 +156,7 @@ def main() -> int:
         except FileNotFoundError as missing:
             print(f"There is no {missing.filename}. A recorded session is a folder with session.jsonl and offer.json.")
             return 2
-    with TemporaryDirectory(prefix="handoff-bench-") as folder, postgres(Path(folder)) as url:
+    with passable_folder() as folder, postgres(folder) as url:
         made = asyncio.run(_measure_all(asyncio.run(ensure_database(url)), scripts))
     print(made, end="")
     if options.write:

