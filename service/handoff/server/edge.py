@@ -31,6 +31,7 @@ from handoff.server.asgi import (
     CLOSE,
     RETRY_LATER,
     Allowed,
+    Refusals,
     RequestCutOff,
     accepts_json,
     disconnected,
@@ -38,15 +39,15 @@ from handoff.server.asgi import (
     has_duplicates,
     host_names,
     read_body,
-    refuse,
     replay,
     respond,
 )
 from handoff.server.auth import Tokens
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.record import JSONRPC_NAMES
 from handoff.settings import Settings
-from handoff.telemetry import metrics
-from handoff.telemetry.calls import Arrival
+from handoff.telemetry import metrics, spans
+from handoff.telemetry.calls import Arrival, AttributeValue
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +60,19 @@ _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
 _JSON_DEPTH_MAX: Final = 512  # Python 3.11 reads a little less than 1,000 levels, orjson 1,024, Python 3.14 many more
+_REFUSED: Final = 400  # the lowest status of a request that is refused
 JSON_VALUES_MAX: Final = 50_000  # names included; more would hold up the event loop for too long to parse
 _TOO_DEEP: Final = to_json(  # worded as the SDK refuses JSON that it can't parse
     {"jsonrpc": "2.0", "id": None, "error": {"code": types.PARSE_ERROR, "message": "Parse error"}}
 )
+
+
+def _reason(status: int, answer: bytes) -> str:
+    """Why the SDK has refused a request: the name of the JSON-RPC error in its answer or, without one, its status."""
+    try:
+        return JSONRPC_NAMES[orjson.loads(answer)["error"]["code"]]
+    except (ValueError, KeyError, TypeError):
+        return f"http_{status}"
 
 
 class Edge:
@@ -80,6 +90,7 @@ class Edge:
         stateless: bool = True,
         json_response: bool = True,
     ) -> None:
+        self.refusals = Refusals()
         self._settings = settings
         self._tokens = tokens
         self._readiness = readiness
@@ -114,28 +125,37 @@ class Edge:
         try:
             status = await self._answer(scope, receive, send)
         finally:
-            metrics.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
+            duration_s = monotonic() - received
+            metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), scope["path"])
+            arrival: Arrival | None = scope.get("handoff.arrival")
+            if arrival is not None and arrival.kept is not None and (tracer := spans.tracer()) is not None:
+                about: dict[str, AttributeValue] = {"url.scheme": scope.get("scheme", ""), "url.path": scope["path"]}
+                method = metrics.HTTP_METHOD.allowed(scope["method"])
+                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, about, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
         headers = {name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]}
         if len(headers) != len(scope["headers"]) and has_duplicates(scope["headers"]):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 400,
                 "header_twice",
                 "A request can have only one Host, one Origin and one Authorization header. Send each once.",
             )
         if not self._hosts.holds(headers.get("host", "")):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 421,
                 "host_not_allowed",
                 "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
             )
         if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 403,
                 "origin_not_allowed",
@@ -149,19 +169,26 @@ class Edge:
             return await respond(send, 200 if problem is None else 503, to_json(state))
         is_notification = scope["path"] in self._notified
         if not is_notification and scope["path"] != MCP_PATH:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 404,
                 "not_found",
                 f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
             )
         if is_notification and scope["method"] != "POST":
-            return await refuse(
-                send, 405, "method_not_allowed", "This path accepts only POST requests, from Alertmanager.", ALLOW_POST
+            return await self.refusals.refuse(
+                scope,
+                send,
+                405,
+                "method_not_allowed",
+                "This path accepts only POST requests, from Alertmanager.",
+                ALLOW_POST,
             )
         caller = self._caller(headers)
         if caller is None:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 401,
                 "unauthorized",
@@ -170,7 +197,7 @@ class Edge:
             )
         if is_notification:
             return await self._notification(scope, receive, send, headers, caller)
-        scope["handoff.caller"], scope["handoff.headers"] = caller, headers
+        scope["handoff.caller"] = caller
         return await self._mcp(scope, receive, send, headers, caller)
 
     async def _notification(
@@ -178,15 +205,20 @@ class Edge:
     ) -> int:
         """Answer a notification from Alertmanager, once it is stored."""
         if "alerts" not in caller.scopes:
-            return await refuse(
-                send, 403, "scope_missing", "This token lacks the scope alerts. Add it to the token in the tokens file."
+            return await self.refusals.refuse(
+                scope,
+                send,
+                403,
+                "scope_missing",
+                "This token lacks the scope alerts. Add it to the token in the tokens file.",
             )
         try:
             body = await read_body(receive, headers, BODY_BYTES_MAX)
         except RequestCutOff:
             return 0
         if body is None:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 413,
                 "body_too_large",
@@ -195,7 +227,8 @@ class Edge:
             )
         too_much = excess(body, values_max=VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
         if too_much == "levels":
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 400,
                 "invalid_notification",
@@ -203,7 +236,8 @@ class Edge:
                 "Send notifications in the format of Alertmanager's webhook, version 4.",
             )
         if too_much == "values":
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 413,
                 "too_many_values",
@@ -215,7 +249,7 @@ class Edge:
         except Unavailable as error:
             return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
         except HandoffError as error:
-            return await refuse(send, 400, error.code, f"{error.message} {error.hint}")
+            return await self.refusals.refuse(scope, send, 400, error.code, f"{error.message} {error.hint}")
         except Exception:
             log.exception("alert.failed", path=scope["path"])
             return await respond(
@@ -238,20 +272,22 @@ class Edge:
         except RequestCutOff:  # an unfinished request must not take effect
             return 0
         if body is None:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 413,
                 "body_too_large",
                 f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
                 CLOSE,
             )
-        received = scope["handoff.received"] = monotonic()  # how long the client took to send it is not the call's time
-        if (refused := await _refuse_excess(send, body)) is not None:
+        # How long the client took to send it is not the call's time.
+        arrival = scope["handoff.arrival"] = Arrival(monotonic(), None, headers, len(body))
+        if (refused := await self._refuse_excess(scope, send, body)) is not None:
             return refused
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
-            arrival = Arrival(received, params["_meta"], headers, len(body))
+            arrival.meta, arrival.request_id = params["_meta"], request["id"]
             try:
                 reply = await self._call_tool(
                     caller, params["name"], params.get("arguments") or {}, arrival, partial(disconnected, receive)
@@ -262,18 +298,25 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
+        return await self._by_sdk(scope, receive, send, body, arrival)
+
+    async def _by_sdk(self, scope: Scope, receive: Receive, send: Send, body: bytes, arrival: Arrival) -> int:
+        """Let the SDK answer a request; return the status, or 0 if none was sent."""
         scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(disconnected, receive)
-        status = 0
+        status, answer = 0, b""
 
         async def send_noting_status(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answer
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif status >= _REFUSED and not answer:
+                answer = message.get("body", b"")
             await send(message)
 
         await self._sdk(scope, replay(body, receive), send_noting_status)
+        if status >= _REFUSED and not arrival.has_ended:  # it has become no call, so nothing else tells of it
+            self.refusals.count(_reason(status, answer), status=status, path=MCP_PATH)
         return status
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
@@ -321,17 +364,18 @@ class Edge:
             self._end[reply.is_error],
         )
 
-
-async def _refuse_excess(send: Send, body: bytes) -> int | None:
-    """Refuse a body that would cost too much to parse; return the status, or None if there is no reason to."""
-    too_much = excess(body, values_max=JSON_VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
-    if too_much is None:
-        return None
-    if too_much == "levels":
-        return await respond(send, 400, _TOO_DEEP)
-    return await refuse(
-        send,
-        413,
-        "too_many_values",
-        f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
-    )
+    async def _refuse_excess(self, scope: Scope, send: Send, body: bytes) -> int | None:
+        """Refuse a body that would cost too much to parse; return the status, or None if there is no reason to."""
+        too_much = excess(body, values_max=JSON_VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
+        if too_much is None:
+            return None
+        if too_much == "levels":
+            self.refusals.count("parse_error", path=scope["path"])
+            return await respond(send, 400, _TOO_DEEP)
+        return await self.refusals.refuse(
+            scope,
+            send,
+            413,
+            "too_many_values",
+            f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
+        )

@@ -45,6 +45,10 @@ class Arrival:
     meta: Mapping[str, Any] | None = None
     headers: Mapping[str, str] | None = None
     size_bytes: int = 0
+    request_id: str | int | None = None
+    protocol_version: str | None = None
+    has_ended: bool = False  # whether the call that arrived has been recorded
+    kept: "CallRecord | None" = None  # the call's record, if its trace is kept
 
     @property
     def transport(self) -> str:
