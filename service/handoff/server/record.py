@@ -52,6 +52,7 @@ JSONRPC_NAMES: Final = {
     HEADER_MISMATCH: "header_mismatch",
     UNSUPPORTED_PROTOCOL_VERSION: "unsupported_protocol_version",
 }
+_NOTHING: Final[dict[str, AttributeValue | None]] = {}
 _OUR_FAULTS: Final = frozenset({"internal", "unavailable", "overloaded"})  # as in the rules for the error budget
 
 
@@ -121,6 +122,7 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
             session=subject.session,
             handoff=subject.handoff,
             cause=subject.cause,
+            **(record.noted or _NOTHING),
         )
     elif code and code != CANCELLED:
         write = log.error if error else log.warning

@@ -68,6 +68,7 @@ class CallRecord:
     http_parent: SpanContext | None = None
     operations: list[Operation] = field(default_factory=list[Operation])
     links: list[Link] = field(default_factory=list[Link])
+    noted: dict[str, AttributeValue | None] | None = None  # further fields of the call's log line
 
     def add(self, operation: Operation) -> None:
         """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""
