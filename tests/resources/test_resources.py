@@ -1,12 +1,18 @@
 """Resources, which clients read without calling a tool."""
 
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import pytest
 
+from handoff.context import App
+from handoff.model import ALL_SCOPES, Caller
+from handoff.resources.operations import METRICS_BYTES_MAX
+from handoff.server.calls import Failure, read_resource
 from handoff.server.catalog import RESOURCES
+from handoff.telemetry.calls import Arrival
 from tests.agents import Agent
 
 
@@ -21,6 +27,30 @@ async def pages(agent: Agent, uri: str, name: str) -> list[dict[str, Any]]:
         if cursor is None:
             return items
     raise AssertionError("the list does not end")
+
+
+async def test_metrics_are_bounded_and_can_be_selected_by_name(
+    app: App, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(uri: str) -> str:
+        admin = Caller(None, ALL_SCOPES)
+        result = await read_resource(app, admin, uri, Arrival(monotonic()))
+        assert not isinstance(result, Failure), result
+        return result[0].decode()
+
+    await agent.session()  # without telemetry, there are metrics all the same
+    selected = await read("handoff://metrics?name=handoff_context_entries")
+    assert "handoff_context_entries_total{" in selected
+    assert {line.split()[2] for line in selected.splitlines() if line.startswith("# HELP")} == {
+        "handoff_context_entries_total"
+    }
+    assert len((await read("handoff://metrics")).encode()) < METRICS_BYTES_MAX + 8_192  # and the names of the rest
+    monkeypatch.setattr("handoff.resources.operations.METRICS_BYTES_MAX", 2_000)
+    shortened = await read("handoff://metrics")
+    assert len(shortened.encode()) < 2_000 + 8_192
+    assert "handoff_context_entries_total" in shortened.splitlines()[-1]
+    assert shortened.splitlines()[-1].endswith("Read handoff://metrics?name=NAME for one of them.")
+    assert (await read("handoff://metrics?name=nothing")).startswith("# No metric")
 
 
 async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:

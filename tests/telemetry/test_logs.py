@@ -11,9 +11,12 @@ import asyncpg
 import pytest
 import structlog
 
+from handoff import __version__
+from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs.settle import settle_overdue
-from handoff.telemetry.logs import Filters, configure_logs, flush_logs
+from handoff.settings import Settings
+from handoff.telemetry.logs import Filters, configure_logs, flush_logs, identify_logs
 from tests.agents import PAST, Agent
 from tests.processes import PATIENCE_S
 
@@ -216,3 +219,27 @@ async def test_a_crash_of_an_append_is_logged_once_with_its_call(
     assert stack["trace_id"]
     [line] = [line for line in logged if line.get("outcome") == "internal"]
     assert (line["level"], line["cause"]) == ("error", "RuntimeError")
+
+
+async def test_a_process_says_what_it_started_with_and_how_it_stopped(
+    settings: Settings, logged: list[dict[str, Any]]
+) -> None:
+    async with open_app(settings):
+        pass
+
+    [started] = [line for line in logged if line["event"] == "process.started"]
+    assert started["settings"] == {"database_url": "[redacted]", "settle_interval_s": "3600.0"}
+    assert (started["version"], started["telemetry"]) == (__version__, "off")
+    [stopped] = [line for line in logged if line["event"] == "process.stopped"]
+    assert stopped["appends_drained"] is True
+
+
+def test_every_line_on_the_stream_says_which_process_wrote_it() -> None:
+    stream = io.StringIO()
+    configure_logs("info", stream)
+    identify_logs("handoff", "i-1", "9.9")
+    log.info("test.said", agent="alice")
+
+    flush_logs()
+    line = json.loads(stream.getvalue())
+    assert (line["agent"], line["service"], line["instance"], line["version"]) == ("alice", "handoff", "i-1", "9.9")
