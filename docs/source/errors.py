@@ -15,7 +15,7 @@ from handoff.errors import HandoffError
 
 PACKAGE: Final = Path(handoff.__file__).parent
 _REFUSE: Final = (
-    "refuse"  # server/asgi.py: refuse(send, status, code, message); server/connections.py: the same, without `send`
+    "refuse"  # server/asgi.py: refuse(scope, send, status, code, message); server/connections.py: without the first two
 )
 _UNKNOWN: Final = "…"
 
@@ -99,13 +99,13 @@ def refusals(package: Path = PACKAGE) -> Iterator[Refusal]:
     for path, call in _calls(package):
         if _called(call) == _REFUSE:
             match call.args:
-                case [_, ast.Constant(value=int(status)), ast.Constant(value=str(refused)), message, *_] | [
+                case [_, _, ast.Constant(value=int(status)), ast.Constant(value=str(refused)), message, *_] | [
                     ast.Constant(value=int(status)),
                     ast.Constant(value=str(refused)),
                     message,
                 ]:
                     yield Refusal(status, refused, _template(message, constants))
-                case [_, _, ast.Attribute(attr="code"), *_]:
+                case [_, _, _, ast.Attribute(attr="code"), *_]:
                     pass
                 case _:
                     raise NotLiteral(f"{path}:{call.lineno}: the status and the code of a refusal are written out")

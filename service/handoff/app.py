@@ -1,11 +1,15 @@
 """Opens and closes everything that lives as long as the process."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
+import structlog
+
+from handoff import __version__
 from handoff.cache import open_cache
 from handoff.context import App
 from handoff.operations.alerts import Alerts
@@ -18,11 +22,14 @@ from handoff.settings import Settings
 from handoff.store.connect import Pool, open_pool
 from handoff.store.lane import AppendLane
 from handoff.telemetry import metrics, spans
-from handoff.telemetry.logs import Filters, follow_filters
+from handoff.telemetry.environment import unheeded
+from handoff.telemetry.logs import Filters, follow_filters, identify_logs
 from handoff.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from handoff.telemetry.otlp import Signals
+
+log = structlog.get_logger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -38,11 +45,21 @@ async def open_app(
     The database must have the schema already. `signals` are those of `open_telemetry`. `operations` is the host:port at
     which Prometheus reaches this process's operations port, None without one.
     """
+    id_ = str(signals.resource.attributes["service.instance.id"]) if signals is not None else uuid4().hex
+    identify_logs("handoff" if kind == "service" else "handoff-worker", id_, __version__)
     tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
     filters = follow_filters(settings.logging_file)
+    log.info(
+        "process.started",
+        kind=kind,
+        version=__version__,
+        instance=id_,
+        settings=settings.changed(),
+        tokens="from a file" if tokens is not None else "none: anyone may call",
+        telemetry="exported" if signals is not None else "off",
+    )
     pool = await open_pool(settings)
     _observe_pool(pool)
-    id_ = str(signals.resource.attributes["service.instance.id"]) if signals is not None else uuid4().hex
     identity = Identity(id_, kind, operations, runs_jobs=settings.jobs or kind == "worker")
     cache = open_cache(settings)
     heartbeat = Heartbeat(settings)
@@ -73,15 +90,19 @@ async def open_app(
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await app.wakeups.close()
-        await _close(app)
+        is_drained = await _close(app)
+        dropped = {name: it.dropped for name, it in signals.shipments().items()} if signals is not None else None
+        log.info("process.stopped", kind=kind, appends_drained=is_drained, telemetry_dropped=dropped)
 
 
 @asynccontextmanager
 async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGenerator[Signals | None]":
     """Start the process's exporters, and stop them at the end of the block. Yields None if telemetry is off."""
-    if not settings.telemetry:
+    if not settings.telemetry or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         yield None
         return
+    for name, why in unheeded(os.environ).items():
+        log.warning("telemetry.setting_unheeded", name=name, why=why)
     from handoff.telemetry.otlp import start_signals  # an eighth of the time that loading the service takes
 
     signals = start_signals(settings, "handoff" if kind == "service" else "handoff-worker")
@@ -101,15 +122,19 @@ def _observe_pool(pool: Pool) -> None:
     ]
 
 
-async def _close(app: App) -> None:
+async def _close(app: App) -> bool:
+    """Close what the App holds; return whether every append was answered in time."""
     await app.health.close()
+    is_drained = True
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await app.lane.drain()
             await app.pool.close()
     except TimeoutError:
+        is_drained = False
         app.pool.terminate()
     await app.cache.close()
+    return is_drained
 
 
 async def _follow_files(settings: Settings, tokens: Tokens | None, filters: Filters) -> None:

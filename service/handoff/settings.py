@@ -323,6 +323,15 @@ class Settings(BaseSettings):
         file = self.watchdog_webhook_file
         return _read_secret(file) or None if file is not None and file.exists() else None
 
+    def changed(self) -> dict[str, str]:
+        """The settings that differ from their defaults, as text. Of secrets it is only said that they are set."""
+        different = {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.get_default(call_default_factory=True)
+        }
+        return {name: "(set)" if isinstance(value, SecretStr) else str(value) for name, value in different.items()}
+
     @property
     def is_loopback(self) -> bool:
         """Whether the service binds an address that only this machine can reach."""

@@ -363,6 +363,9 @@ def test_the_operations_port_serves_health_targets_and_metrics(database_url: str
         while http.get("/targets").json() != [{"targets": [f"127.0.0.1:{ops}"], "labels": {"kind": "service"}}]:
             assert time.monotonic() < give_up
             time.sleep(0.1)
+        asked = http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+        assert asked.headers["content-type"].startswith("application/openmetrics-text")
+        assert asked.text.endswith("# EOF\n")
         metrics = http.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain")
         assert 'service_name="handoff"' in metrics.text

@@ -1,5 +1,6 @@
 """Resources, which clients read without calling a tool."""
 
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -8,7 +9,10 @@ import orjson
 import pytest
 
 from handoff.context import App
+from handoff.model import ALL_SCOPES, Caller
+from handoff.server.calls import Failure, read_resource
 from handoff.server.catalog import RESOURCES
+from handoff.telemetry.calls import Arrival
 from tests.agents import Agent
 
 
@@ -23,6 +27,14 @@ async def pages(agent: Agent, uri: str, name: str) -> list[dict[str, Any]]:
         if cursor is None:
             return items
     raise AssertionError("the list does not end")
+
+
+async def test_metrics_can_be_read_without_telemetry(app: App, agent: Agent) -> None:
+    await agent.session()
+    admin = Caller(None, ALL_SCOPES)
+    result = await read_resource(app, admin, "handoff://metrics?name=handoff_context_entries", Arrival(monotonic()))
+    assert not isinstance(result, Failure), result
+    assert "handoff_context_entries_total{" in result[0].decode()
 
 
 async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:

@@ -254,5 +254,6 @@ async def test_a_crash_is_hidden_from_the_caller_and_logged_once(
     error = json.loads(answer.json()["result"]["content"][0]["text"])["error"]
     assert (error["code"], error["retryable"]) == ("internal", bool(key)), "only a write with a key can be repeated safely"
     assert "secret" not in answer.text
-    assert [line["event"] for line in logged if line["level"] == "error"] == ["tool.failed"]
+    assert [line["event"] for line in logged if line["level"] == "error"] == ["tool.failed", "tool.call"]
+    assert [line["event"] for line in logged if "exception" in line] == ["tool.failed"]
     assert "secret detail" in str(logged)

@@ -7,10 +7,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import structlog
 
-from handoff.telemetry.logs import Filters, configure_logs, flush_logs
+from handoff import __version__
+from handoff.app import open_app
+from handoff.context import App
+from handoff.jobs.settle import settle_overdue
+from handoff.settings import Settings
+from handoff.telemetry.logs import Filters, configure_logs, flush_logs, identify_logs
+from tests.agents import PAST, Agent
 from tests.processes import PATIENCE_S
 
 SAID = "check failed\nDETAIL:  Failing row contains (1, rosebud\nand more rosebud).\nHINT: no"
@@ -159,3 +166,81 @@ def test_a_reader_that_hangs_does_not_delay_logging() -> None:
     reading.set()
     flush_logs()
     assert stream.getvalue().count("\n") == 1_000
+
+
+async def test_the_log_tells_a_handoff_s_life_and_lapses_by_the_clock(
+    app: App, agent: Agent, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    key = await agent.session()
+    handoff_id = await agent.offer(key)
+    await agent.accept(handoff_id)
+    await db.execute(PAST)
+    assert await settle_overdue(app) == 1
+
+    lines = [line for line in logged if line["event"] == "handoff.changed"]
+    told = [(line["handoff"], line["action"], line["state"], line["session"], line["by"]) for line in lines]
+    assert told == [
+        (handoff_id, "offer", "offered", key, "call"),
+        (handoff_id, "accept", "accepted", key, "call"),
+        (handoff_id, "lapse", "offered", key, "clock"),
+    ]
+    assert {"type", "sender", "target_agent"} <= set(lines[0])
+    [registered] = [line for line in logged if line["event"] == "session.registered"]
+    assert (registered["session"], registered["retention_policy"]) == (key, "standard")
+
+
+async def test_the_line_of_an_append_says_what_was_written_and_where_its_time_went(
+    agent: Agent, logged: list[dict[str, Any]]
+) -> None:
+    key = await agent.session()
+    entries = [{"type": "message", "content": "rosebud"}, {"type": "decision", "content": "rosebud"}]
+    await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+
+    [line] = [line for line in logged if line.get("tool") == "update_context"]
+    assert (line["entries"], line["types"], line["first_sequence"]) == (2, "decision,message", 2)
+    assert 0 < line["statement_ms"] <= line["duration_ms"]
+    assert 0 <= line["queued_ms"] <= line["duration_ms"]
+    assert "rosebud" not in str(line)
+
+
+async def test_a_crash_of_an_append_is_logged_once_with_its_call(
+    app: App, agent: Agent, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await agent.session()
+
+    def crash(*_: Any) -> Any:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("handoff.store.lane.columns", crash)
+    entries = [{"type": "message", "content": "x"}]
+    await agent.refused("update_context", agent="alice", session_key=key, entries=entries)
+
+    [stack] = [line for line in logged if "exception" in line]
+    assert (stack["event"], stack["tool"]) == ("tool.failed", "update_context")
+    assert stack["trace_id"]
+    [line] = [line for line in logged if line.get("outcome") == "internal"]
+    assert (line["level"], line["cause"]) == ("error", "RuntimeError")
+
+
+async def test_a_process_says_what_it_started_with_and_how_it_stopped(
+    settings: Settings, logged: list[dict[str, Any]]
+) -> None:
+    async with open_app(settings):
+        pass
+
+    [started] = [line for line in logged if line["event"] == "process.started"]
+    assert started["settings"] == {"database_url": "[redacted]", "settle_interval_s": "3600.0"}
+    assert (started["version"], started["telemetry"]) == (__version__, "off")
+    [stopped] = [line for line in logged if line["event"] == "process.stopped"]
+    assert stopped["appends_drained"] is True
+
+
+def test_every_line_on_the_stream_says_which_process_wrote_it() -> None:
+    stream = io.StringIO()
+    configure_logs("info", stream)
+    identify_logs("handoff", "i-1", "9.9")
+    log.info("test.said", agent="alice")
+
+    flush_logs()
+    line = json.loads(stream.getvalue())
+    assert (line["agent"], line["service"], line["instance"], line["version"]) == ("alice", "handoff", "i-1", "9.9")

@@ -140,7 +140,7 @@ def test_levels_change_while_the_service_runs(database_url: str, tmp_path: Path)
     wait_until_ready(service)
     calls(service, 3)
     new = tmp_path / "new"
-    new.write_text("* info\ntool.call warning  # too many\nnonsense\n")
+    new.write_text("* info\ntool.call error  # too many\nnonsense\n")
     new.replace(file)
     printed = lines_until(service, "logging.changed", 2)
     calls(service, 5)

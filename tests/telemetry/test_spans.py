@@ -1,4 +1,4 @@
-"""One trace shows a whole handoff; traces of errors and slow calls are kept; spans contain no content and no keys."""
+"""One trace shows a whole handoff; traces of errors and slow calls are kept; spans contain no content."""
 
 from collections.abc import AsyncGenerator
 from time import monotonic
@@ -9,6 +9,7 @@ import asyncpg
 import httpx2
 import pytest
 from mcp import Client
+from mcp.shared.exceptions import MCPDeprecationWarning
 from opentelemetry.trace import SpanKind
 
 from handoff.context import App
@@ -16,11 +17,12 @@ from handoff.jobs.settle import settle_overdue
 from handoff.model import Caller
 from handoff.server.calls import ClientGone, call_tool
 from handoff.server.protocol import build_server
-from handoff.telemetry import spans
+from handoff.telemetry import metrics, spans
 from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, Arrival, CallRecord, begin, finished, parse_traceparent
 from handoff.telemetry.spans import Tracer
 from tests.agents import LONG_WAIT_S, PAST, Agent, until
 from tests.collector import Collector, attributes
+from tests.requests import body, headers
 from tests.server.test_http import edge
 
 SENDER = "00-11111111111111111111111111111111-2222222222222222-01"
@@ -46,7 +48,7 @@ async def named(collector: Collector, name: str, count: int = 1) -> list[Any]:
 
 
 async def call(http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None) -> Any:
-    from tests.requests import META, headers
+    from tests.requests import META
 
     meta = META | ({"traceparent": traceparent} if traceparent else {})
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
@@ -69,6 +71,8 @@ async def test_a_call_is_a_child_of_the_traceparent_in_its_meta_and_linked_to_it
         "gen_ai.tool.name": "register_session",
         "gen_ai.operation.name": "execute_tool",
         "mcp.protocol.version": "2026-07-28",
+        "jsonrpc.request.id": "1",
+        "gen_ai.agent.name": "alice",
         "network.transport": "tcp",
     }
     statements = [child for child in collector.spans() if child.parent_span_id == span.span_id]
@@ -88,6 +92,103 @@ async def test_without_a_meta_the_http_span_is_the_parent_and_continues_its_head
     assert hexed(outer.trace_id) == hexed(span.trace_id) == RECEIVER[3:35]
     assert (outer.parent_span_id, span.parent_span_id) == (bytes.fromhex(RECEIVER[36:52]), outer.span_id)
     assert list(span.links) == []
+
+
+async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.AsyncClient, collector: Collector) -> None:
+    await call(http, "register_session", {"agent": "alice"}, SENDER)
+    unknown = body("tools/call", name="no_such_tool", arguments={})
+    refused = await http.post("/mcp", json=unknown, headers=headers("tools/call", "no_such_tool"))
+
+    first, second = await named(collector, "POST /mcp", 2)
+    [inner] = await named(collector, "tools/call register_session")
+    assert attributes(first) == {
+        "http.request.method": "POST",
+        "http.route": "/mcp",
+        "http.response.status_code": 200,
+        "url.scheme": "http",
+        "url.path": "/mcp",
+    }
+    assert first.start_time_unix_nano < inner.start_time_unix_nano
+    assert inner.end_time_unix_nano < first.end_time_unix_nano
+    assert refused.status_code == attributes(second)["http.response.status_code"] == 400
+    assert second.status.code == 0  # a fault of the caller's is no error of the server's
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code", "name"),
+    [
+        ("tools/call", {"name": "no_such_tool", "arguments": {}}, -32602, "invalid_params"),
+        ("tools/call", {"name": "get_inbox", "arguments": 7}, -32602, "invalid_params"),
+        ("prompts/list", {}, -32601, "method_not_found"),
+        ("rosebud/unheard_of", {}, -32601, "method_not_found"),
+        ("resources/read", {"uri": "handoff://sessions/nobody-knows"}, -32602, "session_not_found"),
+        ("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["x://y"]}}, -32602, "resource_not_found"),
+    ],
+)
+async def test_a_request_that_is_refused_is_counted_logged_and_traced(
+    http: httpx2.AsyncClient,
+    collector: Collector,
+    method: str,
+    params: dict[str, Any],
+    code: int,
+    name: str,
+) -> None:
+    target = str(params.get("name", params.get("uri", ""))) or None
+    answer = await http.post("/mcp", json=body(method, **params), headers=headers(method, target))
+    assert answer.json()["error"]["code"] == code
+
+    known = "_OTHER" if "rosebud" in method else method
+    [span] = await named(collector, known)
+    assert attributes(span)["rpc.response.status_code"] == str(code)
+    assert attributes(span)["handoff.error.code"] == name
+    assert (span.status.code, "error.type" in attributes(span)) == (0, False)  # it is the caller's fault
+    await until(lambda: any(line["event"] == "request.failed" for line in collector.lines()))
+    [line] = [line for line in collector.lines() if line["event"] == "request.failed"]
+    assert (line["level"], line["outcome"], line["method"]) == ("warning", name, known)
+    assert line["trace_id"] == span.trace_id.hex()
+    points = collector.metrics()["mcp.server.operation.duration"].histogram.data_points
+    labels = [attributes(point) for point in points if point.count]
+    assert [it for it in labels if (it["mcp.method.name"], it.get("handoff.error.code")) == (known, name)]
+    assert b"rosebud" not in b"".join(collector.bodies["traces"] + collector.bodies["logs"] + collector.bodies["metrics"])
+
+
+async def test_a_resource_is_recorded_under_its_name(http: httpx2.AsyncClient, collector: Collector) -> None:
+    uri = "handoff://agents/alice/inbox?limit=1"
+    answer = await http.post("/mcp", json=body("resources/read", uri=uri), headers=headers("resources/read", uri))
+    assert "result" in answer.json()
+
+    [span] = await named(collector, "resources/read")
+    assert attributes(span)["mcp.resource.uri"] == "handoff://agents/alice/inbox"
+    await until(lambda: "mcp.server.operation.duration" in (collector.metrics() if collector.bodies["metrics"] else {}))
+    points = collector.metrics()["mcp.server.operation.duration"].histogram.data_points
+    assert {attributes(point).get("handoff.resource") for point in points} >= {attributes(span)["handoff.resource"]}
+
+
+async def test_a_request_that_becomes_no_call_is_counted_and_logged_by_its_reason(
+    http: httpx2.AsyncClient, logged: list[dict[str, Any]], collector: Collector
+) -> None:
+    before = metrics.REFUSALS.value("header_mismatch")
+    for _ in range(3):
+        answer = await http.post("/mcp", json=body("tools/list"), headers=headers("tools/call", "get_inbox"))
+        assert answer.status_code == 400
+
+    await until(lambda: any(line["event"] == "http.refused" for line in collector.lines()))
+    lines = [line for line in collector.lines() if line["event"] == "http.refused"]
+    assert [(line["level"], line["reason"], line["status"], line["path"]) for line in lines] == [
+        ("warning", "header_mismatch", 400, "/mcp")
+    ]
+    assert metrics.REFUSALS.value("header_mismatch") == before + 3
+
+
+async def test_an_older_client_s_handshake_and_ping_are_recorded(observed: App, collector: Collector) -> None:
+    async with Client(build_server(observed), mode="legacy") as client:
+        with pytest.warns(MCPDeprecationWarning):
+            await client.send_ping()  # pyright: ignore[reportDeprecated] - that is what is tested
+
+    for method in ("initialize", "ping"):
+        [span] = await named(collector, method)
+        assert attributes(span)["mcp.protocol.version"]
+        assert attributes(span)["network.transport"] == "pipe"
 
 
 async def test_an_invalid_traceparent_is_ignored(http: httpx2.AsyncClient, collector: Collector) -> None:
@@ -176,14 +277,14 @@ async def test_the_span_of_a_cancelled_call_says_so_and_is_no_error(observed: Ap
     assert (span.status.code, attributes(span)["handoff.error.code"]) == (0, "cancelled")
 
 
-async def test_spans_contain_neither_content_nor_keys(http: httpx2.AsyncClient, collector: Collector) -> None:
+async def test_spans_contain_no_content(http: httpx2.AsyncClient, collector: Collector) -> None:
     marker = "rosebud"
-    key = f"s-{marker}"
+    key = "s-1"
     await call(http, "register_session", {"agent": "alice", "session_key": key, "metadata": {"about": marker}}, SENDER)
     entry = {"type": "message", "content": marker, "metadata": {"path": marker}}
     await call(http, "update_context", {"agent": "alice", "session_key": key, "entries": [entry]}, SENDER)
     await call(http, "search_context", {"agent": "alice", "query": marker}, SENDER)
-    await call(http, "close_session", {"agent": "alice", "session_key": f"not-{marker}"}, SENDER)
+    await call(http, "close_session", {"agent": "alice", "session_key": "not-1"}, SENDER)
     await named(collector, "tools/call close_session")
 
     assert len(collector.spans()) > 8

@@ -18,7 +18,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 
 from handoff.context import App
 from handoff.encoding import to_json
@@ -163,11 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: a request every few seconds is not worth a line, and the base class's lines are not JSON."""
 
     def _metrics(self, app: App) -> None:
-        if app.signals is None:
-            message = "There are no metrics, because telemetry is off. HANDOFF_TELEMETRY=true turns it on."
-            self._json(404, {"error": {"code": "telemetry_off", "message": message}})
-            return
-        self._send(200, CONTENT_TYPE_LATEST, app.signals.exposition())
+        """Answer in Prometheus's text format or, if the client asks for it, in that of OpenMetrics."""
+        from handoff.telemetry.otlp import registry_alone  # loaded only where somebody asks
+
+        registry = app.signals.registry if app.signals is not None else registry_alone()
+        encode, type_ = choose_encoder(self.headers.get("Accept", ""))
+        self._send(200, type_, encode(registry))
 
     def _health(self, app: App) -> None:
         loop = self.server.loop

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from handoff.context import Call
-from handoff.errors import Conflict
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Query, Resource
 
@@ -33,14 +32,13 @@ class MetricsQuery(Query):
 
 
 async def read_metrics(call: Call, _: dict[str, str], query: MetricsQuery) -> str:
-    """The metrics in Prometheus's text format, at most METRICS_BYTES_MAX. Raises Conflict where telemetry is off."""
-    if call.app.signals is None:
-        raise Conflict(
-            "telemetry_off",
-            "There are no metrics, because telemetry is off in this process.",
-            "Continue without them. The operator can turn them on with HANDOFF_TELEMETRY=true.",
-        )
-    return selected(call.app.signals.exposition().decode().splitlines(keepends=True), query.name)
+    """The metrics in Prometheus's text format, at most METRICS_BYTES_MAX."""
+    from prometheus_client import generate_latest
+
+    from handoff.telemetry.otlp import registry_alone  # loaded only where somebody asks
+
+    registry = call.app.signals.registry if call.app.signals is not None else registry_alone()
+    return selected(generate_latest(registry).decode().splitlines(keepends=True), query.name)
 
 
 def selected(lines: Sequence[str], name: str) -> str:

@@ -1,16 +1,24 @@
 """What the HTTP edge is built of: looking at bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue] - its stub leaves it out
+from time import monotonic
 from typing import Final, Literal
 
-from starlette.types import Message, Receive, Send
+import structlog
+from starlette.types import Message, Receive, Scope, Send
 
 from handoff.encoding import to_json
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
+log = structlog.get_logger(__name__)
+
+LOG_EVERY_S: Final = 60
+JSON_DEPTH_MAX: Final = 512  # Python 3.11 reads a little less than 1,000 levels, orjson 1,024, Python 3.14 many more
+_PATH_CHARS_MAX: Final = 200  # of a path in a log line
 _JSON: Final = (b"content-type", b"application/json")
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization"})  # the one that is checked must be the only one
 _SCANNED_STRINGS: Final = 1_000
@@ -131,7 +139,39 @@ RETRY_LATER: Final = ((b"retry-after", b"5"),)
 CLOSE: Final = ((b"connection", b"close"),)
 
 
-async def refuse(send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()) -> int:
-    """Refuse a request before it becomes a call: count the refusal, and send an error. Returns the status."""
-    metrics.REFUSALS.add(1, code)
-    return await respond(send, status, to_json({"error": {"code": code, "message": message}}), further)
+class Refusals:
+    """Counts the requests and connections that are refused before they become a call, and logs them.
+
+    A reason is logged when it occurs, and then at most once per LOG_EVERY_S with the number of times.
+    """
+
+    def __init__(self) -> None:
+        self._unlogged: Counter[str] = Counter()
+        self._log_from: dict[str, float] = {}
+
+    def count(self, reason: str, **fields: object) -> None:
+        """Count a refusal. The fields are logged with it, if it is logged at once."""
+        metrics.REFUSALS.add(1, reason)
+        self._unlogged[reason] += 1
+        self._log(reason, fields)
+
+    def check(self) -> None:
+        """Log what has waited for long enough. Called once per second."""
+        for reason in list(self._unlogged):
+            self._log(reason, {})
+
+    def _log(self, reason: str, fields: dict[str, object]) -> None:
+        now = monotonic()
+        if now >= self._log_from.get(reason, 0.0):
+            log.warning("http.refused", reason=reason, count=self._unlogged.pop(reason), **fields)
+            self._log_from[reason] = now + LOG_EVERY_S
+
+    async def refuse(
+        self, scope: Scope, send: Send, status: int, code: str, message: str, further: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> int:
+        """Refuse a request before it becomes a call: count and log the refusal, and send an error. Returns the status."""
+        client = scope.get("client")
+        self.count(
+            code, status=status, path=scope["path"][:_PATH_CHARS_MAX], client=client[0] if client is not None else None
+        )
+        return await respond(send, status, to_json({"error": {"code": code, "message": message}}), further)

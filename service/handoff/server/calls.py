@@ -7,8 +7,7 @@ Transports (edge.py, stdio.py) and the SDK's binding (protocol.py) hand calls in
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from time import monotonic
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -19,8 +18,9 @@ from handoff.errors import Forbidden, HandoffError, Invalid, outcome_unknown
 from handoff.model import Caller, Scope
 from handoff.resources.contract import match, parsed_query
 from handoff.server.catalog import RESOURCES, tools_of
-from handoff.telemetry import calls, metrics, spans
-from handoff.telemetry.calls import Arrival, AttributeValue
+from handoff.server.record import CANCELLED, RESOURCES_READ, TOOLS_CALL, Subject, jsonrpc_code, record_call
+from handoff.telemetry import calls, metrics
+from handoff.telemetry.calls import Arrival
 from handoff.tools.context import ENTRIES_PER_CALL_MAX
 
 A = TypeVar("A", bound=BaseModel)
@@ -28,13 +28,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-TOOLS_CALL: Final = "tools/call"
-RESOURCES_READ: Final = "resources/read"
 metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ)
 
-_PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 _ERRORS_SHOWN: Final = 3
-_CANCELLED: Final = "cancelled"  # the caller has gone or given up, which is no error: the recording rules leave it out
 NAMES_MAX: Final = 32  # of arguments, or within an item of a list; pydantic builds an error for each unknown one
 
 
@@ -52,23 +48,6 @@ class UnknownTool(Exception):
 
 class ClientGone(Exception):
     """The client went away while its call was waiting, so nobody is left to answer."""
-
-
-@dataclass(slots=True)
-class Subject:
-    """What a call is about, for its metric, span and log line. It holds no content."""
-
-    method: str
-    tool: str = ""
-    resource: str | None = None
-    agent: str | None = None
-    session: str | None = None
-    handoff: int | str | None = None
-    is_waiting: bool = False  # it waits for something to happen, so its duration must not count as slow
-    changes_handoff: bool = False  # its trace is part of a handoff's story, and therefore preferred
-    repeatable: Literal["as it is", "by its key", "no"] = "as it is"  # how the call can be repeated safely
-    request_bytes: int = 0
-    response_bytes: int | None = None
 
 
 async def call_tool(
@@ -112,7 +91,7 @@ async def call_tool(
 
 async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> "tuple[bytes, str] | Failure":
     """Read a resource as one recorded call. Returns its text and its MIME type, or the failure."""
-    subject = Subject(RESOURCES_READ, agent=caller.agent)
+    subject = Subject(RESOURCES_READ, agent=caller.agent, uri=uri)
     return await perform(app, subject, arrival, lambda: read(app, caller, uri, arrival.received, subject))
 
 
@@ -147,73 +126,29 @@ async def perform(app: App, subject: Subject, arrival: Arrival, run: Callable[[]
     in_progress = metrics.WAITING_CALLS if subject.is_waiting else metrics.ACTIVE_CALLS
     if subject.tool:
         in_progress.add(1)
-    code = _CANCELLED
+    code = CANCELLED
     result: T | Failure
     try:
         result = await run()
         code = ""
         if isinstance(result, bytes):
             subject.response_bytes = len(result)
-    except Exception as raised:  # noqa: BLE001 - `_crashed` logs it
-        error = raised if isinstance(raised, HandoffError) else _crashed(subject, raised)
+    except Exception as raised:  # noqa: BLE001 - `crashed` logs it
+        error = raised if isinstance(raised, HandoffError) else crashed(subject, raised)
         if error.code == "unavailable" and subject.repeatable != "as it is":
             error = outcome_unknown(has_key=subject.repeatable == "by its key")
         code = error.code
+        if not subject.tool:
+            subject.rpc_code = jsonrpc_code(error)
+        subject.cause = _cause(raised)
         result = Failure(error, to_json({"error": error.as_dict()}))
         subject.response_bytes = len(result.body)
     finally:
         if subject.tool:
             in_progress.add(-1)
-        _record(app, record, subject, arrival, code)
+        record_call(app, record, subject, arrival, code)
         calls.leave()
     return result
-
-
-def _record(app: App, record: calls.CallRecord, subject: Subject, arrival: Arrival, code: str) -> None:
-    """Record a call that has ended. `code` is the error code that the caller receives, empty if it succeeded."""
-    duration_s = monotonic() - arrival.received
-    error = "tool_error" if subject.tool and code not in ("", _CANCELLED) else code
-    trace: tuple[int, int] | None = None
-    tracer = spans.tracer()
-    if tracer is not None:
-        slow = not subject.is_waiting and duration_s >= app.settings.slow_call_s
-        kept = tracer.decide(record, noteworthy=bool(code) or subject.changes_handoff or slow)
-        metrics.CALLS_TRACED.add(1, kept)
-        if kept != "no":
-            trace = (record.trace_id, record.span_id)
-            tracer.export_call(
-                record,
-                f"{subject.method} {subject.tool}".rstrip(),
-                _attributes(subject, arrival, code),
-                "" if code == _CANCELLED else error,
-            )
-    metrics.call_ended(duration_s, subject.method, subject.tool, error, code, arrival.transport, trace)
-    if subject.tool:
-        log.info(
-            "tool.call",
-            tool=subject.tool,
-            outcome=code or "ok",
-            duration_ms=round(duration_s * 1e3, 3),
-            request_bytes=subject.request_bytes,
-            response_bytes=subject.response_bytes or 0,
-            agent=subject.agent,
-            session=subject.session,
-            handoff=subject.handoff,
-        )
-
-
-def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
-        "mcp.method.name": subject.method,
-        "network.transport": arrival.transport,
-    }
-    if subject.tool:
-        attributes |= {"gen_ai.tool.name": subject.tool, "gen_ai.operation.name": "execute_tool"}
-    if code:
-        attributes["handoff.error.code"] = code
-    if arrival.meta is not None and isinstance(version := arrival.meta.get(_PROTOCOL_VERSION_KEY), str):
-        attributes["mcp.protocol.version"] = version[:20]
-    return attributes
 
 
 async def _unless_gone(gone: Callable[[], Awaitable[object]], call: Awaitable[T]) -> T:
@@ -281,7 +216,14 @@ def _too_many_names(where: str, count: int) -> Invalid:
     )
 
 
-def _crashed(subject: Subject, raised: Exception) -> HandoffError:
+def _cause(raised: Exception) -> str | None:
+    """The class of what made a call fail, for the log; None if the caller did."""
+    if not isinstance(raised, HandoffError):
+        return type(raised).__name__
+    return type(raised.__cause__).__name__ if raised.__cause__ is not None else None
+
+
+def crashed(subject: Subject, raised: Exception) -> HandoffError:
     """Log a crash with its stack. The error that the caller receives says only that there was one."""
     event = "tool.failed" if subject.tool else "resource.failed" if subject.method == RESOURCES_READ else "method.failed"
     log.error(event, tool=subject.tool or None, resource=subject.resource, exc_info=raised)

@@ -13,6 +13,7 @@ from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
+from handoff.telemetry import metrics
 from handoff.tools import context, leases, offers, sessions
 from handoff.tools.contract import Tool
 
@@ -42,6 +43,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     operations_resources.METRICS,
     alerts_resources.ALERTS,
 )
+metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 
 
 # Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII only, so this is NAME_PATTERN with its length.

@@ -5,24 +5,20 @@ connections. Times are taken once per second for all connections, so that a requ
 the event loop ran: when a process has been frozen or busy, nobody is cut off for it.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from heapq import nsmallest
 from http import HTTPStatus
 from typing import Any, Final, Literal, cast
 
 import httptools
-import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from handoff.encoding import to_json
-from handoff.server.asgi import CLOSE, RETRY_LATER, refuse
+from handoff.server.asgi import CLOSE, RETRY_LATER, Refusals
 from handoff.server.one_write import OneWrite
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-
-log = structlog.get_logger(__name__)
 
 HEAD_BYTES_MAX: Final = 32 << 10  # as nginx allows; a request of an agent has less than 1 KiB
 TARGET_BYTES_MAX: Final = 8 << 10  # path and query; RFC 9110 asks for at least 8,000
@@ -31,7 +27,6 @@ BODY_BYTES_PER_S_MIN: Final = 1 << 10  # slower ones exceed the time for a body 
 SPARE_CONNECTIONS: Final = 16  # beyond the limit, for the probes of an orchestrator
 PROBES: Final = ("/healthz", "/readyz")
 _LINGER_S: Final = 2  # for which a refused client may go on sending; closing at once would take the answer from it
-_LOG_EVERY_S: Final = 60  # per reason
 _DISPLACED_SHARE: Final = 64  # of the limit, displaced at once: to look for the longest idle costs time for each connection
 
 _HEAD: Final = 0  # the head of a request is not complete; of a new connection too
@@ -195,7 +190,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def cut(self, reason: str) -> None:
         """End the connection without an answer."""
-        self._connections.count(reason)
+        self._connections.refusals.count(reason)
         self._connections.remove(self)
         self._phase = _REFUSED
         self.transport.abort()
@@ -212,7 +207,7 @@ class HttpConnection(HttpToolsProtocol):
             cycle.disconnected = True  # the application is waiting for the body
             cycle.message_event.set()
         self._phase = _REFUSED
-        self._connections.count(code)
+        self._connections.refusals.count(code)
         body = to_json({"error": {"code": code, "message": message}})
         fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *CLOSE]
         head = b"".join(b"%s: %s\r\n" % field for field in (*self.server_state.default_headers, *fields))
@@ -260,14 +255,13 @@ class HttpConnection(HttpToolsProtocol):
 class Connections:
     """All open connections of the process."""
 
-    def __init__(self, settings: Settings, connections_max: int, app: ASGIApp) -> None:
+    def __init__(self, settings: Settings, connections_max: int, app: ASGIApp, refusals: Refusals) -> None:
         self.settings = settings
+        self.refusals = refusals
         self.now = 0  # s
         self._max = connections_max
         self._app = app
         self._open: dict[HttpConnection, None] = {}  # oldest first
-        self._unlogged: Counter[str] = Counter()
-        self._log_from: dict[str, int] = {}
         metrics.HTTP_CONNECTIONS.source = lambda: [(len(self._open), ())]
         metrics.HTTP_CONNECTIONS_MAX.source = lambda: [(self._max, ())]
 
@@ -295,19 +289,7 @@ class Connections:
         self.now += 1
         for connection in list(self._open):
             connection.check(self.now)
-        for reason in list(self._unlogged):
-            self._log(reason)
-
-    def count(self, reason: str) -> None:
-        """Count a refused request or connection, and log it unless that reason has been logged within a minute."""
-        metrics.REFUSALS.add(1, reason)
-        self._unlogged[reason] += 1
-        self._log(reason)
-
-    def _log(self, reason: str) -> None:
-        if self.now >= self._log_from.get(reason, 0):
-            log.warning("http.refused", reason=reason, count=self._unlogged.pop(reason))
-            self._log_from[reason] = self.now + _LOG_EVERY_S
+        self.refusals.check()
 
     def _displace(self) -> None:
         for connection in nsmallest(1 + self._max // _DISPLACED_SHARE, self._idle(), key=lambda it: it.idle_since):
@@ -320,7 +302,8 @@ class Connections:
         if scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
-        await refuse(
+        await self.refusals.refuse(
+            scope,
             send,
             503,
             "too_many_connections",

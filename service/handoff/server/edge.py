@@ -22,30 +22,31 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handoff.encoding import to_json
-from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
-from handoff.operations.alerts import BODY_BYTES_MAX, VALUES_MAX, Alerts
+from handoff.operations.alerts import Alerts
 from handoff.server.asgi import (
     ALLOW_POST,
     CHALLENGE,
     CLOSE,
-    RETRY_LATER,
+    JSON_DEPTH_MAX,
     Allowed,
+    Refusals,
     accepts_json,
     disconnected,
     excess,
     has_duplicates,
     host_names,
-    refuse,
     replay,
     respond,
 )
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.notifications import Notifications, refuse_for_now
+from handoff.server.record import JSONRPC_NAMES
 from handoff.settings import Settings
-from handoff.telemetry import metrics
-from handoff.telemetry.calls import Arrival
+from handoff.telemetry import metrics, spans
+from handoff.telemetry.calls import Arrival, AttributeValue
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +58,19 @@ Readiness = Callable[[], Awaitable[str | None]]
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
 _TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
-_JSON_DEPTH_MAX: Final = 512  # Python 3.11 reads a little less than 1,000 levels, orjson 1,024, Python 3.14 many more
+_REFUSED: Final = 400  # the lowest status of a request that is refused
 JSON_VALUES_MAX: Final = 50_000  # names included; more would hold up the event loop for too long to parse
 _TOO_DEEP: Final = to_json(  # worded as the SDK refuses JSON that it can't parse
     {"jsonrpc": "2.0", "id": None, "error": {"code": types.PARSE_ERROR, "message": "Parse error"}}
 )
+
+
+def _reason(status: int, answer: bytes) -> str:
+    """Why the SDK has refused a request: the name of the JSON-RPC error in its answer or, without one, its status."""
+    try:
+        return JSONRPC_NAMES[orjson.loads(answer)["error"]["code"]]
+    except (ValueError, KeyError, TypeError):
+        return f"http_{status}"
 
 
 class Edge:
@@ -79,12 +88,13 @@ class Edge:
         stateless: bool = True,
         json_response: bool = True,
     ) -> None:
+        self.refusals = Refusals()
         self._settings = settings
         self._tokens = tokens
         self._readiness = readiness
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
-        self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
+        self._notifications = Notifications(alerts, self._bodies, self.refusals)
         self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
         self._origins = Allowed(
             [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
@@ -114,28 +124,37 @@ class Edge:
         try:
             status = await self._answer(scope, receive, send)
         finally:
-            metrics.HTTP_DURATION.record(monotonic() - received, scope["method"], str(status), scope["path"])
+            duration_s = monotonic() - received
+            metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), scope["path"])
+            arrival: Arrival | None = scope.get("handoff.arrival")
+            if arrival is not None and arrival.kept is not None and (tracer := spans.tracer()) is not None:
+                about: dict[str, AttributeValue] = {"url.scheme": scope.get("scheme", ""), "url.path": scope["path"]}
+                method = metrics.HTTP_METHOD.allowed(scope["method"])
+                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, about, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
         headers = {name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]}
         if len(headers) != len(scope["headers"]) and has_duplicates(scope["headers"]):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 400,
                 "header_twice",
                 "A request can have only one Host, one Origin and one Authorization header. Send each once.",
             )
         if not self._hosts.holds(headers.get("host", "")):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 421,
                 "host_not_allowed",
                 "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
             )
         if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 403,
                 "origin_not_allowed",
@@ -147,21 +166,28 @@ class Edge:
             problem = await self._readiness()
             state = {"status": "ready"} if problem is None else {"status": "unready", "problem": problem}
             return await respond(send, 200 if problem is None else 503, to_json(state))
-        is_notification = scope["path"] in self._notified
+        is_notification = scope["path"] in self._notifications.paths
         if not is_notification and scope["path"] != MCP_PATH:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 404,
                 "not_found",
                 f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
             )
         if is_notification and scope["method"] != "POST":
-            return await refuse(
-                send, 405, "method_not_allowed", "This path accepts only POST requests, from Alertmanager.", ALLOW_POST
+            return await self.refusals.refuse(
+                scope,
+                send,
+                405,
+                "method_not_allowed",
+                "This path accepts only POST requests, from Alertmanager.",
+                ALLOW_POST,
             )
         caller = self._caller(headers)
         if caller is None:
-            return await refuse(
+            return await self.refusals.refuse(
+                scope,
                 send,
                 401,
                 "unauthorized",
@@ -169,76 +195,9 @@ class Edge:
                 CHALLENGE,
             )
         if is_notification:
-            return await self._notification(scope, receive, send, headers, caller)
-        scope["handoff.caller"], scope["handoff.headers"] = caller, headers
+            return await self._notifications.answer(scope, receive, send, headers, caller)
+        scope["handoff.caller"] = caller
         return await self._mcp(scope, receive, send, headers, caller)
-
-    async def _notification(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller
-    ) -> int:
-        """Answer a notification from Alertmanager, once it is stored."""
-        if "alerts" not in caller.scopes:
-            return await refuse(
-                send, 403, "scope_missing", "This token lacks the scope alerts. Add it to the token in the tokens file."
-            )
-        try:
-            body = await self._bodies.read(receive, headers, caller.agent, BODY_BYTES_MAX)
-        except RequestCutOff:
-            return 0
-        except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await self._refuse_for_now(send, refused)
-            return await refuse(
-                send,
-                413,
-                "body_too_large",
-                f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
-                CLOSE,
-            )
-        try:
-            return await self._store(scope["path"], send, body)
-        finally:
-            self._bodies.give_back(len(body), caller.agent)
-
-    async def _store(self, path: str, send: Send, body: bytes) -> int:
-        too_much = excess(body, values_max=VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
-        if too_much == "levels":
-            return await refuse(
-                send,
-                400,
-                "invalid_notification",
-                f"The notification nests JSON deeper than {_JSON_DEPTH_MAX} levels. "
-                "Send notifications in the format of Alertmanager's webhook, version 4.",
-            )
-        if too_much == "values":
-            return await refuse(
-                send,
-                413,
-                "too_many_values",
-                f"The notification has more than {VALUES_MAX} JSON values. "
-                "Lower max_alerts in Alertmanager's configuration.",
-            )
-        try:
-            stored = await self._notified[path](body)
-        except Unavailable as error:
-            return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
-        except HandoffError as error:
-            return await refuse(send, 400, error.code, f"{error.message} {error.hint}")
-        except Exception:
-            log.exception("alert.failed", path=path)
-            return await respond(
-                send,
-                500,
-                to_json(
-                    {
-                        "error": {
-                            "code": "internal",
-                            "message": "The notification was not stored because of a bug. See alert.failed in the log.",
-                        }
-                    }
-                ),
-            )
-        return await respond(send, 200, to_json({"stored": stored}))
 
     async def _mcp(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller) -> int:
         try:
@@ -247,8 +206,9 @@ class Edge:
             return 0
         except BodyRefused as refused:
             if refused.too_large != "body":
-                return await self._refuse_for_now(send, refused)
-            return await refuse(
+                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
+            return await self.refusals.refuse(
+                scope,
                 send,
                 413,
                 "body_too_large",
@@ -263,13 +223,14 @@ class Edge:
     async def _answer_mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, body: bytes
     ) -> int:
-        received = scope["handoff.received"] = monotonic()  # how long the client took to send it is not the call's time
-        if (refused := await _refuse_excess(send, body)) is not None:
+        # How long the client took to send it is not the call's time.
+        arrival = scope["handoff.arrival"] = Arrival(monotonic(), None, headers, len(body))
+        if (refused := await self._refuse_excess(scope, send, body)) is not None:
             return refused
         request = self._common_call(scope, headers, body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
-            arrival = Arrival(received, params["_meta"], headers, len(body))
+            arrival.meta, arrival.request_id = params["_meta"], request["id"]
             try:
                 reply = await self._call_tool(
                     caller, params["name"], params.get("arguments") or {}, arrival, partial(disconnected, receive)
@@ -280,39 +241,26 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
+        return await self._by_sdk(scope, receive, send, body, arrival)
+
+    async def _by_sdk(self, scope: Scope, receive: Receive, send: Send, body: bytes, arrival: Arrival) -> int:
+        """Let the SDK answer a request; return the status, or 0 if none was sent."""
         scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(disconnected, receive)
-        status = 0
+        status, answer = 0, b""
 
         async def send_noting_status(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answer
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif status >= _REFUSED and not answer:
+                answer = message.get("body", b"")
             await send(message)
 
         await self._sdk(scope, replay(body, receive), send_noting_status)
+        if status >= _REFUSED and not arrival.has_ended:  # it has become no call, so nothing else tells of it
+            self.refusals.count(_reason(status, answer), status=status, path=MCP_PATH)
         return status
-
-    async def _refuse_for_now(self, send: Send, refused: BodyRefused) -> int:
-        """Refuse a request whose body there is no room for at the moment."""
-        if refused.too_large == "share":
-            return await refuse(
-                send,
-                503,
-                "share_used_up",
-                f"Your requests in progress would have more than {self._bodies.per_caller_max} bytes together, which is "
-                "your whole share. Send this request again when one of them has been answered, and send fewer at a time.",
-                (*RETRY_LATER, *CLOSE),
-            )
-        return await refuse(
-            send,
-            503,
-            "bodies_too_large",
-            f"The requests in progress would have more than {self._bodies.total_max} bytes together, the most that the "
-            "service takes. Send this request again in a few seconds.",
-            (*RETRY_LATER, *CLOSE),
-        )
 
     def _caller(self, headers: dict[str, str]) -> Caller | None:
         if self._tokens is None:
@@ -359,17 +307,18 @@ class Edge:
             self._end[reply.is_error],
         )
 
-
-async def _refuse_excess(send: Send, body: bytes) -> int | None:
-    """Refuse a body that would cost too much to parse; return the status, or None if there is no reason to."""
-    too_much = excess(body, values_max=JSON_VALUES_MAX, levels_max=_JSON_DEPTH_MAX)
-    if too_much is None:
-        return None
-    if too_much == "levels":
-        return await respond(send, 400, _TOO_DEEP)
-    return await refuse(
-        send,
-        413,
-        "too_many_values",
-        f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
-    )
+    async def _refuse_excess(self, scope: Scope, send: Send, body: bytes) -> int | None:
+        """Refuse a body that would cost too much to parse; return the status, or None if there is no reason to."""
+        too_much = excess(body, values_max=JSON_VALUES_MAX, levels_max=JSON_DEPTH_MAX)
+        if too_much is None:
+            return None
+        if too_much == "levels":
+            self.refusals.count("parse_error", path=scope["path"])
+            return await respond(send, 400, _TOO_DEEP)
+        return await self.refusals.refuse(
+            scope,
+            send,
+            413,
+            "too_many_values",
+            f"The request has more than {JSON_VALUES_MAX} JSON values. Split it over several calls.",
+        )

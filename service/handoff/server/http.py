@@ -40,7 +40,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         alerts=app.alerts,
     )
     connections_max, backlog = share_of_descriptors(app.settings)
-    connections = Connections(app.settings, connections_max, edge)
+    connections = Connections(app.settings, connections_max, edge, edge.refusals)
     config = uvicorn.Config(
         edge,
         http=cast("Any", connections.open),

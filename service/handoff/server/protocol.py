@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar, cast
@@ -9,15 +10,17 @@ from typing import Any, Final, TypeVar, cast
 import mcp_types as types
 import orjson
 from mcp.server.caching import CacheHint
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import ListenHandler
 from mcp.shared.exceptions import MCPError
+from mcp_types.methods import SPEC_CLIENT_METHODS
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
 
 from handoff import __version__
 from handoff.context import App
-from handoff.errors import Busy, Forbidden, HandoffError, Invalid, Unavailable
+from handoff.errors import Busy, Forbidden, HandoffError, Invalid
 from handoff.model import Caller
 from handoff.resources.contract import match
 from handoff.server.admission import SUBSCRIPTIONS_MAX
@@ -25,19 +28,21 @@ from handoff.server.calls import (
     ClientGone,
     Failure,
     Reply,
-    Subject,
     UnknownTool,
     call_tool,
-    perform,
+    crashed,
     read,
     read_resource,
 )
 from handoff.server.catalog import RESOURCES, list_resource_templates, list_resources, list_tools
-from handoff.telemetry import metrics
+from handoff.server.record import CANCELLED, JSONRPC_NAMES, Subject, jsonrpc_code, record_call
+from handoff.telemetry import calls, metrics
 from handoff.telemetry.calls import Arrival
 
-P = TypeVar("P")
 R = TypeVar("R")
+_LISTEN: Final = "subscriptions/listen"
+metrics.METHOD.admit(*SPEC_CLIENT_METHODS)
+_arrival: ContextVar[Arrival] = ContextVar("arrival")  # of the request that the SDK is handling
 
 _UNREAD: Final = Reply(b"{}", is_error=True)  # for a client that is gone
 
@@ -73,7 +78,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     async def on_call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
         try:
             reply = await call_tool(
-                app, caller_of(ctx), params.name, params.arguments or {}, _arrival(ctx), partial(_client_gone, ctx)
+                app, caller_of(ctx), params.name, params.arguments or {}, _arrival.get(), partial(_client_gone, ctx)
             )
         except UnknownTool:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}") from None
@@ -88,7 +93,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     async def on_read_resource(
         ctx: ServerRequestContext[Any], params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        result = await read_resource(app, caller_of(ctx), str(params.uri), _arrival(ctx))
+        result = await read_resource(app, caller_of(ctx), str(params.uri), _arrival.get())
         if isinstance(result, Failure):
             raise _as_mcp_error(result.error, str(params.uri)) from result.error
         text, mime_type = result
@@ -126,10 +131,10 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
             "server/discover": _LIST_HINT,
         },
         get_tool_input_schema=schemas.get,
-        on_list_tools=_performed(app, "tools/list", _answer(listed)),
+        on_list_tools=_answer(listed),
         on_call_tool=on_call_tool,
-        on_list_resources=_performed(app, "resources/list", _answer(resources)),
-        on_list_resource_templates=_performed(app, "resources/templates/list", _answer(templates)),
+        on_list_resources=_answer(resources),
+        on_list_resource_templates=_answer(templates),
         on_read_resource=on_read_resource,
         on_subscriptions_listen=on_listen,
     )
@@ -148,7 +153,8 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
             instructions=INSTRUCTIONS,
         )
 
-    server.add_request_handler("server/discover", types.RequestParams, _performed(app, "server/discover", on_discover))
+    server.add_request_handler("server/discover", types.RequestParams, on_discover)
+    server.middleware[:] = [_recording(app, caller_of)]  # instead of the SDK's, whose spans would be a second record
     return server
 
 
@@ -161,27 +167,54 @@ def _answer(result: R) -> Callable[[ServerRequestContext[Any], types.PaginatedRe
     return answer
 
 
-def _performed(
-    app: App, method: str, handle: Callable[[ServerRequestContext[Any], P], Awaitable[R]]
-) -> Callable[[ServerRequestContext[Any], P], Awaitable[R]]:
-    """The handler of a method, wrapped so that each call is recorded."""
-    metrics.METHOD.admit(method)
+def _recording(app: App, caller_of: Callable[[ServerRequestContext[Any]], Caller]) -> ServerMiddleware[Any]:
+    """What records each request that the SDK handles or refuses, unless its handler has recorded it already."""
 
-    async def performed(ctx: ServerRequestContext[Any], params: P) -> R:
-        result = await perform(app, Subject(method), _arrival(ctx), lambda: handle(ctx, params))
-        if isinstance(result, Failure):
-            raise _as_mcp_error(result.error) from result.error
-        return result
+    async def recorded(ctx: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
+        if ctx.request_id is None:  # a notification
+            return await call_next(ctx)
+        arrival = _arriving(ctx)
+        _arrival.set(arrival)
+        subject = Subject(ctx.method, agent=caller_of(ctx).agent, is_waiting=ctx.method == _LISTEN)
+        record = calls.begin(arrival.meta, arrival.headers)
+        code = CANCELLED
+        try:
+            result = await call_next(ctx)
+            code = ""
+        except MCPError as error:
+            subject.rpc_code, code = error.error.code, _code_of(error)
+            raise
+        except ValidationError:
+            subject.rpc_code, code = types.INVALID_PARAMS, "invalid_params"
+            raise
+        except Exception as raised:
+            crash = crashed(subject, raised)
+            subject.rpc_code, code, subject.cause = types.INTERNAL_ERROR, crash.code, type(raised).__name__
+            raise _as_mcp_error(crash) from raised
+        else:
+            return result
+        finally:
+            if not arrival.has_ended:
+                record_call(app, record, subject, arrival, code)
+            calls.leave()
 
-    return performed
+    return recorded
 
 
-def _arrival(ctx: ServerRequestContext[Any]) -> Arrival:
-    meta = cast("Mapping[str, Any] | None", ctx.meta)
-    if ctx.request is None:
-        return Arrival(monotonic(), meta)
-    scope: Mapping[str, Any] = ctx.request.scope
-    return Arrival(scope["handoff.received"], meta, scope["handoff.headers"], scope["handoff.size"])
+def _code_of(error: MCPError) -> str:
+    """The error's code in our words, or the name of its JSON-RPC code if it is the SDK's."""
+    data = error.error.data
+    if isinstance(data, dict) and isinstance(code := cast("dict[str, Any]", data).get("code"), str):
+        return code
+    return JSONRPC_NAMES.get(error.error.code, "protocol_error")
+
+
+def _arriving(ctx: ServerRequestContext[Any]) -> Arrival:
+    """How the request arrived: as the edge has noted it or, over another transport, now."""
+    arrival: Arrival = Arrival(monotonic()) if ctx.request is None else ctx.request.scope["handoff.arrival"]
+    arrival.meta = cast("Mapping[str, Any] | None", ctx.meta)
+    arrival.request_id, arrival.protocol_version = ctx.request_id, ctx.protocol_version
+    return arrival
 
 
 def _client_gone(ctx: ServerRequestContext[Any]) -> Awaitable[object]:
@@ -237,6 +270,5 @@ _NOT_SUBSCRIBABLE: Final = Invalid(
 
 def _as_mcp_error(error: HandoffError, uri: str | None = None) -> MCPError:
     """The error in JSON-RPC's form. Its data are what a tool's reply would contain."""
-    code = types.INTERNAL_ERROR if isinstance(error, Unavailable) or error.code == "internal" else types.INVALID_PARAMS
     about = {} if uri is None else {"uri": uri[:500]}
-    return MCPError(code, f"{error.message} {error.hint}", data={**about, **error.as_dict()})
+    return MCPError(jsonrpc_code(error), f"{error.message} {error.hint}", data={**about, **error.as_dict()})

@@ -5,6 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
+import structlog
 from asyncpg import Record
 
 from handoff.encoding import to_json
@@ -12,7 +13,9 @@ from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, actions_from
 from handoff.store import sessions
 from handoff.store.connect import Connection, after_commit
-from handoff.telemetry import metrics, spans
+from handoff.telemetry import calls, metrics, spans
+
+log = structlog.get_logger(__name__)
 
 COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
@@ -273,8 +276,21 @@ def _writers(row: Record, action: HandoffAction, agent: str | None) -> tuple[str
 
 
 def observe(action: str, before: Record, after: Record) -> None:
-    """Update metrics for a committed change, and continue the handoff's trace, which begins with its offer."""
+    """Update metrics for a committed change, log it, and continue the handoff's trace, which begins with its offer."""
     metrics.handoff_changed(action, before, after)
+    log.info(
+        "handoff.changed",
+        handoff=after["id"],
+        action=action,
+        state=after["state"],
+        type=after["request_type"],
+        sender=after["sender"],
+        target_agent=after["target_agent"],
+        target_capability=after["target_capability"],
+        holder=after["holder"],
+        session=before["session_key"],
+        by="call" if calls.current() is not None else "clock",
+    )
     if action != "offer":
         spans.continue_story(action, before, after)
 

@@ -134,9 +134,8 @@ class AppendLane:
             await self._execute(batch, statement)
         except HandoffError as error:
             _fail(batch, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the call that receives it logs it, see _fail
             if len(batch) == 1 and not isinstance(error, _RACES):
-                log.exception("append.failed", error=type(error).__name__)
                 _fail(batch, error)
             else:
                 await self._commit_one_by_one(batch, statement)
@@ -147,8 +146,7 @@ class AppendLane:
                 await self._execute_alone(item, statement)
             except HandoffError as error:
                 _fail([item], error)
-            except Exception as error:
-                log.exception("append.failed", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - the call that receives it logs it, see _fail
                 _fail([item], error)
 
     async def _execute_alone(self, item: Append, statement: str) -> None:
@@ -208,8 +206,12 @@ def _release(item: Append) -> None:
 
 
 def _fail(batch: list[Append], error: Exception) -> None:
+    """Answer appends with an error. A crash is logged by the call that waits for it or, if that has gone, here."""
     for item in batch:
         _release(item)
-        if not item.answer.done():
+        if item.answer.done():
+            if not isinstance(error, HandoffError):
+                log.error("append.failed", session=item.session_key, agent=item.agent, exc_info=error)
+        else:
             item.answer.set_exception(error)
             item.answer.exception()  # marks it as retrieved: a cancelled caller never reads it

@@ -45,6 +45,10 @@ class Arrival:
     meta: Mapping[str, Any] | None = None
     headers: Mapping[str, str] | None = None
     size_bytes: int = 0
+    request_id: str | int | None = None
+    protocol_version: str | None = None
+    has_ended: bool = False  # whether the call that arrived has been recorded
+    kept: "CallRecord | None" = None  # the call's record, if its trace is kept
 
     @property
     def transport(self) -> str:
@@ -64,6 +68,7 @@ class CallRecord:
     http_parent: SpanContext | None = None
     operations: list[Operation] = field(default_factory=list[Operation])
     links: list[Link] = field(default_factory=list[Link])
+    noted: dict[str, AttributeValue | None] | None = None  # further fields of the call's log line
 
     def add(self, operation: Operation) -> None:
         """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""

@@ -27,14 +27,16 @@ Cell = TypeVar("Cell")
 class Attribute:
     """A label: its name and the values it may take.
 
-    Any other value is recorded as `other`, and "" leaves the label out. Values from the vocabulary of the domain are passed
+    Any other value is recorded as `other` (or the word that a convention has for it), and "" leaves the label out. Values
+    from the vocabulary of the domain are passed
     to the constructor. Names defined in code (tools, jobs, health components) are admitted by the module that defines them.
     Names known only at run time (statements, error codes) are learned until there are `learned_max` values.
     """
 
-    def __init__(self, name: str, values: Iterable[str] = (), *, learned_max: int = 0) -> None:
+    def __init__(self, name: str, values: Iterable[str] = (), *, learned_max: int = 0, other: str = OTHER) -> None:
         self.name = name
-        self._values = {*values, OTHER, ""}
+        self._other = other
+        self._values = {*values, other, ""}
         self._learned_max = learned_max
 
     @property
@@ -45,7 +47,7 @@ class Attribute:
     @property
     def values(self) -> frozenset[str]:
         """The values allowed so far, without `other` and ""."""
-        return frozenset(self._values - {OTHER, ""})
+        return frozenset(self._values - {self._other, ""})
 
     def admit(self, *values: str) -> None:
         """Allow more values: only names that the calling module defines, never a string from a caller of the service."""
@@ -58,7 +60,7 @@ class Attribute:
         if len(self._values) < self._learned_max:
             self._values.add(value)
             return value
-        return OTHER
+        return self._other
 
 
 class _Instrument(ABC, Generic[Cell]):

@@ -136,6 +136,7 @@ class _Log:
     def __init__(self, stream: TextIO, filters: Filters) -> None:
         self.filters = filters
         self.forward: Callable[[LogLine], None] | None = None
+        self.origin = ""  # the end of every line on the stream, rendered once; OTLP's resource says the same
         self.shipper: Shipper[str] = Shipper(
             "stdout", partial(_write, stream), queue_max=_QUEUE_MAX, batch_max=_BATCH_MAX, every_s=_EVERY_S
         )
@@ -184,6 +185,12 @@ def forward_logs(to: Callable[[LogLine], None] | None) -> None:
     """From now on, pass every line to `to` too. None stops that."""
     if _log is not None:
         _log.forward = to
+
+
+def identify_logs(service: str, instance: str, version: str) -> None:
+    """From now on, say on every line of the stream which process wrote it."""
+    if _log is not None:
+        _log.origin = "," + orjson.dumps({"service": service, "instance": instance, "version": version}).decode()[1:]
 
 
 def flush_logs(within_s: float = _FLUSH_S) -> None:
@@ -302,7 +309,7 @@ class _Output:
     def _write(self, line: LogLine) -> None:
         if _log is None:
             return
-        _log.shipper.put(line.text)
+        _log.shipper.put(f"{line.text[:-1]}{_log.origin}" if _log.origin else line.text)
         if _log.forward is not None:
             _log.forward(line)
 

@@ -15,16 +15,21 @@ from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, S
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument
 
 # Attributes
-METHOD: Final = Attribute("mcp.method.name")  # admitted by server/protocol.py
+METHOD: Final = Attribute("mcp.method.name", other="_OTHER")  # admitted by server/protocol.py
+RESOURCE: Final = Attribute("handoff.resource")  # admitted by server/catalog.py
 TOOL: Final = Attribute("gen_ai.tool.name")  # admitted by tools/contract.py
-# `tool_error` for a tool, `cancelled` for a call whose caller has gone, otherwise an error code or an exception's class;
-# left out when the call succeeded
+# `tool_error` for a tool, `cancelled` for a call whose caller has gone, the code of a JSON-RPC error that is ours, or an
+# exception's class; left out when the call succeeded, and when the caller was at fault in the terms of JSON-RPC
 ERROR: Final = Attribute("error.type", learned_max=48)
 CODE: Final = Attribute("handoff.error.code", learned_max=48)  # the error code that the caller received
 TRANSPORT: Final = Attribute("network.transport", ("tcp", "pipe"))
-HTTP_METHOD: Final = Attribute("http.request.method", ("GET", "POST", "DELETE", "OPTIONS"))
+HTTP_METHOD: Final = Attribute(
+    "http.request.method",
+    ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"),
+    other="_OTHER",
+)
 HTTP_STATUS: Final = Attribute(
-    "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 413, 421, 500, 503))
+    "http.response.status_code", map(str, (200, 202, 400, 401, 403, 404, 405, 406, 413, 415, 421, 500, 503))
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
@@ -81,7 +86,7 @@ LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.5)
 
 # Calls
 OPERATION_DURATION: Final = Histogram(
-    "mcp.server.operation.duration", "s", "Duration of MCP requests.", CALL_S, METHOD, TOOL, ERROR, CODE, TRANSPORT
+    "mcp.server.operation.duration", "s", "Duration of MCP requests.", CALL_S, METHOD, TOOL, ERROR, CODE, TRANSPORT, RESOURCE
 )
 ACTIVE_CALLS: Final = Gauge(
     "handoff.calls.active", "{call}", "Tool calls in progress, without those that wait for something to happen."
@@ -213,13 +218,11 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-def call_ended(
-    duration_s: float, method: str, tool: str, error: str, code: str, transport: str, trace: tuple[int, int] | None
-) -> None:
-    """Record a call that has ended. `trace` is (trace id, span id) if the call's trace is kept."""
-    OPERATION_DURATION.record(duration_s, method, tool, error, code, transport)
+def call_ended(duration_s: float, trace: tuple[int, int] | None, *labels: str) -> None:
+    """Record a call that has ended. `trace` is (trace id, span id) if its trace is kept; `labels` are the metric's."""
+    OPERATION_DURATION.record(duration_s, *labels)
     if trace is not None:
-        OPERATION_DURATION.exemplify(duration_s, *trace, method, tool, error, code, transport)
+        OPERATION_DURATION.exemplify(duration_s, *trace, *labels)
 
 
 def handoff_changed(action: str, before: Row, after: Row) -> None:

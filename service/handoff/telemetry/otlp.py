@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import entry_points
 from time import monotonic, time_ns
 from typing import Any, Final
@@ -27,6 +27,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.instrumentation.system_metrics.environment_variables import OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS
+from opentelemetry.metrics import Observation
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
@@ -158,6 +159,18 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     _observe(signals)
     forward_logs(lines.put)
     return signals
+
+
+@cache
+def registry_alone() -> CollectorRegistry:
+    """The metrics in a process that exports nothing, for whoever reads them."""
+    registry = CollectorRegistry()
+    reader = _ScrapedMetrics(scope_info_enabled=False, registry=registry)
+    meter = MeterProvider([reader], shutdown_on_exit=False).get_meter(SCOPE.name)
+    began = monotonic()
+    # The SDK asks a reader only if there is an instrument of its own; ours join what that one says.
+    meter.create_observable_gauge("process.uptime", [lambda _: [Observation(monotonic() - began)]], "s")
+    return registry
 
 
 def _observe(signals: Signals) -> None:

@@ -19,6 +19,7 @@ from handoff.telemetry import calls
 from handoff.telemetry.calls import SAMPLED, AttributeValue, CallRecord
 from handoff.telemetry.metrics import Row
 
+_SERVER_FAULT: Final = 500  # statuses below are no errors of a server, by OpenTelemetry's conventions
 SCOPE: Final = InstrumentationScope("handoff", __version__)
 
 Kept = Literal["asked", "noteworthy", "ordinary", "no"]
@@ -71,24 +72,43 @@ class Tracer:
         links = list(record.links)
         parent = record.parent
         if record.http_span_id:
-            http_trace_id = record.http_parent.trace_id if record.http_parent is not None else record.trace_id
-            http = SpanContext(http_trace_id, record.http_span_id, is_remote=False, trace_flags=SAMPLED)
-            http_parent = record.http_parent or parent
             if parent is None:
-                parent = http
+                parent = _http_context(record)
             else:
-                links.append(Link(http))
-            described: dict[str, AttributeValue] = {
-                "http.request.method": "POST",
-                "http.route": "/mcp",
-                "http.response.status_code": 200,  # a failed call is reported in its result, not by the status
-            }
-            self._span("POST /mcp", http, http_parent, SpanKind.SERVER, record.start_ns, end_ns, described, "")
+                links.append(Link(_http_context(record)))
         self._span(name, record.context, parent, SpanKind.SERVER, record.start_ns, end_ns, attributes, error, links)
         for done in record.operations:
             own = SpanContext(record.trace_id, calls.new_span_id(), is_remote=False, trace_flags=SAMPLED)
             times = (done.start_ns, done.end_ns)
             self._span(done.name, own, record.context, SpanKind.CLIENT, *times, dict(done.attributes), done.error)
+
+    def export_http(
+        self,
+        record: CallRecord,
+        method: str,
+        route: str,
+        duration_s: float,
+        attributes: dict[str, AttributeValue],
+        status: int,
+    ) -> None:
+        """Make the span of an HTTP request that has just ended, around the call that `record` is of, and export it.
+
+        `status` is 0 if the client went away before it was answered, which is no error of ours.
+        """
+        end_ns = time_ns()
+        described = {"http.request.method": method, "http.route": route, **attributes}
+        if status:
+            described["http.response.status_code"] = status
+        self._span(
+            f"{method} {route}".strip(),
+            _http_context(record),
+            record.http_parent or record.parent,
+            SpanKind.SERVER,
+            end_ns - round(duration_s * 1e9),
+            end_ns,
+            {name: value for name, value in described.items() if value != ""},
+            str(status) if status >= _SERVER_FAULT else "",
+        )
 
     def export_stage(
         self,
@@ -182,6 +202,12 @@ def continue_story(action: str, before: Row, after: Row) -> None:
         error = action if action == "lapse" else ""
         times = (before["accepted_at"], after["updated_at"])
         _tracer.export_stage("handoff work", offer, *times, attributes, error, record)
+
+
+def _http_context(record: CallRecord) -> SpanContext:
+    """The context of the span of the HTTP request that brought a call."""
+    trace_id = record.http_parent.trace_id if record.http_parent is not None else record.trace_id
+    return SpanContext(trace_id, record.http_span_id, is_remote=False, trace_flags=SAMPLED)
 
 
 def _unix_ns(at: datetime) -> int:

@@ -12,9 +12,10 @@ from handoff.encoding import that_fit, to_json
 from handoff.errors import Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
-from handoff.store.append import Append, NewEntry
+from handoff.store.append import Append, Appended, NewEntry
 from handoff.store.connect import snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
+from handoff.telemetry.calls import CallRecord
 from handoff.tools.contract import (
     AgentArg,
     Arguments,
@@ -141,6 +142,8 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     appends.take(agent)
     item.release = partial(appends.give_back, agent)
     done = await call.app.lane.append(item)
+    if item.record is not None:
+        _note(item.record, new, done)
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
@@ -149,6 +152,18 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
         "content_hashes": [entry.content_hash.hex() for entry in new],
         "created_at": done.at,
         "replayed": done.replayed,
+    }
+
+
+def _note(record: CallRecord, new: list[NewEntry], done: Appended) -> None:
+    """Add to the call's log line what was appended, and how long it waited for its statement and then took."""
+    written = record.operations[-1] if record.operations else None
+    record.noted = {
+        "entries": len(new),
+        "types": new[0].type if len(new) == 1 else ",".join(sorted({entry.type for entry in new})),
+        "first_sequence": done.first_sequence,
+        "queued_ms": (written.start_ns - record.start_ns) // 1_000 / 1e3 if written is not None else None,
+        "statement_ms": (written.end_ns - written.start_ns) // 1_000 / 1e3 if written is not None else None,
     }
 
 

@@ -2,14 +2,17 @@
 
 import hashlib
 import secrets
+from functools import partial
 from typing import Any, Literal
+
+import structlog
 
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, session_closed, session_not_found
 from handoff.model import OPEN_STATUSES, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions
 from handoff.store.append import Append, NewEntry, append_within
-from handoff.store.connect import Connection
+from handoff.store.connect import Connection, after_commit
 from handoff.tools.contract import (
     AgentArg,
     Arguments,
@@ -20,6 +23,8 @@ from handoff.tools.contract import (
     acting_agent,
     properties,
 )
+
+log = structlog.get_logger(__name__)
 
 SESSION_RESULT = properties("session_key", session_key="string", status="string")
 
@@ -56,6 +61,9 @@ async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
         entry = _system_entry(f"Session {key} registered by {agent}.")
         first = Append(key, agent, [entry], call.received, size_bytes=entry.size_bytes)
         await append_within(conn, first, call.app.settings)
+        after_commit(
+            partial(log.info, "session.registered", session=key, agent=agent, retention_policy=args.retention_policy)
+        )
         return sessions.view(await sessions.lock(conn, row["id"]))
 
     return await idempotency.once(call.app.pool, "register_session", agent, args, work)

@@ -1,0 +1,117 @@
+"""Answers Alertmanager's notifications at the HTTP edge, once they are stored."""
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from handoff.encoding import to_json
+from handoff.errors import HandoffError, Unavailable
+from handoff.model import Caller
+from handoff.operations.alerts import BODY_BYTES_MAX, VALUES_MAX, Alerts
+from handoff.server.asgi import CLOSE, JSON_DEPTH_MAX, RETRY_LATER, Refusals, excess, respond
+from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
+
+log = structlog.get_logger(__name__)
+
+
+class Notifications:
+    """The paths that Alertmanager sends to: its alerts, and the heartbeat that it passes on."""
+
+    def __init__(self, alerts: Alerts | None, bodies: Bodies, refusals: Refusals) -> None:
+        self.paths = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
+        self._bodies = bodies
+        self._refusals = refusals
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller) -> int:
+        """Store a notification and answer it; return the status, or 0 if the client has gone."""
+        if "alerts" not in caller.scopes:
+            return await self._refusals.refuse(
+                scope,
+                send,
+                403,
+                "scope_missing",
+                "This token lacks the scope alerts. Add it to the token in the tokens file.",
+            )
+        try:
+            body = await self._bodies.read(receive, headers, caller.agent, BODY_BYTES_MAX)
+        except RequestCutOff:
+            return 0
+        except BodyRefused as refused:
+            if refused.too_large != "body":
+                return await refuse_for_now(self._refusals, self._bodies, scope, send, refused)
+            return await self._refusals.refuse(
+                scope,
+                send,
+                413,
+                "body_too_large",
+                f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
+                CLOSE,
+            )
+        try:
+            return await self._store(scope, send, body)
+        finally:
+            self._bodies.give_back(len(body), caller.agent)
+
+    async def _store(self, scope: Scope, send: Send, body: bytes) -> int:
+        too_much = excess(body, values_max=VALUES_MAX, levels_max=JSON_DEPTH_MAX)
+        if too_much == "levels":
+            return await self._refusals.refuse(
+                scope,
+                send,
+                400,
+                "invalid_notification",
+                f"The notification nests JSON deeper than {JSON_DEPTH_MAX} levels. "
+                "Send notifications in the format of Alertmanager's webhook, version 4.",
+            )
+        if too_much == "values":
+            return await self._refusals.refuse(
+                scope,
+                send,
+                413,
+                "too_many_values",
+                f"The notification has more than {VALUES_MAX} JSON values. "
+                "Lower max_alerts in Alertmanager's configuration.",
+            )
+        try:
+            stored = await self.paths[scope["path"]](body)
+        except Unavailable as error:
+            return await respond(send, 503, to_json({"error": error.as_dict()}), RETRY_LATER)
+        except HandoffError as error:
+            return await self._refusals.refuse(scope, send, 400, error.code, f"{error.message} {error.hint}")
+        except Exception:
+            log.exception("alert.failed", path=scope["path"])
+            return await respond(
+                send,
+                500,
+                to_json(
+                    {
+                        "error": {
+                            "code": "internal",
+                            "message": "The notification was not stored because of a bug. See alert.failed in the log.",
+                        }
+                    }
+                ),
+            )
+        return await respond(send, 200, to_json({"stored": stored}))
+
+
+async def refuse_for_now(refusals: Refusals, bodies: Bodies, scope: Scope, send: Send, refused: BodyRefused) -> int:
+    """Refuse a request whose body there is no room for at the moment."""
+    if refused.too_large == "share":
+        return await refusals.refuse(
+            scope,
+            send,
+            503,
+            "share_used_up",
+            f"Your requests in progress would have more than {bodies.per_caller_max} bytes together, which is "
+            "your whole share. Send this request again when one of them has been answered, and send fewer at a time.",
+            (*RETRY_LATER, *CLOSE),
+        )
+    return await refusals.refuse(
+        scope,
+        send,
+        503,
+        "bodies_too_large",
+        f"The requests in progress would have more than {bodies.total_max} bytes together, the most that the "
+        "service takes. Send this request again in a few seconds.",
+        (*RETRY_LATER, *CLOSE),
+    )
