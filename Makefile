@@ -48,7 +48,7 @@ check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; 
 dashboards: .venv/.ready     ## write grafana/dashboards from grafana/source
 	.venv/bin/python -m grafana.source
 
-docs: .venv/.ready           ## fill the generated parts of the pages in docs/ from the code
+docs: .venv/.ready           ## fill the generated parts of the pages in docs/ from the code, and the labels in compose.yaml
 	.venv/bin/python -m docs.source
 
 bench: .venv/.ready          ## what a call costs beside a no-op, in one run

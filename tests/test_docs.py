@@ -43,7 +43,7 @@ def test_a_page_that_is_not_current_is_named_with_what_to_do(tmp_path: Path) -> 
     done = check(tmp_path)
 
     assert done.returncode == 1
-    assert done.stdout == f"{tmp_path / 'old.md'} is not what the code says now. Run `make docs` and commit the page.\n"
+    assert done.stdout == f"{tmp_path / 'old.md'} is not what the code says now. Run `make docs` and commit the file.\n"
     assert "8000" in (tmp_path / "old.md").read_text(), "checking writes nothing"
 
 

@@ -1,6 +1,6 @@
-"""Fill the generated parts of the pages: `python -m docs.source [--check] [FOLDER]`.
+"""Fill the generated parts of the pages and of compose.yaml: `python -m docs.source [--check] [FOLDER]`.
 
-With --check, write nothing, name the pages that are not current, and exit with 1 if there are any.
+With --check, write nothing, name the files that are not current, and exit with 1 if there are any. A FOLDER has pages only.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.source import answers, calls, errors, operations, settings, signals
+from docs.source import answers, calls, configuration, errors, operations, settings, signals
 
 PAGES: Final = Path(__file__).parents[1]
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
@@ -41,14 +41,17 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=PAGES)
     arguments = parser.parse_args()
     outdated = 0
-    for path in sorted(arguments.folder.glob("*.md")):
+    files: list[tuple[Path, Callable[[str], str]]] = [(path, filled) for path in sorted(arguments.folder.glob("*.md"))]
+    if arguments.folder.resolve() == PAGES:
+        files.append((configuration.COMPOSE, configuration.labelled))
+    for path, fill in files:
         before = path.read_text(encoding="utf-8")
-        after = filled(before)
+        after = fill(before)
         if after == before:
             continue
         outdated += 1
         if arguments.check:
-            print(f"{path} is not what the code says now. Run `make docs` and commit the page.")
+            print(f"{path} is not what the code says now. Run `make docs` and commit the file.")
         else:
             path.write_text(after, encoding="utf-8")
             print(path)

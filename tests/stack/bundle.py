@@ -106,10 +106,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """The bundle under a project name. `settings` is what its .env would contain."""
+    """The bundle under a project name. `settings` is what its .env would contain, `root` the checkout that it runs."""
 
-    def __init__(self, folder: Path, project: str, overlays: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, project: str, overlays: Sequence[str], settings: Mapping[str, str], root: Path = ROOT
+    ) -> None:
         self.project = project
+        self.root = root
         self.given = folder / "given"
         self.given.mkdir()
         self.turns_s: list[float] = []  # how many seconds each of the latest turns took, as far as a wait has looked
@@ -125,14 +128,14 @@ class Stack:
         env_file.write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
         patient = folder / "patient.json"
         patient.write_text(json.dumps({"services": {name: {"healthcheck": PATIENT} for name in _checked()}}))
-        files = ["compose.yaml", *(str(HERE / name) for name in overlays), str(patient)]
+        files = ["compose.yaml", *(str(ROOT / HERE / name) for name in overlays), str(patient)]
         # One client, because each loads all CA certificates; no keep-alive, because services restart between requests.
         self._http = httpx2.Client(timeout=ANSWER_S, limits=httpx2.Limits(max_keepalive_connections=0))
-        self._compose = DockerCompose(ROOT, compose_file_name=files, env_file=str(env_file), wait=True)
+        self._compose = DockerCompose(root, compose_file_name=files, env_file=str(env_file), wait=True)
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` and return its output."""
-        return run(*self._compose.docker_compose_command(), *arguments)
+        return run(*self._compose.docker_compose_command(), *arguments, cwd=self.root)
 
     def up(self, *more: str) -> float:
         """Start everything and wait until it is healthy. Returns the seconds that it took."""

@@ -71,13 +71,17 @@ def left_out(images: dict[str, str], say: Callable[[str], None]) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def started(images: dict[str, str], say: Callable[[str], None]) -> Start:
+def postgres_uid(images: dict[str, str]) -> str:
+    """The user id of `postgres`, which differs between images; the default in compose.yaml is that of the shipped image."""
+    return run("docker", "run", "--rm", "--entrypoint=id", images["postgres"], "-u", "postgres").strip()
+
+
+@pytest.fixture(scope="session")
+def started(postgres_uid: str, say: Callable[[str], None]) -> Start:
     """A function that starts a stack from scratch and removes it afterwards.
 
     Its arguments: a folder, a project name, more Compose files, and given secrets.
     """
-    # The user id of `postgres` differs between images; the default in compose.yaml is that of the shipped image.
-    postgres_uid = run("docker", "run", "--rm", "--entrypoint=id", images["postgres"], "-u", "postgres").strip()
 
     @contextmanager
     def start(folder: Path, project: str, overlays: Sequence[str], given: Mapping[str, str]) -> Generator[Stack]:
