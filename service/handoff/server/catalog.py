@@ -131,12 +131,7 @@ def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
             for name, value in node.items()
             if name not in _UNLISTED and (name, value) not in _REDUNDANT
         }
-        if node.get("pattern") == NAME_PATTERN:
-            pattern = _LISTED_PATTERN % (out.pop("maxLength") - 1)
-            out["pattern"] = f"^({pattern[1:]})?$" if is_optional else f"{pattern}$"
-        elif out.get("maxLength", 0) > _REPETITIONS_MAX:
-            out["description"] = f"At most {out.pop('maxLength')} characters"
-        return out
+        return _with_bounds(out, is_optional=is_optional)
 
     out: dict[str, Any] = terse(schema)
     if "entries" in out["properties"]:
@@ -145,3 +140,13 @@ def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if "lease_seconds" in out["properties"]:
         out["properties"]["lease_seconds"]["description"] = f"Default {settings.lease_s_default}"
     return out
+
+
+def _with_bounds(schema: dict[str, Any], *, is_optional: bool) -> dict[str, Any]:
+    """A schema with its pattern and length in the form that all clients accept. Optional names may be empty."""
+    if schema.get("pattern") == NAME_PATTERN:
+        pattern = _LISTED_PATTERN % (schema.pop("maxLength") - 1)
+        schema["pattern"] = f"^({pattern[1:]})?$" if is_optional else f"{pattern}$"
+    elif schema.get("maxLength", 0) > _REPETITIONS_MAX:
+        schema["description"] = f"At most {schema.pop('maxLength')} characters"
+    return schema
