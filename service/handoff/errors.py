@@ -114,7 +114,7 @@ def session_closed(key: str, status: str) -> Conflict:
     return Conflict(
         "session_closed",
         f"Session {key!r} is {status}: it accepts no more entries or handoffs.",
-        "You can still read it with get_context. To continue, register a new session and name this one in its metadata.",
+        'You can still read it with get_context. To continue, call register_session with metadata {"continues": THIS_KEY}.',
         status=status,
     )
 

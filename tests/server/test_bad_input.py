@@ -14,8 +14,8 @@ from mcp import MCPError
 
 from handoff.context import App
 from handoff.errors import Invalid
+from handoff.server.arguments import NAMES_MAX, validated
 from handoff.server.asgi import excess
-from handoff.server.calls import NAMES_MAX, validated
 from handoff.server.catalog import ADMIN_TOOLS, TOOLS
 from handoff.server.edge import JSON_VALUES_MAX
 from handoff.tools.context import Entry, UpdateContext
@@ -78,7 +78,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("update_context", {"agent": "alice", "session_key": "s"}, "entries"),
     ("update_context", UPDATE | {"entries": []}, "entries"),
     ("update_context", UPDATE | {"entries": UPDATE["entries"] * 51}, "entries"),
-    ("update_context", UPDATE | {"idempotency_key": ""}, "idempotency_key"),
     ("update_context", UPDATE | {"idempotency_key": "k" * 256}, "idempotency_key"),
     ("update_context", entry(content=""), "content"),
     ("update_context", entry(content="x" * (1_048_576 + 1)), "content"),
@@ -87,7 +86,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("request_handoff", REQUEST | {"instructions": ""}, "instructions"),
     ("request_handoff", REQUEST | {"instructions": "x" * 20_001}, "instructions"),
     ("request_handoff", REQUEST | {"priority": 10}, "priority"),
-    ("request_handoff", REQUEST | {"deadline_minutes": 0}, "deadline_minutes"),
+    ("request_handoff", REQUEST | {"deadline_minutes": -1}, "deadline_minutes"),
     ("accept_handoff", {"agent": "alice", "handoff_id": 1, "lease_seconds": 1}, "lease_seconds"),
     ("accept_handoff", {"agent": "alice", "handoff_id": 1, "lease_seconds": 10**9}, "lease_seconds"),
     ("get_context", {"agent": "alice", "session_key": "s", "token_budget": 1}, "token_budget"),
@@ -116,7 +115,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("get_context", {"agent": "alice", "session_key": "s", "view": "all"}, "view"),
     ("get_inbox", {}, "agent"),
     # hostile names
-    *[("register_session", {"agent": "alice", "session_key": name}, "session_key") for name in HOSTILE_NAMES],
+    *[("register_session", {"agent": "alice", "session_key": name}, "session_key") for name in HOSTILE_NAMES if name],
     *[("register_session", {"agent": name}, "agent") for name in HOSTILE_NAMES],
     *[("request_handoff", REQUEST | {"target_agent": name}, "target_agent") for name in HOSTILE_NAMES[:3]],
     *[("get_inbox", {"agent": "alice", "capabilities": [name]}, "capabilities") for name in HOSTILE_NAMES[:3]],
@@ -333,7 +332,7 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(app: App
         {"question": 1},
         {"Question": True},
         {"todo ": True},
-        {"pinned": None},
+        {"pinned": ""},
         {"path": 7},
         {"Path": "a"},
     ],

@@ -131,7 +131,6 @@ async def test_a_mark_is_valid_in_every_process_and_lists_what_is_new_page_by_pa
 @pytest.mark.parametrize(
     "mark",
     [
-        "",
         "x",
         "a" * 1_000,
         to_cursor("1:2:", 3),

@@ -10,28 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
-from pydantic import BaseModel, ValidationError
 
 from handoff.context import App, Call
 from handoff.encoding import to_json
 from handoff.errors import Forbidden, HandoffError, Invalid, outcome_unknown
 from handoff.model import Caller, Scope
 from handoff.resources.contract import match, parsed_query
+from handoff.server.arguments import validated
 from handoff.server.catalog import RESOURCES, tools_of
 from handoff.server.record import CANCELLED, RESOURCES_READ, TOOLS_CALL, Subject, jsonrpc_code, record_call
 from handoff.telemetry import calls, metrics
 from handoff.telemetry.calls import Arrival
-from handoff.tools.context import ENTRIES_PER_CALL_MAX
 
-A = TypeVar("A", bound=BaseModel)
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ)
-
-_ERRORS_SHOWN: Final = 3
-NAMES_MAX: Final = 32  # of arguments, or within an item of a list; pydantic builds an error for each unknown one
 
 
 @dataclass(slots=True)  # not frozen: one is built for every call
@@ -74,7 +69,7 @@ async def call_tool(
 
     async def run() -> bytes:
         require_scope(caller, tool.scope)
-        args = validated(tool.arguments, arguments)
+        args = validated(tool.arguments, tool.arguments.given(arguments))
         known = args.__dict__
         subject.agent = known.get("agent") or caller.agent
         subject.session = known.get("session_key")
@@ -173,47 +168,6 @@ def require_scope(caller: Caller, scope: Scope) -> None:
             f"This token lacks the scope {scope}.",
             "Do not repeat this call. The operator can add the scope to the token in the tokens file.",
         )
-
-
-def validated(model: type[A], arguments: dict[str, Any]) -> A:
-    """The arguments as an instance of `model`. Raises Invalid, which names what is wrong but never repeats a value."""
-    _check_names(arguments)
-    try:
-        return model.__pydantic_validator__.validate_python(arguments)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-    shown = [
-        f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg'].removeprefix('Value error, ')}"
-        for problem in problems[:_ERRORS_SHOWN]
-    ]
-    more = f" (and {len(problems) - _ERRORS_SHOWN} more)" if len(problems) > _ERRORS_SHOWN else ""
-    raise Invalid(
-        "invalid_arguments",
-        "; ".join(part[:300] for part in shown) + more + ".",
-        "Correct the values named here and repeat the call. Nothing was changed.",
-    )
-
-
-def _check_names(arguments: dict[str, Any]) -> None:
-    """Raise Invalid if the arguments, or an item of a list among them, have more names than any of our models.
-
-    This costs the same however many there are. Lists that are too long cost nothing more: pydantic stops at their limit.
-    """
-    if len(arguments) > NAMES_MAX:
-        raise _too_many_names("arguments", len(arguments))
-    for name, value in arguments.items():
-        if type(value) is list:
-            for place, item in enumerate(value[: ENTRIES_PER_CALL_MAX + 1]):
-                if type(item) is dict and len(item) > NAMES_MAX:
-                    raise _too_many_names(f"{name[:100]}.{place}", len(item))
-
-
-def _too_many_names(where: str, count: int) -> Invalid:
-    return Invalid(
-        "invalid_arguments",
-        f"{where}: has {count} names, which is more than any tool takes.",
-        "Use only the names in the tool's schema and repeat the call. Nothing was changed.",
-    )
 
 
 def _cause(raised: Exception) -> str | None:

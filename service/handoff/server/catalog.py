@@ -46,9 +46,13 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 
 
-# Every caller pays for each byte of tools/list. In JSON Schema \\w is ASCII only, so this is NAME_PATTERN with its length.
-_SHORT_PATTERN: Final = r"^\w[\w.:@+=~-]{0,%d}$"
-_REDUNDANT: Final = (("default", None), ("maximum", SEQUENCE_MAX), ("additionalProperties", True))
+# The list keeps to what the converters of all common clients accept; tests/server/test_dialects.py runs them on it.
+# llama.cpp's grammars know no \\w or \\d and no pattern without ^ and $, and repeat nothing as often as this.
+_REPETITIONS_MAX: Final = 1_999
+_LISTED_PATTERN: Final = NAME_PATTERN.removesuffix("*$") + "{0,%d}"
+# "default" is not permitted in OpenAI's strict mode. Of several values the first is the default, as INSTRUCTIONS say.
+_UNLISTED: Final = frozenset({"title", "description", "default"})
+_REDUNDANT: Final = (("maximum", SEQUENCE_MAX), ("additionalProperties", True))
 
 
 @cache
@@ -65,14 +69,20 @@ def list_tools(settings: Settings) -> list[types.Tool]:
             description=" ".join((tool.arguments.__doc__ or "").split()),
             input_schema=_terse(tool.arguments.model_json_schema(), settings),
             output_schema=tool.result,
-            annotations=types.ToolAnnotations(  # values that equal the protocol's default are left out
-                read_only_hint=tool.read_only or None,
-                idempotent_hint=tool.idempotent or None,
-                destructive_hint=None if tool.read_only or tool.destructive else False,
-            ),
+            annotations=_annotations(tool),
         )
         for tool in tools_of(admin=settings.admin).values()
     ]
+
+
+def _annotations(tool: Tool[Any]) -> types.ToolAnnotations | None:
+    """The tool's hints, without those that equal the protocol's default."""
+    hints: dict[str, Any] = {
+        "read_only_hint": tool.read_only or None,
+        "idempotent_hint": tool.idempotent or None,
+        "destructive_hint": None if tool.read_only or tool.destructive else False,
+    }
+    return types.ToolAnnotations(**hints) if any(hint is not None for hint in hints.values()) else None
 
 
 def list_resources() -> list[types.Resource]:
@@ -98,32 +108,47 @@ def list_resource_templates() -> list[types.ResourceTemplate]:
 
 
 def _terse(schema: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A JSON schema with references resolved, and without what is redundant: titles, descriptions, and null as a value."""
+    """A JSON schema with references resolved, and without what is redundant: titles, descriptions, and null as a value.
+
+    Limits that are too large for some clients as a keyword become descriptions.
+    """
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
-    def terse(node: Any, *, is_names: bool = False) -> Any:
+    def terse(node: Any, *, is_names: bool = False, is_optional: bool = False) -> Any:
         if isinstance(node, list):
             return [terse(item) for item in node]
         if not isinstance(node, dict):
             return node
+        if is_names:
+            return {name: terse(value, is_optional="default" in value) for name, value in node.items()}
         if "$ref" in node:
             return terse(definitions[node["$ref"].rsplit("/", 1)[1]])
-        if "anyOf" in node:
-            rest = [option for option in node["anyOf"] if option != {"type": "null"}]
-            others = {name: value for name, value in node.items() if name not in ("anyOf", "default", "title")}
-            return terse({**rest[0], **others}) if len(rest) == 1 else {**node, "anyOf": [terse(option) for option in rest]}
-        if node.get("pattern") == NAME_PATTERN:
-            return {"type": "string", "pattern": _SHORT_PATTERN % (node["maxLength"] - 1)}
-        return {
+        if "anyOf" in node:  # a value, or null for none
+            (rest,) = (option for option in node["anyOf"] if option != {"type": "null"})
+            return terse(
+                {**rest, **{name: value for name, value in node.items() if name != "anyOf"}}, is_optional=is_optional
+            )
+        out = {
             name: terse(value, is_names=name == "properties")
             for name, value in node.items()
-            if is_names or (name not in ("title", "description") and (name, value) not in _REDUNDANT)
+            if name not in _UNLISTED and (name, value) not in _REDUNDANT
         }
+        return _with_bounds(out, is_optional=is_optional)
 
     out: dict[str, Any] = terse(schema)
     if "entries" in out["properties"]:
         entry = out["properties"]["entries"]["items"]["properties"]
-        entry["content"]["maxLength"] = settings.content_bytes_max
+        entry["content"]["description"] = f"At most {settings.content_bytes_max} bytes"
     if "lease_seconds" in out["properties"]:
-        out["properties"]["lease_seconds"]["default"] = settings.lease_s_default
+        out["properties"]["lease_seconds"]["description"] = f"Default {settings.lease_s_default}"
     return out
+
+
+def _with_bounds(schema: dict[str, Any], *, is_optional: bool) -> dict[str, Any]:
+    """A schema with its pattern and length in the form that all clients accept. Optional names may be empty."""
+    if schema.get("pattern") == NAME_PATTERN:
+        pattern = _LISTED_PATTERN % (schema.pop("maxLength") - 1)
+        schema["pattern"] = f"^({pattern[1:]})?$" if is_optional else f"{pattern}$"
+    elif schema.get("maxLength", 0) > _REPETITIONS_MAX:
+        schema["description"] = f"At most {schema.pop('maxLength')} characters"
+    return schema

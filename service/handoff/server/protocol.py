@@ -52,7 +52,8 @@ INSTRUCTIONS: Final = (
     "accept_handoff, which returns a brief and a lease token; work, calling renew_handoff before the lease expires; then "
     "call resolve_handoff with action=complete and the token. Pass your own name as agent, the same in every call. Pass a "
     "new idempotency_key in each call that accepts one: if the call fails with retryable=true, repeat it unchanged, key "
-    "included, and it takes effect only once."
+    "included, and it takes effect only once. If you must fill in an argument that you don't need: null, an empty text, or "
+    "0 as handoff_id, token or deadline_minutes leaves it out; of several values, the first is the default."
 )
 _LIST_HINT: Final = CacheHint(ttl_ms=3_600_000, scope="public")
 _SUBSCRIBED_URIS_MAX: Final = 100

@@ -41,7 +41,7 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
     Raises Invalid when an argument would change more, or the session is another; NotFound when the agent may not see the
     handoff; Forbidden unless it is the sender; Conflict when the handoff is settled, or the note does not fit.
     """
-    if others := sorted(args.model_fields_set - _TAKEN):
+    if others := sorted(name for name in args.model_fields_set - _TAKEN if getattr(args, name) is not None):
         raise Invalid(
             "invalid_arguments",
             f"With handoff_id, only the instructions of a handoff can be changed, not {' and '.join(others)}.",

@@ -2,9 +2,10 @@
 
 import hashlib
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic.config import JsonDict
 
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
@@ -27,31 +28,44 @@ from handoff.tools.contract import (
     Tool,
     acting_agent,
     no_nul,
-    properties,
+    result_with,
 )
 from handoff.views import brief_of
 
 ENTRIES_PER_CALL_MAX = 50
 PATH_CHARS_MAX = 500
 METADATA_BESIDE_BRIEF_BYTES_MAX = 1_024  # of a session's metadata; more would outweigh the budget of a short brief
+# Some model APIs refuse objects without any names, and others let models write only the names that are listed.
+_LISTED_METADATA: Final[JsonDict] = {
+    "path": {"type": "string", "maxLength": PATH_CHARS_MAX},
+    **{mark: {"type": "boolean"} for mark in (*MARKS, RETRACTION)},
+}
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
 
 
 def marks_count(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata, if each of its marks counts. Raises ValueError, so that none is accepted and then ignored."""
+    """The metadata, if each of its marks counts, without marks that are null and a path that is empty.
+
+    Raises ValueError, so that no mark is accepted and then ignored.
+    """
+    left_out: list[str] = []
     for name, value in metadata.items():
         mark = name.strip().casefold()
         if mark in (*MARKS, RETRACTION):
             if name != mark:
                 raise ValueError(f"{name!r} is not a mark; write {mark!r}")
-            if not isinstance(value, bool):
+            if value is None:
+                left_out.append(name)
+            elif not isinstance(value, bool):
                 raise ValueError(f"{mark!r} must be true or false, without quotes")
         elif mark == "path":
             if name != mark:
                 raise ValueError(f"{name!r} is not a mark; write 'path'")
-            if not isinstance(value, str) or not 1 <= len(value) <= PATH_CHARS_MAX:
-                raise ValueError(f"'path' must be text of 1 to {PATH_CHARS_MAX} characters")
-    return metadata
+            if value is None or value == "":
+                left_out.append(name)
+            elif not isinstance(value, str) or len(value) > PATH_CHARS_MAX:
+                raise ValueError(f"'path' must be text of at most {PATH_CHARS_MAX} characters")
+    return {name: value for name, value in metadata.items() if name not in left_out} if left_out else metadata
 
 
 def retracts_something(metadata: dict[str, Any], entry: ValidationInfo) -> dict[str, Any]:
@@ -70,19 +84,25 @@ class Entry(Arguments):
     type: EntryType
     content: Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
     supersedes: Annotated[list[SequenceArg], Field(max_length=32)] | None = None
-    metadata: Annotated[MetadataArg, AfterValidator(marks_count), AfterValidator(retracts_something)] | None = (
-        None  # validated after supersedes
-    )
+    metadata: (
+        Annotated[
+            MetadataArg,
+            AfterValidator(marks_count),
+            AfterValidator(retracts_something),
+            Field(json_schema_extra={"properties": _LISTED_METADATA}),
+        ]
+        | None
+    ) = None  # validated after supersedes
 
 
 class UpdateContext(Arguments):
-    """Append entries durably, numbered from first_sequence.
+    """Append entries, numbered from first_sequence.
 
-    Types: decision; file (its state; metadata {"path":…}, project-relative); message (said or asked; the first is
-    the task); tool_call (a result worth keeping); summary (where the work stands); system (about the session). metadata
-    {"question":true} marks an open question, {"todo":true} open work, {"pinned":true} what every brief shows,
-    {"retraction":true} that the superseded is withdrawn, not replaced. supersedes: sequences that this entry replaces,
-    answers or closes. token: your lease's; refused once it no longer holds.
+    Types: decision; file (its state; metadata path: project-relative); message (said or asked; the first is
+    the task); tool_call (a result worth keeping); summary (where the work stands); system (about the session). metadata:
+    question: an open one; todo: open work; pinned: every brief shows it; retraction: withdraws the superseded; other
+    names are free. supersedes: sequences that this entry replaces, answers or closes.
+    token: your lease's, refused once it no longer holds; or 0.
     """
 
     agent: AgentArg = None
@@ -256,14 +276,14 @@ UPDATE_CONTEXT = Tool(
     "update_context",
     UpdateContext,
     update_context,
-    properties("last_sequence", first_sequence="integer", last_sequence="integer"),
+    result_with("last_sequence", "integer"),
     "write",
 )
 GET_CONTEXT = Tool(
     "get_context",
     GetContext,
     get_context,
-    properties("session", session="object", brief="object", entries="array"),
+    result_with("session", "object"),
     "read",
     read_only=True,
 )
@@ -271,7 +291,7 @@ SEARCH_CONTEXT = Tool(
     "search_context",
     SearchContext,
     search_context,
-    properties("matches", matches="array", more="boolean", bounded="string"),
+    result_with("matches", "array"),
     "read",
     read_only=True,
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import orjson
@@ -18,6 +19,10 @@ METADATA_DEPTH_MAX: Final = 16
 TEXT_CHARS_MAX: Final = 20_000
 
 
+# Optional numbers of which 0 is none, so that 0 can say that they are left out.
+_NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes"})
+
+
 class Arguments(BaseModel):
     """A tool's arguments, as they came: nothing is coerced, and unknown names are refused.
 
@@ -25,6 +30,33 @@ class Arguments(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @classmethod
+    def given(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments without those that say that they are left out, as clients write that must fill in every one.
+
+        These are null for any optional argument, an empty text for an optional text, and 0 for an optional number of
+        _NEVER_ZERO. Nothing else is read as anything but what it is.
+        """
+        for value in arguments.values():
+            if not value:
+                empty = _types_left_out(cls)
+                return {name: value for name, value in arguments.items() if value or type(value) not in empty.get(name, ())}
+        return arguments
+
+
+@cache
+def _types_left_out(model: type[Arguments]) -> dict[str, set[type]]:
+    """The types of the empty values by which each optional argument of a tool is left out."""
+    found: dict[str, set[type]] = {}
+    for name, schema in model.model_json_schema()["properties"].items():
+        if not model.model_fields[name].is_required():
+            found[name] = {type(None)}
+            if any(option.get("type") == "string" for option in (schema, *schema.get("anyOf", ()))):
+                found[name].add(str)
+            elif name in _NEVER_ZERO:
+                found[name].add(int)
+    return found
 
 
 A = TypeVar("A", bound=Arguments)
@@ -72,7 +104,7 @@ def metadata_fits(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("must contain only valid Unicode, and integers of at most 64 bits") from error
     if len(encoded) > METADATA_BYTES_MAX:
         raise ValueError(f"must have at most {METADATA_BYTES_MAX} bytes as JSON")
-    if b"\\u0000" in encoded:
+    if b"\\u0000" in encoded and b"\\u0000" in encoded.replace(rb"\\", b""):  # a backslash before u0000 is harmless
         raise ValueError("must not contain the character U+0000")
     return value
 
@@ -98,7 +130,7 @@ def _check_values(metadata: dict[str, Any]) -> None:
 AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 TargetArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 SessionKeyArg = Annotated[str, Field(max_length=SESSION_KEY_CHARS_MAX, pattern=NAME_PATTERN)]
-IdempotencyKeyArg = Annotated[str | None, Field(min_length=1, max_length=255), AfterValidator(lambda v: v and no_nul(v))]
+IdempotencyKeyArg = Annotated[str | None, Field(max_length=255), AfterValidator(lambda v: v and no_nul(v))]
 MetadataArg = Annotated[dict[str, Any], AfterValidator(metadata_fits)]
 HandoffIdArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
 TokenArg = Annotated[int, Field(ge=0, le=SEQUENCE_MAX)]
@@ -129,13 +161,9 @@ def acting_agent(caller: Caller, named: str | None) -> str:
     return caller.agent
 
 
-def properties(required: str, **types: str) -> dict[str, Any]:
-    """The JSON schema of an object: the required names, separated by spaces, and the type of each property."""
-    return {
-        "type": "object",
-        "properties": {name: {"type": type_} for name, type_ in types.items()},
-        "required": required.split(),
-    }
+def result_with(name: str, type_: str) -> dict[str, Any]:
+    """The JSON schema of a result: an object that has at least this property."""
+    return {"type": "object", "properties": {name: {"type": type_}}, "required": [name]}
 
 
-HANDOFF_RESULT: Final = properties("handoff_id", handoff_id="integer", state="string")
+HANDOFF_RESULT: Final = result_with("handoff_id", "integer")

@@ -22,11 +22,11 @@ from handoff.tools.contract import (
     TokenArg,
     Tool,
     acting_agent,
-    properties,
+    result_with,
 )
 from handoff.views import brief_of, changed_view, handoff_view
 
-ACCEPTED_RESULT = properties("handoff", handoff="object", brief="object")
+ACCEPTED_RESULT = result_with("handoff", "object")
 OPERATOR = "operator"  # the agent that an admin tool acts as where the caller has no token
 
 

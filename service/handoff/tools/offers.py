@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
-from handoff.model import AGENT_CHARS_MAX, INSTRUCTIONS_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, RequestType
+from handoff.model import AGENT_CHARS_MAX, INSTRUCTIONS_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, SEQUENCE_MAX, RequestType
 from handoff.store import agents, entries, idempotency, inbox, offers, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection
@@ -18,18 +18,18 @@ from handoff.tools.contract import (
     HANDOFF_RESULT,
     AgentArg,
     Arguments,
-    HandoffIdArg,
     IdempotencyKeyArg,
     SessionKeyArg,
     TargetArg,
     Tool,
     acting_agent,
     no_nul,
-    properties,
+    result_with,
 )
 from handoff.views import INBOX_START, changed_view, inbox_position, inbox_view, preview_of
 
 INBOX_PAGE = 30  # more than the offers that one sender may have to one target by default, so that none fills it alone
+CURSOR_CHARS_MAX = 1_999  # a mark in base64, and the position of a handoff
 Capability = Annotated[str, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
@@ -37,8 +37,8 @@ class RequestHandoff(Arguments):
     """Offer a session to target_agent or any agent with target_capability.
 
     The receiver writes while it holds the handoff (context_transfer), also after completing (collaboration), or owns the
-    session once it accepts (full_handoff). priority: 9 is most urgent. Not accepted within deadline_minutes, it expires.
-    handoff_id: replaces the instructions of your offer or, once accepted, adds a note for its holder.
+    session once it accepts (full_handoff). priority: 9 is most urgent, 5 the default. Not accepted within deadline_minutes,
+    it expires; 0: never. handoff_id: an offer of yours, to replace its instructions or, once accepted, add a note; or 0.
     """
 
     agent: AgentArg = None
@@ -48,13 +48,13 @@ class RequestHandoff(Arguments):
     request_type: RequestType = "context_transfer"
     instructions: Annotated[str, Field(min_length=1, max_length=INSTRUCTIONS_CHARS_MAX), AfterValidator(no_nul)]
     priority: Annotated[int, Field(ge=0, le=9)] = 5
-    deadline_minutes: Annotated[int, Field(ge=1, le=525_600)] | None = None
-    handoff_id: HandoffIdArg | None = None
+    deadline_minutes: Annotated[int, Field(ge=0, le=525_600)] | None = None
+    handoff_id: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] | None = None
     idempotency_key: IdempotencyKeyArg = None
 
 
 class GetInbox(Arguments):
-    """List handoffs offered to or held by you; mark, from an earlier answer: only what came on offer since.
+    """List handoffs offered to or held by you. mark, from an earlier answer: only offers since.
 
     wait_seconds waits until there is one. capabilities replaces those you declared.
     """
@@ -63,7 +63,7 @@ class GetInbox(Arguments):
     capabilities: Annotated[list[Capability], Field(max_length=32)] | None = None
     wait_seconds: Annotated[int, Field(ge=0, le=30)] = 0
     mark: Annotated[str, Field(max_length=inbox.MARK_CHARS_MAX)] | None = None
-    cursor: Annotated[str, Field(max_length=2 * inbox.MARK_CHARS_MAX)] | None = None
+    cursor: Annotated[str, Field(max_length=CURSOR_CHARS_MAX)] | None = None
 
 
 async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
@@ -219,7 +219,7 @@ GET_INBOX = Tool(
     "get_inbox",
     GetInbox,
     get_inbox,
-    properties("handoffs", handoffs="array", next_cursor="string", mark="string"),
+    result_with("handoffs", "array"),
     "read",
     idempotent=True,
     waits=True,

@@ -3,13 +3,14 @@
 import hashlib
 import secrets
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
+from pydantic import AfterValidator, Field
 
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, session_closed, session_not_found
-from handoff.model import OPEN_STATUSES, RetentionPolicy
+from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions
 from handoff.store.append import Append, NewEntry, append_within
 from handoff.store.connect import Connection, after_commit
@@ -21,26 +22,44 @@ from handoff.tools.contract import (
     SessionKeyArg,
     Tool,
     acting_agent,
-    properties,
+    result_with,
 )
 
 log = structlog.get_logger(__name__)
 
-SESSION_RESULT = properties("session_key", session_key="string", status="string")
+SESSION_RESULT = result_with("session_key", "string")
+
+
+def continues_a_session(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if `continues` is the key of a session or absent. Raises ValueError."""
+    key = metadata.get("continues")
+    if key is not None and not (isinstance(key, str) and len(key) <= SESSION_KEY_CHARS_MAX):
+        raise ValueError("'continues' must be text: the key of the session that this one continues")
+    return metadata
 
 
 class RegisterSession(Arguments):
-    """Open a session that you own. Omit session_key to generate one. retention_policy: a wish; nothing is deleted yet."""
+    """Open a session that you own. Omit session_key to generate one. retention_policy: a wish; nothing is deleted yet.
+
+    metadata: continues: an earlier session's key.
+    """
 
     agent: AgentArg = None
     session_key: SessionKeyArg | None = None
     retention_policy: RetentionPolicy = "standard"
-    metadata: MetadataArg | None = None
+    metadata: (
+        Annotated[
+            MetadataArg,
+            AfterValidator(continues_a_session),
+            Field(json_schema_extra={"properties": {"continues": {"type": "string", "maxLength": SESSION_KEY_CHARS_MAX}}}),
+        ]
+        | None
+    ) = None
     idempotency_key: IdempotencyKeyArg = None
 
 
 class CloseSession(Arguments):
-    """Close a session that you own, permanently."""
+    """Close your session, permanently."""
 
     agent: AgentArg = None
     session_key: SessionKeyArg
