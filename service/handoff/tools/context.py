@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.encoding import that_fit, to_json
-from handoff.errors import Invalid
+from handoff.errors import Forbidden, Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
 from handoff.store.append import Append, NewEntry
-from handoff.store.connect import snapshot
+from handoff.store.connect import connection, snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.tools.contract import (
     AgentArg,
@@ -140,7 +140,12 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     appends = call.app.admission.appends
     appends.take(agent)
     item.release = partial(appends.give_back, agent)
-    done = await call.app.lane.append(item)
+    try:
+        done = await call.app.lane.append(item)
+    except Forbidden:
+        async with connection(call.app.pool) as conn:  # who may not see the session learns nothing of it
+            await sessions.see(conn, args.session_key, call.caller.viewer(agent))
+        raise
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
