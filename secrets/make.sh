@@ -53,7 +53,7 @@ tokens() { # the lines that the operator wrote, then the operator token and Aler
 }
 
 demo_tokens() {
-  for agent in $DEMO_AGENTS; do token_line "demo-$agent" "$agent" read,write; done
+  for agent in $DEMO_AGENTS; do token_line "demo-$agent" "$agent" "read,write capabilities=*"; done
 }
 
 given() { # READER NAME OWNER: a secret that is never generated; without the file the reader has none

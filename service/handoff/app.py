@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ import structlog
 from handoff import __version__
 from handoff.cache import open_cache
 from handoff.context import App
+from handoff.errors import HandoffError
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
@@ -19,7 +20,8 @@ from handoff.operations.presence import Identity, Presence
 from handoff.server.admission import Admission
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
-from handoff.store.connect import Pool, open_pool
+from handoff.store import agents
+from handoff.store.connect import Pool, connection, open_pool
 from handoff.store.lane import AppendLane
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.environment import unheeded
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
+_LOOK_AT_FILES_S = 1.0  # a changed tokens file takes effect at the second look
 
 Kind = Literal["service", "worker"]
 
@@ -64,7 +67,7 @@ async def open_app(
     cache = open_cache(settings)
     heartbeat = Heartbeat(settings)
     health = Health(
-        settings, Presence(settings, identity), cache, heartbeat, signals.shipments if signals is not None else None
+        settings, Presence(settings, identity), cache, heartbeat, signals.shipments if signals is not None else None, tokens
     )
     app = App(
         settings=settings,
@@ -81,7 +84,7 @@ async def open_app(
     )
     if kind == "service":
         app.wakeups.start()  # in a worker, nobody waits or subscribes
-    running = (health.run(), app.alerts.run(), _follow_files(settings, tokens, filters))
+    running = (health.run(), app.alerts.run(), _follow_files(settings, pool, tokens, filters))
     background = [asyncio.create_task(task) for task in running]
     try:
         yield app
@@ -137,10 +140,21 @@ async def _close(app: App) -> bool:
     return is_drained
 
 
-async def _follow_files(settings: Settings, tokens: Tokens | None, filters: Filters) -> None:
-    """Every few seconds, read the files again that can change while the process runs: tokens and log filters."""
+async def _follow_files(settings: Settings, pool: Pool, tokens: Tokens | None, filters: Filters) -> None:
+    """Read the files again that can change while the process runs: tokens and log filters.
+
+    Agents also lose the capabilities that they declared before the tokens file forbade them.
+    """
+    restricted = 0  # the version of the tokens by which agents were restricted last
     while True:
-        await asyncio.sleep(min(settings.settle_interval_s, 5.0))
+        if tokens is not None and restricted != tokens.version:
+            version = tokens.version
+            with suppress(HandoffError):  # the database is away
+                async with connection(pool) as conn:
+                    if names := await agents.restrict(conn, tokens.capabilities()):
+                        log.info("auth.capabilities_withdrawn", agents=len(names))
+                restricted = version
+        await asyncio.sleep(min(settings.settle_interval_s, _LOOK_AT_FILES_S))
         if tokens is not None:
             tokens.refresh()
         filters.refresh()

@@ -64,6 +64,7 @@ ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:@+=~-]*$"
 SESSION_KEY_CHARS_MAX: Final = 255
 AGENT_CHARS_MAX: Final = 100
+CAPABILITIES_MAX: Final = 32  # per agent
 INSTRUCTIONS_CHARS_MAX: Final = 20_000
 SEQUENCE_MAX: Final = 2**53 - 1  # the largest integer that every JSON parser represents exactly
 
@@ -84,10 +85,14 @@ def actions_from(state: HandoffState) -> list[HandoffAction]:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The agent that a token names, or None if the service runs without tokens, and its scopes."""
+    """The agent that a token names, or None if the service runs without tokens, its scopes, and what it may declare.
+
+    `capabilities` are those that the agent may declare, None if it may declare any.
+    """
 
     agent: str | None = None
     scopes: frozenset[Scope] = field(default=ALL_SCOPES)
+    capabilities: frozenset[str] | None = None
 
     def viewer(self, acting_as: str | None) -> str | None:
         """Return the agent whose permissions limit what this call can read, or None if there is no limit.

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx2
@@ -11,9 +12,11 @@ import pytest
 
 from handoff.app import open_app
 from handoff.context import App
+from handoff.operations.checks import THRESHOLDS
 from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Settings
 from tests.agents import until
+from tests.operations.test_health import checked
 from tests.requests import body, call, headers
 from tests.server.test_http import edge
 
@@ -150,12 +153,6 @@ async def test_knowing_the_name_of_another_agents_session_does_not_give_access_t
     hidden = await read(http, "bob", "handoff://sessions?agent=alice")
     assert json.loads(hidden["result"]["contents"][0]["text"])["sessions"] == []
     assert await code(http, "bob", "search_context", query="registered", session_key="s") == "session_not_found"
-    entry = {"type": "message", "content": "x"}
-    assert await code(http, "bob", "update_context", session_key="s", entries=[entry]) == "not_a_writer"
-    assert (
-        await code(http, "bob", "request_handoff", session_key="s", target_agent="bob2", instructions="x") == "not_a_writer"
-    )
-    assert await code(http, "bob", "close_session", session_key="s") in ("not_owner", "session_not_found")
     for tool, more in (("accept_handoff", {}), ("renew_handoff", {"token": 1}), ("resolve_handoff", {"action": "cancel"})):
         assert await code(http, "bob", tool, handoff_id=number, **more) == "handoff_not_found"
     assert (
@@ -191,16 +188,77 @@ async def test_a_refresh_reads_a_changed_tokens_file_and_ignores_a_broken_one(
 ) -> None:
     assert guarded.tokens is not None
     tokens_file.write_text(line("carol", "read,write"))
-    guarded.tokens.refresh()
+    looked_twice(guarded.tokens)
     assert (await call(http, "get_inbox", {}, **bearer("alice"))).status_code == 401
     assert (await call(http, "get_inbox", {}, **bearer("carol"))).status_code == 200
 
     tokens_file.write_text("nonsense\n")
-    guarded.tokens.refresh()
+    looked_twice(guarded.tokens)
     assert (await call(http, "get_inbox", {}, **bearer("carol"))).status_code == 200
     tokens_file.unlink()
-    guarded.tokens.refresh()
+    looked_twice(guarded.tokens)
     assert (await call(http, "get_inbox", {}, **bearer("carol"))).status_code == 200
+
+
+def looked_twice(tokens: Tokens) -> None:
+    tokens.refresh()
+    tokens.refresh()
+
+
+@pytest.mark.parametrize("harm", ["a malformed line", "deleted", "a folder"])
+async def test_while_the_tokens_file_cannot_be_used_health_says_so(
+    http: httpx2.AsyncClient,
+    guarded: App,
+    tokens_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[dict[str, Any]],
+    harm: str,
+) -> None:
+    tokens = guarded.tokens
+    assert tokens is not None
+    assert (await checked(guarded.health))["components"]["tokens"]["detail"] == f"{len(PEOPLE)} tokens"
+    if harm == "a malformed line":  # alice is revoked, and another line is wrong
+        tokens_file.write_text(line("bob", "read") + "nonsense\n")
+    else:
+        tokens_file.unlink()
+        if harm == "a folder":
+            tokens_file.mkdir()
+    looked_twice(tokens)
+    looked_twice(tokens)
+    monkeypatch.setattr(tokens, "_refused_at", monotonic() - THRESHOLDS["tokens"][0])
+
+    found = (await checked(guarded.health))["components"]["tokens"]
+    assert found["status"] == "degraded"
+    assert f"{tokens_file}:" in found["detail"]
+    assert f"{len(PEOPLE)} tokens read before are in use" in found["detail"]
+    assert (await call(http, "get_inbox", {}, **bearer("alice"))).status_code == 200
+    assert [it["level"] for it in logged if it["event"] == "auth.tokens_file_refused"] == ["error"]  # once
+
+    if harm == "a folder":
+        tokens_file.rmdir()
+    tokens_file.write_text(line("bob", "read"))
+    looked_twice(tokens)
+    assert (await checked(guarded.health))["components"]["tokens"]["status"] == "healthy"
+    assert (await call(http, "get_inbox", {}, **bearer("alice"))).status_code == 401
+
+
+def test_a_file_that_is_rewritten_in_place_revokes_nobody_who_stays_in_it(tokens_file: Path) -> None:
+    whole = tokens_file.read_text()
+    tokens = Tokens(tokens_file)
+    for end in range(0, len(whole), 7):  # as a look may find it at any point of the writing
+        tokens_file.write_text(whole[:end])
+        tokens.refresh()
+        assert tokens.caller(b"token-of-alice") is not None
+    tokens_file.write_text(whole + line("carol", "read"))
+    looked_twice(tokens)
+    assert tokens.caller(b"token-of-carol") is not None
+
+
+def test_an_empty_token_is_nobodys(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"{hashlib.sha256(b'').hexdigest()} ada read,write\n")
+    with pytest.raises(TokensFileError, match=":1: this is the SHA-256 of an empty token"):
+        Tokens(path)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,9 @@ async def test_a_signal_ends_the_simulation_and_leaves_nothing_open(database_url
 def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url: str, tmp_path: Path) -> None:
     known, theirs = tmp_path / "tokens", tmp_path / "theirs"
     names = ("ada", "grace", "zoe")
-    known.write_text("".join(f"{hashlib.sha256(name.encode()).hexdigest()} {name} read,write\n" for name in names))
+    known.write_text(
+        "".join(f"{hashlib.sha256(name.encode()).hexdigest()} {name} read,write capabilities=*\n" for name in names)
+    )
     theirs.write_text("# who works here\n" + "".join(f"{name}={name}\n" for name in names))
     with serving(database_url=database_url, tokens_file=known) as service:
         began = time.monotonic()

@@ -82,7 +82,8 @@ async def test_three_processes_that_append_to_the_same_sessions_neither_fail_nor
 async def test_a_call_that_cannot_be_applied_does_not_fail_the_others_in_its_batch(
     agent: Agent, db: asyncpg.Connection
 ) -> None:
-    key, foreign = await agent.session(), await agent.session("carol")
+    key, foreign, offered = await agent.session(), await agent.session("carol"), await agent.session("carol")
+    await agent.offer(offered, "alice", agent="carol")  # so that alice may read it, but not write
     errors: list[dict[str, Any]] = []
 
     async def refused(**arguments: Any) -> None:
@@ -93,6 +94,7 @@ async def test_a_call_that_cannot_be_applied_does_not_fail_the_others_in_its_bat
         *[agent.says(key, f"{number}") for number in range(5)],
         refused(session_key="nobody-knows-it"),
         refused(session_key=foreign),
+        refused(session_key=offered),
         refused(session_key=key, expected_sequence=77),
         refused(session_key=key, entry={"supersedes": [99]}),
         *[agent.says(key, f"{number}") for number in range(5)],

@@ -153,11 +153,11 @@ async def test_a_session_with_open_handoffs_is_not_closed(agent: Agent) -> None:
     assert (await agent.refused("close_session", agent="alice", session_key=key))["code"] == "session_closed"
 
 
-async def test_a_duplicate_key_shows_the_state_of_the_session_that_has_it(agent: Agent) -> None:
+async def test_a_duplicate_key_shows_its_participants_the_state_of_the_session_that_has_it(agent: Agent) -> None:
     key = await agent.session(session_key="release-7")
     await agent.says(key, "hello")
 
-    error = await agent.refused("register_session", agent="bob", session_key=key)
+    error = await agent.refused("register_session", agent="alice", session_key=key)
 
     assert {name: error[name] for name in ("code", "status", "owner", "last_sequence")} == {
         "code": "session_exists",

@@ -18,6 +18,7 @@ from handoff.operations.event_loop import WINDOW_S, EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Presence
 from handoff.operations.recent import LONG_WAIT_S, Recent
+from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store import instances
 from handoff.store.connect import LOST, StandbyConnection
@@ -36,6 +37,7 @@ THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
     "cache": (500.0, None),  # ms
     "worker": (30.0, 120.0),  # s since any process last ran the jobs
     "telemetry": (60.0, None),  # s since a receiver last answered, once it has stopped answering
+    "tokens": (10.0, None),  # s for which the tokens file could not be used
     "alerting": (100.0, None),  # % of watchdog_timeout_s since the last heartbeat
     "memory": (80.0, 95.0),  # % of the memory limit
     "machine": (90.0, None),  # % of the memory of the machine, or of the container
@@ -59,6 +61,7 @@ REMEDIES: Final = {
     "cache": "Check that Redis is running. The service works without it, but more slowly.",
     "worker": "Check that the worker (`handoff work`) is running, and look for job.failed in its log.",
     "telemetry": "Check that the collector is running at OTEL_EXPORTER_OTLP_ENDPOINT. The service works without it.",
+    "tokens": "Correct the tokens file (HANDOFF_TOKENS_FILE). Until then, tokens removed from it are still valid.",
     "alerting": "Check that Prometheus and Alertmanager are running. Without them, nobody is notified of any alert.",
     "machine": "Find out what uses the memory of the machine or container, and give it more.",
     "cpu": "Add a replica, or allow this process more CPU.",
@@ -91,6 +94,7 @@ class Watched:
     event_loop: EventLoopLag
     recent: Recent
     shipments: Callable[[], dict[str, Shipment]] | None  # None where telemetry is off
+    tokens: Tokens | None = None
     dropped: int = 0  # records that had been dropped at the last check
     process: psutil.Process = field(default_factory=psutil.Process)
 
@@ -192,6 +196,17 @@ async def telemetry(watched: Watched) -> Reading:
     return judge("telemetry", away_s, "s", detail)
 
 
+async def tokens(watched: Watched) -> Reading:
+    """Check whether the tokens file can be used."""
+    found = watched.tokens
+    if found is None:
+        return Reading("healthy", None, "", "off: there is no tokens file")
+    detail = (
+        f"{found.problem}; the {found.count} tokens read before are in use" if found.problem else f"{found.count} tokens"
+    )
+    return judge("tokens", found.refused_s, "s", detail)
+
+
 async def alerting(watched: Watched) -> Reading:
     """Check whether the heartbeat of Prometheus's Watchdog arrives."""
     heartbeat = watched.heartbeat
@@ -262,6 +277,7 @@ CHECKS: Final[dict[str, Callable[[Watched], Awaitable[Reading]]]] = {
         cache,
         worker,
         telemetry,
+        tokens,
         alerting,
         memory,
         machine,

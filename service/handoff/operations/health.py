@@ -23,6 +23,7 @@ from handoff.operations.event_loop import EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
 from handoff.operations.recent import Recent
+from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store import health as store
 from handoff.store.connect import LOST, StandbyConnection
@@ -59,6 +60,7 @@ class Health:
         cache: Cache,
         heartbeat: Heartbeat,
         shipments: Callable[[], dict[str, Shipment]] | None,
+        tokens: Tokens | None = None,
     ) -> None:
         self.presence = presence
         self._interval_s = settings.health_interval_s
@@ -69,7 +71,9 @@ class Health:
         self._registry = StandbyConnection(settings, application_name="handoff-presence")
         self._event_loop = EventLoopLag()
         self._recent = Recent()
-        self._watched = Watched(settings, self.probe, cache, presence, heartbeat, self._event_loop, self._recent, shipments)
+        self._watched = Watched(
+            settings, self.probe, cache, presence, heartbeat, self._event_loop, self._recent, shipments, tokens
+        )
         self._components: dict[str, _Component] = {}
         self._changes: deque[store.Change] = deque(maxlen=_CHANGES_MAX)
         self._history: list[dict[str, Any]] = []

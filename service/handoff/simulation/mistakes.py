@@ -52,8 +52,8 @@ def _session_mistakes(session: SimulatedSession, agent: SimulatedAgent) -> list[
         outsider = session.outsider
         mistakes += [
             session.mistake(outsider, "get_context", "session_not_found", session_key=session.key),
-            session.mistake(outsider, "update_context", "not_a_writer", session_key=session.key, entries=entries),
-            session.mistake(outsider, "close_session", "not_owner", session_key=session.key),
+            session.mistake(outsider, "update_context", "session_not_found", session_key=session.key, entries=entries),
+            session.mistake(outsider, "close_session", "session_not_found", session_key=session.key),
         ]
     if session.owner is agent and not session.state_uncertain:
         mistakes += [

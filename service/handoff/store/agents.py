@@ -1,5 +1,7 @@
 """Agents and the capabilities they have declared."""
 
+from collections.abc import Collection, Mapping
+
 from handoff.store.connect import Connection
 
 # Other capabilities mean another inbox, so its waiting readers are notified.
@@ -11,6 +13,24 @@ DECLARE = """
         RETURNING name
     )
     SELECT pg_notify('handoff', 'agent:' || name) FROM declared
+"""
+# Agents of $1 keep, of the capabilities that they have declared, those of the pairs ($2, $3).
+RESTRICT = """
+    WITH kept AS (
+        SELECT a.name, ARRAY(SELECT c.name
+                               FROM unnest(a.capabilities) WITH ORDINALITY AS c (name, place)
+                               JOIN unnest($2::text[], $3::text[]) AS allowed (agent, capability)
+                                 ON allowed.agent = a.name AND allowed.capability = c.name
+                              ORDER BY c.place) AS capabilities
+          FROM agent a
+         WHERE a.name = ANY ($1::text[]) AND a.capabilities <> '{}'
+    ), changed AS (
+        UPDATE agent a SET capabilities = k.capabilities, declared_at = now()
+          FROM kept k
+         WHERE a.name = k.name AND a.capabilities <> k.capabilities
+        RETURNING a.name
+    )
+    SELECT name, pg_notify('handoff', 'agent:' || name) FROM changed LIMIT 10000
 """
 APPEAR = "INSERT INTO agent (name, capabilities, declared_at) VALUES ($1, '{}', now()) ON CONFLICT DO NOTHING"
 # The agents that take part in the newest 100 sessions of $1.
@@ -27,6 +47,13 @@ WITH_CAPABILITY = "SELECT name FROM agent WHERE capabilities @> ARRAY[$1] LIMIT 
 async def declare(conn: Connection, name: str, capabilities: list[str]) -> None:
     """Set the capabilities of an agent, replacing those it declared before."""
     await conn.execute(DECLARE, name, capabilities)
+
+
+async def restrict(conn: Connection, allowed: Mapping[str, Collection[str]]) -> list[str]:
+    """Take from these agents the capabilities that are not allowed; return the names of those that had others."""
+    pairs = [(name, capability) for name, capabilities in allowed.items() for capability in capabilities]
+    names, capabilities = [name for name, _ in pairs], [capability for _, capability in pairs]
+    return [row["name"] for row in await conn.fetch(RESTRICT, list(allowed), names, capabilities)]
 
 
 async def with_capability(conn: Connection, capability: str) -> list[str]:

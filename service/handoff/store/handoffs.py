@@ -123,10 +123,23 @@ async def lock(conn: Connection, handoff_id: int, viewer: str | None = None) -> 
 def may_see(row: Record, viewer: str | None) -> bool:
     """Return whether `viewer` may read the handoff: it is a party to it, is addressed by it, or may read its session.
 
+    A handoff that is not on offer no longer addresses those who did not take it; the agent that rejected it remains a party.
     The row must be one that `find` or `lock` returned for this viewer.
     """
-    is_party = viewer in (None, row["sender"], row["target_agent"], row["holder"])
-    return is_party or row["is_addressed"] or row["sees_session"]
+    if viewer in (None, row["sender"], row["holder"]) or row["sees_session"]:
+        return True
+    if row["state"] == "rejected":
+        return viewer == row["target_agent"]
+    is_lapsed = row["state"] in HELD_STATES and row["lease_expires_at"] <= row["now"]
+    return row["is_addressed"] and (row["state"] == "offered" or is_lapsed)
+
+
+def may_act(row: Record, viewer: str | None) -> bool:
+    """Return whether `viewer` may know that the handoff exists, and in which state it is: it may read it, or might once.
+
+    Whoever came too late for an offer learns that, but not what the offer says.
+    """
+    return may_see(row, viewer) or row["is_addressed"]
 
 
 async def open_of_session(conn: Connection, session_id: int) -> list[int]:

@@ -153,14 +153,14 @@ async def page(
 
     The sessions were created at or after `since` and come after the position `before` (created_at, id). At most `limit` are
     returned; with a filter, a page may be shorter although more follow. `agent` limits the list to the sessions in which it
-    participates, and so does `viewer`.
+    participates, and so does `viewer`, whose sessions are the ones that are read: the last row is one that it may see.
     """
-    of_agent = agent or viewer
+    of_agent = viewer or agent
     if of_agent is None:
         query = (PAGE_BY_STATUS, status) if status else (PAGE,)
         rows = await conn.fetch(query[0], *before, since, limit + 1, *query[1:])
         return rows[:limit], rows[limit - 1] if len(rows) > limit else None
-    second = viewer if viewer != of_agent else None
+    second = agent if agent != of_agent else None
     read = limit + 1 if status is None and second is None else limit * _READ_AHEAD + 1
     rows = await conn.fetch(PAGE_BY_AGENT, *before, since, read, of_agent, status, second)
     wanted: list[Record] = []

@@ -51,7 +51,7 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
 
     async def work(conn: Connection) -> dict[str, Any]:
         found = await handoffs.find(conn, handoff_id, agent)
-        if found is None or not handoffs.may_see(found, agent):
+        if found is None or not handoffs.may_act(found, agent):
             raise handoff_not_found(handoff_id)
         if found["session_key"] != args.session_key:
             raise Invalid(

@@ -10,11 +10,11 @@ from pydantic.config import JsonDict
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.encoding import that_fit, to_json
-from handoff.errors import Invalid
+from handoff.errors import Forbidden, Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
 from handoff.store import entries, sessions
 from handoff.store.append import Append, Appended, NewEntry
-from handoff.store.connect import snapshot
+from handoff.store.connect import connection, snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
 from handoff.telemetry.calls import CallRecord
 from handoff.tools.contract import (
@@ -161,7 +161,12 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     appends = call.app.admission.appends
     appends.take(agent)
     item.release = partial(appends.give_back, agent)
-    done = await call.app.lane.append(item)
+    try:
+        done = await call.app.lane.append(item)
+    except Forbidden:
+        async with connection(call.app.pool) as conn:  # who may not see the session learns nothing of it
+            await sessions.see(conn, args.session_key, call.caller.viewer(agent))
+        raise
     if item.record is not None:
         _note(item.record, new, done)
     return {

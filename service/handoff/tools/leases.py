@@ -174,7 +174,7 @@ async def _current(call: Call, conn: Connection, handoff_id: int, viewer: str | 
 async def _found(conn: Connection, handoff_id: int, viewer: str | None) -> Record:
     """The handoff, locked. Raises NotFound unless `viewer` may see it."""
     row = await handoffs.lock(conn, handoff_id, viewer)
-    if row is None or not handoffs.may_see(row, viewer):
+    if row is None or not handoffs.may_act(row, viewer):
         raise handoff_not_found(handoff_id)
     return row
 

@@ -8,8 +8,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from handoff.context import Call
-from handoff.errors import Forbidden, Invalid, session_closed, session_not_found
-from handoff.model import AGENT_CHARS_MAX, INSTRUCTIONS_CHARS_MAX, NAME_PATTERN, OPEN_STATUSES, SEQUENCE_MAX, RequestType
+from handoff.errors import Forbidden, Invalid, session_closed
+from handoff.model import (
+    AGENT_CHARS_MAX,
+    CAPABILITIES_MAX,
+    INSTRUCTIONS_CHARS_MAX,
+    NAME_PATTERN,
+    OPEN_STATUSES,
+    SEQUENCE_MAX,
+    RequestType,
+)
 from handoff.store import agents, entries, idempotency, inbox, offers, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection
@@ -60,7 +68,7 @@ class GetInbox(Arguments):
     """
 
     agent: AgentArg = None
-    capabilities: Annotated[list[Capability], Field(max_length=32)] | None = None
+    capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)] | None = None
     wait_seconds: Annotated[int, Field(ge=0, le=30)] = 0
     mark: Annotated[str, Field(max_length=inbox.MARK_CHARS_MAX)] | None = None
     cursor: Annotated[str, Field(max_length=CURSOR_CHARS_MAX)] | None = None
@@ -91,9 +99,8 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
 
     async def work(conn: Connection) -> dict[str, Any]:
         found = await sessions.find(conn, args.session_key)
-        if found is None:
-            raise session_not_found(args.session_key)
-        if agent not in found["writers"]:
+        if found is None or agent not in found["writers"]:
+            await sessions.see(conn, args.session_key, call.caller.viewer(agent))
             raise not_a_writer(agent, args.session_key)
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
         digest, hashed = hashlib.sha256(), found["last_sequence"]
@@ -150,7 +157,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
     """Declare capabilities, if any are given, and return a page of the agent's inbox, with the mark of what it contains.
 
     With `wait_seconds`, an empty page is returned only when that time is over, or when the service stops. Raises Forbidden
-    when a token without the scope `write` declares capabilities, and Invalid when the cursor or the mark is not of an inbox.
+    when a token declares capabilities that it may not, and Invalid when the cursor or the mark is not of an inbox.
     """
     agent = acting_agent(call.caller, args.agent)
     if args.cursor is not None and (args.mark is not None or args.wait_seconds):
@@ -177,14 +184,25 @@ async def _appear(call: Call, agent: str, capabilities: list[str] | None) -> Non
         async with connection(call.app.pool) as conn:
             await agents.appear(conn, agent)
         return
-    if "write" not in call.caller.scopes:
+    if not call.caller.scopes & {"write", "admin"}:
         raise Forbidden(
             "scope_missing",
             "Declaring capabilities needs the scope write, which this token lacks.",
             "Repeat the call without capabilities.",
         )
+    allowed = call.caller.capabilities
+    if allowed is not None and (others := sorted(set(capabilities) - allowed)):
+        raise Forbidden(
+            "capability_not_allowed",
+            f"This token may not declare {' and '.join(map(repr, others))}. Nothing was declared.",
+            f"Repeat the call with {_only(allowed)}. The operator can allow others on the token's line in the tokens file.",
+        )
     async with connection(call.app.pool) as conn:
         await agents.declare(conn, agent, sorted(set(capabilities)))
+
+
+def _only(allowed: frozenset[str]) -> str:
+    return f"no other capabilities than {', '.join(map(repr, sorted(allowed)))}" if allowed else "no capabilities"
 
 
 async def _next(call: Call, agent: str, since: inbox.Mark | None, capabilities: list[str], give_up: float) -> inbox.Inbox:

@@ -9,7 +9,7 @@ import structlog
 from pydantic import AfterValidator, Field
 
 from handoff.context import Call
-from handoff.errors import Conflict, Forbidden, session_closed, session_not_found
+from handoff.errors import Conflict, Forbidden, NotFound, session_closed
 from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, RetentionPolicy
 from handoff.store import events, handoffs, idempotency, sessions
 from handoff.store.append import Append, NewEntry, append_within
@@ -75,7 +75,7 @@ async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
     async def work(conn: Connection) -> dict[str, Any]:
         row = await sessions.create(conn, key, agent, args.retention_policy, args.metadata or {})
         if row is None:
-            raise await _key_taken(conn, key, agent)
+            raise await _key_taken(conn, key, agent, call.caller.viewer(agent))
         await events.record(conn, "session.created", session_id=row["id"], agent=agent)
         entry = _system_entry(f"Session {key} registered by {agent}.")
         first = Append(key, agent, [entry], call.received, size_bytes=entry.size_bytes)
@@ -97,9 +97,7 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
     agent = acting_agent(call.caller, args.agent)
 
     async def work(conn: Connection) -> dict[str, Any]:
-        found = await sessions.find(conn, args.session_key)
-        if found is None:
-            raise session_not_found(args.session_key)
+        found = await sessions.see(conn, args.session_key, call.caller.viewer(agent))
         row = await sessions.lock(conn, found["id"])
         if row["owner"] != agent:
             raise Forbidden(
@@ -128,11 +126,16 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
     return await idempotency.once(call.app.pool, "close_session", agent, args, work)
 
 
-async def _key_taken(conn: Connection, key: str, agent: str) -> Conflict:
-    """Another session has this key. The hint depends on whether the agent may write to that session."""
-    row = await sessions.find(conn, key)
-    if row is None:
-        raise LookupError("a conflicting session must be there")
+async def _key_taken(conn: Connection, key: str, agent: str, viewer: str | None) -> Conflict:
+    """Another session has this key. Only who may read that session learns more of it; the hint depends on who may write."""
+    try:
+        row = await sessions.see(conn, key, viewer)
+    except NotFound:
+        return Conflict(
+            "session_exists",
+            f"The session key {key!r} is taken.",
+            "Repeat the call with another session_key, or without one to get a generated key.",
+        )
     is_usable = row["status"] in OPEN_STATUSES and agent in row["writers"]
     return Conflict(
         "session_exists",
