@@ -15,8 +15,8 @@ from handoff.resources.sessions import SessionsQuery
 from handoff.server import admission, auth, connections, edge, protocol
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
-from handoff.store import entries
 from handoff.store import migrate as migrations
+from handoff.store import search
 from handoff.store.handoffs import WRITERS_MAX
 from handoff.tools import contract
 from handoff.tools.context import ENTRIES_PER_CALL_MAX, Entry
@@ -41,7 +41,7 @@ def limits() -> str:
     of = {tool.name: tool.arguments for tool in TOOLS}
     tokens = f"{_lower(of['get_context'], 'token_budget')} to {_upper(of['get_context'], 'token_budget')} tokens"
     indexed = f"the first {_indexed_chars()} characters of an entry"
-    ranked = f"the newest {_n(entries.RANKED_MAX)} matches are ranked"
+    ranked = f"the newest {_n(search.RANKED_MAX)} matches are ranked"
     values = _n(notifications.VALUES_MAX)
     rows = (
         ("the headers of a request", f"{_n(connections.HEAD_BYTES_MAX)} bytes, {connections.FIELDS_MAX} fields"),

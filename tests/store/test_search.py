@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from handoff.store.entries import RANKED_MAX
+from handoff.store.search import RANKED_MAX
 from tests.agents import Agent
 
 FILL = """

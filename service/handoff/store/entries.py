@@ -1,4 +1,4 @@
-"""Reads context entries: pages, the input of a brief, counts and full-text search."""
+"""Reads context entries: pages, the input of a brief, and counts."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
@@ -25,14 +25,14 @@ _UNMARKED = """(metadata IS NULL OR NOT (metadata @> '{"pinned": true}' OR metad
                                         OR metadata @> '{"todo": true}'))"""
 
 # A retraction supersedes itself too, so that it is no valid entry; readers are not told so.
-_REPLACED = """nullif({entry}.superseded_by, {entry}.sequence) AS superseded_by,
+REPLACED = """nullif({entry}.superseded_by, {entry}.sequence) AS superseded_by,
            (SELECT true FROM context_entry r
              WHERE r.session_id = {entry}.session_id AND r.sequence = {entry}.superseded_by
                AND r.sequence <> {entry}.sequence AND r.metadata @> '{{"retraction": true}}') AS retracted"""
 
 # The page ends after about $4 bytes of content, but always holds at least one entry.
 _PAGE = f"""
-    SELECT sequence, type, content, metadata, supersedes, {_REPLACED.format(entry="p")},
+    SELECT sequence, type, content, metadata, supersedes, {REPLACED.format(entry="p")},
            size_bytes, content_hash, author, created_at
       FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence) - size_bytes AS before_bytes
               FROM (SELECT * FROM context_entry
@@ -111,10 +111,10 @@ PEOPLE = """
 """
 # Entries never change, so the index finds the first and the last message without reading the rest.
 EDGES = f"""
-    (SELECT sequence, author, left(content, $2) AS content, created_at, {_REPLACED.format(entry="e")} FROM context_entry e
+    (SELECT sequence, author, left(content, $2) AS content, created_at, {REPLACED.format(entry="e")} FROM context_entry e
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence LIMIT 1)
     UNION ALL
-    (SELECT sequence, author, left(content, $2), created_at, {_REPLACED.format(entry="e")} FROM context_entry e
+    (SELECT sequence, author, left(content, $2), created_at, {REPLACED.format(entry="e")} FROM context_entry e
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
 """
 
@@ -123,68 +123,6 @@ HASHES = """
       FROM context_entry WHERE session_id = $1 AND sequence > $2 AND sequence <= $3
 """
 _HASHES_MAX = 10_000  # per statement
-
-RANKED_MAX: Final = 500  # matches
-_RANKED_BYTES_MAX: Final = 4 << 20  # of their indexed content: ranking reads all of it
-SNIPPET_CHARS_MAX: Final = 500
-_SESSIONS_MAX: Final = 1_000  # the newest ones that a search over sessions looks into
-_BLOCKS_MAX: Final = 1_024  # of 1,024 entries each, as migration 0008 numbers them
-
-# Looks into 8 blocks of entries at a time, newest first, until it has enough matches: LIMIT ends the loop. A snippet comes
-# from the first 20,000 characters. Without words that are searched for, `&&` would leave only the blocks.
-SEARCH = f"""
-    WITH asked AS MATERIALIZED (
-        SELECT websearch_to_tsquery('english', $1) AS query
-    ), scope AS MATERIALIZED (
-        SELECT id, last_sequence, created_at FROM session WHERE id = $2
-        UNION ALL
-        (SELECT s.id, s.last_sequence, s.created_at
-           FROM (SELECT session_id FROM participant WHERE agent = $3 ORDER BY created_at DESC, session_id DESC
-                  LIMIT {_SESSIONS_MAX}) p
-           JOIN session s ON s.id = p.session_id)
-        UNION ALL
-        (SELECT id, last_sequence, created_at FROM session WHERE $2::bigint IS NULL AND $3::text IS NULL
-          ORDER BY created_at DESC, id DESC LIMIT {_SESSIONS_MAX})
-    ), block AS MATERIALIZED (
-        SELECT id, number, row_number() OVER (ORDER BY created_at DESC, id DESC, number DESC) - 1 AS place
-          FROM scope, generate_series(0, last_sequence / 1024) AS number
-         ORDER BY place
-         LIMIT {_BLOCKS_MAX}
-    ), step AS MATERIALIZED (
-        SELECT place / 8 AS step, array_agg(id) AS sessions,
-               string_agg('''' || chr(1) || id || ':' || number || '''', ' | ')::tsquery AS blocks
-          FROM block GROUP BY 1 ORDER BY 1
-    ), found AS MATERIALIZED (
-        SELECT m.*, row_number() OVER () AS place
-          FROM (SELECT m.* FROM step, asked, LATERAL (
-                    SELECT e.session_id, e.sequence, least(e.size_bytes, 100000) AS size_bytes
-                      FROM context_entry e
-                     WHERE e.search @@ (step.blocks && asked.query) AND e.session_id + 0 = ANY (step.sessions)
-                     ORDER BY e.session_id DESC, e.sequence DESC
-                     LIMIT {RANKED_MAX}) m
-                 WHERE numnode(asked.query) > 0
-                 LIMIT {RANKED_MAX}) m
-    ), sized AS MATERIALIZED (
-        SELECT session_id, sequence, sum(size_bytes) OVER (ORDER BY place) - size_bytes AS before_bytes FROM found
-    ), ranked AS MATERIALIZED (
-        SELECT session_id, sequence, ts_rank_cd(e.search, asked.query) AS rank
-          FROM sized JOIN context_entry e USING (session_id, sequence), asked
-         WHERE before_bytes < {_RANKED_BYTES_MAX}
-    ), best AS MATERIALIZED (
-        SELECT * FROM ranked ORDER BY rank DESC, session_id DESC, sequence DESC LIMIT $4
-    )
-    SELECT s.key AS session_key, e.sequence, e.type, e.author, e.created_at, {_REPLACED.format(entry="e")},
-           left(ts_headline('english', left(e.content, 20000), asked.query,
-                            'MaxFragments=2, MaxWords=24, MinWords=8, FragmentDelimiter=" … ", StartSel=**, StopSel=**'),
-                {SNIPPET_CHARS_MAX}) AS snippet,
-           (SELECT count(*) FROM ranked) AS ranked,
-           (SELECT count(*) FROM found) = {RANKED_MAX} OR (SELECT count(*) FROM ranked) < (SELECT count(*) FROM found)
-           OR (SELECT count(*) FROM block) = {_BLOCKS_MAX} OR (SELECT count(*) FROM scope) = {_SESSIONS_MAX} AS is_bounded
-      FROM best b
-      JOIN context_entry e USING (session_id, sequence)
-      JOIN session s ON s.id = b.session_id, asked
-     ORDER BY b.rank DESC, b.session_id DESC, b.sequence DESC
-"""
 
 
 async def page(
@@ -260,21 +198,6 @@ async def add_hashes(conn: Connection, digest: Digest, session_id: int, *, after
     """Add the content hashes of entries to a digest, in order: those after one sequence number, up to another."""
     for start in range(after, up_to, _HASHES_MAX):
         digest.update(await conn.fetchval(HASHES, session_id, start, min(start + _HASHES_MAX, up_to)))
-
-
-async def search(
-    conn: Connection,
-    query: str,
-    *,
-    session_id: int | None,
-    viewer: str | None,
-    limit: int,
-) -> list[Record]:
-    """Return the entries that match a web-search query, best match first.
-
-    `session_id` limits the search to one session, `viewer` to the sessions that this agent participates in.
-    """
-    return await conn.fetch(SEARCH, query, session_id, viewer, limit)
 
 
 def view(row: Record) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from handoff.context import Call
 from handoff.encoding import that_fit, to_json
 from handoff.errors import Forbidden, Invalid
 from handoff.model import MARKS, RETRACTION, SEQUENCE_MAX, EntryType, Mark
-from handoff.store import entries, sessions
+from handoff.store import entries, search, sessions
 from handoff.store.append import Append, Appended, NewEntry
 from handoff.store.connect import connection, snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
@@ -40,6 +40,11 @@ _LISTED_METADATA: Final[JsonDict] = {
     "path": {"type": "string", "maxLength": PATH_CHARS_MAX},
     **{mark: {"type": "boolean"} for mark in (*MARKS, RETRACTION)},
 }
+NOTHING_TO_FIND = (
+    "This query can't find anything: no term of it is in any index. Not indexed are signs, the most common English and "
+    "Russian words (such as 'the' and 'for'), and single characters of scripts without spaces (write at least two). "
+    "Search for another word of the entry."
+)
 SequenceArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
 
 
@@ -230,17 +235,23 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
         session_id = None
         if args.session_key is not None:
             session_id = (await sessions.see(conn, args.session_key, viewer))["id"]
-        rows = await entries.search(
+        found = await search.search(
             conn,
             args.query,
             session_id=session_id,
             viewer=viewer if session_id is None else None,
             limit=args.limit + 1,
         )
-    fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted", "snippet")
-    matches = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: args.limit]]
+    rows = found or []
+    fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted")
+    matches = [
+        {name: row[name] for name in fields if row[name] is not None} | {"snippet": search.snippet(row, args.query)}
+        for row in rows[: args.limit]
+    ]
     shown = that_fit(matches, call.app.settings.page_bytes_max)
     page: dict[str, Any] = {"matches": shown, "more": len(rows) > len(shown)}
+    if found is None:
+        page["hint"] = NOTHING_TO_FIND
     if rows and rows[0]["is_bounded"]:
         page["bounded"] = (
             f"Only the newest {rows[0]['ranked']} matches were ranked. To find others, add words to the query"
