@@ -230,7 +230,8 @@ class Settings(BaseSettings):
         default=10.0,
         ge=0.1,
         le=600,
-        description="Interval at which each process records that it is alive, in seconds.",
+        description="Interval at which each process records that it is alive, in seconds. After three intervals without a "
+        "serving process, leases stand still.",
     )
 
     # Alerts

@@ -19,6 +19,7 @@ from handoff.model import ENTRY_TYPES, OPEN_STATUSES, EntryType
 from handoff.settings import Settings
 from handoff.store.connect import Connection, after_commit
 from handoff.store.idempotency import reused
+from handoff.store.lease_clock import LEASE_TIME
 from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
@@ -30,7 +31,9 @@ _COUNTS = ", ".join(f"count(*) FILTER (WHERE type = '{name}')" for name in ENTRY
 # that another process has just used violates the primary key; the batch is then run again item by item. A process of a
 # release before migration 0005 appends without counting; the next append here counts the session's entries anew.
 _APPEND = """
-WITH item AS MATERIALIZED (
+WITH clock AS MATERIALIZED (
+    SELECT {lease_time} AS at
+), item AS MATERIALIZED (
     SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
                          $9::bigint[], $20::bigint[])
            AS t (i, key, agent, expected, n, supersedes_max, idempotency_key, fingerprint, size_bytes, token)
@@ -62,10 +65,10 @@ WITH item AS MATERIALIZED (
       LEFT JOIN locked l USING (key)
       LEFT JOIN idempotency m ON m.agent = item.agent AND m.key = item.idempotency_key
       LEFT JOIN LATERAL (
-        SELECT bool_or(h.lease_expires_at > now()) AS held,
-               bool_or(h.lease_expires_at > now() AND h.token = item.token) AS by_token,
-               max(h.id) FILTER (WHERE h.lease_expires_at <= now()) AS lapsed,
-               bool_or(h.lease_expires_at <= now() AND h.request_type = 'full_handoff') AS full_lapsed
+        SELECT bool_or(h.lease_expires_at > (SELECT at FROM clock)) AS held,
+               bool_or(h.lease_expires_at > (SELECT at FROM clock) AND h.token = item.token) AS by_token,
+               max(h.id) FILTER (WHERE h.lease_expires_at <= (SELECT at FROM clock)) AS lapsed,
+               bool_or(h.lease_expires_at <= (SELECT at FROM clock) AND h.request_type = 'full_handoff') AS full_lapsed
           FROM handoff h
          WHERE h.session_id = l.id AND h.holder = item.agent AND h.state IN ('accepted', 'blocked')
       ) lease ON true
@@ -113,7 +116,7 @@ WITH item AS MATERIALIZED (
 SELECT c.i, c.verdict, c.status, c.last_sequence, c.lapsed, f.base, now() AS at,
        c.prior_tool, c.prior_fingerprint, c.prior_sequence, c.prior_at
   FROM checked c LEFT JOIN fresh f USING (i)
-""".replace("{counts}", f"ARRAY[{_COUNTS}]")
+""".replace("{counts}", f"ARRAY[{_COUNTS}]").replace("{lease_time}", LEASE_TIME)
 APPEND = _APPEND.replace("{wait}", "")
 APPEND_UNLOCKED = _APPEND.replace("{wait}", "SKIP LOCKED")  # the verdict on a session that is locked is `locked`
 

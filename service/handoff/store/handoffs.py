@@ -13,6 +13,7 @@ from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, actions_from
 from handoff.store import sessions
 from handoff.store.connect import Connection, after_commit
+from handoff.store.lease_clock import LEASE_TIME
 from handoff.telemetry import calls, metrics, spans
 
 log = structlog.get_logger(__name__)
@@ -29,7 +30,7 @@ FIND = f"""
                     OR (h.sender <> $2
                         AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2)),
                     false) AS is_addressed,
-           {sessions.SEES.format(session="s.id", viewer="$2")} AS sees_session
+           {sessions.SEES.format(session="s.id", viewer="$2")} AS sees_session, {LEASE_TIME} AS lease_time
       FROM handoff h JOIN session s ON s.id = h.session_id
      WHERE h.id = $1
 """
@@ -90,8 +91,8 @@ LATEST_OF_SESSION = f"""
      LIMIT $2
 """
 
-OVERDUE = """
-    (SELECT id FROM handoff WHERE state IN ('accepted', 'blocked') AND lease_expires_at <= now()
+OVERDUE = f"""
+    (SELECT id FROM handoff WHERE state IN ('accepted', 'blocked') AND lease_expires_at <= {LEASE_TIME}
       ORDER BY lease_expires_at LIMIT $1)
     UNION ALL
     (SELECT id FROM handoff WHERE state = 'offered' AND deadline IS NOT NULL AND deadline <= now()
@@ -217,13 +218,13 @@ async def overdue(conn: Connection, limit: int) -> list[int]:
 
 
 async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
-    """Apply every transition that is due by now to a locked handoff, and return the resulting row.
+    """Apply every transition that is due by now to a handoff that `lock` returned, and return the resulting row.
 
     A handoff whose lease has lapsed is offered again; it expires once more than `lapses_max` leases have lapsed. An offer
     past its deadline expires. A blocked handoff is renewed before it lapses, because TRANSITIONS has no lapse from blocked.
     """
     now: datetime = row["now"]
-    if row["state"] in HELD_STATES and row["lease_expires_at"] <= now:
+    if row["state"] in HELD_STATES and row["lease_expires_at"] <= row["lease_time"]:
         if row["state"] == "blocked":
             row = await transition(conn, row, "renew", agent=None, lease_s=0)
         row = await transition(conn, row, "lapse", agent=None)
