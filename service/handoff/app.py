@@ -23,7 +23,8 @@ from handoff.store.connect import Pool, open_pool
 from handoff.store.lane import AppendLane
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.environment import unheeded
-from handoff.telemetry.logs import Filters, follow_filters, identify_logs
+from handoff.telemetry.filters import Filters
+from handoff.telemetry.logs import follow_filters, identify_logs
 from handoff.wakeups import Wakeups
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ async def open_app(
     log.info(
         "process.started",
         kind=kind,
-        version=__version__,
-        instance=id_,
         settings=settings.changed(),
         tokens="from a file" if tokens is not None else "none: anyone may call",
         telemetry="exported" if signals is not None else "off",

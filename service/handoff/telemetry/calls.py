@@ -5,7 +5,7 @@ While the call runs, operations are only appended to a list. Spans are made at i
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import time_ns
@@ -68,7 +68,7 @@ class CallRecord:
     http_parent: SpanContext | None = None
     operations: list[Operation] = field(default_factory=list[Operation])
     links: list[Link] = field(default_factory=list[Link])
-    noted: dict[str, AttributeValue | None] | None = None  # further fields of the call's log line
+    noted: Callable[[], dict[str, AttributeValue | None]] | None = None  # further fields of its log line, if it is written
 
     def add(self, operation: Operation) -> None:
         """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""
