@@ -21,8 +21,8 @@ from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store.connect import Pool, open_pool
 from handoff.store.lane import AppendLane
-from handoff.telemetry import metrics, spans
-from handoff.telemetry.environment import unheeded
+from handoff.telemetry import calls, metrics, spans
+from handoff.telemetry.environment import is_disabled, reads_parents, unheeded
 from handoff.telemetry.filters import Filters
 from handoff.telemetry.logs import follow_filters, identify_logs
 from handoff.wakeups import Wakeups
@@ -97,7 +97,7 @@ async def open_app(
 @asynccontextmanager
 async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGenerator[Signals | None]":
     """Start the process's exporters, and stop them at the end of the block. Yields None if telemetry is off."""
-    if not settings.telemetry or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if not settings.telemetry or is_disabled(os.environ):
         yield None
         return
     for name, why in unheeded(os.environ).items():
@@ -106,10 +106,12 @@ async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGe
 
     signals = start_signals(settings, "handoff" if kind == "service" else "handoff-worker")
     spans.use(signals.tracer)
+    calls.read_parents(flag=reads_parents(os.environ))
     try:
         yield signals
     finally:
         spans.use(None)
+        calls.read_parents(flag=True)
         await asyncio.to_thread(signals.stop)
 
 
