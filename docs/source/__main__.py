@@ -23,6 +23,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings.settings,
     "metrics": signals.metrics_table,
     "labels": signals.labels,
+    "variables": signals.variables,
     "alerts": operations.alerts,
     "jobs": operations.jobs,
 }

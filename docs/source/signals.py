@@ -7,6 +7,7 @@ from typing import Final
 from docs.source.markdown import code, escaped, table
 from grafana.source.promql import label, series
 from handoff.telemetry import metrics
+from handoff.telemetry.environment import VARIABLES
 from handoff.telemetry.instruments import Attribute, Histogram, Instrument
 from handoff.telemetry.metrics import INSTRUMENTS
 
@@ -33,6 +34,12 @@ def metrics_table() -> str:
         for it in INSTRUMENTS
     ]
     return table(("Metric in Prometheus", "Type", "Unit", "Labels", "What it measures"), rows)
+
+
+def variables() -> str:
+    """OpenTelemetry's standard variables, and what each does here."""
+    rows = [(", ".join(map(code, it.names)), it.does + (f" Otherwise: {it.why}." if it.why else "")) for it in VARIABLES]
+    return table(("Variable", "What it does here"), rows)
 
 
 def labels() -> str:

@@ -23,9 +23,10 @@ from handoff.settings import Settings
 from handoff.store import agents
 from handoff.store.connect import Pool, connection, open_pool
 from handoff.store.lane import AppendLane
-from handoff.telemetry import metrics, spans
-from handoff.telemetry.environment import unheeded
-from handoff.telemetry.logs import Filters, follow_filters, identify_logs
+from handoff.telemetry import calls, metrics, spans
+from handoff.telemetry.environment import is_disabled, reads_parents, unheeded
+from handoff.telemetry.filters import Filters
+from handoff.telemetry.logs import follow_filters, identify_logs
 from handoff.wakeups import Wakeups
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ async def open_app(
     log.info(
         "process.started",
         kind=kind,
-        version=__version__,
-        instance=id_,
         settings=settings.changed(),
         tokens="from a file" if tokens is not None else "none: anyone may call",
         telemetry="exported" if signals is not None else "off",
@@ -101,7 +100,7 @@ async def open_app(
 @asynccontextmanager
 async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGenerator[Signals | None]":
     """Start the process's exporters, and stop them at the end of the block. Yields None if telemetry is off."""
-    if not settings.telemetry or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if not settings.telemetry or is_disabled(os.environ):
         yield None
         return
     for name, why in unheeded(os.environ).items():
@@ -110,10 +109,12 @@ async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGe
 
     signals = start_signals(settings, "handoff" if kind == "service" else "handoff-worker")
     spans.use(signals.tracer)
+    calls.read_parents(flag=reads_parents(os.environ))
     try:
         yield signals
     finally:
         spans.use(None)
+        calls.read_parents(flag=True)
         await asyncio.to_thread(signals.stop)
 
 

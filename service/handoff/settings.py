@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         description="Lowest level of log events that are written: debug, info, warning or error.",
     )
     logging_file: Path | None = Field(
-        default=None, description="File with log levels per event, read again whenever it changes."
+        default=None, description="File with log levels per event, tool, agent and session, read again whenever it changes."
     )
 
     # Limits and leases

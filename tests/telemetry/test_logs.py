@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 import structlog
 
-from handoff import __version__
 from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs.settle import settle_overdue
 from handoff.settings import Settings
-from handoff.telemetry.logs import Filters, configure_logs, flush_logs, identify_logs
+from handoff.telemetry.filters import Filters
+from handoff.telemetry.logs import configure_logs, flush_logs, follow_filters, identify_logs
 from tests.agents import PAST, Agent
 from tests.processes import PATIENCE_S
 
@@ -77,12 +77,12 @@ def test_fields_named_like_secrets_or_content_are_redacted(logged: list[dict[str
 def test_levels_are_set_per_event_and_follow_the_file(tmp_path: Path) -> None:
     file = tmp_path / "logging"
     filters = Filters("info")
-    assert [filters.passes("x", level) for level in (10, 20, 30)] == [False, True, True]
+    assert [filters.passes("x", level, {}) for level in (10, 20, 30)] == [False, True, True]
 
     file.write_text("# levels per event\n* warning\nx debug\ny off\n")
     filters.follow(file)
-    assert [filters.passes(event, 10) for event in ("x", "y", "z")] == [True, False, False]
-    assert [filters.passes(event, 40) for event in ("x", "y", "z")] == [True, False, True]
+    assert [filters.passes(event, 10, {}) for event in ("x", "y", "z")] == [True, False, False]
+    assert [filters.passes(event, 40, {}) for event in ("x", "y", "z")] == [True, False, True]
 
     file.write_text("* debug and more\nthis is no level: shout\n")
     filters.refresh()
@@ -90,6 +90,39 @@ def test_levels_are_set_per_event_and_follow_the_file(tmp_path: Path) -> None:
     file.unlink()
     filters.refresh()
     assert filters.level == 20
+
+
+def test_a_level_can_be_set_for_one_tool_agent_or_session(tmp_path: Path, logged: list[dict[str, Any]]) -> None:
+    file = tmp_path / "logging"
+    file.write_text(
+        "* error\nagent=alice info  # and all that is offered to her\nsession='release 42' info\n"
+        "tool.call tool=get_inbox agent=alice off\n"
+        "agent= info\ninfo\na b info\ncolour=red info\nagent='alice info\n"
+    )
+    filters = follow_filters(file)
+    for fields in (
+        {"agent": "alice", "tool": "get_inbox"},
+        {"agent": "alice", "tool": "update_context"},
+        {"agent": "bob", "session": "release 42"},
+        {"agent": "bob", "session": "release"},
+    ):
+        log.info("tool.call", **fields)
+    log.info("handoff.changed", sender="bob", target_agent="alice")
+    log.info("handoff.changed", sender="bob", target_agent="carol")
+
+    said = [line for line in logged if line["event"] != "logging.changed"]
+    assert [line.get("tool") or line.get("session") or line.get("target_agent") for line in said] == [
+        "update_context",
+        "release 42",
+        "alice",
+    ]
+    assert filters.may_pass("tool.call", 20), "some calls are logged, so their fields must be computed"
+    assert not filters.may_pass("tool.call", 10)
+    file.write_text(
+        "agent=alice warning\n* info\nunreadable\nagent= info\ninfo\na b info\ncolour=red info\nagent='alice info\n"
+    )
+    filters.refresh()
+    assert (logged[-1]["rules"], logged[-1]["lines_wrong"]) == (1, 6)
 
 
 def test_libraries_are_logged_from_warnings_up_and_their_errors_once_with_the_stack_trace(
@@ -230,7 +263,7 @@ async def test_a_process_says_what_it_started_with_and_how_it_stopped(
 
     [started] = [line for line in logged if line["event"] == "process.started"]
     assert started["settings"] == {"database_url": "[redacted]", "settle_interval_s": "3600.0"}
-    assert (started["version"], started["telemetry"]) == (__version__, "off")
+    assert (started["kind"], started["telemetry"]) == ("service", "off")
     [stopped] = [line for line in logged if line["event"] == "process.stopped"]
     assert stopped["appends_drained"] is True
 

@@ -20,7 +20,7 @@ from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Settings
 from handoff.store.connect import connection, open_pool
 from handoff.store.migrate import MigrationError, pending
-from handoff.telemetry.environment import unheeded
+from handoff.telemetry.environment import is_disabled, unheeded
 
 _TIMEOUT_S = 5.0
 _POSTGRES_MIN = 180_000
@@ -185,13 +185,13 @@ async def _cache(settings: Settings) -> Finding:
 async def _telemetry(settings: Settings) -> Finding:
     if not settings.telemetry:
         return Finding("telemetry", "off; HANDOFF_TELEMETRY=true turns it on")
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if is_disabled(os.environ):
         return Finding("telemetry", "off, because OTEL_SDK_DISABLED is true")
     if ignored := unheeded(os.environ):
         return Finding(
             "telemetry",
             "; ".join(f"{name} has no effect: {why}" for name, why in ignored.items()),
-            f"Unset {', '.join(ignored)}.",
+            f"Unset or correct {', '.join(ignored)}.",
         )
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     address = urlsplit(endpoint)

@@ -23,6 +23,7 @@ from handoff.context import App
 from handoff.errors import HandoffError, Unavailable
 from handoff.telemetry import calls, metrics, spans
 from handoff.telemetry.calls import Arrival, AttributeValue
+from handoff.telemetry.logs import may_pass
 
 log = structlog.get_logger(__name__)
 
@@ -111,20 +112,21 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
         duration_s, trace, subject.method, subject.tool, error, code, arrival.transport, subject.resource or ""
     )
     if subject.tool:
-        write = log.info if not code or code == CANCELLED else log.error if code in _OUR_FAULTS else log.warning
-        write(
-            "tool.call",
-            tool=subject.tool,
-            outcome=code or "ok",
-            duration_ms=round(duration_s * 1e3, 3),
-            request_bytes=subject.request_bytes,
-            response_bytes=subject.response_bytes or 0,
-            agent=subject.agent,
-            session=subject.session,
-            handoff=subject.handoff,
-            cause=subject.cause,
-            **(record.noted or _NOTHING),
-        )
+        level = "info" if not code or code == CANCELLED else "error" if code in _OUR_FAULTS else "warning"
+        if may_pass("tool.call", level):
+            getattr(log, level)(
+                "tool.call",
+                tool=subject.tool,
+                outcome=code or "ok",
+                duration_ms=round(duration_s * 1e3, 3),
+                request_bytes=subject.request_bytes,
+                response_bytes=subject.response_bytes or 0,
+                agent=subject.agent,
+                session=subject.session,
+                handoff=subject.handoff,
+                cause=subject.cause,
+                **(record.noted() if record.noted is not None else _NOTHING),
+            )
     elif code and code != CANCELLED:
         write = log.error if error else log.warning
         write(

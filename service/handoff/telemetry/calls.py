@@ -5,7 +5,7 @@ While the call runs, operations are only appended to a list. Spans are made at i
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import time_ns
@@ -68,7 +68,7 @@ class CallRecord:
     http_parent: SpanContext | None = None
     operations: list[Operation] = field(default_factory=list[Operation])
     links: list[Link] = field(default_factory=list[Link])
-    noted: dict[str, AttributeValue | None] | None = None  # further fields of the call's log line
+    noted: Callable[[], dict[str, AttributeValue | None]] | None = None  # further fields of its log line, if it is written
 
     def add(self, operation: Operation) -> None:
         """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""
@@ -99,14 +99,23 @@ def current() -> CallRecord | None:
     return _current.get()
 
 
+_reads_parents = True
+
+
+def read_parents(*, flag: bool) -> None:
+    """From now on, read the trace context that callers send, or ignore it."""
+    global _reads_parents  # noqa: PLW0603 - one for the process, as OTEL_PROPAGATORS is
+    _reads_parents = flag
+
+
 def begin(meta: Mapping[str, Any] | None, headers: Mapping[str, str] | None) -> CallRecord:
     """Begin a call and make it the current one.
 
     Its parent is the span that `_meta` names or, without one, the HTTP request's span, whose own parent the headers name.
     """
     now = time_ns()
-    parent = _extract(meta) if meta is not None and "traceparent" in meta else None
-    http_parent = _extract(headers) if headers is not None and "traceparent" in headers else None
+    parent = _extract(meta) if meta is not None and "traceparent" in meta and _reads_parents else None
+    http_parent = _extract(headers) if headers is not None and "traceparent" in headers and _reads_parents else None
     http_span_id = new_span_id() if headers is not None else 0
     above = parent or http_parent
     trace_id = above.trace_id if above is not None else (_random_bits(128) or 1)

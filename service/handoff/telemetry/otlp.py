@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
 from time import monotonic, time_ns
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import structlog
@@ -33,8 +33,6 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Metric
 from opentelemetry.sdk.environment_variables import (
-    OTEL_BLRP_MAX_QUEUE_SIZE,
-    OTEL_BSP_MAX_QUEUE_SIZE,
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TIMEOUT,
     OTEL_METRIC_EXPORT_INTERVAL,
@@ -49,11 +47,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from handoff import __version__
 from handoff.settings import Settings
 from handoff.telemetry import metrics
+from handoff.telemetry.environment import has_sampler, is_exported, number
 from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
 from handoff.telemetry.shipper import Shipment, Shipper, Verdict
 from handoff.telemetry.spans import SCOPE, Tracer
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 STOP_S: Final = 2.0
 # The same labels on pushed and on scraped series, so that one query serves both (prometheus.yml promotes these).
@@ -62,14 +62,13 @@ _DEFAULTS: Final = {  # for OTEL_* variables that are not set
     OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf",
     OTEL_EXPORTER_OTLP_TIMEOUT: "2",
     OTEL_METRIC_EXPORT_INTERVAL: "10000",
-    OTEL_BSP_MAX_QUEUE_SIZE: "20000",  # spans, about 2 KB each
-    OTEL_BLRP_MAX_QUEUE_SIZE: "50000",  # log lines, about 0.5 KB each
     # The collector measures the machine; of the process we report what the conventions define.
     OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
 }
 # A batch costs a request, about 1 ms; but while a thread encodes one, the event loop waits for the interpreter's lock.
 _SPANS_BATCH, _LINES_BATCH = 128, 2_048
-_EVERY_S = 1.0
+_SPANS_MAX, _LINES_MAX = 20_000, 50_000  # that may wait; a span has about 2 KB, a line 0.5 KB
+_EVERY_MS = 1_000
 _SWITCH_S = 0.001  # how long a thread may hold the interpreter's lock; the default of 5 ms is longer than a call takes
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
@@ -77,12 +76,12 @@ _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The process's exporters, and the tracer that feeds them."""
+    """The process's exporters, and the tracer that feeds them. A signal that is not exported has none."""
 
     resource: Resource
-    tracer: Tracer
+    tracer: Tracer | None
     shippers: tuple[Shipper[Any], ...]
-    push: "_PushedMetrics"
+    push: "_PushedMetrics | None"
     meters: MeterProvider
     registry: CollectorRegistry
 
@@ -94,7 +93,11 @@ class Signals:
         """The state of each signal's shipper: what waits, was sent and was dropped."""
         sending = {shipper.name: shipper.state() for shipper in self.shippers}
         writer = log_shipper()
-        return {**sending, "metrics": self.push.state(), **({"stdout": writer.state()} if writer is not None else {})}
+        if self.push is not None:
+            sending["metrics"] = self.push.state()
+        if writer is not None:
+            sending["stdout"] = writer.state()
+        return sending
 
     def stop(self) -> None:
         """Send what is left and stop the exporters, within STOP_S in total."""
@@ -130,35 +133,47 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
             "process.pid": os.getpid(),
         }
     )
-    spans: Shipper[ReadableSpan] = Shipper(
-        "traces",
-        partial(_send_spans, OTLPSpanExporter()),
-        queue_max=int(os.environ[OTEL_BSP_MAX_QUEUE_SIZE]),
-        batch_max=_SPANS_BATCH,
-        every_s=_EVERY_S,
-        on_change=_log_change,
-    )
-    lines: Shipper[LogLine] = Shipper(
-        "logs",
-        partial(_send_lines, OTLPLogExporter(), resource),
-        queue_max=int(os.environ[OTEL_BLRP_MAX_QUEUE_SIZE]),
-        batch_max=_LINES_BATCH,
-        every_s=_EVERY_S,
-        on_change=_log_change,
-    )
+    shippers: list[Shipper[Any]] = []
+    spans: Shipper[ReadableSpan] | None = None
+    if is_exported(os.environ, "traces"):
+        send_spans = partial(_send_spans, OTLPSpanExporter())
+        spans = _shipper("traces", send_spans, "OTEL_BSP", queue_max=_SPANS_MAX, batch_max=_SPANS_BATCH)
+        shippers.append(spans)
+    if is_exported(os.environ, "logs"):
+        send_lines = partial(_send_lines, OTLPLogExporter(), resource)
+        lines = _shipper("logs", send_lines, "OTEL_BLRP", queue_max=_LINES_MAX, batch_max=_LINES_BATCH)
+        shippers.append(lines)
+        forward_logs(lines.put)
     registry = CollectorRegistry()
-    push = _PushedMetrics()
+    push = _PushedMetrics() if is_exported(os.environ, "metrics") else None
     scraped = _ScrapedMetrics(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
-    meters = MeterProvider([sdk.PeriodicExportingMetricReader(push), scraped], resource, shutdown_on_exit=False)
+    readers: list[sdk.MetricReader] = [scraped] if push is None else [sdk.PeriodicExportingMetricReader(push), scraped]
+    meters = MeterProvider(readers, resource, shutdown_on_exit=False)
     spans_of_others = TracerProvider(resource=resource, shutdown_on_exit=False)
-    spans_of_others.add_span_processor(_Forwarded(spans.put))
+    tracer: Tracer | None = None
+    if spans is not None:
+        spans_of_others.add_span_processor(_Forwarded(spans.put))
+        sampler = spans_of_others.sampler if has_sampler(os.environ) else None
+        tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max, sampler=sampler)
     for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # as opentelemetry-instrument does
         distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
-    tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max)
-    signals = Signals(resource, tracer, (spans, lines), push, meters, registry)
+    signals = Signals(resource, tracer, tuple(shippers), push, meters, registry)
     _observe(signals)
-    forward_logs(lines.put)
     return signals
+
+
+def _shipper(
+    signal: str, send: Callable[[Sequence[T]], Verdict], prefix: str, *, queue_max: int, batch_max: int
+) -> Shipper[T]:
+    """The shipper of a signal. The standard variables with this prefix replace its limits."""
+    return Shipper(
+        signal,
+        send,
+        queue_max=number(os.environ, f"{prefix}_MAX_QUEUE_SIZE", queue_max),
+        batch_max=number(os.environ, f"{prefix}_MAX_EXPORT_BATCH_SIZE", batch_max),
+        every_s=number(os.environ, f"{prefix}_SCHEDULE_DELAY", _EVERY_MS) / 1_000,
+        on_change=_log_change,
+    )
 
 
 @cache

@@ -9,10 +9,12 @@ from datetime import datetime
 from time import monotonic, time_ns
 from typing import Final, Literal
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 
 from handoff import __version__
 from handoff.telemetry import calls
@@ -50,7 +52,16 @@ class Tracer:
     budget of `per_s_max` traces per second. All other calls share a second budget of the same size.
     """
 
-    def __init__(self, resource: Resource, export: Callable[[ReadableSpan], None], *, per_s_max: float) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        export: Callable[[ReadableSpan], None],
+        *,
+        per_s_max: float,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """`sampler` decides instead, if an operator has chosen one by OTEL_TRACES_SAMPLER."""
+        self._sampler = sampler
         self._resource = resource
         self._export = export
         self._noteworthy = _TokenBucket(per_s_max)
@@ -59,6 +70,11 @@ class Tracer:
     def decide(self, record: CallRecord, *, noteworthy: bool) -> Kept:
         """Decide whether the call's trace is kept, and why."""
         above = record.parent or record.http_parent
+        if self._sampler is not None:
+            context = set_span_in_context(NonRecordingSpan(above), Context()) if above is not None else Context()
+            if not self._sampler.should_sample(context, record.trace_id, "").decision.is_sampled():
+                return "no"
+            return "asked" if above is not None and above.trace_flags.sampled else "ordinary"
         if above is not None and above.trace_flags.sampled:
             return "asked"
         if noteworthy and self._noteworthy.take():

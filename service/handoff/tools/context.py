@@ -16,7 +16,7 @@ from handoff.store import entries, search, sessions
 from handoff.store.append import Append, Appended, NewEntry
 from handoff.store.connect import connection, snapshot
 from handoff.store.idempotency import fingerprint, former_fingerprint
-from handoff.telemetry.calls import CallRecord
+from handoff.telemetry.calls import AttributeValue, CallRecord
 from handoff.tools.contract import (
     AgentArg,
     Arguments,
@@ -173,7 +173,7 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
             await sessions.see(conn, args.session_key, call.caller.viewer(agent))
         raise
     if item.record is not None:
-        _note(item.record, new, done)
+        item.record.noted = partial(_noted, item.record, new, done)
     return {
         "session_key": args.session_key,
         "first_sequence": done.first_sequence,
@@ -185,10 +185,10 @@ async def update_context(call: Call, args: UpdateContext) -> dict[str, Any]:
     }
 
 
-def _note(record: CallRecord, new: list[NewEntry], done: Appended) -> None:
-    """Add to the call's log line what was appended, and how long it waited for its statement and then took."""
+def _noted(record: CallRecord, new: list[NewEntry], done: Appended) -> dict[str, AttributeValue | None]:
+    """What the call's log line says of an append: what was written, how long it waited for its statement and then took."""
     written = record.operations[-1] if record.operations else None
-    record.noted = {
+    return {
         "entries": len(new),
         "types": new[0].type if len(new) == 1 else ",".join(sorted({entry.type for entry in new})),
         "first_sequence": done.first_sequence,
