@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from handoff.cache import RedisCache
 from handoff.errors import HandoffError
 from handoff.server.auth import Tokens, TokensFileError
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 from handoff.store.connect import connection, open_pool
 from handoff.store.migrate import MigrationError, pending
 
@@ -169,7 +169,10 @@ async def _database(settings: Settings) -> Finding:
 async def _cache(settings: Settings) -> Finding:
     if settings.redis_url is None:
         return Finding("cache", "HANDOFF_REDIS_URL is not set: each process uses its own in-memory cache")
-    cache = RedisCache(settings.redis_url.get_secret_value(), settings)
+    try:
+        cache = RedisCache(settings.redis_url.get_secret_value(), settings)
+    except Misconfigured as error:
+        return Finding("cache", str(error), "Correct HANDOFF_REDIS_URL or unset it.")
     problem = await cache.ping()
     await cache.close()
     if problem is not None:
@@ -184,6 +187,12 @@ async def _cache(settings: Settings) -> Finding:
 async def _telemetry(settings: Settings) -> Finding:
     if not settings.telemetry:
         return Finding("telemetry", "off; HANDOFF_TELEMETRY=true turns it on")
+    from handoff.telemetry.otlp import check_environment
+
+    try:
+        check_environment()
+    except Misconfigured as error:
+        return Finding("telemetry", str(error), "Correct this variable or unset it.")
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     address = urlsplit(endpoint)
     try:
