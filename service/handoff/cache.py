@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from handoff.encoding import to_json
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
@@ -115,14 +115,17 @@ class RedisCache:
         from redis.exceptions import RedisError
 
         self._failures = (RedisError, OSError, TimeoutError)
-        self._redis: Redis = Redis.from_url(
-            url,
-            password=settings.redis_password(),
-            socket_timeout=settings.cache_timeout_s,
-            socket_connect_timeout=settings.cache_timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=64,
-        )
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                password=settings.redis_password(),
+                socket_timeout=settings.cache_timeout_s,
+                socket_connect_timeout=settings.cache_timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                max_connections=64,
+            )
+        except (ValueError, TypeError) as error:  # which could show the password
+            raise Misconfigured("HANDOFF_REDIS_URL: the client can't use this address; check its options.") from error
         self._retry_s = settings.cache_retry_s
         self._away_until = 0.0
 

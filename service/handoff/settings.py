@@ -8,7 +8,12 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CERTIFICATES_MAX = 16
+_PORT_MAX = 65_535
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Misconfigured(Exception):
+    """A variable of the environment can't be used. The message is a sentence that names it."""
 
 
 class Settings(BaseSettings):
@@ -48,7 +53,9 @@ class Settings(BaseSettings):
         description="File that lists the tokens of callers. If not set, anyone who can reach the port may call.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Additional values accepted in the Host header, comma-separated, without a scheme."
+        default=(),
+        description="Additional values accepted in the Host header, comma-separated, without a scheme. The operations "
+        "port accepts their names with any port.",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Additional values accepted in the Origin header, comma-separated."
@@ -300,6 +307,8 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("must be a valid URL") from None
         ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
+        if any(port.isascii() and port.isdigit() and int(port[:6]) > _PORT_MAX for port in ports):
+            raise ValueError(f"the port must be at most {_PORT_MAX}")
         if not all(port.isascii() and port.isdigit() for port in ports if port):
             raise ValueError("the port must be a number; in a user name or password, write / ? # @ : as %2F %3F %23 %40 %3A")
         return value
@@ -309,6 +318,8 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        if value is not None and "," in urlsplit(value.get_secret_value()).netloc:
+            raise ValueError("must name one host; clusters and sentinels are not supported")
         return value
 
     def database_password(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The operations port bounds its connections, which need no token."""
+"""The operations port bounds its connections, which need no token, and answers only to its own names."""
 
 import socket
 import threading
@@ -80,3 +80,38 @@ async def test_a_connection_that_sends_slowly_and_never_ends_is_closed(number: i
 
     with suppress(ConnectionError):
         assert await in_thread(drip) == b""
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        (b"localhost", True),
+        (b"LOCALHOST:9464", True),
+        (b"127.0.0.1:9464", True),
+        (b"[::1]:9464", True),
+        (b"10.2.3.4:9464", True),  # a name leads here by DNS, an address does not
+        (b"service:9464", True),
+        (socket.gethostname().encode() + b":9464", True),
+        (b"evil.example", False),
+        (b"evil.example:9464", False),
+        (b"localhost.evil.example", False),
+        (b"127.0.0.1.evil.example", False),
+        (b"[::1", False),
+        (b"", False),
+        (b"localhost\r\nHost: evil.example", False),
+    ],
+)
+async def test_a_host_that_is_none_of_its_names_is_refused(app: App, host: bytes, is_ours: bool) -> None:  # noqa: FBT001
+    bound = OperationsPort(app.settings.model_copy(update={"ops_port": 0, "allowed_hosts": ("service:8642",)}))
+    try:
+        with bound.serving(app):
+            request = b"GET /targets HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
+            answer = await in_thread(exchanged, int(bound.address.rpartition(":")[2]), request)
+            assert (b" 200 " if is_ours else b" 421 ") in answer.partition(b"\r\n")[0]
+            assert is_ours or b"HANDOFF_ALLOWED_HOSTS" in answer
+    finally:
+        await in_thread(bound.close)
+
+
+async def test_a_request_without_a_host_is_refused(number: int) -> None:
+    assert b" 421 " in (await in_thread(exchanged, number, b"GET /metrics HTTP/1.0\r\n\r\n")).partition(b"\r\n")[0]

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from handoff.app import open_app, open_telemetry
 from handoff.context import App
+from handoff.settings import Settings
 from handoff.telemetry import metrics
+from handoff.telemetry.logs import configure_logs, forward_logs
 from tests.agents import until
 from tests.collector import Collector, attributes, has_ended
 from tests.processes import PATIENCE_S, Service, free_port, serving, start, stop, wait_until_ready
@@ -92,6 +96,21 @@ def test_a_process_that_is_shut_down_ends_its_gauges_and_keeps_its_totals(databa
     points = [{str(attributes(point)): point for point in it[name].gauge.data_points} for it in (pushed, ended)]
     assert points[0].keys() == points[1].keys()
     assert all(points[1][key].time_unix_nano > it.time_unix_nano for key, it in points[0].items())
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_at_the_level_debug_an_export_logs_nothing_that_would_be_exported_in_turn(
+    settings: Settings, collector: Collector, logged: list[dict[str, Any]], status: int
+) -> None:
+    collector.status = status
+    configure_logs("debug")
+    watched = settings.model_copy(update={"telemetry": True})
+    async with open_telemetry(watched) as signals, open_app(watched, signals=signals):
+        assert signals is not None
+        forward_logs(lambda line: logged.append(orjson.loads(line[3])))
+        await until(lambda: collector.answers >= 10)
+    said = {line["logger"].partition(".")[0] for line in logged if line["event"] == "library.logged"}
+    assert said <= {"asyncio"}
 
 
 @pytest.mark.parametrize("fault", ["down", "hanging", "refusing", "unavailable"])

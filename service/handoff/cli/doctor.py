@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from handoff.cache import RedisCache
 from handoff.errors import HandoffError
 from handoff.server.auth import Tokens, TokensFileError
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 from handoff.store.connect import connection, open_pool
 from handoff.store.migrate import MigrationError, pending
 from handoff.telemetry.environment import is_disabled, unheeded
@@ -170,7 +170,10 @@ async def _database(settings: Settings) -> Finding:
 async def _cache(settings: Settings) -> Finding:
     if settings.redis_url is None:
         return Finding("cache", "HANDOFF_REDIS_URL is not set: each process uses its own in-memory cache")
-    cache = RedisCache(settings.redis_url.get_secret_value(), settings)
+    try:
+        cache = RedisCache(settings.redis_url.get_secret_value(), settings)
+    except Misconfigured as error:
+        return Finding("cache", str(error), "Correct HANDOFF_REDIS_URL or unset it.")
     problem = await cache.ping()
     await cache.close()
     if problem is not None:
@@ -187,6 +190,12 @@ async def _telemetry(settings: Settings) -> Finding:
         return Finding("telemetry", "off; HANDOFF_TELEMETRY=true turns it on")
     if is_disabled(os.environ):
         return Finding("telemetry", "off, because OTEL_SDK_DISABLED is true")
+    from handoff.telemetry.otlp import check_environment
+
+    try:
+        check_environment()
+    except Misconfigured as error:
+        return Finding("telemetry", str(error), "Correct this variable or unset it.")
     if ignored := unheeded(os.environ):
         return Finding(
             "telemetry",

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,11 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run a command; exit with its status."""
-    arguments = parser().parse_args()
-    module, _, command = arguments.run.partition(":")
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as __main__ has set it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        arguments = parser().parse_args()
+        module, _, command = arguments.run.partition(":")
         status: int = getattr(import_module(module), command)(arguments)  # only what this command needs is loaded
         sys.stdout.flush()
     except KeyboardInterrupt:

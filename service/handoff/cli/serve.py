@@ -14,7 +14,7 @@ import structlog
 
 from handoff.cli.start import fail, listening, operations_port, read_settings, run_loop
 from handoff.model import AGENT_CHARS_MAX, ALL_SCOPES, NAME_PATTERN, Caller
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 from handoff.store.connect import AWAY
 from handoff.store.migrate import migrate
 from handoff.telemetry.logs import configure_logs
@@ -88,6 +88,11 @@ async def serve(
         await stack.enter_async_context(jobs_beside(app))
         if port is not None:
             stack.enter_context(port.serving(app))
+        try:
+            listener.listen()
+        except OSError as error:  # another process that was starting too has begun to listen
+            where = f"{settings.host}:{settings.port}"
+            raise Misconfigured(f"{where}: {error.strerror}. Choose another port with --port or HANDOFF_PORT.") from error
         await serve_http(app, listener, ready)
 
 

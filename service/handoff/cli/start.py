@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 from pydantic import ValidationError
 
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 
 if TYPE_CHECKING:
     from handoff.operations.port import OperationsPort
@@ -45,7 +45,7 @@ def read_settings(arguments: argparse.Namespace, **more: Any) -> Settings:
 
 @contextmanager
 def listening(settings: Settings) -> Generator[socket.socket]:
-    """The listening socket. Exits if the address is not available, or needs tokens that are not configured."""
+    """The socket on which `serve` will listen. Exits if the address is not available, or needs tokens that are not set."""
     if settings.tokens_file is None and not settings.is_loopback:
         fail(f"{settings.host} can be reached from other machines: set HANDOFF_TOKENS_FILE, or bind 127.0.0.1.")
         sys.exit(USAGE_ERROR)
@@ -53,8 +53,7 @@ def listening(settings: Settings) -> Generator[socket.socket]:
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((settings.host, settings.port))
-            listener.listen(1024)
+            listener.bind((settings.host, settings.port))  # `serve` listens, once it can answer
         except OSError as error:
             name = "host" if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL else "port"
             todo = f"Choose another {name} with --{name} or HANDOFF_{name.upper()}."
@@ -100,6 +99,9 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
         run = uvloop.run
     try:
         return run(main)
+    except Misconfigured as error:
+        fail(str(error))
+        sys.exit(USAGE_ERROR)
     except (TokensFileError, MigrationError) as error:
         fail(str(error))
         sys.exit(1)

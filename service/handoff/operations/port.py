@@ -1,7 +1,8 @@
 """The operations port: metrics, health and discovery, for Prometheus and operators.
 
-It has a thread of its own, so it answers while the event loop is busy. It asks for no token, so bind it to an address that
-only Prometheus and operators can reach.
+It has a thread of its own, so it answers while the event loop is busy, and before the database does. It asks for no token,
+so bind it to an address that only Prometheus and operators can reach. It checks Host, so that no web page can read it by a
+name that leads here: a name must be one of ours, and an address can't be such a name.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from http import HTTPStatus
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
+from ipaddress import ip_address
 from time import monotonic
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -34,7 +36,7 @@ _HEAD_BYTES_MAX = 16 << 10
 
 
 class OperationsPort:
-    """A bound operations port. It answers with 503 until `serving` gives it an App."""
+    """A bound operations port. It answers from the start, but with 503 until `serving` gives it an App."""
 
     def __init__(self, settings: Settings) -> None:
         """Bind the address. Raises OSError when that is not possible."""
@@ -42,21 +44,20 @@ class OperationsPort:
         host, port = self._server.server_address[0], self._server.server_address[1]
         name = str(host) if settings.ops_host in LOOPBACK_HOSTS else socket.gethostname()
         self.address = f"{name}:{port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.2,), name="operations", daemon=True).start()
 
     @contextmanager
     def serving(self, app: App) -> Generator[None]:
-        """Answer until the end of the block. Enter it on the event loop."""
+        """Answer for an App until the end of the block. Enter it on the event loop."""
         self._server.app, self._server.loop = app, asyncio.get_running_loop()
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="operations", daemon=True)
-        thread.start()
         try:
             yield
         finally:
             self._server.app = None
-            threading.Thread(target=self._server.shutdown, daemon=True).start()
 
     def close(self) -> None:
         """Release the port."""
+        self._server.shutdown()
         self._server.server_close()
 
 
@@ -68,6 +69,8 @@ class _Server(ThreadingHTTPServer):
         self.app: App | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[socket.socket, float] = {}  # when each was accepted, oldest first; changed by several threads
+        names = (urlsplit(f"//{it}").hostname for it in settings.allowed_hosts)
+        self.names = {*LOOPBACK_HOSTS, settings.ops_host, socket.gethostname().casefold(), *filter(None, names)}
         self.address_family = socket.AF_INET6 if ":" in settings.ops_host else socket.AF_INET
         super().__init__((settings.ops_host, settings.ops_port), _Handler)
 
@@ -146,18 +149,38 @@ class _Handler(BaseHTTPRequestHandler):
         answers: dict[str, Callable[[App], None]] = {
             "/metrics": self._metrics,
             "/health": self._health,
-            "/healthz": lambda _: self._json(200, {"status": "alive"}),
             "/targets": self._targets,
         }
+        if not self._is_for_us():
+            message = "This port does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS."
+            self._json(421, {"error": {"code": "host_not_allowed", "message": message}})
+            return
         path = urlsplit(self.path).path
         answer = answers.get(path)
         app = self.server.app
-        if answer is None:
-            self._json(404, {"error": {"code": "not_found", "message": f"This port has only {', '.join(answers)}."}})
+        if path == "/healthz":
+            self._json(200, {"status": "alive"})
+        elif answer is None:
+            message = f"This port has only {', '.join((*answers, '/healthz'))}."
+            self._json(404, {"error": {"code": "not_found", "message": message}})
         elif app is None:
-            self._json(503, {"status": "starting"})
+            message = "This process is starting: it waits until the database at HANDOFF_DATABASE_URL answers."
+            self._json(503, {"status": "starting", "message": message})
         else:
             answer(app)
+
+    def _is_for_us(self) -> bool:
+        """Whether the only Host is an address, or one of our names."""
+        hosts = self.headers.get_all("Host", [])
+        try:
+            name = urlsplit(f"//{hosts[0]}").hostname if len(hosts) == 1 else None
+        except ValueError:
+            return False
+        if name is None or name in self.server.names:
+            return name is not None
+        with suppress(ValueError):
+            return bool(ip_address(name))
+        return False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
         """Log nothing: a request every few seconds is not worth a line, and the base class's lines are not JSON."""

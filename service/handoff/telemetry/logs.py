@@ -33,7 +33,9 @@ _CHATTY: Final = (
 )  # below the level warning, they report what clients do
 _SILENT: Final = (
     "opentelemetry",
-)  # otlp.py reports a failed export once; a line per failure would itself have to be exported
+    "requests",
+    "urllib3",
+)  # what the exporters use: a line per export would itself have to be exported; otlp.py reports a failure once
 
 _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\n(?:During handling|The above exception)|\Z)", re.DOTALL)
 SECRET_KEYS: Final = frozenset(

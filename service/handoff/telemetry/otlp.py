@@ -16,6 +16,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import structlog
@@ -33,8 +34,12 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags, Metric
 from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_LOGS_ENDPOINT,
+    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TIMEOUT,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
     OTEL_METRIC_EXPORT_INTERVAL,
     OTEL_SERVICE_NAME,
 )
@@ -45,7 +50,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from prometheus_client import CollectorRegistry, generate_latest
 
 from handoff import __version__
-from handoff.settings import Settings
+from handoff.settings import Misconfigured, Settings
 from handoff.telemetry import metrics
 from handoff.telemetry.environment import has_sampler, is_exported, number
 from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
@@ -65,6 +70,12 @@ _DEFAULTS: Final = {  # for OTEL_* variables that are not set
     # The collector measures the machine; of the process we report what the conventions define.
     OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS: "system.*,process.runtime.*,process.disk.io",
 }
+_ENDPOINTS: Final = (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
+    OTEL_EXPORTER_OTLP_LOGS_ENDPOINT,
+)
 # A batch costs a request, about 1 ms; but while a thread encodes one, the event loop waits for the interpreter's lock.
 _SPANS_BATCH, _LINES_BATCH = 128, 2_048
 _SPANS_MAX, _LINES_MAX = 20_000, 50_000  # that may wait; a span has about 2 KB, a line 0.5 KB
@@ -116,10 +127,29 @@ class Signals:
             gauge.source = None
 
 
-def start_signals(settings: Settings, service_name: str) -> Signals:
-    """Set up the exporters and start them. Does not wait for a collector."""
+def check_environment() -> None:
+    """Set the variables OTEL_* that are not set. Raises Misconfigured, which names one that the exporters could not use."""
     for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value  # a variable that is empty counts as not set
+    try:
+        is_positive = float(os.environ[OTEL_EXPORTER_OTLP_TIMEOUT]) > 0
+    except ValueError:
+        is_positive = False
+    if not is_positive:
+        raise Misconfigured(f"{OTEL_EXPORTER_OTLP_TIMEOUT}: must be a number of seconds greater than 0.")
+    for name in _ENDPOINTS:
+        try:
+            url = urlsplit(os.environ.get(name, "http://localhost"))
+            is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            is_usable = False
+        if not is_usable:
+            raise Misconfigured(f"{name}: must be a URL that begins with http:// or https://.")
+
+
+def start_signals(settings: Settings, service_name: str) -> Signals:
+    """Set up the exporters and start them. Does not wait for a collector. Raises Misconfigured."""
+    check_environment()
     sys.setswitchinterval(_SWITCH_S)
     distro = OpenTelemetryDistro()
     distro.configure()
