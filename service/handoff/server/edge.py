@@ -43,6 +43,7 @@ from handoff.server.asgi import (
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.messages import answer_to
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from handoff.telemetry.calls import Arrival
@@ -280,6 +281,8 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
+        if scope["method"] == "POST" and (answer := answer_to(body, headers.get("mcp-protocol-version", ""))) is not None:
+            return await respond(send, *answer)
         scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(disconnected, receive)
