@@ -45,7 +45,7 @@ async def http(app: App) -> AsyncGenerator[httpx2.AsyncClient]:
 async def test_an_alert_of_any_time_is_stored(http: httpx2.AsyncClient, field: str) -> None:
     for time in TIMES:
         for status in ("firing", "resolved"):
-            answer = await http.post("/alerts", json=notification(alert(status, **{field: time})))
+            answer = await http.post("/alerts", json=notification(alert(status) | {field: time}))
             assert (answer.status_code, answer.json()) == (200, {"stored": 1}), (field, time, status)
 
 
