@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-brief doctor open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-brief doctor fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -18,6 +18,9 @@ doctor: .venv/.ready         ## what is wrong here, and what to do about it
 # COVERAGE=1 also lists the lines that no test reaches in its own process.
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
 	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
+
+fuzz: .venv/.ready           ## 20,000 spoilt requests in both protocol eras, over HTTP and stdio; SEED= varies them
+	.venv/bin/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended.

@@ -64,4 +64,6 @@ def _as(kind: type | range, value: Any) -> Any:
         return time.astimezone(UTC)
     if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
         raise ValueError("wrong type")
+    if kind is str and "\0" in value:
+        raise ValueError("a text that Postgres can't hold")
     return value

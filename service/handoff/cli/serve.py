@@ -40,7 +40,9 @@ def serve_command(arguments: argparse.Namespace) -> int:
         if "jobs" not in settings.model_fields_set:  # a desktop client's process: laptops sleep, and there may be many
             settings = settings.model_copy(update={"jobs": False})
         scopes = ALL_SCOPES if settings.admin else ALL_SCOPES - {"admin"}
-        run_loop(_serve_stdio(settings, Caller(agent, scopes)))
+        from handoff.cli.stdio import serve_client
+
+        run_loop(serve_client(settings, Caller(agent, scopes)))
         return 0
     configure_logs(settings.log_level, sys.stdout)
     with listening(settings) as listener, operations_port(settings) as port:
@@ -96,18 +98,6 @@ async def serve(
         await serve_http(app, listener, ready)
 
 
-async def _serve_stdio(settings: Settings, caller: Caller) -> None:
-    """There is no operations port, since any number of clients may start a process each."""
-    from handoff.app import open_app, open_telemetry
-    from handoff.jobs.runner import jobs_beside
-    from handoff.server.stdio import serve_stdio
-
-    async with open_telemetry(settings) as signals:
-        await migrate_when_up(settings)
-        async with open_app(settings, signals=signals) as app, jobs_beside(app):
-            await serve_stdio(app, caller)
-
-
 async def _work(settings: Settings, port: "OperationsPort | None") -> None:
     from handoff.app import open_app, open_telemetry
     from handoff.jobs.runner import run_until_signalled
@@ -122,10 +112,11 @@ async def _work(settings: Settings, port: "OperationsPort | None") -> None:
         await run_until_signalled(app)
 
 
-async def migrate_when_up(settings: Settings) -> list[str]:
+async def migrate_when_up(settings: Settings, on_away: Callable[[BaseException], None] | None = None) -> list[str]:
     """Apply the migrations, and wait up to `startup_timeout_s` for a database that is still coming up.
 
-    Returns the names of those applied. Raises OSError, or what Postgres said last.
+    Returns the names of those applied. Raises OSError, or what Postgres said last. `on_away` is called with each error until
+    then.
     """
     give_up = monotonic() + settings.startup_timeout_s
     pause_s = 0.1
@@ -133,6 +124,8 @@ async def migrate_when_up(settings: Settings) -> list[str]:
         try:
             applied = await migrate(settings)
         except AWAY as error:
+            if on_away is not None:
+                on_away(error)
             if monotonic() + pause_s > give_up:
                 raise
             log.info("database.awaited", error=type(error).__name__, retry_s=pause_s)

@@ -42,6 +42,7 @@ from handoff.server.asgi import (
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.messages import answer_to
 from handoff.server.notifications import Notifications, refuse_for_now
 from handoff.server.record import JSONRPC_NAMES
 from handoff.settings import Settings
@@ -241,6 +242,10 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
+        if scope["method"] == "POST" and (answer := answer_to(body, headers.get("mcp-protocol-version", ""))) is not None:
+            reason = _reason(*answer) if answer[0] >= _REFUSED else "invalid_params"
+            self.refusals.count(reason, status=answer[0], path=MCP_PATH)
+            return await respond(send, *answer)
         return await self._by_sdk(scope, receive, send, body, arrival)
 
     async def _by_sdk(self, scope: Scope, receive: Receive, send: Send, body: bytes, arrival: Arrival) -> int:

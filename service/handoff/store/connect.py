@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from time import perf_counter, time_ns
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 import orjson
@@ -124,6 +126,19 @@ async def connect_alone(settings: Settings, **server: str) -> asyncpg.Connection
         command_timeout=settings.statement_timeout_s,
         server_settings={**server_settings(settings), **server},
     )
+
+
+def address(settings: Settings) -> str:
+    """Return where the database is: host:port, or the path of its socket. It contains no user and no password."""
+    if settings.database_url is None:
+        return "HANDOFF_DATABASE_URL, which is not set"
+    parts = urlsplit(settings.database_url.get_secret_value())
+    query = dict(parse_qsl(parts.query))
+    host = query.get("host") or unquote(parts.netloc.rpartition("@")[2])
+    name, _, port = host.rpartition(":") if host[-1:].isdigit() and ":" in host else (host, "", "")
+    port = query.get("port") or port or os.environ.get("PGPORT", "5432")
+    name = name or os.environ.get("PGHOST", "localhost")
+    return f"{name}/.s.PGSQL.{port}" if name.startswith("/") else f"{name}:{port}"
 
 
 class StandbyConnection:
