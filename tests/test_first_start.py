@@ -1,5 +1,8 @@
-"""What stops a start before anything runs: files that containers can't read, and secrets that their readers would change."""
+"""What stops a start before anything runs: files that containers can't read, and secrets that their readers would change.
+And the run that tells which newer images would.
+"""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -82,3 +85,15 @@ def test_a_given_secret_with_a_dollar_is_refused_where_its_reader_would_expand_i
         f"secrets: {name}: must not contain $, which the collector and Grafana replace with the value of a variable. "
         "Give it another value, without $.\n"
     )
+
+
+def test_the_scheduled_run_moves_every_pinned_image_on_and_gates_nothing() -> None:
+    workflow: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
+    newest = workflow["jobs"]["newest-images"]
+    pinned = set(re.findall(r"\$\{([A-Z_]+_IMAGE):-", (ROOT / "compose.yaml").read_text())) - {"HANDOFF_IMAGE"}
+
+    assert {name for name in newest["env"] if name.endswith("_IMAGE")} == pinned
+    assert newest["continue-on-error"] is True
+    assert "schedule" in workflow[True]  # YAML reads the word `on` as true
+    only_pushed = {name for name, job in workflow["jobs"].items() if job.get("if") == "github.event_name != 'schedule'"}
+    assert only_pushed == workflow["jobs"].keys() - {"newest-images"}
