@@ -30,12 +30,8 @@ from handoff.server.asgi import (
     CHALLENGE,
     CLOSE,
     RETRY_LATER,
-    Allowed,
-    accepts_json,
     disconnected,
     excess,
-    has_duplicates,
-    host_names,
     refuse,
     replay,
     respond,
@@ -43,13 +39,15 @@ from handoff.server.asgi import (
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.gate import MCP_PATH, Gate, refuse_path, refuse_unsuited
+from handoff.server.standards import accepts, is_json, normalised
+from handoff.server.waiting import kept_alive, may_wait
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from handoff.telemetry.calls import Arrival
 
 log = structlog.get_logger(__name__)
 
-MCP_PATH: Final = "/mcp"
 metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
 CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
 Readiness = Callable[[], Awaitable[str | None]]
@@ -85,11 +83,7 @@ class Edge:
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
         self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
-        self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
-        self._origins = Allowed(
-            [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
-            settings.allowed_origins,
-        )
+        self._gate = Gate(settings)
         # The edge has checked Host, Origin and size before the SDK sees a request.
         self._sdk: ASGIApp = server.streamable_http_app(
             streamable_http_path=MCP_PATH,
@@ -111,6 +105,8 @@ class Edge:
             return
         received = monotonic()
         status = 0
+        if scope["path"].endswith("/"):  # /mcp/ is answered as /mcp
+            scope["path"] = scope["path"].rstrip("/") or "/"
         try:
             status = await self._answer(scope, receive, send)
         finally:
@@ -120,27 +116,10 @@ class Edge:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
         headers = {name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]}
-        if len(headers) != len(scope["headers"]) and has_duplicates(scope["headers"]):
-            return await refuse(
-                send,
-                400,
-                "header_twice",
-                "A request can have only one Host, one Origin and one Authorization header. Send each once.",
-            )
-        if not self._hosts.holds(headers.get("host", "")):
-            return await refuse(
-                send,
-                421,
-                "host_not_allowed",
-                "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
-            )
-        if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await refuse(
-                send,
-                403,
-                "origin_not_allowed",
-                "This Origin may not call the service. The operator can allow it with HANDOFF_ALLOWED_ORIGINS.",
-            )
+        if not self._gate.passes(scope, headers):
+            send, status = await self._gate.examine(scope, send, headers)
+            if status is not None:
+                return status
         if scope["path"] == "/healthz":
             return await respond(send, 200, to_json({"status": "alive"}))
         if scope["path"] == "/readyz":
@@ -149,12 +128,7 @@ class Edge:
             return await respond(send, 200 if problem is None else 503, to_json(state))
         is_notification = scope["path"] in self._notified
         if not is_notification and scope["path"] != MCP_PATH:
-            return await refuse(
-                send,
-                404,
-                "not_found",
-                f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
-            )
+            return await refuse_path(send, scope["path"], needs_token=self._tokens is not None)
         if is_notification and scope["method"] != "POST":
             return await refuse(
                 send, 405, "method_not_allowed", "This path accepts only POST requests, from Alertmanager.", ALLOW_POST
@@ -256,6 +230,9 @@ class Edge:
                 CLOSE,
             )
         try:
+            if may_wait(body, headers.get("accept", "")):
+                async with kept_alive(send) as send_alive:
+                    return await self._answer_mcp(scope, receive, send_alive, headers, caller, body)
             return await self._answer_mcp(scope, receive, send, headers, caller, body)
         finally:
             self._bodies.give_back(len(body), caller.agent)
@@ -280,7 +257,9 @@ class Edge:
                 pass
             else:
                 return await respond(send, 200, self._envelope(request["id"], reply))
-        scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        scope["headers"] = normalised(scope["headers"])
+        if (refused := await refuse_unsuited(scope, send, headers)) is not None:
+            return refused
         scope["handoff.size"] = len(body)
         scope["handoff.gone"] = partial(disconnected, receive)
         status = 0
@@ -326,8 +305,8 @@ class Edge:
             headers.get("mcp-method") != "tools/call"
             or scope["method"] != "POST"
             or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
-            or not headers.get("content-type", "").startswith("application/json")
-            or not accepts_json(headers.get("accept", ""))
+            or not is_json(headers.get("content-type", ""))
+            or not accepts(headers.get("accept", ""), "application/json")
         ):
             return None
         if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
