@@ -12,7 +12,7 @@ from handoff.operations import port
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
-from handoff.server import admission, auth, connections, edge, protocol
+from handoff.server import admission, auth, connections, edge, gate, protocol, waiting
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import migrate as migrations
@@ -63,6 +63,8 @@ def limits() -> str:
         ),
         ("a deadline", f"{_upper(of['request_handoff'], 'deadline_minutes')} minutes"),
         ("a wait for the inbox", f"{_upper(of['get_inbox'], 'wait_seconds')} seconds"),
+        ("silence while a call waits, in a stream of events", f"{waiting.KEEP_ALIVE_S:.0f} seconds"),
+        ("a browser's memory of a preflight", f"{_n(gate.PREFLIGHT_S)} seconds"),
         ("items per page of a resource", _upper(SessionsQuery, "limit")),
         ("a search query", f"{_upper(of['search_context'], 'query')} characters"),
         ("matches per search", _upper(of["search_context"], "limit")),

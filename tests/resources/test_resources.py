@@ -1,5 +1,6 @@
 """Resources, which clients read without calling a tool."""
 
+from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -259,6 +260,25 @@ async def test_names_in_a_uri_can_be_percent_encoded(agent: Agent) -> None:
 
     for uri in (f"handoff://sessions/{key}", f"handoff://sessions/{quote(key, safe='')}"):
         assert (await agent.read(uri))["session_key"] == key
+
+
+async def test_a_uri_is_compared_as_uris_are(agent: Agent) -> None:
+    key = await agent.session(session_key="Team-1")
+
+    for uri in (f"HANDOFF://SESSIONS/{key}", "Handoff://sessions/Team%2d1/%6Cifecycle", "handoff://sessions/%54eam-1"):
+        assert (await agent.read(uri))["session_key"] == key, uri
+
+
+async def test_a_plus_in_a_query_is_a_plus(agent: Agent) -> None:
+    key = await agent.session()
+    east = timezone(timedelta(hours=14))
+
+    for sign, found in ((-1, [key]), (1, [])):
+        since = (datetime.now(east) + sign * timedelta(minutes=5)).isoformat()
+        assert "+14:00" in since
+        for written in (since, quote(since)):
+            sessions = (await agent.read(f"handoff://sessions?since={written}"))["sessions"]
+            assert [session["session_key"] for session in sessions] == found
 
 
 async def test_search_finds_words_phrases_and_exclusions_best_first(agent: Agent) -> None:

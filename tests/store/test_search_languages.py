@@ -205,8 +205,10 @@ async def test_an_entry_that_pg_restore_writes_without_a_search_path_is_found(ag
     key = await agent.session()
     await db.execute("SET search_path = ''")
     await db.execute(
-        "INSERT INTO public.context_entry (session_id, sequence, type, content, size_bytes, content_hash, author, created_at)"  # noqa: E501 - wide characters count twice
-        " SELECT id, 2, 'message', '数据库 getUserName v1.2.3', 30, sha256(''), 'alice', now() FROM public.session WHERE key = $1",  # noqa: E501
+        """INSERT INTO public.context_entry
+                  (session_id, sequence, type, content, size_bytes, content_hash, author, created_at)
+           SELECT id, 2, 'message', '数据库 getUserName v1.2.3', 30, sha256(''), 'alice', now()
+             FROM public.session WHERE key = $1""",
         key,
     )
 

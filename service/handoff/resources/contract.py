@@ -16,6 +16,7 @@ from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX, 
 CursorArg = Annotated[str | None, Field(max_length=200)]
 LimitArg = Annotated[int, Field(ge=1, le=100)]
 _NAME = re.compile(NAME_PATTERN)
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 
 class Query(BaseModel):
@@ -72,11 +73,17 @@ def match(resources: tuple[Resource[Any], ...], uri: str) -> tuple[Resource[Any]
         parts = urlsplit(uri)
     except ValueError:
         return None
-    path = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    # Scheme and authority have no case, and a character that needs no percent-encoding may have it.
+    path = f"{parts.scheme}://{parts.netloc.lower()}{_ENCODED.sub(_decoded, parts.path)}"
     for resource in resources:
         if found := resource.pattern.match(path):
             return resource, {name: _named(name, unquote(value)) for name, value in found.groupdict().items()}, parts.query
     return None
+
+
+def _decoded(found: re.Match[str]) -> str:
+    character = chr(int(found[0][1:], 16))
+    return character if character.isascii() and (character.isalnum() or character in "-._~") else found[0]
 
 
 def _named(name: str, value: str) -> str:
@@ -93,7 +100,12 @@ def _named(name: str, value: str) -> str:
 def parsed_query(query: str) -> dict[str, str]:
     """The parameters in a URI's query, by name. Raises Invalid when it is malformed or contains a name twice."""
     try:
-        pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True, max_num_fields=20) if query else []
+        # Only HTML forms write a space as +; in the query of an RFC 6570 template it is a plus, as in 10:00+02:00.
+        pairs = (
+            parse_qsl(query.replace("+", "%2B"), strict_parsing=True, keep_blank_values=True, max_num_fields=20)
+            if query
+            else []
+        )
     except ValueError as error:
         raise Invalid(
             "invalid_arguments", "The URI's query is malformed.", "Write it as name=value&name=value, percent-encoded."

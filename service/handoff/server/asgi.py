@@ -1,7 +1,6 @@
-"""What the HTTP edge is built of: looking at bodies, sending JSON and refusals, and lists of allowed hosts and origins."""
+"""What the HTTP edge is built of: looking at bodies, and sending JSON and refusals."""
 
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue] - its stub leaves it out
 from time import monotonic
@@ -11,7 +10,6 @@ import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from handoff.encoding import to_json
-from handoff.settings import Settings
 from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -25,36 +23,10 @@ _SCANNED_STRINGS: Final = 1_000
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-class Allowed:
-    """Allowed values: `names` with any port or none, and `exact` values as they are."""
-
-    def __init__(self, names: Iterable[str], exact: Iterable[str]) -> None:
-        self._names = frozenset(names)
-        self._exact = frozenset(exact)
-
-    def holds(self, value: str) -> bool:
-        """Whether the value is allowed."""
-        if value in self._names or value in self._exact:
-            return True
-        name, _, port = value.rpartition(":")
-        return name in self._names and port.isascii() and port.isdigit()
-
-
-def host_names(settings: Settings) -> list[str]:
-    """The host names that this service answers to, without ports."""
-    names = ["127.0.0.1", "localhost", "[::1]"]
-    return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
-
-
 def has_duplicates(headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether one of the headers that are checked appears more than once."""
     names = [name for name, _ in headers if name in _ONCE]
     return len(names) != len(set(names))
-
-
-def accepts_json(accept: str) -> bool:
-    """Whether an Accept header allows JSON."""
-    return "application/json" in accept or "*/*" in accept
 
 
 def excess(body: bytes, *, values_max: int, levels_max: int) -> Literal["values", "levels"] | None:

@@ -29,29 +29,27 @@ from handoff.server.asgi import (
     CHALLENGE,
     CLOSE,
     JSON_DEPTH_MAX,
-    Allowed,
     Refusals,
-    accepts_json,
     disconnected,
     excess,
-    has_duplicates,
-    host_names,
     replay,
     respond,
 )
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.gate import MCP_PATH, Gate
 from handoff.server.messages import answer_to
 from handoff.server.notifications import Notifications, refuse_for_now
 from handoff.server.record import JSONRPC_NAMES
+from handoff.server.standards import accepts, is_json, normalised
+from handoff.server.waiting import kept_alive, may_wait
 from handoff.settings import Settings
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.calls import Arrival, AttributeValue
 
 log = structlog.get_logger(__name__)
 
-MCP_PATH: Final = "/mcp"
 metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
 CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
 Readiness = Callable[[], Awaitable[str | None]]
@@ -96,11 +94,7 @@ class Edge:
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
         self._notifications = Notifications(alerts, self._bodies, self.refusals)
-        self._hosts = Allowed(host_names(settings), settings.allowed_hosts)
-        self._origins = Allowed(
-            [f"{scheme}://{name}" for scheme in ("http", "https") for name in host_names(settings)],
-            settings.allowed_origins,
-        )
+        self._gate = Gate(settings, self.refusals)
         # The edge has checked Host, Origin and size before the SDK sees a request.
         self._sdk: ASGIApp = server.streamable_http_app(
             streamable_http_path=MCP_PATH,
@@ -122,6 +116,8 @@ class Edge:
             return
         received = monotonic()
         status = 0
+        if scope["path"].endswith("/"):  # /mcp/ is answered as /mcp
+            scope["path"] = scope["path"].rstrip("/") or "/"
         try:
             status = await self._answer(scope, receive, send)
         finally:
@@ -137,30 +133,10 @@ class Edge:
         """Answer a request; return the status that was sent, or 0 if none was."""
         # httptools leaves white space around header values, and the protocol compares them without it.
         headers = {name.decode("latin-1"): value.decode("latin-1").strip(" \t") for name, value in scope["headers"]}
-        if len(headers) != len(scope["headers"]) and has_duplicates(scope["headers"]):
-            return await self.refusals.refuse(
-                scope,
-                send,
-                400,
-                "header_twice",
-                "A request can have only one Host, one Origin and one Authorization header. Send each once.",
-            )
-        if not self._hosts.holds(headers.get("host", "")):
-            return await self.refusals.refuse(
-                scope,
-                send,
-                421,
-                "host_not_allowed",
-                "This service does not answer to this Host. The operator can allow it with HANDOFF_ALLOWED_HOSTS.",
-            )
-        if "origin" in headers and not self._origins.holds(headers["origin"]):
-            return await self.refusals.refuse(
-                scope,
-                send,
-                403,
-                "origin_not_allowed",
-                "This Origin may not call the service. The operator can allow it with HANDOFF_ALLOWED_ORIGINS.",
-            )
+        if not self._gate.passes(scope, headers):
+            send, status = await self._gate.examine(scope, send, headers)
+            if status is not None:
+                return status
         if scope["path"] == "/healthz":
             return await respond(send, 200, to_json({"status": "alive"}))
         if scope["path"] == "/readyz":
@@ -169,13 +145,7 @@ class Edge:
             return await respond(send, 200 if problem is None else 503, to_json(state))
         is_notification = scope["path"] in self._notifications.paths
         if not is_notification and scope["path"] != MCP_PATH:
-            return await self.refusals.refuse(
-                scope,
-                send,
-                404,
-                "not_found",
-                f"There is nothing at this path. The MCP endpoint is {MCP_PATH}; /healthz and /readyz report the state.",
-            )
+            return await self._gate.refuse_path(scope, send, needs_token=self._tokens is not None)
         if is_notification and scope["method"] != "POST":
             return await self.refusals.refuse(
                 scope,
@@ -217,6 +187,9 @@ class Edge:
                 CLOSE,
             )
         try:
+            if may_wait(body, headers.get("accept", "")):
+                async with kept_alive(send) as send_alive:
+                    return await self._answer_mcp(scope, receive, send_alive, headers, caller, body)
             return await self._answer_mcp(scope, receive, send, headers, caller, body)
         finally:
             self._bodies.give_back(len(body), caller.agent)
@@ -246,11 +219,13 @@ class Edge:
             reason = _reason(*answer) if answer[0] >= _REFUSED else "invalid_params"
             self.refusals.count(reason, status=answer[0], path=MCP_PATH)
             return await respond(send, *answer)
+        scope["headers"] = normalised(scope["headers"])
+        if (refused := await self._gate.refuse_unsuited(scope, send, headers)) is not None:
+            return refused
         return await self._by_sdk(scope, receive, send, body, arrival)
 
     async def _by_sdk(self, scope: Scope, receive: Receive, send: Send, body: bytes, arrival: Arrival) -> int:
         """Let the SDK answer a request; return the status, or 0 if none was sent."""
-        scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         scope["handoff.gone"] = partial(disconnected, receive)
         status, answer = 0, b""
 
@@ -279,8 +254,8 @@ class Edge:
             headers.get("mcp-method") != "tools/call"
             or scope["method"] != "POST"
             or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
-            or not headers.get("content-type", "").startswith("application/json")
-            or not accepts_json(headers.get("accept", ""))
+            or not is_json(headers.get("content-type", ""))
+            or not accepts(headers.get("accept", ""), "application/json")
         ):
             return None
         if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
