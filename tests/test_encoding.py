@@ -86,7 +86,7 @@ def test_neither_tokens_nor_passwords_nor_content_are_logged(database_url: str, 
     token, marker = "t0ken-of-alice", "wh1spered"
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{hashlib.sha256(token.encode()).hexdigest()} alice read,write\n")
-    with_password = database_url.replace("postgres:@", "postgres:s3cret@", 1)
+    with_password = database_url.replace("postgres@", "postgres:s3cret@", 1)
     assert with_password != database_url
     service = start(database_url=with_password, tokens_file=tokens, log_level="debug")
     try:

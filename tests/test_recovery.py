@@ -215,4 +215,4 @@ async def test_an_unexpected_error_in_a_resource_is_hidden_from_the_caller_and_l
     error: Any = caught.value
     assert (error.error.code, error.error.data["code"], error.error.data["retryable"]) == (-32603, "internal", True)
     assert "secret" not in str(error.error)
-    assert [line["event"] for line in logged if line["level"] == "error"] == ["resource.failed"]
+    assert [line["event"] for line in logged if "exception" in line] == ["resource.failed"]

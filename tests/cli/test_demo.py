@@ -226,5 +226,5 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert numbers["capabilities per agent"] == bounds(GetInbox, "capabilities")
     budget = GetContext.model_fields["token_budget"]
     assert numbers["a brief"] == [*bounds(GetContext, "token_budget"), budget.default]
-    assert numbers["a deadline"] == bounds(RequestHandoff, "deadline_minutes")[1:]
+    assert numbers["a deadline"] == bounds(RequestHandoff, "deadline_minutes")
     assert numbers["a wait for the inbox"] == bounds(GetInbox, "wait_seconds")

@@ -1,13 +1,12 @@
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.conformance import npm
 from tests.conformance.serving import serving
-from tests.processes import free_port
+from tests.processes import free_port, passable_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +18,7 @@ def npm_packages() -> Path:
 @pytest.fixture(scope="session")
 def service_url() -> Generator[str]:
     """The real service, started with `handoff run` on an empty folder, with its own Postgres."""
-    # Not in pytest's tmp_path, which only its own user may enter: as root, Postgres runs as another user.
-    with TemporaryDirectory(prefix="handoff-tests-") as folder:
-        run = [sys.executable, "-m", "handoff", "run", "--data-dir", folder, "--port", str(free_port())]
+    with passable_folder() as folder:
+        run = [sys.executable, "-m", "handoff", "run", "--data-dir", str(folder), "--port", str(free_port())]
         with serving(run) as url:
             yield url

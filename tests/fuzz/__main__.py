@@ -3,12 +3,10 @@
 import argparse
 import asyncio
 import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from handoff.cli.embedded import ensure_database, postgres
 from tests.fuzz.run import GROWTH_BYTES_MAX, over_http, over_stdio
-from tests.processes import serving
+from tests.processes import passable_folder, serving
 
 
 def main() -> int:
@@ -17,7 +15,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with TemporaryDirectory(prefix="handoff-fuzz-") as folder, postgres(Path(folder)) as server:
+    with passable_folder() as folder, postgres(folder) as server:
         url = asyncio.run(ensure_database(server))
         with serving(database_url=url, log_level="error") as service:
             outcome = asyncio.run(over_http(service, options.requests, options.seed))

@@ -318,7 +318,7 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(app: App
     async with edge(app) as http:
         most = {f"a{number}": 1 for number in range(JSON_VALUES_MAX // 2 - 20)}
         assert "invalid_arguments" in (await call(http, "get_inbox", most)).text
-        monkeypatch.setattr("orjson.loads", None)
+        monkeypatch.setattr("handoff.server.edge.orjson", None)
         answer = await call(http, "get_inbox", UNKNOWN_NAMES)
 
     assert answer.status_code == 413

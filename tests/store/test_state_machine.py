@@ -37,6 +37,7 @@ TOOLS: dict[HandoffAction, str] = {
     "renew": "renew_handoff",
     "amend": "request_handoff",
 }  # all others: resolve_handoff
+NEVER_GIVEN = 1_000
 REFUSALS = ("wrong_state", "stale_token", "not_addressed", "not_sender", "handoff_not_found")
 OVERDUE = "UPDATE handoff SET lease_expires_at = now() - interval '1 second' WHERE id = $1 AND lease_expires_at IS NOT NULL"
 LATE = "UPDATE handoff SET deadline = now() - interval '1 second' WHERE id = $1"
@@ -133,7 +134,8 @@ class Story:
                 self._do(settle_overdue(self._world.app))
                 self.expected.settle()
             case "accept" | "cancel" | "reject" | "renew" | "block" | "complete" | "amend":
-                return self._attempt(does, agent, max(0, self.expected.token - behind))
+                # 0 would be read as no token at all, so what would be older than the first is one that was never given.
+                return self._attempt(does, agent, max(0, self.expected.token - behind) or NEVER_GIVEN)
             case _:
                 raise ValueError(does)
         return True
