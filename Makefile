@@ -26,7 +26,7 @@ fuzz: .venv/.ready           ## 20,000 spoilt requests in both protocol eras, ov
 # has ended.
 LANES := work pages bundle outages
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
-outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_silence.py)
+outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose

@@ -1,5 +1,6 @@
 """What stops a start before anything runs: files that containers can't read, and secrets that their readers would change.
-And the run that tells which newer images would.
+
+And the scheduled run with newer images, which tells early what else would.
 """
 
 import re

@@ -53,7 +53,7 @@ class Presence:
     async def _keep_leases_running(self, conn: Connection) -> None:
         clock = await lease_clock.keep_running(conn, MISSED_MAX * self._interval_s)
         if clock is not None and clock["stood_still_s"] > 0:
-            log.warning("leases.kept", stood_still_s=round(clock["stood_still_s"], 1), leases=clock["moved"])
+            log.info("leases.kept", stood_still_s=round(clock["stood_still_s"], 1), leases=clock["moved"])
 
     async def leave(self, database: StandbyConnection) -> None:
         """Remove this process from the registry, if the database answers within a second."""

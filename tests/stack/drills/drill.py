@@ -121,6 +121,10 @@ class Drill:
                     pages.append(Page(it["at"], names, frozenset(links)))
         return pages
 
+    def forget_pages(self) -> None:
+        """Leave the pages so far out of the next drill."""
+        self._seen_until = time()
+
     def dead_mans_calls(self, since: float) -> list[float]:
         """When the dead man's switch reported that the heartbeat was silent, or that it was back, since then."""
         return [it["at"] for it in self.stack.get("CATCHER_PORT", "/") if it["path"] == "/deadman" and it["at"] > since]

@@ -41,6 +41,13 @@ def stopped(stack: Stack, *services: str) -> Generator[None]:
 
 
 @contextmanager
+def killed(stack: Stack, service: str) -> Generator[None]:
+    """A service has crashed, and nobody starts it again."""
+    stack.compose("kill", "--signal=SIGKILL", service)
+    yield
+
+
+@contextmanager
 def paused(stack: Stack, *services: str) -> Generator[None]:
     """Services hang."""
     stack.compose("pause", *services)

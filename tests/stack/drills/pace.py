@@ -170,6 +170,7 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
     overlay = {
         "services": {
             "service": {"environment": settings},
+            "service-2": {"environment": settings},
             "worker": {"environment": settings},
             "prometheus": {
                 "volumes": [f"{folder}/prometheus:/etc/prometheus:ro"],

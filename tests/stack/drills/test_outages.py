@@ -28,19 +28,6 @@ BAD_RULE = """groups:
 """
 
 
-def test_postgres_stopped_under_load_pages_once(drill: Drill) -> None:
-    drill.do(
-        [
-            Fault(
-                "Postgres stopped",
-                lambda it: stopped(it.stack, "postgres"),
-                ("HandoffDatabaseDown",),
-                late=("HandoffDatabaseDown",),
-            )
-        ]
-    )
-
-
 def test_the_service_stopped_under_load_pages_once(drill: Drill) -> None:
     drill.do(
         [
