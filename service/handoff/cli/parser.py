@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import handoff
+from handoff.cli.light import load_little
 
 INTERRUPTED = 130
 
@@ -15,6 +16,8 @@ def main() -> None:
     """Run a command; exit with its status."""
     arguments = parser().parse_args()
     module, _, command = arguments.run.partition(":")
+    if getattr(arguments, "stdio", False):
+        load_little()
     try:
         status: int = getattr(import_module(module), command)(arguments)  # only what this command needs is loaded
         sys.stdout.flush()
