@@ -17,7 +17,7 @@ import pytest
 from handoff.context import App
 from tests.agents import LONG_WAIT_S
 from tests.processes import HANDOFF, PATIENCE_S, environment
-from tests.requests import META, body, headers
+from tests.requests import META, headers
 from tests.server.test_http import edge
 from tests.server.test_stdio import call
 
@@ -240,5 +240,21 @@ async def test_a_notification_is_no_request(app: App) -> None:
             assert answer.status_code == 202, answer.text
 
 
-def test_the_helper_writes_what_a_client_writes() -> None:
-    assert json.loads(append(1, "x"))["params"]["name"] == body("tools/call", name="update_context")["params"]["name"]
+def cpu_s(*command: object, **settings: object) -> float:
+    """The least processor time of three runs of a program without input, in seconds."""
+    least = float("inf")
+    for _ in range(3):
+        program = subprocess.Popen(
+            list(map(str, command)), env=environment(**settings), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+        assert program.returncode == 0
+        least = min(least, used.ru_utime + used.ru_stime)
+    return least
+
+
+def test_a_whole_life_over_stdio_costs_hardly_more_than_loading_the_sdk(database_url: str) -> None:
+    """It was half as much again, and more where rich is installed, before what such a process never uses was left out."""
+    loading = cpu_s(sys.executable, "-c", "import mcp")
+    assert cpu_s(HANDOFF, "serve", "--stdio", database_url=database_url) < 1.25 * loading

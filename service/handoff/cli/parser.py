@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import handoff
+from handoff.cli.light import load_little
 
 INTERRUPTED = 130
 
@@ -19,6 +20,8 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         arguments = parser().parse_args()
         module, _, command = arguments.run.partition(":")
+        if getattr(arguments, "stdio", False):
+            load_little()
         status: int = getattr(import_module(module), command)(arguments)  # only what this command needs is loaded
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ There is no operations port, since any number of clients may start a process eac
 import asyncio
 from typing import Final
 
+from handoff.cli.light import loaded
 from handoff.cli.serve import migrate_when_up
 from handoff.cli.start import fail
 from handoff.model import Caller
@@ -26,6 +27,7 @@ async def serve_client(settings: Settings, caller: Caller) -> None:
         from handoff.jobs.runner import jobs_beside
         from handoff.server.stdio import serve_stdio
 
+        loaded()
         async with (
             open_telemetry(settings) as signals,
             open_app(settings, signals=signals) as app,

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from handoff.errors import Invalid
 from handoff.model import NAME_PATTERN
@@ -63,7 +62,7 @@ def validated(model: type[A], arguments: dict[str, Any]) -> A:
     )
 
 
-def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
+def _problem(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     where = ".".join(str(part)[:100] for part in problem["loc"]) or "arguments"
     kind = problem["type"]
     if kind == "missing":
