@@ -5,6 +5,7 @@ protocol 2026-07-28. It is classified by the SDK's own function and answered her
 request (another method, the older protocol, any fault) is passed on to the SDK. So only the SDK writes protocol errors.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
@@ -25,6 +26,7 @@ from handoff.encoding import to_json
 from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
 from handoff.operations.alerts import BODY_BYTES_MAX, VALUES_MAX, Alerts
+from handoff.server import ending
 from handoff.server.asgi import (
     ALLOW_POST,
     CHALLENGE,
@@ -76,12 +78,14 @@ class Edge:
         tokens: Tokens | None = None,
         call_tool: CallTool | None = None,
         alerts: Alerts | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
         stateless: bool = True,
         json_response: bool = True,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
         self._readiness = readiness
+        self._is_ending = is_ending
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
         self._notified = {} if alerts is None else {"/alerts": alerts.store, "/watchdog": alerts.store_heartbeat}
@@ -257,6 +261,10 @@ class Edge:
             )
         try:
             return await self._answer_mcp(scope, receive, send, headers, caller, body)
+        except asyncio.CancelledError:  # the service stops, and has waited for this call long enough
+            if not self._is_ending() or "handoff.status" in scope or (response := ending.answer(body)) is None:
+                raise
+            return await respond(send, 200, response, CLOSE)
         finally:
             self._bodies.give_back(len(body), caller.agent)
 
@@ -279,6 +287,7 @@ class Edge:
             except UnknownTool:
                 pass
             else:
+                scope["handoff.status"] = 200
                 return await respond(send, 200, self._envelope(request["id"], reply))
         scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         scope["handoff.size"] = len(body)
@@ -288,7 +297,7 @@ class Edge:
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = scope["handoff.status"] = message["status"]
             await send(message)
 
         await self._sdk(scope, replay(body, receive), send_noting_status)
