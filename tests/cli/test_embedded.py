@@ -122,6 +122,7 @@ def test_a_folder_for_the_socket_that_somebody_else_has_prepared_is_refused(
             if kind == "open":
                 made.mkdir()
                 made.chmod(0o755)
+                os.chown(made, *server._owner)
             elif kind == "link":
                 made.symlink_to(data_dir)
             else:

@@ -225,6 +225,7 @@ async def test_while_the_tokens_file_cannot_be_used_health_says_so(
             tokens_file.mkdir()
     looked_twice(tokens)
     looked_twice(tokens)
+    assert tokens.refused_s > 0
     monkeypatch.setattr(tokens, "_refused_at", monotonic() - THRESHOLDS["tokens"][0])
 
     found = (await checked(guarded.health))["components"]["tokens"]
@@ -238,6 +239,7 @@ async def test_while_the_tokens_file_cannot_be_used_health_says_so(
         tokens_file.rmdir()
     tokens_file.write_text(line("bob", "read"))
     looked_twice(tokens)
+    assert tokens.refused_s == 0
     assert (await checked(guarded.health))["components"]["tokens"]["status"] == "healthy"
     assert (await call(http, "get_inbox", {}, **bearer("alice"))).status_code == 401
 

@@ -248,7 +248,7 @@ async def test_a_crash_is_hidden_from_the_caller_and_logged_once(
         raise RuntimeError("secret detail")
 
     async with edge(app) as http:
-        monkeypatch.setattr("handoff.store.sessions.find", crash)
+        monkeypatch.setattr("handoff.store.sessions.see", crash)
         answer = await call(http, "close_session", {"agent": "alice", "session_key": "s", **key})
 
     error = json.loads(answer.json()["result"]["content"][0]["text"])["error"]

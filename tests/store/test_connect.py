@@ -161,3 +161,16 @@ async def test_a_notification_whose_connection_is_lost_is_refused_as_retryable_a
         async with asyncio.timeout(PATIENCE_S):
             while len(await kept(db)) < number:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_postgres_whose_files_are_gone_is_an_outage_and_no_bug_of_ours(
+    agent: Agent, db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    await db.execute("""
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not open file "base/5/1259"' USING ERRCODE = 'undefined_file'; END $$
+    """)
+    await db.execute("CREATE TRIGGER fail BEFORE INSERT ON session EXECUTE FUNCTION fail()")
+
+    assert (await agent.refused("register_session", agent="alice"))["code"] == "unavailable"
+    assert not [line for line in logged if "exception" in line]

@@ -5,6 +5,7 @@ protocol 2026-07-28. It is classified by the SDK's own function and answered her
 request (another method, the older protocol, any fault) is passed on to the SDK. So only the SDK writes protocol errors.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handoff.encoding import to_json
 from handoff.model import Caller
 from handoff.operations.alerts import Alerts
+from handoff.server import ending
 from handoff.server.asgi import (
     ALLOW_POST,
     CHALLENGE,
@@ -84,6 +86,7 @@ class Edge:
         tokens: Tokens | None = None,
         call_tool: CallTool | None = None,
         alerts: Alerts | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
         stateless: bool = True,
         json_response: bool = True,
     ) -> None:
@@ -91,6 +94,7 @@ class Edge:
         self._settings = settings
         self._tokens = tokens
         self._readiness = readiness
+        self._is_ending = is_ending
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
         self._notifications = Notifications(alerts, self._bodies, self.refusals)
@@ -189,10 +193,20 @@ class Edge:
         try:
             if may_wait(body, headers.get("accept", "")):
                 async with kept_alive(send) as send_alive:
-                    return await self._answer_mcp(scope, receive, send_alive, headers, caller, body)
-            return await self._answer_mcp(scope, receive, send, headers, caller, body)
+                    return await self._answer_or_end(scope, receive, send_alive, headers, caller, body)
+            return await self._answer_or_end(scope, receive, send, headers, caller, body)
         finally:
             self._bodies.give_back(len(body), caller.agent)
+
+    async def _answer_or_end(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, body: bytes
+    ) -> int:
+        try:
+            return await self._answer_mcp(scope, receive, send, headers, caller, body)
+        except asyncio.CancelledError:  # the service stops, and has waited for this call long enough
+            if not self._is_ending() or "handoff.status" in scope or (response := ending.answer(body)) is None:
+                raise
+            return await respond(send, 200, response, CLOSE)
 
     async def _answer_mcp(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller, body: bytes
@@ -214,6 +228,7 @@ class Edge:
             except UnknownTool:
                 pass
             else:
+                scope["handoff.status"] = 200
                 return await respond(send, 200, self._envelope(request["id"], reply))
         if scope["method"] == "POST" and (answer := answer_to(body, headers.get("mcp-protocol-version", ""))) is not None:
             reason = _reason(*answer) if answer[0] >= _REFUSED else "invalid_params"
@@ -232,7 +247,7 @@ class Edge:
         async def send_noting_status(message: Message) -> None:
             nonlocal status, answer
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = scope["handoff.status"] = message["status"]
             elif status >= _REFUSED and not answer:
                 answer = message.get("body", b"")
             await send(message)

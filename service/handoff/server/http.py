@@ -23,7 +23,12 @@ from handoff.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_GRACE_S: Final = 5  # for which a stop waits for calls in progress
+# A stop takes at most STOP_S_MAX, of which telemetry has two at the end. Until _CALLS_S, calls in progress go on. Then their
+# connections to the database are cut, which ends most of them with `unavailable`, and the others get that at _GRACE_S.
+STOP_S_MAX: Final = 10
+_CALLS_S: Final = 4
+_GRACE_S: Final = 5
+_LAST_ANSWERS_S: Final = 1
 _TICKS_PER_S: Final = 10  # uvicorn's
 _BACKLOG: Final = 1_024  # connections that wait to be accepted
 _OTHER_DESCRIPTORS: Final = 64  # files, Redis, telemetry, the operations port and dedicated connections to Postgres
@@ -38,6 +43,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         tokens=app.tokens,
         call_tool=partial(call_tool, app),
         alerts=app.alerts,
+        is_ending=lambda: app.wakeups.closing,
     )
     connections_max, backlog = share_of_descriptors(app.settings)
     connections = Connections(app.settings, connections_max, edge, edge.refusals)
@@ -52,7 +58,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         backlog=backlog,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    await _Server(config, connections, ready, app.wakeups.release).serve(sockets=[listener])
+    await _Server(config, connections, ready, app.wakeups.release, app.pool.terminate).serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -64,11 +70,13 @@ class _Server(uvicorn.Server):
         connections: Connections,
         ready: Callable[[], None] | None,
         release: Callable[[], None],
+        cut_off: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._connections = connections
         self._ready = ready
         self._release = release
+        self._cut_off = cut_off
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,7 +91,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
+        # Also after this method has returned: what is closed then may wait for the database too.
+        asyncio.get_running_loop().call_later(_CALLS_S, self._cut_off)
         await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_ANSWERS_S)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

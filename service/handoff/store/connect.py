@@ -36,6 +36,7 @@ AWAY: tuple[type[BaseException], ...] = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresSystemError,  # its own files: they are gone, can't be read, or the disk fails
 )
 
 # Every error of a dedicated connection for which the only remedy is to try again later.
