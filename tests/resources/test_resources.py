@@ -265,7 +265,7 @@ async def test_a_long_entry_is_read_in_parts_that_are_exact_and_fit_a_page(agent
             read += part["content"]
             if "next_offset" not in part:
                 break
-            assert f"after_sequence=1 and offset={part['next_offset']}" in page["hint"]
+            assert f"repeat this call with offset={part['next_offset']}" in page["hint"]
             assert part["next_offset"] > offset
             offset = part["next_offset"]
         assert read == content

@@ -190,8 +190,8 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
         page["next_after_sequence"] = shown[-1]["sequence"]
     if "next_offset" in (shown[-1] if shown else ()):
         page["hint"] = (
-            f"Entry {shown[-1]['sequence']} is cut; it has {shown[-1]['chars']} characters. For its next part, call "
-            f"get_context with after_sequence={args.after_sequence} and offset={shown[-1]['next_offset']}."
+            f"Entry {shown[-1]['sequence']} is cut; it has {shown[-1]['chars']} characters. "
+            f"For its next part, repeat this call with offset={shown[-1]['next_offset']}."
         )
     return page
 
