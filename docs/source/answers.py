@@ -17,7 +17,7 @@ class Answer(NamedTuple):
 _SESSION: Final = "metadata and writers of the session"
 _PAGE: Final = "`HANDOFF_PAGE_BYTES_MAX`"
 _TEXTS: Final = "each text cut to 1,000 characters; `handoff://handoffs/{id}` has all of it"
-_ENTRIES: Final = f"{_PAGE}, or one entry of `HANDOFF_CONTENT_BYTES_MAX` with its metadata"
+_ENTRIES: Final = f"{_PAGE}; a larger entry is cut"
 
 ANSWERS: Final[dict[str, Answer]] = {
     "register_session": Answer(18_000, _SESSION),
@@ -25,7 +25,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "get_context view=brief": Answer(
         95_000, "`token_budget`, and 1,000 tokens of instructions", "`view=entries`; `omitted` says what there is"
     ),
-    "get_context view=entries": Answer(6_400_000, _ENTRIES, "`next_after_sequence`"),
+    "get_context view=entries": Answer(95_000, f"{_ENTRIES}; and {_SESSION}", "`next_after_sequence`; `offset`"),
     "search_context": Answer(66_000, f"{_PAGE}, `limit`, and 500 characters per snippet", "`more`: add words to the query"),
     "request_handoff": Answer(10_000, "texts of the handoff", _TEXTS),
     "get_inbox": Answer(150_000, f"{_PAGE}, or the texts of one handoff, cut to 12,000 characters each", "`next_cursor`"),
@@ -37,7 +37,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
     "handoff://sessions/{key}/lifecycle": Answer(45_000, "`limit`", "`next_cursor`"),
-    "handoff://context/{key}": Answer(6_400_000, _ENTRIES, "`next_cursor`"),
+    "handoff://context/{key}": Answer(66_000, _ENTRIES, "`next_cursor`; `offset`"),
     "handoff://summary/{key}": Answer(
         125_000,
         "20 handoffs, 50 participants, 10 key points of each kind, 280 characters per text",

@@ -1,5 +1,6 @@
 """Views that tools and resources share: briefs and summaries, both cached, and inboxes."""
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
@@ -7,7 +8,8 @@ from asyncpg import Record
 
 from handoff import brief, cache
 from handoff.context import App
-from handoff.encoding import from_cursor, that_fit, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
+from handoff.errors import Invalid
 from handoff.model import ENTRY_TYPES, HELD_STATES
 from handoff.store import entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
@@ -15,6 +17,7 @@ from handoff.telemetry import metrics
 
 KEY_POINTS_MAX = 10
 EXCERPT_CHARS = 280
+_PART_BYTES_MIN: Final = 400  # of an entry's content, however large its metadata are
 _KEY_POINTS_BYTES = 16_000  # of each type and mark
 _HANDOFFS_IN_BRIEF = 3
 _TEXT_REPEATED_CHARS_MAX: Final = 1_000  # per text of a handoff in the answer to a call that changed it
@@ -180,6 +183,39 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
 def _excerpt(row: Record) -> dict[str, Any]:
     excerpt = {"sequence": row["sequence"], "author": row["author"], "text": row["content"], "at": row["created_at"]}
     return excerpt | {name: row[name] for name in ("superseded_by", "retracted") if row[name] is not None}
+
+
+def entries_page(rows: Sequence[Record], bytes_max: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Return the entries that fit into `bytes_max` bytes of JSON. A first one that alone does not is cut.
+
+    From an `offset` in characters, the page is the first entry's content from there on. A cut entry has the number of its
+    characters, and the next offset if there are more. Raises Invalid if the offset is past the end.
+    """
+    shown = [entries.view(row) for row in rows]
+    if shown and (offset or len(to_json(shown[0])) > bytes_max):
+        return [_part(shown[0], offset, bytes_max)]
+    return that_fit(shown, bytes_max)
+
+
+def _part(entry: dict[str, Any], offset: int, bytes_max: int) -> dict[str, Any]:
+    content: str = entry["content"]
+    if offset >= len(content):
+        raise Invalid(
+            "invalid_arguments",
+            f"offset {offset} is past the end: the content of entry {entry['sequence']} has {len(content)} characters.",
+            "Repeat the call with a smaller offset, or without one and with after_sequence (after, in a resource's URI) "
+            f"{entry['sequence']} for the entries that follow.",
+        )
+    part = {**entry, "content": "", "chars": len(content), "offset": offset, "next_offset": len(content)}
+    room = max(_PART_BYTES_MIN, bytes_max - len(to_json(part)))
+    end = min(len(content), offset + room)
+    while (size_bytes := len(to_json(content[offset:end]))) > room:
+        end = offset + (end - offset) * room // size_bytes
+    part["content"] = content[offset:end]
+    part["next_offset"] = end
+    if end == len(content):
+        del part["next_offset"]
+    return part
 
 
 def inbox_view(found: inbox.Inbox, agent: str, limit: int, bytes_max: int, since: str | None = None) -> dict[str, Any]:

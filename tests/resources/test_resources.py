@@ -1,5 +1,6 @@
 """Resources, which clients read without calling a tool."""
 
+import hashlib
 from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import Any
@@ -255,6 +256,55 @@ async def test_a_lifecycle_is_paged_in_order(agent: Agent) -> None:
     ]
 
 
+CUT = ["a" * 150_000, "\x01" * 30_000, "é𝄞\n\\" * 20_000, "数据库" * 20_000]
+
+
+@pytest.mark.parametrize("content", CUT, ids=["ASCII", "control characters", "mixed", "Chinese"])
+async def test_a_long_entry_is_read_in_parts_that_are_exact_and_fit_a_page(agent: Agent, content: str) -> None:
+    key = await agent.session()
+    await agent.says(key, content)
+    await agent.says(key, "after it")
+
+    for token_budget, bytes_max in ((None, 65_536), (1_000, 4_000)):
+        read, offset = "", 0
+        while True:
+            arguments = {"session_key": key, "view": "entries", "after_sequence": 1, "offset": offset}
+            arguments |= {"token_budget": token_budget} if token_budget is not None else {}
+            page = await agent.ok("get_context", agent="alice", **arguments)
+            (part,) = page["entries"]
+            assert len(orjson.dumps(part)) <= bytes_max
+            assert (part["chars"], part["offset"], page["next_after_sequence"]) == (len(content), offset, 2)
+            read += part["content"]
+            if "next_offset" not in part:
+                break
+            assert f"repeat this call with offset={part['next_offset']}" in page["hint"]
+            assert part["next_offset"] > offset
+            offset = part["next_offset"]
+        assert read == content
+        assert part["content_hash"] == hashlib.sha256(content.encode()).hexdigest()
+
+    whole = (await agent.read(f"handoff://context/{key}?after=1"))["entries"]
+    assert (
+        whole == (await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=1))["entries"]
+    )
+    offset = whole[0]["next_offset"]
+    (rest,) = (await agent.read(f"handoff://context/{key}?after=1&offset={offset}"))["entries"]
+    assert rest["content"] == content[offset : offset + len(rest["content"])]
+
+
+async def test_an_offset_past_the_end_is_refused_and_short_entries_are_whole(agent: Agent) -> None:
+    key = await agent.session()
+    await agent.says(key, "short")
+
+    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=1)
+    assert page["entries"][0].keys().isdisjoint({"chars", "offset", "next_offset"})
+    arguments = {"session_key": key, "view": "entries", "after_sequence": 1}
+    (part,) = (await agent.ok("get_context", agent="alice", **arguments, offset=2))["entries"]
+    assert (part["content"], part["chars"], "next_offset" in part) == ("ort", 5, False)
+    refused = await agent.refused("get_context", agent="alice", **arguments, offset=5)
+    assert "has 5 characters" in refused["message"]
+
+
 async def test_names_in_a_uri_can_be_percent_encoded(agent: Agent) -> None:
     key = await agent.session(session_key="team:a@b+c=d~e")
 
@@ -309,5 +359,11 @@ async def test_an_entry_of_any_size_is_stored_even_if_search_can_index_only_part
 
     await agent.says(key, content)
 
-    page = await agent.ok("get_context", agent="alice", session_key=key, view="entries", after_sequence=1)
-    assert page["entries"][0]["content"] == content
+    read = ""
+    offset: int | None = 0
+    while offset is not None:
+        arguments = {"session_key": key, "view": "entries", "after_sequence": 1, "offset": offset}
+        (part,) = (await agent.ok("get_context", agent="alice", **arguments))["entries"]
+        read += part["content"]
+        offset = part.get("next_offset")
+    assert read == content

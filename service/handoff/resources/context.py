@@ -5,23 +5,24 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from handoff.context import Call
-from handoff.encoding import from_cursor, that_fit, to_cursor
+from handoff.encoding import from_cursor, to_cursor
 from handoff.errors import Invalid
 from handoff.model import SEQUENCE_MAX, EntryType, Mark
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource
 from handoff.store import entries, sessions
 from handoff.store.connect import snapshot
-from handoff.views import summary_of
+from handoff.views import entries_page, summary_of
 
 
 class ContextQuery(Query):
     """Pages through entries after a sequence number, or after a cursor, which takes precedence.
 
-    Filters by type or, among valid entries, by mark.
+    Filters by type or, among valid entries, by mark. An offset continues the content of the first entry.
     """
 
     after: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     cursor: Annotated[str | None, Field(max_length=200)] = None
+    offset: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     limit: LimitArg = 20
     type: EntryType | None = None
     only: Mark | None = None
@@ -38,12 +39,12 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
             conn,
             session["id"],
             after=after,
-            limit=query.limit,
+            limit=1 if query.offset else query.limit,
             bytes_max=call.app.settings.page_bytes_max,
             type_=query.type,
             mark=query.only,
         )
-    shown = that_fit([entries.view(row) for row in rows], call.app.settings.page_bytes_max)
+    shown = entries_page(rows, call.app.settings.page_bytes_max, query.offset)
     page: dict[str, Any] = {"session_key": path["key"], "entries": shown}
     if shown and shown[-1]["sequence"] < session["last_sequence"]:
         page["next_cursor"] = to_cursor(shown[-1]["sequence"])

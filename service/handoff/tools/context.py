@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic.config import JsonDict
 
-from handoff.brief import TOKENS_DEFAULT
+from handoff.brief import BYTES_PER_TOKEN, TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.encoding import that_fit, to_json
 from handoff.errors import Forbidden, Invalid
@@ -30,7 +30,7 @@ from handoff.tools.contract import (
     no_nul,
     result_with,
 )
-from handoff.views import brief_of
+from handoff.views import brief_of, entries_page
 
 ENTRIES_PER_CALL_MAX = 50
 PATH_CHARS_MAX = 500
@@ -130,6 +130,7 @@ class GetContext(Arguments):
     token_budget: BudgetArg = TOKENS_DEFAULT
     only: Mark | None = None
     after_sequence: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
+    offset: Annotated[int, Field(ge=0, le=SEQUENCE_MAX)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
@@ -210,20 +211,28 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
             )
         session, brief = await brief_of(call.app, args.session_key, viewer, args.token_budget, reader=agent)
         return {"session": _beside_brief(sessions.view(session)), "brief": brief}
+    bytes_max = call.app.settings.page_bytes_max
+    if "token_budget" in args.model_fields_set:
+        bytes_max = min(bytes_max, args.token_budget * BYTES_PER_TOKEN)
     async with snapshot(call.app.pool) as conn:
         session = await sessions.see(conn, args.session_key, viewer)
         rows = await entries.page(
             conn,
             session["id"],
             after=args.after_sequence,
-            limit=args.limit,
-            bytes_max=call.app.settings.page_bytes_max,
+            limit=1 if args.offset else args.limit,
+            bytes_max=bytes_max,
             mark=args.only,
         )
-    shown = that_fit([entries.view(row) for row in rows], call.app.settings.page_bytes_max)
+    shown = entries_page(rows, bytes_max, args.offset)
     page: dict[str, Any] = {"session": sessions.view(session), "entries": shown}
     if shown and shown[-1]["sequence"] < session["last_sequence"]:
         page["next_after_sequence"] = shown[-1]["sequence"]
+    if "next_offset" in (shown[-1] if shown else ()):
+        page["hint"] = (
+            f"Entry {shown[-1]['sequence']} is cut; it has {shown[-1]['chars']} characters. "
+            f"For its next part, repeat this call with offset={shown[-1]['next_offset']}."
+        )
     return page
 
 
