@@ -97,6 +97,8 @@ class Tracer:
             own = SpanContext(record.trace_id, calls.new_span_id(), is_remote=False, trace_flags=SAMPLED)
             times = (done.start_ns, done.end_ns)
             self._span(done.name, own, record.context, SpanKind.CLIENT, *times, dict(done.attributes), done.error)
+        for span in record.spans or ():
+            self._export(span)
 
     def export_http(
         self,
