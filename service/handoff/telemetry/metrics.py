@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
 from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
-from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument
+from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
 # Attributes
 METHOD: Final = Attribute("mcp.method.name", other="_OTHER")  # admitted by server/protocol.py
@@ -34,6 +34,7 @@ HTTP_STATUS: Final = Attribute(
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
 STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
+SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
 CACHE_OPERATION: Final = Attribute("operation", ("get", "put"))
@@ -131,17 +132,28 @@ STATEMENT_DURATION: Final = Histogram(
     STATEMENT_S,
     STATEMENT,
     ERROR,
+    SQLSTATE,
+    always={"db.system.name": "postgresql"},
 )
 SLOW_STATEMENTS: Final = Counter(
     "handoff.db.slow_statements", "{statement}", "SQL statements that took more than 1 s.", STATEMENT
 )
-POOL_CONNECTIONS: Final = Gauge("db.client.connection.count", "{connection}", "Connections in the pool.", POOL_STATE)
-POOL_MAX: Final = Gauge("db.client.connection.max", "{connection}", "Connections that the pool may open.")
-POOL_PENDING: Final = Gauge("db.client.connection.pending_requests", "{request}", "Requests waiting for a connection.")
-POOL_TIMEOUTS: Final = Counter(
-    "db.client.connection.timeouts", "{timeout}", "Requests that timed out waiting for a connection."
+_POOL: Final = {"db.client.connection.pool.name": "handoff"}  # the conventions require it; a process has one pool
+POOL_CONNECTIONS: Final = UpDownCounter(
+    "db.client.connection.count", "{connection}", "Connections in the pool.", POOL_STATE, always=_POOL
 )
-POOL_WAIT: Final = Histogram("db.client.connection.wait_time", "s", "Time spent waiting for a connection.", WAIT_S)
+POOL_MAX: Final = UpDownCounter(
+    "db.client.connection.max", "{connection}", "Connections that the pool may open.", always=_POOL
+)
+POOL_PENDING: Final = UpDownCounter(
+    "db.client.connection.pending_requests", "{request}", "Requests waiting for a connection.", always=_POOL
+)
+POOL_TIMEOUTS: Final = Counter(
+    "db.client.connection.timeouts", "{timeout}", "Requests that timed out waiting for a connection.", always=_POOL
+)
+POOL_WAIT: Final = Histogram(
+    "db.client.connection.wait_time", "s", "Time spent waiting for a connection.", WAIT_S, always=_POOL
+)
 CACHE_DURATION: Final = Histogram(
     "handoff.cache.operation.duration", "s", "Duration of cache operations.", CACHE_S, CACHE, CACHE_OPERATION, CACHE_RESULT
 )
@@ -248,8 +260,8 @@ def brief_returned(brief: Mapping[str, Any]) -> None:
     BRIEF_OMITTED.add(brief["omitted"]["entries"])
 
 
-def statement_ended(name: str, elapsed_s: float, error: str) -> None:
-    """Record a statement. `error` is the exception's class, empty if it succeeded."""
-    STATEMENT_DURATION.record(elapsed_s, name, error)
+def statement_ended(name: str, elapsed_s: float, error: str, sqlstate: str) -> None:
+    """Record a statement. `error` is the exception's class and `sqlstate` Postgres's code; empty if it succeeded."""
+    STATEMENT_DURATION.record(elapsed_s, name, error, sqlstate)
     if elapsed_s > SLOW_STATEMENT_S:
         SLOW_STATEMENTS.add(1, name)

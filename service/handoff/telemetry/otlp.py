@@ -16,6 +16,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import structlog
@@ -49,9 +50,10 @@ from handoff.settings import Settings
 from handoff.telemetry import calls, metrics
 from handoff.telemetry.context import show_calls
 from handoff.telemetry.environment import has_sampler, is_exported, number
+from handoff.telemetry.exemplars import RegistryWithExemplars
 from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
 from handoff.telemetry.shipper import Shipment, Shipper, Verdict
-from handoff.telemetry.spans import SCOPE, Tracer
+from handoff.telemetry.spans import SCHEMA_URL, SCOPE, Tracer
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -134,7 +136,8 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
             "service.instance.id": uuid4().hex,
             "host.name": socket.gethostname(),
             "process.pid": os.getpid(),
-        }
+        },
+        SCHEMA_URL,
     )
     shippers: list[Shipper[Any]] = []
     spans: Shipper[ReadableSpan] | None = None
@@ -147,7 +150,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
         lines = _shipper("logs", send_lines, "OTEL_BLRP", queue_max=_LINES_MAX, batch_max=_LINES_BATCH)
         shippers.append(lines)
         forward_logs(lines.put)
-    registry = CollectorRegistry()
+    registry = RegistryWithExemplars()
     push = _PushedMetrics() if is_exported(os.environ, "metrics") else None
     scraped = _ScrapedMetrics(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
     readers: list[sdk.MetricReader] = [scraped] if push is None else [sdk.PeriodicExportingMetricReader(push), scraped]
@@ -158,12 +161,19 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
         spans_of_others.add_span_processor(_Forwarded(spans.put))
         show_calls(shown=True)
         sampler = spans_of_others.sampler if has_sampler(os.environ) else None
-        tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max, sampler=sampler)
+        tracer = Tracer(
+            resource, spans.put, per_s_max=settings.traces_per_s_max, sampler=sampler, database=_database(settings)
+        )
     for instrumentor in entry_points(group=_INSTRUMENTORS):  # as opentelemetry-instrument does
         distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
     signals = Signals(resource, tracer, tuple(shippers), push, meters, registry)
     _observe(signals)
     return signals
+
+
+def _database(settings: Settings) -> str:
+    """The database's name, empty where the driver takes it from elsewhere than the URL."""
+    return urlsplit(settings.database_url.get_secret_value()).path.strip("/") if settings.database_url is not None else ""
 
 
 def _shipper(
@@ -215,7 +225,7 @@ def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
     """The SDK's metrics together with those of metrics.py, under the same resource."""
     ours = [metric for instrument in metrics.INSTRUMENTS if (metric := instrument.metric()) is not None]
     first = data.resource_metrics[0]
-    scope = sdk.ScopeMetrics(SCOPE, ours, "")
+    scope = sdk.ScopeMetrics(SCOPE, ours, SCHEMA_URL)
     return sdk.MetricsData([sdk.ResourceMetrics(first.resource, [*first.scope_metrics, scope], first.schema_url)])
 
 
@@ -327,7 +337,8 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
     for name, value in resource.attributes.items():
         any_value = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
         group.resource.attributes.append(KeyValue(key=name, value=any_value))
-    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__))
+    group.schema_url = resource.schema_url
+    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__), schema_url=SCHEMA_URL)
     add = scope.log_records.add
     for at_ns, level, event, text, trace_id, span_id in lines:
         record = add()
