@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from handoff.cache import LocalCache
 from handoff.context import App
 from handoff.jobs.table import JOBS
 from handoff.model import EVENT_OF_ACTION, Caller
@@ -263,3 +264,16 @@ async def test_openmetrics_has_the_same_samples_and_the_trace_of_a_recent_call(o
     found = {sample.exemplar.labels["trace_id"] for sample in samples if sample.exemplar is not None}
     assert trace in found
     assert {sample.name for sample in samples if sample.exemplar} == {"mcp_server_operation_duration_seconds_bucket"}
+
+
+async def test_large_entries_and_large_cache_values_are_counted(agent: Agent) -> None:
+    key = await agent.session()
+    entries, values = metrics.LARGE_ENTRIES.value("file"), metrics.CACHE_LARGE.value("in-process")
+    for size in (100_000, 100_001):
+        await agent.ok("update_context", agent="alice", session_key=key, entries=[{"type": "file", "content": "x" * size}])
+    assert metrics.LARGE_ENTRIES.value("file") == entries + 1
+
+    cache = LocalCache(2)
+    for size in (1_000_000, 1_000_001):
+        await cache.put("key", "x" * (size - 2), 60)  # and two quotes
+    assert metrics.CACHE_LARGE.value("in-process") == values + 1

@@ -103,6 +103,10 @@ HTTP_CONNECTIONS: Final = Gauge("handoff.http.connections", "{connection}", "Ope
 HTTP_CONNECTIONS_MAX: Final = Gauge(
     "handoff.http.connections.max", "{connection}", "HTTP connections that may be open; beyond it, idle ones are closed."
 )
+HTTP_BODIES: Final = Gauge("handoff.http.bodies", "By", "Bodies of requests in progress.")
+HTTP_BODIES_MAX: Final = Gauge(
+    "handoff.http.bodies.max", "By", "Bodies of requests in progress that are taken; beyond it, requests are refused."
+)
 REPLAYS: Final = Counter(
     "handoff.idempotent.replays", "{call}", "Repeated calls that were answered with the first result.", TOOL
 )
@@ -118,6 +122,9 @@ TIME_TO_COMPLETE: Final = Histogram("handoff.time_to_complete", "s", "Time from 
 ENTRIES: Final = Counter("handoff.context.entries", "{entry}", "Entries that were appended and committed.", ENTRY_TYPE)
 ENTRY_SIZE: Final = Histogram(
     "handoff.context.entry.size", "By", "Size of the content of appended entries.", SIZE_BYTES, ENTRY_TYPE
+)
+LARGE_ENTRIES: Final = Counter(
+    "handoff.context.entries.large", "{entry}", "Appended entries with more than 100 KB of content.", ENTRY_TYPE
 )
 APPEND_BATCH: Final = Histogram("handoff.append.batch", "{call}", "Appends written by one statement.", BATCH)
 APPENDS_WAITING: Final = Gauge("handoff.append.waiting", "{call}", "Appends waiting to be written.")
@@ -157,6 +164,8 @@ POOL_WAIT: Final = Histogram(
 CACHE_DURATION: Final = Histogram(
     "handoff.cache.operation.duration", "s", "Duration of cache operations.", CACHE_S, CACHE, CACHE_OPERATION, CACHE_RESULT
 )
+
+CACHE_LARGE: Final = Counter("handoff.cache.values.large", "{value}", "Values of more than 1 MB put into the cache.", CACHE)
 
 # What the database holds, measured by the process that runs the jobs (jobs/measure.py)
 SESSIONS: Final = Gauge("handoff.sessions", "{session}", "Sessions by status.", STATUS)
@@ -220,6 +229,8 @@ INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
 )
 
 SLOW_STATEMENT_S: Final = 1.0
+LARGE_ENTRY_BYTES: Final = 100_000
+LARGE_VALUE_BYTES: Final = 1_000_000
 
 BUILD_INFO.set(1, __version__)
 
@@ -252,6 +263,14 @@ def entries_appended(entries: Sequence[tuple[EntryType, int]]) -> None:
     for kind, size in entries:
         ENTRIES.add(1, kind)
         ENTRY_SIZE.record(size, kind)
+        if size > LARGE_ENTRY_BYTES:
+            LARGE_ENTRIES.add(1, kind)
+
+
+def value_cached(cache: str, size_bytes: int) -> None:
+    """Count a value that was put into the cache, if it is large."""
+    if size_bytes > LARGE_VALUE_BYTES:
+        CACHE_LARGE.add(1, cache)
 
 
 def brief_returned(brief: Mapping[str, Any]) -> None:
