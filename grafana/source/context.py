@@ -92,9 +92,10 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Entry size",
-                    "Size of entries appended: 50th, 95th and 99th percentile.",
+                    "Size of entries appended: 50th, 95th and 99th percentile. Dotted, on the right axis: entries with more than 100 KB of content per second.",
                     "bytes",
                     *percentiles(t.ENTRY_SIZE, only=_TYPE),
+                    Prom(rate(t.LARGE_ENTRIES, only=_TYPE) + " or vector(0)", "above 100 KB", unit="recps"),
                 ),
                 heatmap_panel(
                     "Entry size: distribution",

@@ -291,10 +291,11 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Redis memory",
-                    "Memory in use by Redis, and the most it has used since it started.",
+                    "Memory in use by Redis, and the most it has used since it started. Dotted, on the right axis: values of more than 1 MB stored per second.",
                     "bytes",
                     Prom("max(redis_memory_used_bytes)", "used"),
                     Prom("max(redis_memory_peak_bytes)", "peak"),
+                    Prom(rate(t.CACHE_LARGE, only=[_REDIS, *_INSTANCE]) + " or vector(0)", "values above 1 MB", unit="ops"),
                     width=6,
                 ),
                 time_series(

@@ -87,11 +87,12 @@ class LocalCache:
     async def put(self, key: str, value: Any, ttl_s: int) -> None:
         """Store a copy of the value for `ttl_s` seconds; if the cache is full, evict the least recently used entry."""
         began = _begin()
-        self._entries[key] = (monotonic() + ttl_s, to_json(value))
+        self._entries[key] = (monotonic() + ttl_s, body := to_json(value))
         self._entries.move_to_end(key)
         if len(self._entries) > self._entries_max:
             self._entries.popitem(last=False)
         _done(self.name, "put", began, "stored")
+        metrics.value_cached(self.name, len(body))
 
     async def ping(self) -> str | None:
         """Return None: memory is always available."""
@@ -154,12 +155,14 @@ class RedisCache:
             _done(self.name, "put", began, "skipped")
             return
         try:
-            await self._redis.set(key, to_json(value), ex=ttl_s)
+            body = to_json(value)
+            await self._redis.set(key, body, ex=ttl_s)
         except self._failures as error:
             _done(self.name, "put", began, "error")
             self._lost(error)
         else:
             _done(self.name, "put", began, "stored")
+            metrics.value_cached(self.name, len(body))
 
     async def ping(self) -> str | None:
         """Return None if Redis answers, otherwise the error."""

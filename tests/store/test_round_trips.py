@@ -29,9 +29,9 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = metrics.statement_ended
 
-    def counted(name: str, elapsed_s: float, error: str) -> None:
+    def counted(name: str, *ended: Any) -> None:
         names.append(name)
-        real(name, elapsed_s, error)
+        real(name, *ended)
 
     monkeypatch.setattr(metrics, "statement_ended", counted)
     return names

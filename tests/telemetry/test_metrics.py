@@ -9,8 +9,11 @@ import asyncpg
 import httpx2
 import pytest
 from mcp import Client
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from handoff.cache import LocalCache
 from handoff.context import App
 from handoff.jobs.table import JOBS
 from handoff.model import EVENT_OF_ACTION, Caller
@@ -241,8 +244,36 @@ async def test_a_cancelled_call_is_counted_as_cancelled_and_a_lost_race_as_no_fa
     assert metrics.OPERATION_DURATION.count(*cancelled) == before + 1
 
     race = "DO $$ BEGIN RAISE unique_violation; END $$"
-    failed = metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError")
+    failed = metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError", "23505")
     with pytest.raises(asyncpg.UniqueViolationError):
         async with connection(app.pool) as conn:
             await conn.execute(race)
-    assert metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError") == failed
+    assert metrics.STATEMENT_DURATION.count(name_of(race), "UniqueViolationError", "23505") == failed
+
+
+async def test_openmetrics_has_the_same_samples_and_the_trace_of_a_recent_call(observed: App) -> None:
+    assert observed.signals is not None
+    trace = "11111111111111111111111111111111"
+    arrival = Arrival(monotonic(), {"traceparent": f"00-{trace}-2222222222222222-01"}, {})
+    await call_tool(observed, Caller(), "register_session", {"agent": "alice"}, arrival, anyio.sleep_forever)
+
+    registry = observed.signals.registry
+    families = list(openmetrics_families(openmetrics_latest(registry).decode()))  # the strict parser
+    samples = [sample for family in families for sample in family.samples]
+    assert {sample.name for sample in samples} == {name for name, _ in exposed(observed)}
+    found = {sample.exemplar.labels["trace_id"] for sample in samples if sample.exemplar is not None}
+    assert trace in found
+    assert {sample.name for sample in samples if sample.exemplar} == {"mcp_server_operation_duration_seconds_bucket"}
+
+
+async def test_large_entries_and_large_cache_values_are_counted(agent: Agent) -> None:
+    key = await agent.session()
+    entries, values = metrics.LARGE_ENTRIES.value("file"), metrics.CACHE_LARGE.value("in-process")
+    for size in (100_000, 100_001):
+        await agent.ok("update_context", agent="alice", session_key=key, entries=[{"type": "file", "content": "x" * size}])
+    assert metrics.LARGE_ENTRIES.value("file") == entries + 1
+
+    cache = LocalCache(2)
+    for size in (1_000_000, 1_000_001):
+        await cache.put("key", "x" * (size - 2), 60)  # and two quotes
+    assert metrics.CACHE_LARGE.value("in-process") == values + 1

@@ -1,8 +1,9 @@
-"""telemetry/otlp.py uses two private names of OpenTelemetry's packages, which no version promises to keep."""
+"""The telemetry uses three private names of OpenTelemetry's packages, which no version promises to keep."""
 
 import inspect
 from importlib.metadata import version
 
+from opentelemetry import context
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -28,3 +29,10 @@ def test_the_prometheus_reader_still_takes_its_metrics_by_the_method_that_we_ove
     assert list(inspect.signature(method).parameters)[:3] == ["self", "metrics_data", "timeout_millis"], (
         f"{found}: _receive_metrics takes other arguments: adapt _ScrapedMetrics in telemetry/otlp.py"
     )
+
+
+def test_the_api_still_asks_the_runtime_context_that_we_replace() -> None:
+    found = f"opentelemetry-api {version('opentelemetry-api')}"
+    now = getattr(context, "_RUNTIME_CONTEXT", None)
+    assert now is not None, f"{found} has no _RUNTIME_CONTEXT: adapt telemetry/context.py"
+    assert {"attach", "detach", "get_current"} <= set(dir(now)), f"{found}: adapt _WithCalls in telemetry/context.py"

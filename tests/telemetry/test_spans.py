@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
@@ -10,13 +11,17 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.trace import SpanKind
 
 from handoff.context import App
 from handoff.jobs.settle import settle_overdue
 from handoff.model import Caller
-from handoff.server.calls import ClientGone, call_tool
+from handoff.server.calls import ClientGone, call_tool, perform
 from handoff.server.protocol import build_server
+from handoff.server.record import Subject
+from handoff.store.connect import connection
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, Arrival, CallRecord, begin, finished, parse_traceparent
 from handoff.telemetry.spans import Tracer
@@ -319,3 +324,37 @@ def test_a_call_records_a_bounded_number_of_operations() -> None:
 
 async def test_with_telemetry_off_there_is_no_tracer(app: App) -> None:
     assert (app.signals, spans.tracer()) == (None, None)
+
+
+async def test_a_statement_that_postgres_refuses_is_recorded_with_its_code(observed: App, collector: Collector) -> None:
+    async def run() -> bytes:
+        async with connection(observed.pool) as conn:
+            await conn.fetch("SELECT 1 / 0")
+        return b"{}"
+
+    await perform(observed, Subject("tools/call", "get_inbox"), Arrival(monotonic(), {"traceparent": SENDER}, {}), run)
+    [call_span] = await named(collector, "tools/call get_inbox")
+    [statement] = [span for span in collector.spans() if span.parent_span_id == call_span.span_id]
+    found = attributes(statement)
+    assert (found["db.response.status_code"], found["error.type"]) == ("22012", "DivisionByZeroError")
+    database = urlsplit(observed.settings.database_url.get_secret_value() if observed.settings.database_url else "")
+    assert found["db.namespace"] == database.path.strip("/")
+    await until(lambda: "db.client.operation.duration" in (collector.metrics() if collector.bodies["metrics"] else {}))
+    points = collector.metrics()["db.client.operation.duration"].histogram.data_points
+    assert [it for it in map(attributes, points) if it.get("db.response.status_code") == "22012"]
+
+
+async def test_the_pool_s_metrics_and_all_signals_name_their_convention(observed: App, collector: Collector) -> None:
+    await observed.pool.fetchval("SELECT 1")
+    await until(lambda: "db.client.connection.count" in (collector.metrics() if collector.bodies["metrics"] else {}))
+    count = collector.metrics()["db.client.connection.count"].sum
+    assert not count.is_monotonic
+    assert {attributes(point)["db.client.connection.pool.name"] for point in count.data_points} == {"handoff"}
+    await until(lambda: bool(collector.bodies["logs"]))  # of the start
+    for request, scopes in (
+        (ExportMetricsServiceRequest.FromString(collector.bodies["metrics"][-1]).resource_metrics, "scope_metrics"),
+        (ExportLogsServiceRequest.FromString(collector.bodies["logs"][-1]).resource_logs, "scope_logs"),
+    ):
+        assert [group.schema_url for group in request] == [spans.SCHEMA_URL]
+        ours = [scope for group in request for scope in getattr(group, scopes) if scope.scope.name == "handoff"]
+        assert [scope.schema_url for scope in ours] == [spans.SCHEMA_URL]

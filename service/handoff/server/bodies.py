@@ -9,6 +9,7 @@ from typing import Literal
 from starlette.types import Message, Receive
 
 from handoff.settings import Settings
+from handoff.telemetry import metrics
 
 
 class RequestCutOff(Exception):
@@ -30,6 +31,8 @@ class Bodies:
         self.total_max = settings.bodies_bytes_max
         self.per_caller_max = max(settings.body_bytes_max, int(self.total_max * settings.agent_share))
         self._held = 0
+        metrics.HTTP_BODIES.source = lambda: [(self._held, ())]
+        metrics.HTTP_BODIES_MAX.source = lambda: [(self.total_max, ())]
         self._of: dict[str, int] = {}  # by the caller that a token names; callers without a token can't be told apart
 
     async def read(self, receive: Receive, headers: dict[str, str], caller: str | None, bytes_max: int) -> bytes:

@@ -162,7 +162,7 @@ def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, Attr
         attributes["handoff.resource"] = subject.resource
         attributes["mcp.resource.uri"] = subject.uri.split("?", 1)[0][:_TEXT_MAX]  # the query may hold what a caller wrote
     if subject.agent is not None:
-        attributes["gen_ai.agent.name"] = subject.agent
+        attributes["gen_ai.agent.name"] = subject.agent[:_TEXT_MAX]
     if subject.session is not None:
-        attributes["gen_ai.conversation.id"] = subject.session
+        attributes["gen_ai.conversation.id"] = subject.session[:_TEXT_MAX]
     return attributes

@@ -71,23 +71,33 @@ class MeasuredConnection(asyncpg.Connection):
         return await _timed(query, super().fetchval(query, *args, column=column, timeout=timeout))
 
 
+SQLSTATE: Final = metrics.SQLSTATE.name
+_NO_STATUS: Final[dict[str, str]] = {}
+
+
 async def _timed(query: str, running: Awaitable[T]) -> T:
     name = name_of(query)
     start_ns, began = time_ns(), perf_counter()
-    error = ""
+    error, status = "", _NO_STATUS
     try:
         return await running
     except _EXPECTED:
         raise
     except BaseException as raised:
-        error = type(raised).__name__
+        error, status = type(raised).__name__, status_of(raised)
         raise
     finally:
-        metrics.statement_ended(name, perf_counter() - began, error)
+        metrics.statement_ended(name, perf_counter() - began, error, status.get(SQLSTATE, ""))
         record = calls.current()
         if record is not None and name not in UNTRACED:
-            attributes: dict[str, calls.AttributeValue] = {"db.system.name": "postgresql", "db.query.summary": name}
+            attributes = {"db.system.name": "postgresql", "db.query.summary": name, **status}
             record.add(calls.finished(name, start_ns, error, **attributes))
+
+
+def status_of(raised: BaseException) -> dict[str, str]:
+    """The attribute of a span for what Postgres answered, if it was Postgres that made a statement fail."""
+    sqlstate = getattr(raised, "sqlstate", None)
+    return {SQLSTATE: sqlstate} if sqlstate else _NO_STATUS
 
 
 async def open_pool(settings: Settings) -> Pool:

@@ -18,7 +18,7 @@ import structlog
 from handoff.errors import HandoffError, Unavailable
 from handoff.settings import Settings
 from handoff.store.append import APPEND, APPEND_UNLOCKED, Append, Appended, columns, count, outcome
-from handoff.store.connect import Pool, connection
+from handoff.store.connect import Pool, connection, status_of
 from handoff.telemetry import calls, metrics
 
 log = structlog.get_logger(__name__)
@@ -156,15 +156,15 @@ class AppendLane:
         return await self._execute([item], statement)
 
     async def _execute(self, batch: list[Append], statement: str) -> None:
-        start_ns, error = time_ns(), ""
+        start_ns, error, status = time_ns(), "", dict[str, str]()
         try:
             async with connection(self._pool) as conn:
                 rows = await conn.fetch(statement, *columns(batch, self._settings.session_entries_max))
         except Exception as raised:
-            error = type(raised).__name__
+            error, status = type(raised).__name__, status_of(raised)
             raise
         finally:
-            attributes = {**_SPAN, "db.operation.batch.size": len(batch)}
+            attributes = {**_SPAN, "db.operation.batch.size": len(batch), **status}
             operation = calls.finished("append.APPEND", start_ns, error, **attributes)
             for item in batch:
                 if item.record is not None:

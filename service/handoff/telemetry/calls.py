@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import time_ns
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
 
 OPERATIONS_PER_CALL_MAX: Final = 64
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
@@ -68,12 +71,20 @@ class CallRecord:
     http_parent: SpanContext | None = None
     operations: list[Operation] = field(default_factory=list[Operation])
     links: list[Link] = field(default_factory=list[Link])
+    spans: "list[ReadableSpan] | None" = None  # of installed instrumentors; exported if the call's trace is kept
     noted: Callable[[], dict[str, AttributeValue | None]] | None = None  # further fields of its log line, if it is written
 
     def add(self, operation: Operation) -> None:
         """Record an operation, which several calls can share. Operations beyond OPERATIONS_PER_CALL_MAX are left out."""
         if len(self.operations) < OPERATIONS_PER_CALL_MAX:
             self.operations.append(operation)
+
+    def hold(self, span: "ReadableSpan") -> None:
+        """Hold a span that an instrumentor made within the call. Those beyond OPERATIONS_PER_CALL_MAX are left out."""
+        if self.spans is None:
+            self.spans = []
+        if len(self.spans) < OPERATIONS_PER_CALL_MAX:
+            self.spans.append(span)
 
     @property
     def context(self) -> SpanContext:

@@ -9,7 +9,7 @@ that the value was zero just before, and shows the first event as an increase.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import time_ns
 from typing import Final, Generic, TypeVar
@@ -18,6 +18,7 @@ from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics import export as sdk
 
 OTHER: Final = "other"
+_NO_LABELS: Final[Mapping[str, str]] = {}
 _EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is exported; Prometheus keeps it after the first scrape
 Labels = tuple[str, ...]
 Source = Callable[[], Iterable[tuple[float, Labels]]]
@@ -68,8 +69,12 @@ class _Instrument(ABC, Generic[Cell]):
 
     source: Source | None = None  # if set, called on collection for values that are kept elsewhere
 
-    def __init__(self, name: str, unit: str, description: str, *attributes: Attribute) -> None:
+    def __init__(
+        self, name: str, unit: str, description: str, *attributes: Attribute, always: Mapping[str, str] = _NO_LABELS
+    ) -> None:
+        """`always` are labels with the same value in every series."""
         self.name = name
+        self._always = always
         self.unit = unit
         self.description = description
         self.attributes = attributes
@@ -115,7 +120,8 @@ class _Instrument(ABC, Generic[Cell]):
         return tuple(attribute.allowed(value) for attribute, value in zip(self.attributes, labels, strict=True))
 
     def _named(self, labels: Labels) -> dict[str, str]:
-        return {attribute.name: value for attribute, value in zip(self.attributes, labels, strict=True) if value}
+        named = {attribute.name: value for attribute, value in zip(self.attributes, labels, strict=True) if value}
+        return {**self._always, **named}
 
 
 class _Number(_Instrument[list[float]]):
@@ -171,6 +177,16 @@ class Gauge(_Number):
         return sdk.Metric(self.name, self.description, self.unit, sdk.Gauge(points)) if points else None
 
 
+class UpDownCounter(Gauge):
+    """A gauge whose values make a total when they are added up, over processes for instance."""
+
+    def metric(self) -> sdk.Metric | None:
+        """Return a cumulative sum that is not monotonic, or None if nothing was recorded."""
+        points = self._numbers(summed=True)
+        data = sdk.Sum(points, sdk.AggregationTemporality.CUMULATIVE, is_monotonic=False)
+        return sdk.Metric(self.name, self.description, self.unit, data) if points else None
+
+
 @dataclass(slots=True)
 class _Distribution:
     counts: list[int]
@@ -183,8 +199,16 @@ class _Distribution:
 class Histogram(_Instrument[_Distribution]):
     """Counts of values per bucket; `bounds` are the inclusive upper bounds, in ascending order."""
 
-    def __init__(self, name: str, unit: str, description: str, bounds: tuple[float, ...], *attributes: Attribute) -> None:
-        super().__init__(name, unit, description, *attributes)
+    def __init__(
+        self,
+        name: str,
+        unit: str,
+        description: str,
+        bounds: tuple[float, ...],
+        *attributes: Attribute,
+        always: Mapping[str, str] = _NO_LABELS,
+    ) -> None:
+        super().__init__(name, unit, description, *attributes, always=always)
         self.bounds = bounds
 
     def record(self, value: float, *labels: str) -> None:
@@ -201,6 +225,17 @@ class Histogram(_Instrument[_Distribution]):
         """Attach an exemplar to a recorded value: the span in which the value was measured."""
         exemplar = Exemplar({}, value, time_ns(), span_id, trace_id)
         self._cell(labels).exemplars[bisect_left(self.bounds, value)] = exemplar
+
+    def exemplars(self) -> dict[tuple[Labels, float], Exemplar]:
+        """Return the recent exemplars, by labels and the upper bound of the bucket."""
+        since = time_ns() - _EXEMPLAR_NS
+        bounds = (*self.bounds, float("inf"))
+        return {
+            (labels, bounds[place]): each
+            for labels, cell in list(self._cells.items())
+            for place, each in list(cell.exemplars.items())
+            if each.time_unix_nano > since
+        }
 
     def buckets(self) -> dict[Labels, list[int]]:
         """Return a copy of the counts by bucket, for each combination of labels."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
 from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
-from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument
+from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
 # Attributes
 METHOD: Final = Attribute("mcp.method.name", other="_OTHER")  # admitted by server/protocol.py
@@ -34,6 +34,7 @@ HTTP_STATUS: Final = Attribute(
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
 STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
+SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
 CACHE_OPERATION: Final = Attribute("operation", ("get", "put"))
@@ -102,6 +103,10 @@ HTTP_CONNECTIONS: Final = Gauge("handoff.http.connections", "{connection}", "Ope
 HTTP_CONNECTIONS_MAX: Final = Gauge(
     "handoff.http.connections.max", "{connection}", "HTTP connections that may be open; beyond it, idle ones are closed."
 )
+HTTP_BODIES: Final = Gauge("handoff.http.bodies", "By", "Bodies of requests in progress.")
+HTTP_BODIES_MAX: Final = Gauge(
+    "handoff.http.bodies.max", "By", "Bodies of requests in progress that are taken; beyond it, requests are refused."
+)
 REPLAYS: Final = Counter(
     "handoff.idempotent.replays", "{call}", "Repeated calls that were answered with the first result.", TOOL
 )
@@ -118,6 +123,9 @@ ENTRIES: Final = Counter("handoff.context.entries", "{entry}", "Entries that wer
 ENTRY_SIZE: Final = Histogram(
     "handoff.context.entry.size", "By", "Size of the content of appended entries.", SIZE_BYTES, ENTRY_TYPE
 )
+LARGE_ENTRIES: Final = Counter(
+    "handoff.context.entries.large", "{entry}", "Appended entries with more than 100 KB of content.", ENTRY_TYPE
+)
 APPEND_BATCH: Final = Histogram("handoff.append.batch", "{call}", "Appends written by one statement.", BATCH)
 APPENDS_WAITING: Final = Gauge("handoff.append.waiting", "{call}", "Appends waiting to be written.")
 BRIEF_SIZE: Final = Histogram("handoff.brief.size", "{token}", "Size of the briefs that were returned.", TOKENS)
@@ -131,20 +139,33 @@ STATEMENT_DURATION: Final = Histogram(
     STATEMENT_S,
     STATEMENT,
     ERROR,
+    SQLSTATE,
+    always={"db.system.name": "postgresql"},
 )
 SLOW_STATEMENTS: Final = Counter(
     "handoff.db.slow_statements", "{statement}", "SQL statements that took more than 1 s.", STATEMENT
 )
-POOL_CONNECTIONS: Final = Gauge("db.client.connection.count", "{connection}", "Connections in the pool.", POOL_STATE)
-POOL_MAX: Final = Gauge("db.client.connection.max", "{connection}", "Connections that the pool may open.")
-POOL_PENDING: Final = Gauge("db.client.connection.pending_requests", "{request}", "Requests waiting for a connection.")
-POOL_TIMEOUTS: Final = Counter(
-    "db.client.connection.timeouts", "{timeout}", "Requests that timed out waiting for a connection."
+_POOL: Final = {"db.client.connection.pool.name": "handoff"}  # the conventions require it; a process has one pool
+POOL_CONNECTIONS: Final = UpDownCounter(
+    "db.client.connection.count", "{connection}", "Connections in the pool.", POOL_STATE, always=_POOL
 )
-POOL_WAIT: Final = Histogram("db.client.connection.wait_time", "s", "Time spent waiting for a connection.", WAIT_S)
+POOL_MAX: Final = UpDownCounter(
+    "db.client.connection.max", "{connection}", "Connections that the pool may open.", always=_POOL
+)
+POOL_PENDING: Final = UpDownCounter(
+    "db.client.connection.pending_requests", "{request}", "Requests waiting for a connection.", always=_POOL
+)
+POOL_TIMEOUTS: Final = Counter(
+    "db.client.connection.timeouts", "{timeout}", "Requests that timed out waiting for a connection.", always=_POOL
+)
+POOL_WAIT: Final = Histogram(
+    "db.client.connection.wait_time", "s", "Time spent waiting for a connection.", WAIT_S, always=_POOL
+)
 CACHE_DURATION: Final = Histogram(
     "handoff.cache.operation.duration", "s", "Duration of cache operations.", CACHE_S, CACHE, CACHE_OPERATION, CACHE_RESULT
 )
+
+CACHE_LARGE: Final = Counter("handoff.cache.values.large", "{value}", "Values of more than 1 MB put into the cache.", CACHE)
 
 # What the database holds, measured by the process that runs the jobs (jobs/measure.py)
 SESSIONS: Final = Gauge("handoff.sessions", "{session}", "Sessions by status.", STATUS)
@@ -208,6 +229,8 @@ INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
 )
 
 SLOW_STATEMENT_S: Final = 1.0
+LARGE_ENTRY_BYTES: Final = 100_000
+LARGE_VALUE_BYTES: Final = 1_000_000
 
 BUILD_INFO.set(1, __version__)
 
@@ -240,6 +263,14 @@ def entries_appended(entries: Sequence[tuple[EntryType, int]]) -> None:
     for kind, size in entries:
         ENTRIES.add(1, kind)
         ENTRY_SIZE.record(size, kind)
+        if size > LARGE_ENTRY_BYTES:
+            LARGE_ENTRIES.add(1, kind)
+
+
+def value_cached(cache: str, size_bytes: int) -> None:
+    """Count a value that was put into the cache, if it is large."""
+    if size_bytes > LARGE_VALUE_BYTES:
+        CACHE_LARGE.add(1, cache)
 
 
 def brief_returned(brief: Mapping[str, Any]) -> None:
@@ -248,8 +279,8 @@ def brief_returned(brief: Mapping[str, Any]) -> None:
     BRIEF_OMITTED.add(brief["omitted"]["entries"])
 
 
-def statement_ended(name: str, elapsed_s: float, error: str) -> None:
-    """Record a statement. `error` is the exception's class, empty if it succeeded."""
-    STATEMENT_DURATION.record(elapsed_s, name, error)
+def statement_ended(name: str, elapsed_s: float, error: str, sqlstate: str) -> None:
+    """Record a statement. `error` is the exception's class and `sqlstate` Postgres's code; empty if it succeeded."""
+    STATEMENT_DURATION.record(elapsed_s, name, error, sqlstate)
     if elapsed_s > SLOW_STATEMENT_S:
         SLOW_STATEMENTS.add(1, name)

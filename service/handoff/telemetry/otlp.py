@@ -51,11 +51,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from handoff import __version__
 from handoff.settings import Misconfigured, Settings
-from handoff.telemetry import metrics
+from handoff.telemetry import calls, metrics
+from handoff.telemetry.context import show_calls
 from handoff.telemetry.environment import has_sampler, is_exported, number
+from handoff.telemetry.exemplars import RegistryWithExemplars
 from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
 from handoff.telemetry.shipper import Shipment, Shipper, Verdict
-from handoff.telemetry.spans import SCOPE, Tracer
+from handoff.telemetry.spans import SCHEMA_URL, SCOPE, Tracer
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -81,6 +83,7 @@ _SPANS_BATCH, _LINES_BATCH = 128, 2_048
 _SPANS_MAX, _LINES_MAX = 20_000, 50_000  # that may wait; a span has about 2 KB, a line 0.5 KB
 _EVERY_MS = 1_000
 _SWITCH_S = 0.001  # how long a thread may hold the interpreter's lock; the default of 5 ms is longer than a call takes
+_INSTRUMENTORS: Final = "opentelemetry_instrumentor"
 _RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17}
 
@@ -113,6 +116,7 @@ class Signals:
     def stop(self) -> None:
         """Send what is left and stop the exporters, within STOP_S in total."""
         forward_logs(None)
+        show_calls(shown=False)
         flush_logs(0.2)
         endings = [threading.Thread(target=shipper.stop, args=(STOP_S - 0.3,), daemon=True) for shipper in self.shippers]
         endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
@@ -121,7 +125,7 @@ class Signals:
             ending.start()
         for ending in endings:
             ending.join(max(0.0, give_up - monotonic()))
-        for instrumentor in entry_points(group="opentelemetry_instrumentor"):
+        for instrumentor in entry_points(group=_INSTRUMENTORS):
             instrumentor.load()().uninstrument()
         for gauge in (metrics.SIGNAL_QUEUE, metrics.SIGNAL_SENT, metrics.SIGNAL_DROPPED, metrics.SIGNAL_AWAY):
             gauge.source = None
@@ -161,7 +165,8 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
             "service.instance.id": uuid4().hex,
             "host.name": socket.gethostname(),
             "process.pid": os.getpid(),
-        }
+        },
+        SCHEMA_URL,
     )
     shippers: list[Shipper[Any]] = []
     spans: Shipper[ReadableSpan] | None = None
@@ -174,7 +179,7 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
         lines = _shipper("logs", send_lines, "OTEL_BLRP", queue_max=_LINES_MAX, batch_max=_LINES_BATCH)
         shippers.append(lines)
         forward_logs(lines.put)
-    registry = CollectorRegistry()
+    registry = RegistryWithExemplars()
     push = _PushedMetrics() if is_exported(os.environ, "metrics") else None
     scraped = _ScrapedMetrics(scope_info_enabled=False, resource_attribute_filter=LABELS.__contains__, registry=registry)
     readers: list[sdk.MetricReader] = [scraped] if push is None else [sdk.PeriodicExportingMetricReader(push), scraped]
@@ -183,13 +188,21 @@ def start_signals(settings: Settings, service_name: str) -> Signals:
     tracer: Tracer | None = None
     if spans is not None:
         spans_of_others.add_span_processor(_Forwarded(spans.put))
+        show_calls(shown=True)
         sampler = spans_of_others.sampler if has_sampler(os.environ) else None
-        tracer = Tracer(resource, spans.put, per_s_max=settings.traces_per_s_max, sampler=sampler)
-    for instrumentor in entry_points(group="opentelemetry_instrumentor"):  # as opentelemetry-instrument does
+        tracer = Tracer(
+            resource, spans.put, per_s_max=settings.traces_per_s_max, sampler=sampler, database=_database(settings)
+        )
+    for instrumentor in entry_points(group=_INSTRUMENTORS):  # as opentelemetry-instrument does
         distro.load_instrumentor(instrumentor, meter_provider=meters, tracer_provider=spans_of_others)
     signals = Signals(resource, tracer, tuple(shippers), push, meters, registry)
     _observe(signals)
     return signals
+
+
+def _database(settings: Settings) -> str:
+    """The database's name, empty where the driver takes it from elsewhere than the URL."""
+    return urlsplit(settings.database_url.get_secret_value()).path.strip("/") if settings.database_url is not None else ""
 
 
 def _shipper(
@@ -241,7 +254,7 @@ def _with_ours(data: sdk.MetricsData) -> sdk.MetricsData:
     """The SDK's metrics together with those of metrics.py, under the same resource."""
     ours = [metric for instrument in metrics.INSTRUMENTS if (metric := instrument.metric()) is not None]
     first = data.resource_metrics[0]
-    scope = sdk.ScopeMetrics(SCOPE, ours, "")
+    scope = sdk.ScopeMetrics(SCOPE, ours, SCHEMA_URL)
     return sdk.MetricsData([sdk.ResourceMetrics(first.resource, [*first.scope_metrics, scope], first.schema_url)])
 
 
@@ -315,14 +328,19 @@ def _goes_up_and_down(metric: Metric) -> bool:
 
 
 class _Forwarded(SpanProcessor):
-    """Exports the spans of installed instrumentors together with ours."""
+    """Exports the spans of installed instrumentors together with ours: those of a call only if its trace is kept."""
 
     def __init__(self, export: Callable[[ReadableSpan], None]) -> None:
         self._export = export
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
-        if context is not None and context.trace_flags.sampled:
+        if context is None or not context.trace_flags.sampled:
+            return
+        record = calls.current()
+        if record is not None and record.trace_id == context.trace_id:
+            record.hold(span)
+        else:
             self._export(span)
 
 
@@ -348,7 +366,8 @@ def _send_lines(exporter: OTLPLogExporter, resource: Resource, lines: Sequence[L
     for name, value in resource.attributes.items():
         any_value = AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=str(value))
         group.resource.attributes.append(KeyValue(key=name, value=any_value))
-    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__))
+    group.schema_url = resource.schema_url
+    scope = group.scope_logs.add(scope=InstrumentationScope(name=SCOPE.name, version=__version__), schema_url=SCHEMA_URL)
     add = scope.log_records.add
     for at_ns, level, event, text, trace_id, span_id in lines:
         record = add()

@@ -14,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 
 from handoff import __version__
@@ -22,7 +23,8 @@ from handoff.telemetry.calls import SAMPLED, AttributeValue, CallRecord
 from handoff.telemetry.metrics import Row
 
 _SERVER_FAULT: Final = 500  # statuses below are no errors of a server, by OpenTelemetry's conventions
-SCOPE: Final = InstrumentationScope("handoff", __version__)
+SCHEMA_URL: Final = Schemas.V1_44_0.value  # whose names of attributes we use; those of GenAI and MCP have no version yet
+SCOPE: Final = InstrumentationScope("handoff", __version__, SCHEMA_URL)
 
 Kept = Literal["asked", "noteworthy", "ordinary", "no"]
 
@@ -59,8 +61,10 @@ class Tracer:
         *,
         per_s_max: float,
         sampler: Sampler | None = None,
+        database: str = "",
     ) -> None:
-        """`sampler` decides instead, if an operator has chosen one by OTEL_TRACES_SAMPLER."""
+        """`sampler` decides instead, if an operator has chosen one by OTEL_TRACES_SAMPLER. `database` is Postgres's name."""
+        self._database = database
         self._sampler = sampler
         self._resource = resource
         self._export = export
@@ -96,7 +100,12 @@ class Tracer:
         for done in record.operations:
             own = SpanContext(record.trace_id, calls.new_span_id(), is_remote=False, trace_flags=SAMPLED)
             times = (done.start_ns, done.end_ns)
-            self._span(done.name, own, record.context, SpanKind.CLIENT, *times, dict(done.attributes), done.error)
+            described = dict(done.attributes)
+            if self._database and described.get("db.system.name") == "postgresql":
+                described["db.namespace"] = self._database
+            self._span(done.name, own, record.context, SpanKind.CLIENT, *times, described, done.error)
+        for span in record.spans or ():
+            self._export(span)
 
     def export_http(
         self,
