@@ -210,6 +210,8 @@ def test_a_database_that_refuses_is_told_of_and_ends_the_process(database_url: s
         '{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
         '[{"jsonrpc":"2.0","id":1,"method":"ping"}]',
         '"text"',
+        "{}",
+        '{"jsonrpc":"1.0","id":null,"method":"ping"}',
     ],
 )
 async def test_http_refuses_what_is_no_message_in_every_era(app: App, era: str, text: str) -> None:

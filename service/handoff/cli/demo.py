@@ -129,7 +129,8 @@ async def run_demo(url: str, tokens: Mapping[str, str]) -> int:
 
 async def _check_access(http: httpx2.AsyncClient, url: str, name: str) -> None:
     """Raise DemoFailed with what to do. Without this check, the client's first call would say only that it failed."""
-    if (await http.post(url, json={})).status_code == UNAUTHORIZED:
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    if (await http.post(url, json=ping)).status_code == UNAUTHORIZED:
         raise DemoFailed(
             f"{url} requires a valid token for {name}. Give each agent its token: --token ada=… --token grace=…"
         )

@@ -12,6 +12,7 @@ from handoff.errors import Invalid
 
 BATCH: Final = "Batches are not served. Send each message by itself."
 NO_OBJECT: Final = "A message must be a JSON object."
+NO_MESSAGE: Final = 'A message must have "jsonrpc": "2.0", and a method, a result or an error.'
 BAD_ID: Final = "The id of a request must be a text or an integer. Only a notification has none."
 
 
@@ -32,11 +33,19 @@ class Refused(Exception):
 
 
 def check(message: Any) -> dict[str, Any]:
-    """Return the parsed JSON if it can be a message: an object whose id, if any, is a text or an integer. Raises Refused."""
+    """Return the parsed JSON if it can be a message: one of JSON-RPC 2.0 whose id, if any, is a text or an integer.
+
+    Raises Refused.
+    """
     if isinstance(message, list):
         raise Refused(types.INVALID_REQUEST, BATCH)
     if not isinstance(message, dict):
         raise Refused(types.INVALID_REQUEST, NO_OBJECT)
+    if message.get("jsonrpc") != "2.0" or not (
+        isinstance(message.get("method"), str) or {"result", "error"} & message.keys()
+    ):
+        request_id = message.get("id")
+        raise Refused(types.INVALID_REQUEST, NO_MESSAGE, request_id if type(request_id) in (str, int) else None)
     if "id" in message and type(message["id"]) not in (str, int) and not {"result", "error"} & message.keys():
         raise Refused(types.INVALID_REQUEST, BAD_ID)
     return message
