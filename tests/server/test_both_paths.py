@@ -64,7 +64,7 @@ SENT = list(headers("tools/call", "register_session").items())
 GOOD, REFUSED = 200, 400
 CODES = (-32700, -32600, -32602, -32020, "invalid_arguments", "agent_required")  # -32020: a header disagrees with the body
 HEADERS: list[tuple[str, str | None, int]] = [
-    ("accept", None, 406),
+    ("accept", None, 200),
     ("accept", "text/event-stream", 406),
     ("accept", "*/*", 200),
     ("accept", "application/json", 200),

@@ -103,7 +103,7 @@ async def test_each_tool_can_be_called_with_every_listed_property_present(agent:
     metadata = {"path": "", "pinned": False, "question": True, "todo": False, "retraction": False}
     entry = {"type": "message", "content": "Go?", "supersedes": [], "metadata": metadata}
     await ok("update_context", **shared, session_key=key, entries=[entry], expected_sequence=1, token=0)
-    listed = {"view": "entries", "only": "question", "after_sequence": 0, "limit": 20, "token_budget": 4_000}
+    listed = {"view": "entries", "only": "question", "after_sequence": 0, "offset": 0, "limit": 20, "token_budget": 4_000}
     page = await ok("get_context", agent="alice", session_key=key, **listed)
     assert [shown["metadata"] for shown in page["entries"]] == [
         {"pinned": False, "question": True, "todo": False, "retraction": False}

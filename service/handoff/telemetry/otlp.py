@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -119,7 +120,7 @@ class Signals:
         show_calls(shown=False)
         flush_logs(0.2)
         endings = [threading.Thread(target=shipper.stop, args=(STOP_S - 0.3,), daemon=True) for shipper in self.shippers]
-        endings.append(threading.Thread(target=self.meters.shutdown, args=(1_000 * (STOP_S - 0.3),), daemon=True))
+        endings.append(threading.Thread(target=self._stop_meters, daemon=True))
         give_up = monotonic() + STOP_S
         for ending in endings:
             ending.start()
@@ -129,6 +130,10 @@ class Signals:
             instrumentor.load()().uninstrument()
         for gauge in (metrics.SIGNAL_QUEUE, metrics.SIGNAL_SENT, metrics.SIGNAL_DROPPED, metrics.SIGNAL_AWAY):
             gauge.source = None
+
+    def _stop_meters(self) -> None:
+        with suppress(Exception):  # it raises no other when the last push has taken all of the time
+            self.meters.shutdown(1_000 * (STOP_S - 0.3))
 
 
 def check_environment() -> None:

@@ -119,9 +119,9 @@ class UpdateContext(Arguments):
 
 
 class GetContext(Arguments):
-    """Read a session: a brief within token_budget plus instructions, or its entries page by page.
+    """Read a session: a brief within token_budget plus instructions, or its entries in pages.
 
-    only: valid entries with this mark.
+    only: valid entries so marked.
     """
 
     agent: AgentArg = None

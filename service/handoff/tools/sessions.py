@@ -39,7 +39,7 @@ def continues_a_session(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class RegisterSession(Arguments):
-    """Open a session that you own. Omit session_key to generate one. retention_policy: a wish; nothing is deleted yet.
+    """Open a session you own. Omit session_key to generate one. retention_policy: nothing is deleted yet.
 
     metadata: continues: an earlier session's key.
     """
