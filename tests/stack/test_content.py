@@ -55,7 +55,8 @@ async def test_a_word_that_passes_through_every_tool_is_found_only_in_postgres(s
         mark = await ada.session("ada")
         await ada.says(mark, "when this line has arrived, so have all earlier ones", "ada")
         said = time()
-    (last,) = stack.eventually(lambda: stack.logql(f'{{service_name="handoff"}} | json | event="tool.call" | session="{mark}"'))
+    its_call = f'{{service_name="handoff"}} | json | event="tool.call" | session="{mark}"'
+    (last,) = stack.eventually(lambda: stack.logql(its_call))
     stack.eventually(lambda: stack.trace(last["trace_id"]))
     counted = 'mcp_server_operation_duration_seconds_count{gen_ai_tool_name="update_context"}'
     stack.eventually(lambda: stack.promql(f"timestamp({counted}) > {said}"))
