@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -21,10 +22,11 @@ class Allowed:
 
     def holds(self, value: str) -> bool:
         """Whether the value is allowed, however it is written."""
-        if value in self._names or value in self._exact:
-            return True
-        value = _canonical(value)
-        if value in self._names or value in self._canonical:
+        # As nearly every client writes it, first: that costs a tenth.
+        return self._holds(value, self._exact) or self._holds(_canonical(value), self._canonical)
+
+    def _holds(self, value: str, exact: frozenset[str]) -> bool:
+        if value in self._names or value in exact:
             return True
         name, _, port = value.rpartition(":")
         return name in self._names and port.isascii() and port.isdigit()
@@ -55,6 +57,7 @@ def host_names(settings: Settings) -> list[str]:
     return names if settings.is_loopback else [*names, f"[{settings.host}]" if ":" in settings.host else settings.host]
 
 
+@lru_cache(maxsize=64)  # clients send few different ones
 def accepts(accept: str, media_type: str) -> bool:
     """Whether an Accept header allows a media type. One that is absent or empty allows all."""
     kind = f"{media_type.partition('/')[0]}/*"
@@ -62,6 +65,7 @@ def accepts(accept: str, media_type: str) -> bool:
     return types == [""] or "*/*" in types or media_type in types or kind in types
 
 
+@lru_cache(maxsize=64)
 def is_json(content_type: str) -> bool:
     """Whether a Content-Type is that of JSON, whatever its parameters."""
     return content_type.partition(";")[0].strip().lower() == "application/json"
