@@ -19,7 +19,7 @@ doctor: .venv/.ready         ## what is wrong here, and what to do about it
 test: .venv/.ready           ## every test that needs no Docker, several beside one another; real Postgres, real Redis protocol
 	.venv/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore tests/stack $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)
 
-fuzz: .venv/.ready           ## 20,000 spoilt requests in both protocol eras, over HTTP and stdio; SEED= varies them
+fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, over HTTP and stdio; SEED= varies them
 	.venv/bin/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it

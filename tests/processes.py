@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 HANDOFF = Path(sys.executable).parent / "handoff"
 # How long a test waits for what must happen. Tests decide by what happened, so this is only where a test that would wait
@@ -55,6 +56,24 @@ def passable_folder() -> Generator[Path]:
     with TemporaryDirectory(prefix="handoff-tests-") as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
+
+
+@contextmanager
+def over_stdio(database_url: str, **settings: object) -> Generator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
+    """A server over stdio, its standard input and its standard output."""
+    with subprocess.Popen(
+        [HANDOFF, "serve", "--stdio"],
+        env=environment(database_url=database_url, **settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield server, server.stdin, server.stdout
+        finally:
+            server.kill()
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""`make fuzz`: 20,000 spoilt requests over HTTP and 2,000 over stdio, to a service of its own. `--seed N` varies them."""
+"""`make fuzz`: 20,000 mutated requests over HTTP and 2,000 over stdio, to a service of its own. `--seed N` varies them."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""Requests that no client would send: made from the listed schemas and then spoilt, or spoilt byte by byte."""
+"""Requests that no client would send: made from the listed schemas and then mutated, or mutated byte by byte."""
 
 import json
 import random
@@ -63,13 +63,13 @@ class Request:
 
 
 def request(rng: random.Random) -> Request:
-    """Return a request: mostly a tool call, in the current protocol or an older one, often spoilt in one place or more."""
+    """Return a request: mostly a tool call, in the current protocol or an older one, often mutated in one place or more."""
     if rng.random() < 0.03:
         notification = {
             "version": "4",
             "alerts": [{"fingerprint": "f", "status": "firing", "startsAt": "2026-01-01T00:00:00Z"}],
         }
-        return Request("/alerts", [("content-type", "application/json")], _encoded(rng, _spoilt(rng, notification)))
+        return Request("/alerts", [("content-type", "application/json")], _encoded(rng, _mutated(rng, notification)))
     kind = rng.random()
     if kind < 0.75:
         method, name = "tools/call", rng.choice(list(TOOLS))
@@ -85,17 +85,17 @@ def request(rng: random.Random) -> Request:
         params["_meta"] = META
     message: Any = {"jsonrpc": "2.0", "id": rng.randrange(1_000), "method": method, "params": params}
     if rng.random() < 0.1:
-        message = _spoilt(rng, message)
+        message = _mutated(rng, message)
     if rng.random() < 0.05:
         sent[rng.choice(list(sent))] = rng.choice(("", "*/*", "text/plain", "2026-07-28", "x" * 300))
     return Request("/mcp", [(name, value) for name, value in sent.items() if value.isprintable()], _encoded(rng, message))
 
 
 def arguments(rng: random.Random, tool: str) -> Any:
-    """Return arguments that the tool's schema allows, of which half are spoilt."""
+    """Return arguments that the tool's schema allows, of which half are mutated."""
     made = _fitting(rng, TOOLS[tool], "")
     if rng.random() < 0.5:
-        made = _spoilt(rng, made)
+        made = _mutated(rng, made)
     if isinstance(made, dict) and made.get("wait_seconds"):
         made["wait_seconds"] = 0  # a wait would be served, and last
     return made
@@ -148,13 +148,13 @@ def _fitting(rng: random.Random, schema: dict[str, Any], name: str) -> Any:
             }
 
 
-def _spoilt(rng: random.Random, value: Any) -> Any:
+def _mutated(rng: random.Random, value: Any) -> Any:
     """Return a value in which one part is replaced by something odd, repeated, renamed or removed."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
         return rng.choice(ODD)(rng)
     if isinstance(value, list):
         place = rng.randrange(len(value))
-        return [*value[:place], _spoilt(rng, value[place]), *value[place + 1 :] * rng.choice((0, 1, 1, 60))]
+        return [*value[:place], _mutated(rng, value[place]), *value[place + 1 :] * rng.choice((0, 1, 1, 60))]
     name = rng.choice(list(value))
     rest = {key: part for key, part in value.items() if key != name}
     change = rng.random()
@@ -162,7 +162,7 @@ def _spoilt(rng: random.Random, value: Any) -> Any:
         return rest
     if change < 0.2:
         return rest | {rng.choice((name.upper(), name + " ", "__proto__", "\0")): value[name]}
-    return rest | {name: _spoilt(rng, value[name])}
+    return rest | {name: _mutated(rng, value[name])}
 
 
 def _encoded(rng: random.Random, message: Any) -> bytes:
@@ -171,7 +171,7 @@ def _encoded(rng: random.Random, message: Any) -> bytes:
     encoded = text.encode(rng.choice(("utf-8",) * 60 + ("utf-16", "utf-32", "utf-8-sig")))
     if rng.random() > 0.08:
         return encoded
-    spoilt = bytearray(encoded)
+    mutated = bytearray(encoded)
     for _ in range(rng.randrange(1, 6)):
-        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
-    return bytes(spoilt[: rng.choice((None, rng.randrange(len(spoilt))))])
+        mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+    return bytes(mutated[: rng.choice((None, rng.randrange(len(mutated))))])

@@ -1,4 +1,4 @@
-"""Sends many spoilt requests to a service, and tells of those that it answered badly."""
+"""Sends many malformed requests to a service, and reports those that it answers badly."""
 
 import asyncio
 import json

@@ -17,7 +17,7 @@ def quiet(database_url: str) -> Generator[Service]:
         yield running
 
 
-async def test_no_spoilt_request_over_http_is_answered_as_a_defect_and_memory_stays(quiet: Service) -> None:
+async def test_no_mutated_request_over_http_is_answered_as_a_defect_and_memory_stays(quiet: Service) -> None:
     outcome = await over_http(quiet, REQUESTS, seed=7)
 
     assert outcome.bad == []
@@ -26,5 +26,5 @@ async def test_no_spoilt_request_over_http_is_answered_as_a_defect_and_memory_st
     assert outcome.growth_bytes < GROWTH_BYTES_MAX
 
 
-def test_every_spoilt_line_with_an_id_is_answered_over_stdio(database_url: str) -> None:
+def test_every_mutated_line_with_an_id_is_answered_over_stdio(database_url: str) -> None:
     assert over_stdio(database_url, LINES, seed=8).bad == []

@@ -11,7 +11,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from tests.agents import LONG_WAIT_S, Agent
-from tests.processes import HANDOFF, PATIENCE_S, environment
+from tests.processes import HANDOFF, PATIENCE_S, environment, over_stdio
 from tests.requests import body
 
 
@@ -73,21 +73,13 @@ def test_the_agents_name_can_be_set_on_the_command_line(database_url: str) -> No
 def test_lines_that_are_not_requests_do_no_harm_and_every_response_is_protocol(database_url: str) -> None:
     noise = [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b'{"jsonrpc":"2.0"}', b"x" * 100_000, b"[" * 5_000]
     good = [call(number, "get_inbox", agent="bob") for number in (1, 2)]
-    with subprocess.Popen(
-        [HANDOFF, "serve", "--stdio"],
-        env=environment(database_url=database_url),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
+    with over_stdio(database_url) as (server, stdin, stdout):
         lines = [json.dumps(good[0]).encode(), *noise, json.dumps(good[1]).encode()]
-        server.stdin.write(b"\n".join(lines) + b"\n")
-        server.stdin.flush()
+        stdin.write(b"\n".join(lines) + b"\n")
+        stdin.flush()
         said: list[dict[str, Any]] = []
         while not {1, 2} <= {answer.get("id") for answer in said}:
-            said.append(json.loads(server.stdout.readline()))
+            said.append(json.loads(stdout.readline()))
         _, logged = server.communicate(timeout=PATIENCE_S)
 
     assert all(answer["jsonrpc"] == "2.0" and ("error" in answer or "result" in answer) for answer in said)

@@ -5,10 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import asyncpg
 import httpx2
@@ -16,36 +14,17 @@ import pytest
 
 from handoff.context import App
 from tests.agents import LONG_WAIT_S
-from tests.processes import HANDOFF, PATIENCE_S, environment
+from tests.processes import HANDOFF, PATIENCE_S, environment, over_stdio
 from tests.requests import META, headers
 from tests.server.test_http import edge
 from tests.server.test_stdio import call
-
-
-@contextmanager
-def served(database_url: str, **settings: object) -> Generator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
-    """A server over stdio, its standard input and its standard output."""
-    with subprocess.Popen(
-        [HANDOFF, "serve", "--stdio"],
-        env=environment(database_url=database_url, **settings),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield server, server.stdin, server.stdout
-        finally:
-            server.kill()
-
 
 REGISTER = json.dumps(call(0, "register_session", agent="alice", session_key="s")).encode()
 
 
 def answers(database_url: str, *lines: bytes, **settings: object) -> list[dict[str, Any]]:
     """What a server that has the session `s` answers to lines, after which its input ends."""
-    with served(database_url, **settings) as (server, stdin, stdout):
+    with over_stdio(database_url, **settings) as (server, stdin, stdout):
         stdin.write(REGISTER + b"\n")
         stdin.flush()
         assert b"owner" in stdout.readline()
@@ -121,7 +100,7 @@ async def test_input_that_ends_behind_many_appends_leaves_all_stored_and_all_ans
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_signal_ends_the_process_and_what_was_received_is_answered(database_url: str, number: signal.Signals) -> None:
-    with served(database_url) as (server, stdin, stdout):
+    with over_stdio(database_url) as (server, stdin, stdout):
         stdin.write(line(call(1, "get_inbox", agent="bob")) + b"\n")
         stdin.flush()
         stdout.readline()  # it serves
@@ -135,7 +114,7 @@ def test_one_signal_ends_the_process_and_what_was_received_is_answered(database_
 
 
 def test_the_process_ends_when_its_standard_output_is_closed(database_url: str) -> None:
-    with served(database_url) as (server, stdin, stdout):
+    with over_stdio(database_url) as (server, stdin, stdout):
         stdin.write(line(call(1, "get_inbox", agent="bob")) + b"\n")
         stdin.flush()
         stdout.readline()
@@ -181,7 +160,7 @@ def test_without_its_database_it_says_so_at_once_and_to_the_first_request(tmp_pa
     where = f"{tmp_path}/.s.PGSQL.5432" if "{}" in url else "127.0.0.1:1"
     hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
     initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
-    with served(url.format(tmp_path), startup_timeout_s=600) as (server, stdin, stdout):
+    with over_stdio(url.format(tmp_path), startup_timeout_s=600) as (server, stdin, stdout):
         stdin.write(line(initialize) + b"\n")
         stdin.flush()
         said = json.loads(stdout.readline())
@@ -195,7 +174,7 @@ def test_without_its_database_it_says_so_at_once_and_to_the_first_request(tmp_pa
 
 
 def test_a_database_that_refuses_is_told_of_and_ends_the_process(database_url: str) -> None:
-    with served(database_url.replace("/test_", "/missing_")) as (server, stdin, stdout):
+    with over_stdio(database_url.replace("/test_", "/missing_")) as (server, stdin, stdout):
         stdin.write(line(call(1, "get_inbox", agent="bob")) + b"\n")
         stdin.flush()
         assert "does not answer" in json.loads(stdout.readline())["error"]["message"]

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, TypedDict
 
 import psutil
 
@@ -39,6 +39,15 @@ local all all peer map=handoff
 """
 # Runs as the server's user, and prints the first of the paths that it can't enter or run, if there is one.
 _FIRST_CLOSED: Final = 'for it; do [ -x "$it" ] || { printf %s "$it"; exit; }; done'
+
+
+class _AsUser(TypedDict):
+    stdin: int
+    cwd: str
+    env: dict[str, str]
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
 
 
 class FolderUnusable(Exception):
@@ -100,6 +109,18 @@ class Postmaster:
         return (os.geteuid() if self._uid is None else self._uid, os.getegid() if self._gid is None else self._gid)
 
     @property
+    def _as_its_user(self) -> "_AsUser":
+        """Arguments of `subprocess` for a program that runs as the server's user."""
+        return {
+            "stdin": subprocess.DEVNULL,
+            "cwd": "/",
+            "env": _environment(),
+            "user": self._uid,
+            "group": self._gid,
+            "extra_groups": self._groups,
+        }
+
+    @property
     def exists(self) -> bool:
         """Whether the cluster is still in its folder."""
         return (self.folder / "PG_VERSION").exists()
@@ -129,15 +150,10 @@ class Postmaster:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - its own program, without a shell
                 command,
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
-                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the service, which stops Postgres last
-                user=self._uid,
-                group=self._gid,
-                extra_groups=self._groups,
+                **self._as_its_user,
             )
         finally:
             os.close(log)
@@ -195,15 +211,10 @@ class Postmaster:
             with tempfile.TemporaryFile() as said:  # not a pipe, which its children would keep open
                 done = subprocess.run(  # noqa: S603 - its own program, without a shell
                     command,
-                    stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
-                    cwd="/",
-                    env=_environment(),
                     check=False,
-                    user=self._uid,
-                    group=self._gid,
-                    extra_groups=self._groups,
+                    **self._as_its_user,
                 )
                 said.seek(0)
                 lines = said.read().decode(errors="replace").splitlines()
@@ -282,11 +293,8 @@ class Postmaster:
             ["/bin/sh", "-c", _FIRST_CLOSED, "sh", *paths],
             capture_output=True,
             text=True,
-            cwd="/",
             check=True,
-            user=self._uid,
-            group=self._gid,
-            extra_groups=self._groups,
+            **self._as_its_user,
         ).stdout
 
     def _copied(self, package: Path) -> Path:

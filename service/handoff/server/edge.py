@@ -253,7 +253,7 @@ class Edge:
             await send(message)
 
         await self._sdk(scope, replay(body, receive), send_noting_status)
-        if status >= _REFUSED and not arrival.has_ended:  # it has become no call, so nothing else tells of it
+        if status >= _REFUSED and not arrival.has_ended:  # it never became a call, so nothing else records it
             self.refusals.count(_reason(status, answer), status=status, path=MCP_PATH)
         return status
 
