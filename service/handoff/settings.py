@@ -198,6 +198,16 @@ class Settings(BaseSettings):
         le=3_600,
         description="Interval between checks for lapsed leases and passed deadlines, in seconds.",
     )
+    expire_interval_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        description="Interval between checks for sessions whose time is over, in seconds. Calls treat them as expired from "
+        "that time on.",
+    )
+    dormant_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between checks for idle sessions, in seconds."
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "
