@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from handoff.context import App
-from handoff.jobs import alive, certificates, dormant, expire, measure, settle, stale_alerts, watchdog
+from handoff.jobs import alive, audit, certificates, dormant, expire, measure, settle, stale_alerts, watchdog
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
@@ -28,5 +28,6 @@ JOBS: Final = (
     Job("watchdog", lambda settings: settings.heartbeat_interval_s, watchdog.run),
     Job("stale_alerts", lambda settings: settings.heartbeat_interval_s, stale_alerts.run),
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
+    Job("audit", lambda _: audit.INTERVAL_S, audit.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

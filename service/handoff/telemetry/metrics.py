@@ -198,6 +198,7 @@ WATCHDOG_AGE: Final = Gauge("handoff.watchdog.age", "s", "Age of the rule evalua
 CERTIFICATE_EXPIRY: Final = Gauge(
     "handoff.certificate.expiry.timestamp", "s", "Unix time at which the first certificate expires."
 )
+AUDIT_BROKEN: Final = Gauge("handoff.audit.broken", "", "1 if the audit's hash chain is broken, otherwise 0.")
 CERTIFICATES_UNREADABLE: Final = Gauge(
     "handoff.certificate.unreadable", "{certificate}", "Addresses whose certificate can't be read."
 )
@@ -223,6 +224,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     WATCHDOG_AGE,
     CERTIFICATE_EXPIRY,
     CERTIFICATES_UNREADABLE,
+    AUDIT_BROKEN,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

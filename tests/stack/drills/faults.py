@@ -141,6 +141,18 @@ def locked(stack: Stack, table: str) -> Generator[None]:
 
 
 @contextmanager
+def audit_changed(stack: Stack) -> Generator[None]:
+    """A superuser has changed a row of the audit, with triggers turned off."""
+    row, off = "WHERE target = 'by hand'", "SET session_replication_role = replica"
+    stack.sql("INSERT INTO audit (at, actor, action, target, details) VALUES (now(), 'ada', 'by.hand', 'by hand', '{}')")
+    stack.sql(off, f"UPDATE audit SET actor = 'eve' {row}")
+    try:
+        yield
+    finally:
+        stack.sql(off, f"UPDATE audit SET actor = 'ada' {row}")
+
+
+@contextmanager
 def connections_taken(stack: Stack, all_in_all: int) -> Generator[None]:
     """Connections to Postgres are opened and held until there are `all_in_all`."""
     count = all_in_all - int(stack.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))

@@ -7,6 +7,7 @@ from grafana.source.runbook import link_to_entry
 from tests.stack.drills.agents import again_and_again, speaks
 from tests.stack.drills.drill import Drill, Fault
 from tests.stack.drills.faults import (
+    audit_changed,
     both,
     certificate_of,
     connections_taken,
@@ -113,6 +114,7 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 ("HandoffCertificateExpiring",),
                 muted=("HandoffCertificateExpiring",),
             ),
+            Fault("a row of the audit changed by hand", lambda it: audit_changed(it.stack), ("HandoffAuditChainBroken",)),
             Fault(
                 "88 of 100 connections taken",
                 lambda it: connections_taken(it.stack, 88),
