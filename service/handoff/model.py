@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 SessionStatus = Literal["active", "dormant", "completed", "expired", "archived", "cancelled"]
 OPEN_STATUSES: Final[tuple[SessionStatus, ...]] = ("active", "dormant")  # the statuses in which a session accepts entries
 
-SessionAction = Literal["sleep", "wake", "expire", "complete", "cancel"]
+SessionAction = Literal["sleep", "wake", "expire", "complete", "cancel", "archive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class SessionChange:
 _ASLEEP: Final = SessionChange("dormant", "session.dormant", "none")
 _AWAKE: Final = SessionChange("active", "session.reactivated", "kept")
 _EXPIRED: Final = SessionChange("expired", "session.expired", "ended")
+_ARCHIVED: Final = SessionChange("archived", "session.archived", "none")
 _COMPLETED: Final = SessionChange("completed", "session.status_changed", "none")
 _CANCELLED: Final = SessionChange("cancelled", "session.status_changed", "none")
 
@@ -41,6 +42,9 @@ SESSION_TRANSITIONS: Final[Mapping[tuple[SessionStatus, SessionAction], SessionC
         ("dormant", "complete"): _COMPLETED,
         ("active", "cancel"): _CANCELLED,
         ("dormant", "cancel"): _CANCELLED,
+        ("completed", "archive"): _ARCHIVED,
+        ("cancelled", "archive"): _ARCHIVED,
+        ("expired", "archive"): _ARCHIVED,
     }
 )
 

@@ -208,6 +208,16 @@ class Settings(BaseSettings):
     dormant_interval_s: float = Field(
         default=60.0, gt=0, le=3_600, description="Interval between checks for idle sessions, in seconds."
     )
+    archive_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between searches for sessions to archive, in seconds."
+    )
+    archive_after_s: float = Field(
+        default=86_400.0,
+        ge=60,
+        le=31_536_000,
+        description="How long a session stays completed, cancelled or expired before its entries move to the archive, in "
+        "seconds. They can be read there as before.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "
