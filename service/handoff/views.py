@@ -122,7 +122,7 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
     wanted = min(brief.CANDIDATES_MAX, bytes_max // brief.PART_BYTES_MIN + 1)
     rows = await entries.for_brief(
         conn,
-        session["id"],
+        session,
         {**dict.fromkeys(ENTRY_TYPES, wanted), "file": brief.CANDIDATES_MAX},  # several entries on a file make one part
         wanted,
         chars=min(brief.TEXT_CHARS_MAX, bytes_max),
@@ -140,17 +140,16 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
 
 
 async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
-    session_id: int = session["id"]
     points = await entries.for_brief(
         conn,
-        session_id,
+        session,
         {"decision": KEY_POINTS_MAX, "summary": 1},
         KEY_POINTS_MAX,
         chars=EXCERPT_CHARS,
         chars_cut=EXCERPT_CHARS,
         bytes_max=_KEY_POINTS_BYTES,
     )
-    messages = await entries.first_and_last_message(conn, session_id, EXCERPT_CHARS)
+    messages = await entries.first_and_last_message(conn, session, EXCERPT_CHARS)
     counts = await entries.counts(conn, session)
     return {
         "session_key": session["key"],
@@ -163,11 +162,11 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
                 for name, value in _cut(handoffs.view(row), EXCERPT_CHARS).items()
                 if name in ("handoff_id", "state", "sender", "target_agent", "target_capability", "holder", "outcome")
             }
-            for row in await handoffs.latest_of_session(conn, session_id, 20)
+            for row in await handoffs.latest_of_session(conn, session["id"], 20)
         ],
         "entries": sum(counts.all.values()),
         "by_type": counts.all,
-        "participants": await entries.authors(conn, session_id),
+        "participants": await entries.authors(conn, session),
         "content_bytes": session["content_bytes"],
         "minutes": round((session["last_activity_at"] - session["created_at"]).total_seconds() / 60, 1),
         "key_points": [

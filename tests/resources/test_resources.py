@@ -250,6 +250,7 @@ async def test_a_lifecycle_is_paged_in_order(agent: Agent) -> None:
     assert [event["id"] for event in events] == sorted(event["id"] for event in events)
     assert [event["kind"] for event in events] == [
         "session.created",
+        "session.expiration_scheduled",
         "handoff.offered",
         "handoff.accepted",
         *["handoff.renewed"] * 5,
