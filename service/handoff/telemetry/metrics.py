@@ -184,6 +184,9 @@ MEASURED_AT: Final = Gauge("handoff.measured.timestamp", "s", "Unix time of the 
 # The process
 EVENT_LOOP_LAG: Final = Histogram("handoff.event_loop.lag", "s", "How late the event loop ran a timer.", LAG_S)
 MEMORY_LIMIT: Final = Gauge("handoff.process.memory.limit", "By", "Memory that the process may use.")
+CPU_LIMIT: Final = Gauge(
+    "handoff.process.cpu.limit", "{cpu}", "CPUs that the process may use: one at most, because calls run on one event loop."
+)
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "Always 1, with the version as a label.", VERSION)
 COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 degraded, 2 unhealthy.", COMPONENT)
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
