@@ -223,7 +223,8 @@ class Settings(BaseSettings):
         ge=86_400,
         le=31_536_000,
         description="How long the result of a call with an idempotency_key is kept at least, in seconds. It is kept longer "
-        "where a retention policy lets sessions stay active for longer. Afterwards a repeated call is a new one.",
+        "while its session takes writes, and where a retention policy lets sessions stay active for longer. Afterwards a "
+        "repeated call is a new one.",
     )
     jobs: bool = Field(
         default=True,
