@@ -218,6 +218,12 @@ class Settings(BaseSettings):
         description="How long a session stays completed, cancelled or expired before its entries move to the archive, in "
         "seconds. They can be read there as before.",
     )
+    delete_interval_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "
