@@ -35,6 +35,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "close_session": Answer(25_000, _SESSION),
     "lapse_handoff": Answer(14_000, "texts of the handoff", _TEXTS),
     "session_data": Answer(13_000, "the reason"),
+    "job": Answer(700, "one job"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
     "handoff://sessions/{key}/lifecycle": Answer(45_000, "`limit`", "`next_cursor`"),
@@ -52,6 +53,8 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
+    "handoff://jobs": Answer(8_000, "all jobs"),
+    "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://alerts": Answer(340_000, f"{_PAGE}, or one alert with texts of 8,000 characters", "`next_cursor`"),
 }
 

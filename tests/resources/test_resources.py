@@ -55,6 +55,8 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
+        "handoff://jobs",
+        "handoff://jobs/{name}",
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
@@ -62,6 +64,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://health",
         "handoff://metrics",
         "handoff://alerts",
+        "handoff://jobs",
     ]
     assert len(RESOURCES) == len(listed)
 

@@ -52,13 +52,15 @@ async def named(collector: Collector, name: str, count: int = 1) -> list[Any]:
     return [span for span in collector.spans() if span.name == name]
 
 
-async def call(http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None) -> Any:
+async def call(
+    http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None, **more: str
+) -> Any:
     from tests.requests import META
 
     meta = META | ({"traceparent": traceparent} if traceparent else {})
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
     params = {"name": tool, "arguments": arguments, "_meta": meta}
-    answer = await http.post("/mcp", json={**request, "params": params}, headers=headers("tools/call", tool))
+    answer = await http.post("/mcp", json={**request, "params": params}, headers=headers("tools/call", tool, **more))
     return answer.json()["result"]
 
 
@@ -99,6 +101,17 @@ async def test_without_a_meta_the_http_span_is_the_parent_and_continues_its_head
     assert list(span.links) == []
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "port"), [("localhost:8642", "localhost", 8642), ("[::1]:80", "::1", 80), ("[::1]", "::1", None)]
+)
+async def test_the_http_span_names_the_address_that_the_client_called(
+    http: httpx2.AsyncClient, collector: Collector, host: str, address: str, port: int | None
+) -> None:
+    await call(http, "register_session", {"agent": "alice"}, host=host)
+    [span] = await named(collector, "POST /mcp")
+    assert (attributes(span)["server.address"], attributes(span).get("server.port")) == (address, port)
+
+
 async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.AsyncClient, collector: Collector) -> None:
     await call(http, "register_session", {"agent": "alice"}, SENDER)
     unknown = body("tools/call", name="no_such_tool", arguments={})
@@ -110,6 +123,9 @@ async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.A
         "http.request.method": "POST",
         "http.route": "/mcp",
         "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "server.address": "127.0.0.1",
+        "server.port": 8642,
         "url.scheme": "http",
         "url.path": "/mcp",
     }

@@ -21,14 +21,17 @@ from handoff.jobs import (
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
+RUN_S_MAX: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job. `every_s` is its interval in seconds, read from the settings."""
+    """A job. `every_s` is its interval in seconds, from the settings. A run that takes longer than `limit_s` is ended."""
 
     name: str
     every_s: Callable[[Settings], float]
     run: Callable[[App], Awaitable[None]]
+    limit_s: float = RUN_S_MAX
 
 
 JOBS: Final = (

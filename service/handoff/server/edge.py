@@ -6,7 +6,7 @@ request (another method, the older protocol, any fault) is passed on to the SDK.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -69,6 +69,19 @@ def _reason(status: int, answer: bytes) -> str:
         return f"http_{status}"
 
 
+def _about(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
+    """The attributes of a request's span that OpenTelemetry's conventions recommend for servers."""
+    about: dict[str, AttributeValue] = {
+        "network.protocol.version": scope.get("http_version", ""),
+        "url.scheme": scope.get("scheme", ""),
+        "url.path": scope["path"],
+    }
+    name, colon, port = headers.get("host", "").rpartition(":")
+    if colon and port.isascii() and port.isdigit():
+        return {"server.address": name.strip("[]"), "server.port": int(port), **about}
+    return {"server.address": f"{name}{colon}{port}".strip("[]"), **about}
+
+
 class Edge:
     """The service as an ASGI application."""
 
@@ -124,9 +137,8 @@ class Edge:
             metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), scope["path"])
             arrival: Arrival | None = scope.get("handoff.arrival")
             if arrival is not None and arrival.kept is not None and (tracer := spans.tracer()) is not None:
-                about: dict[str, AttributeValue] = {"url.scheme": scope.get("scheme", ""), "url.path": scope["path"]}
                 method = metrics.HTTP_METHOD.allowed(scope["method"])
-                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, about, status)
+                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, _about(scope, arrival.headers or {}), status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""

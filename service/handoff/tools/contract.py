@@ -44,6 +44,11 @@ class Arguments(BaseModel):
                 return {name: value for name, value in arguments.items() if value or type(value) not in empty.get(name, ())}
         return arguments
 
+    def asked(self) -> dict[str, Any]:
+        """The arguments that differ from their default."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self.__dict__.items() if value != fields[name].default}
+
 
 @cache
 def _types_left_out(model: type[Arguments]) -> dict[str, set[type]]:
