@@ -81,7 +81,7 @@ def rarity(histograms: Histograms, tails: Tails, features: Single, counted: Flag
         histograms: changed only in `pending` and `phase`.
         tails: as of the last fit.
         features: what `features.measure` gave; changed in place.
-        counted: the series whose point counts. For all others the answer means nothing.
+        counted: which features of which series count, shape (features, series). All others have rarity 0.
     """
     count = features.shape[1]
     features[RELATIVE] /= np.maximum(histograms.base, np.float32(1e-30))
@@ -93,7 +93,8 @@ def rarity(histograms: Histograms, tails: Tails, features: Single, counted: Flag
     places += np.arange(len(FEATURES) * count).reshape(len(FEATURES), count)
     body = tails.body.ravel()[places] * np.float32(1 / _HUNDREDTHS)
     _note(histograms, bins, counted)
-    return np.minimum(np.where(excess > 0, tails.rarity + excess * tails.slope, body), RARITY_MAX)
+    rare = np.minimum(np.where(excess > 0, tails.rarity + excess * tails.slope, body), RARITY_MAX)
+    return np.where(counted, rare, np.float32(0))
 
 
 def refit(histograms: Histograms, tails: Tails, seen: np.ndarray) -> None:
@@ -114,8 +115,7 @@ def _note(histograms: Histograms, bins: Any, counted: Flags) -> None:
     if (histograms.phase == first).all():
         histograms.pending[first] = noted
     else:
-        count = len(counted)
-        histograms.pending[histograms.phase, :, np.arange(count)] = noted.T
+        histograms.pending[histograms.phase, :, np.arange(counted.shape[1])] = noted.T
     histograms.phase += np.uint8(1)
 
 

@@ -80,6 +80,10 @@ class Verdict:
     score: Single  # how anomalous the point is, for ranking; 0 while learning and where nothing was measured
     strength: Single  # above 0 where an incident opens or escalates; 1 and above should alert
     rarity: Single  # (features, series), -log10 p
+    seen: np.ndarray  # points that were measured, with this one
+    expected: Double  # what was expected, as a value
+    lower: Double  # the band in which it would have been usual
+    upper: Double
 
 
 class Detector:
@@ -147,7 +151,7 @@ class Detector:
         expected = profile.expect(memory.profile, bins)
         residual = np.where(expected.known, x - expected.usual, np.float32(0))
         found = features.measure(level, expected, x, residual, distances, seen)
-        rare = self._calibrate(found, measured)
+        rare = self._calibrate(found, expected.known, measured)
         score = pooling.score(memory.pools, rare, measured)
         unusual = pooling.pool(memory.pools, rare, self._hourly)
         raw = np.where(measured, values, 0)
@@ -157,18 +161,35 @@ class Detector:
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
         seen += measured
+        usual, lower, upper = self._band(expected)
         self._widen_unit(measured)
-        return Verdict(score, strength, rare)
+        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper)
 
-    def _calibrate(self, found: Single, measured: Flags) -> Single:
+    def _band(self, expected: profile.Expected) -> tuple[Double, Double, Double]:
+        """What was expected of this moment, and the lowest and highest that would have been usual, as values.
+
+        Where the time of day is not known yet, that is the mean and the range of everything.
+        """
+        level, scale = self.memory.levels, self.memory.scale
+        margin = profile.BOUND * self.memory.profile.spread
+        usual = np.where(expected.known, expected.usual, level.means[levels.LONG])
+        lower = np.where(expected.known, np.minimum(expected.lowest, expected.usual - margin), level.lowest)
+        upper = np.where(expected.known, np.maximum(expected.highest, expected.usual + margin), level.highest)
+        usual, lower, upper = (scale.centre + it.astype(np.float64) * scale.unit for it in (usual, lower, upper))
+        return usual, lower, upper
+
+    def _calibrate(self, found: Single, known: Flags, measured: Flags) -> Single:
         histograms, seen = self.memory.histograms, self.memory.scale.seen + measured
         step = found[features.STEP]
         base = histograms.base
         base[:] = np.where(measured & ((seen <= WARM_UP) | (base <= 0)), np.maximum(base, step), base)
-        counted = measured & (seen > WARM_UP) & (base > 0)
+        counted = np.empty(found.shape, np.bool_)
+        counted[:] = measured & (seen > WARM_UP) & (base > 0)
+        # Zeros in their place would make the second day look like nothing ever seen.
+        counted[features.SEASONAL] &= known
         rare = rarity(histograms, self._tails, found, counted)
         refit(histograms, self._tails, seen)
-        return np.where(counted & (seen > SILENT), rare, np.float32(0))
+        return np.where(seen > SILENT, rare, np.float32(0))
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
         """The first step of a series that has been constant is its unit. Until then all it remembers is 0."""

@@ -53,6 +53,7 @@ FEATURES: Final = (
     SMOOTHED_RANGE,
 ) = range(len(FEATURES))
 RAW: Final = slice(LEVEL_OF_HOURS, RANGE)  # their tail is read on the value itself, that of all others on its logarithm
+SEASONAL: Final = [SEASONAL_LEVEL, TIME_OF_DAY, BAND_OF_DAY]  # these say nothing before their time of day has come round
 RELATIVE: Final = slice(THREE, len(FEATURES))  # these carry the series' unit and are divided by its first steps
 _TINY: Final = np.float32(1e-12)
 _RANGE_MAX: Final = 100.0

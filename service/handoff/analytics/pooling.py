@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from handoff.analytics.columns import Columns, Flags, Single, column, to_half
+from handoff.analytics.columns import Columns, Flags, Single, column, sum_rows, to_half
 from handoff.analytics.features import (
     BAND_OF_DAY,
     FEATURES,
@@ -100,9 +100,11 @@ def _push(ring: Single, values: Single) -> None:
 
 
 def _sum(rarity: Single, weights: Single) -> Single:
-    return (rarity * weights).sum(axis=0)
+    return sum_rows(rarity * weights)
 
 
 def _mean(ring: Single, hourly_points: int, hourly: Flags) -> Single:
-    mean = ring.mean(axis=0)
-    return np.where(hourly, ring[:hourly_points].mean(axis=0), mean) if hourly.any() else mean
+    mean = sum_rows(ring) / np.float32(len(ring))
+    if not hourly.any():
+        return mean
+    return np.where(hourly, sum_rows(ring[:hourly_points]) / np.float32(hourly_points), mean)

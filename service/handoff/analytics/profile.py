@@ -15,7 +15,7 @@ _DAY_S: Final = 86_400
 _RATE_MIN: Final = 0.15  # a visit's weight in the usual value, after the first few
 _VISITS_MAX: Final = 15  # more are not told apart; the weight is at its minimum from the sixth on
 _BAND_DECAY: Final = 0.02  # per visit, so that a band narrows within weeks
-_BOUND: Final = 4.0  # times the usual residual: larger ones move the profile no further
+BOUND: Final = 4.0  # times the usual residual: larger ones move the profile no further
 _SPREAD_RATE: Final = 0.01
 _SPREAD_CAP: Final = 5.0
 
@@ -69,7 +69,7 @@ def learn(profile: Profile, expected: Expected, x: Single, residual: Single, mea
     known = expected.known
     capped = np.minimum(size, _SPREAD_CAP * profile.spread + np.where(profile.spread == 0, size, np.float32(0)))
     profile.spread += np.float32(_SPREAD_RATE) * (known & measured) * (capped - profile.spread)
-    limit = _BOUND * profile.spread + np.float32(1e-12)
+    limit = BOUND * profile.spread + np.float32(1e-12)
     bounded = np.clip(residual, -limit, limit)
     weight = np.maximum(1 / (expected.visits + np.float32(1)), np.float32(_RATE_MIN))
     usual = np.where(known, expected.usual + weight * bounded, x)
