@@ -226,6 +226,12 @@ class Settings(BaseSettings):
         "while its session takes writes, and where a retention policy lets sessions stay active for longer. Afterwards a "
         "repeated call is a new one.",
     )
+    delete_interval_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "
