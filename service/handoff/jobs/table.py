@@ -13,6 +13,7 @@ from handoff.jobs import (
     delete,
     dormant,
     expire,
+    integrity,
     measure,
     retention,
     settle,
@@ -48,5 +49,6 @@ JOBS: Final = (
     Job("stale_alerts", lambda settings: settings.heartbeat_interval_s, stale_alerts.run),
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
+    Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

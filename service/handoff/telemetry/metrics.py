@@ -49,6 +49,7 @@ COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
 TABLE: Final = Attribute("db.collection.name", ("idempotency", "alert", "health_event", "agent"))
+DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
@@ -195,6 +196,12 @@ JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "Unix
 ROWS_DELETED: Final = Counter(
     "handoff.retention.deleted", "{row}", "Rows deleted because their time was over, by table.", TABLE
 )
+QUARANTINED: Final = Gauge(
+    "handoff.quarantine", "{session}", "Sessions set aside because something in them does not fit, by reason.", DAMAGE
+)
+ENTRIES_CHECKED: Final = Counter(
+    "handoff.integrity.entries", "{entry}", "Entries compared with their hash, their sequence and their receipt."
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -236,6 +243,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     AUDIT_BROKEN,
     JOB_INTERVAL,
     JOBS_PAUSED,
+    QUARANTINED,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)
