@@ -101,7 +101,8 @@ async def _delete(call: Call, by: str, args: SessionData) -> dict[str, Any]:
     if held == len(ids):
         raise Conflict(
             "held",
-            f"Nothing was deleted: {'the session is' if held == 1 else f'all {held} sessions are'} under a legal hold or in "
+            "Nothing was deleted: "
+            f"{'the session is' if held == 1 else f'all {held} sessions are'} under a legal hold or in "
             "quarantine.",
             "handoff://lifecycle lists the holds and the sessions in quarantine. Delete only after whoever made the hold has "
             "released it, or an operator has released the session from quarantine.",
