@@ -246,6 +246,27 @@ async def health(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://health?history=100")
 
 
+def _configuration(letter: str) -> dict[str, Any]:
+    days = dict.fromkeys(("archived_days", "logs_days", "metrics_days"), 3650)
+    policy = {"active_hours": 8760, "dormant_minutes": 525_600, **days}
+    retention = {"standard": policy} | {f"{letter * 48}{number:02}": policy for number in range(49)}
+    filters = [{"level": "warning", "session": letter * 255} for _ in range(80)]
+    return {"retention": retention, "monitoring": {"log_filters": filters}}
+
+
+async def configuration(world: World) -> dict[str, Any]:
+    asked = {"action": "import", "agent": ADA, "reason": "r" * 500}
+    for version, letter in ((1, "a"), (2, "b")):
+        document = {"format": 1, "configuration": _configuration(letter)}
+        done = await world.agent.ok("configuration", document=document, expected_version=version, **asked)
+    return done
+
+
+async def config(world: World) -> dict[str, Any]:
+    await configuration(world)
+    return await world.agent.read("handoff://config")
+
+
 LARGEST: Final[dict[str, Build]] = {
     "register_session": register_session,
     "update_context": update_context,
@@ -259,6 +280,7 @@ LARGEST: Final[dict[str, Build]] = {
     "resolve_handoff": resolve_handoff,
     "close_session": close_session,
     "lapse_handoff": lapse_handoff,
+    "configuration": configuration,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,
@@ -269,6 +291,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,
     "handoff://alerts": alerts,
+    "handoff://config": config,
 }
 
 

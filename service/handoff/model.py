@@ -8,7 +8,6 @@ from typing import Final, Literal, get_args
 SessionStatus = Literal["active", "dormant", "completed", "expired", "archived", "cancelled"]
 OPEN_STATUSES: Final[tuple[SessionStatus, ...]] = ("active", "dormant")  # the statuses in which a session accepts entries
 
-RetentionPolicy = Literal["standard", "extended", "short"]
 EntryType = Literal["message", "file", "tool_call", "system", "decision", "summary"]
 ENTRY_TYPES: Final[tuple[EntryType, ...]] = get_args(EntryType)
 

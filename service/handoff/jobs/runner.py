@@ -50,7 +50,7 @@ async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
                     term, due = lock.term, dict.fromkeys(due, 0.0)
                 if lock.leads and monotonic() >= due[job.name] and await lock.held():
                     await _run(app, job)
-                    every_s = job.every_s(app.settings)
+                    every_s = app.policies.job_interval_s(job.name, job.every_s(app.settings))
                     due[job.name] = monotonic() + every_s * random.uniform(1 - _JITTER, 1)  # noqa: S311
             await asyncio.sleep(min(_TICK_S, app.settings.settle_interval_s))
     finally:

@@ -7,6 +7,7 @@ import mcp_types as types
 
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX
 from handoff.resources import alerts as alerts_resources
+from handoff.resources import configuration as configuration_resources
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
 from handoff.resources import operations as operations_resources
@@ -14,7 +15,7 @@ from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.tools import context, leases, offers, sessions
+from handoff.tools import configuration, context, leases, offers, sessions
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -29,7 +30,7 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     leases.RESOLVE_HANDOFF,
     sessions.CLOSE_SESSION,
 )
-ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF,)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF, configuration.CONFIGURATION)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -42,6 +43,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     operations_resources.HEALTH,
     operations_resources.METRICS,
     alerts_resources.ALERTS,
+    configuration_resources.CONFIGURATION,
 )
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 

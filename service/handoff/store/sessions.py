@@ -5,8 +5,9 @@ from typing import Any
 
 from asyncpg import Record
 
-from handoff.errors import session_not_found
-from handoff.model import RetentionPolicy, SessionStatus
+from handoff.errors import Invalid, session_not_found
+from handoff.model import SessionStatus
+from handoff.store import configuration
 from handoff.store.connect import Connection
 
 _COLUMNS = """s.id, s.key, s.created_by, s.owner, s.writers, s.status, s.retention_policy, s.metadata, s.created_at,
@@ -21,6 +22,7 @@ CREATE = f"""
     SELECT $1, $2, $2, ARRAY[$2], 'active', p.name, $4, now(), now() + p.active_for, now(), 0, 0, 1
       FROM retention_policy p
      WHERE p.name = $3
+       FOR KEY SHARE
     ON CONFLICT (key) DO NOTHING
  RETURNING {_COLUMNS}
 """
@@ -92,11 +94,17 @@ PAGE_BY_AGENT = f"""
 _READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
-async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]) -> Record | None:
-    """Create a session owned by `agent`. Returns None if the key is already taken."""
+async def create(conn: Connection, key: str, agent: str, policy: str, metadata: dict[str, Any]) -> Record | None:
+    """Create a session owned by `agent`. Returns None if its key is taken. Raises Invalid if there is no such policy."""
     row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
     if row is not None:
         await join(conn, row["id"], agent)
+    elif policy not in (names := await configuration.policy_names(conn)):
+        raise Invalid(
+            "unknown_retention_policy",
+            f"There is no retention policy of this name. The policies are {', '.join(names)}.",
+            "Repeat the call with one of them as retention_policy, or without retention_policy for the usual one.",
+        )
     return row
 
 

@@ -33,7 +33,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=160)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -52,6 +52,7 @@ ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
+THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
 
 # Buckets
 # Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
@@ -184,6 +185,10 @@ MEASURED_AT: Final = Gauge("handoff.measured.timestamp", "s", "Unix time of the 
 EVENT_LOOP_LAG: Final = Histogram("handoff.event_loop.lag", "s", "How late the event loop ran a timer.", LAG_S)
 MEMORY_LIMIT: Final = Gauge("handoff.process.memory.limit", "By", "Memory that the process may use.")
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "Always 1, with the version as a label.", VERSION)
+THRESHOLD: Final = Gauge(
+    "handoff.threshold", "", "Thresholds in force, which alerts and health compare with.", THRESHOLD_NAME
+)
+CONFIGURATION_VERSION: Final = Gauge("handoff.configuration.version", "", "Version of the configuration in force.")
 COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 degraded, 2 unhealthy.", COMPONENT)
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of job runs.", CALL_S, JOB, OUTCOME)
