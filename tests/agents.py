@@ -88,9 +88,9 @@ async def all_of(*calls: Any) -> list[Any]:
 
 
 async def kinds(agent: Agent, key: str) -> list[str]:
-    """Return the kinds of events of a session after its creation, in order."""
+    """Return the kinds of events of a session after its creation, which leaves two, in order."""
     events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
-    return [event["kind"].removeprefix("handoff.") for event in events][1:]
+    return [event["kind"].removeprefix("handoff.") for event in events][2:]
 
 
 async def may_write(agent: Agent, key: str, *names: str) -> list[bool]:

@@ -19,6 +19,7 @@ from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.handoffs import WRITERS_MAX
+from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
 from tests.agents import Agent
 
@@ -234,6 +235,29 @@ async def alerts(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://alerts?limit=100")
 
 
+_JOB = """
+    INSERT INTO job
+    SELECT name, 9999999999, 9999999999, 0.123456789, 0.123456789, now(), now(), repeat('e', 200), now(), now(),
+           repeat('a', 100), now()
+      FROM unnest($1::text[]) name
+"""
+
+
+async def jobs(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, list(metrics.JOB.values))
+    return await world.agent.read("handoff://jobs")
+
+
+async def job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.read("handoff://jobs/certificates")
+
+
+async def control_job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.ok("job", agent="alice", job="certificates", action="run", reason="x")
+
+
 async def health(world: World) -> dict[str, Any]:
     await world.db.execute(
         """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
@@ -281,6 +305,7 @@ LARGEST: Final[dict[str, Build]] = {
     "close_session": close_session,
     "lapse_handoff": lapse_handoff,
     "configuration": configuration,
+    "job": control_job,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,
@@ -290,6 +315,8 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,
+    "handoff://jobs": jobs,
+    "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
     "handoff://config": config,
 }

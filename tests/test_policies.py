@@ -24,6 +24,7 @@ from handoff.jobs.runner import run_jobs
 from handoff.jobs.table import Job
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
+from handoff.telemetry import metrics
 from tests.agents import Agent, all_of, until
 from tests.processes import HANDOFF, PATIENCE_S, environment, serving
 
@@ -215,7 +216,7 @@ async def test_what_is_configured_has_its_effect_at_once(running: tuple[App, Age
     assert app.policies.job_interval_s("measure", 15) == 15
 
 
-async def test_a_job_runs_at_the_interval_that_is_configured(running: tuple[App, Agent]) -> None:
+async def test_a_job_that_would_run_in_an_hour_runs_soon_when_its_interval_becomes_short(running: tuple[App, Agent]) -> None:
     app, agent = running
     ran: list[int] = []
 
@@ -223,10 +224,11 @@ async def test_a_job_runs_at_the_interval_that_is_configured(running: tuple[App,
         ran.append(1)
 
     async with anyio.create_task_group() as group:
-        await change(agent, {"monitoring": {"job_intervals_s": {"settle": 1}}})
-        await until(lambda: app.policies.version == 2)
         group.start_soon(run_jobs, app, [Job("settle", lambda _: 3_600, note)])
-        await until(lambda: len(ran) >= 2)
+        await until(lambda: ran)
+        await change(agent, {"monitoring": {"job_intervals_s": {"settle": 1}}})
+        await until(lambda: len(ran) >= 3)
+        assert metrics.JOB_INTERVAL.value("settle") == 1
         group.cancel_scope.cancel()
 
 

@@ -35,6 +35,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "close_session": Answer(25_000, _SESSION),
     "lapse_handoff": Answer(14_000, "texts of the handoff", _TEXTS),
     "configuration": Answer(110_000, "32 KiB per version; `changes` has each field before and after"),
+    "job": Answer(700, "one job"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
     "handoff://sessions/{key}/lifecycle": Answer(45_000, "`limit`", "`next_cursor`"),
@@ -52,6 +53,8 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),
+    "handoff://jobs": Answer(8_000, "all jobs"),
+    "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://alerts": Answer(340_000, f"{_PAGE}, or one alert with texts of 8,000 characters", "`next_cursor`"),
 }
 

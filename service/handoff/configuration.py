@@ -89,6 +89,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "jobs_late_seconds": _seconds(30),
     "jobs_age_seconds": _seconds(120),
     "job_failures": _count(3),
+    "job_late_seconds": _seconds(300),
     "telemetry_away_seconds": _seconds(60),
     "tokens_refused_seconds": _seconds(10),
     "configuration_refused_seconds": _seconds(10),

@@ -204,6 +204,26 @@ class Settings(BaseSettings):
         le=3_600,
         description="Interval between checks for lapsed leases and passed deadlines, in seconds.",
     )
+    expire_interval_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        description="Interval between checks for sessions whose time is over, in seconds. Calls treat them as expired from "
+        "that time on.",
+    )
+    dormant_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between checks for idle sessions, in seconds."
+    )
+    archive_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between searches for sessions to archive, in seconds."
+    )
+    archive_after_s: float = Field(
+        default=86_400.0,
+        ge=60,
+        le=31_536_000,
+        description="How long a session stays completed, cancelled or expired before its entries move to the archive, in "
+        "seconds. They can be read there as before.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "

@@ -10,12 +10,13 @@ from handoff.resources import alerts as alerts_resources
 from handoff.resources import configuration as configuration_resources
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
+from handoff.resources import jobs as jobs_resources
 from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.tools import configuration, context, leases, offers, sessions
+from handoff.tools import configuration, context, jobs, leases, offers, sessions
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -30,7 +31,7 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     leases.RESOLVE_HANDOFF,
     sessions.CLOSE_SESSION,
 )
-ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF, configuration.CONFIGURATION)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF, configuration.CONFIGURATION, jobs.JOB)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -44,6 +45,8 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     operations_resources.METRICS,
     alerts_resources.ALERTS,
     configuration_resources.CONFIGURATION,
+    jobs_resources.JOBS,
+    jobs_resources.JOB,
 )
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 

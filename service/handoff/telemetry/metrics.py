@@ -193,6 +193,8 @@ COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 de
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of job runs.", CALL_S, JOB, OUTCOME)
 JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "Unix time at which the job last succeeded.", JOB)
+JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
+JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
 
 # Alerting, and what is watched outside the process
@@ -230,6 +232,8 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     CERTIFICATE_EXPIRY,
     CERTIFICATES_UNREADABLE,
     AUDIT_BROKEN,
+    JOB_INTERVAL,
+    JOBS_PAUSED,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

@@ -67,7 +67,7 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
             )
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
         before = await sessions.find(conn, args.session_key)
-        digest, hashed = hashlib.sha256(), 0 if before is None else before["last_sequence"]
+        digest, hashed = hashlib.sha256(), before["last_sequence"] if before and found["state"] == "offered" else 0
         await entries.add_hashes(conn, digest, found["session_id"], after=0, up_to=hashed)
         row = await handoffs.lock(conn, handoff_id, agent) or found
         row = await handoffs.settle(conn, row, call.app.settings.lapses_max)
