@@ -184,7 +184,7 @@ class Detector:
         base = histograms.base
         base[:] = np.where(measured & ((seen <= WARM_UP) | (base <= 0)), np.maximum(base, step), base)
         counted = np.empty(found.shape, np.bool_)
-        counted[:] = measured & (seen > WARM_UP) & (base > 0)
+        counted[:] = measured & (seen > WARM_UP)
         # Zeros in their place would make the second day look like nothing ever seen.
         counted[features.SEASONAL] &= known
         rare = rarity(histograms, self._tails, found, counted)
