@@ -36,8 +36,12 @@ class Agent:
 
     async def read(self, uri: str) -> dict[str, Any]:
         """Read a resource; return its JSON."""
+        return json.loads(await self.read_text(uri))
+
+    async def read_text(self, uri: str) -> str:
+        """Read a resource; return its text."""
         result = await self.client.read_resource(uri)
-        return json.loads(getattr(result.contents[0], "text", ""))
+        return getattr(result.contents[0], "text", "")
 
     async def session(self, agent: str = "alice", **arguments: Any) -> str:
         """Register a session; return its key."""

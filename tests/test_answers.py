@@ -284,6 +284,27 @@ async def health(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://health?history=100")
 
 
+def _configuration(letter: str) -> dict[str, Any]:
+    days = dict.fromkeys(("archived_days", "logs_days", "metrics_days"), 3650)
+    policy = {"active_hours": 8760, "dormant_minutes": 525_600, **days}
+    retention = {"standard": policy} | {f"{letter * 48}{number:02}": policy for number in range(49)}
+    filters = [{"level": "warning", "session": letter * 255} for _ in range(80)]
+    return {"retention": retention, "monitoring": {"log_filters": filters}}
+
+
+async def configuration(world: World) -> dict[str, Any]:
+    asked = {"action": "import", "agent": ADA, "reason": "r" * 500}
+    for version, letter in ((1, "a"), (2, "b")):
+        document = {"format": 1, "configuration": _configuration(letter)}
+        done = await world.agent.ok("configuration", document=document, expected_version=version, **asked)
+    return done
+
+
+async def config(world: World) -> dict[str, Any]:
+    await configuration(world)
+    return await world.agent.read("handoff://config")
+
+
 LARGEST: Final[dict[str, Build]] = {
     "register_session": register_session,
     "update_context": update_context,
@@ -299,6 +320,7 @@ LARGEST: Final[dict[str, Build]] = {
     "lapse_handoff": lapse_handoff,
     "session_data": session_data,
     "handoff://lifecycle": lifecycle_of_all,
+    "configuration": configuration,
     "job": control_job,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
@@ -312,6 +334,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://jobs": jobs,
     "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
+    "handoff://config": config,
 }
 
 

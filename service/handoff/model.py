@@ -52,7 +52,6 @@ SESSION_TRANSITIONS: Final[Mapping[tuple[SessionStatus, SessionAction], SessionC
     }
 )
 
-RetentionPolicy = Literal["standard", "extended", "short"]
 EntryType = Literal["message", "file", "tool_call", "system", "decision", "summary"]
 ENTRY_TYPES: Final[tuple[EntryType, ...]] = get_args(EntryType)
 

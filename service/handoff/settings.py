@@ -100,6 +100,12 @@ class Settings(BaseSettings):
         default=None, description="File with log levels per event, tool, agent and session, read again whenever it changes."
     )
 
+    config_file: Path | None = Field(
+        default=None,
+        description="TOML file with defaults of what can be configured while the service runs; read again whenever it "
+        "changes.",
+    )
+
     # Limits and leases
     content_bytes_max: int = Field(
         default=1 << 20, ge=1 << 10, le=16 << 20, description="Maximum size of the content of one entry, in bytes."
@@ -154,7 +160,7 @@ class Settings(BaseSettings):
         ge=2,
         le=100,
         description="Maximum number of pooled connections to Postgres per process. Dedicated connections come on top: "
-        "three in a service, one more if it runs the jobs, and three in a worker.",
+        "three in a service, one more if it runs the jobs, and four in a worker.",
     )
     connect_timeout_s: float = Field(
         default=3.0, gt=0, le=60, description="Timeout for opening a connection to Postgres, in seconds."

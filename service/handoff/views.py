@@ -1,4 +1,4 @@
-"""Views that tools and resources share: briefs and summaries, both cached, inboxes, and jobs."""
+"""Views that tools and resources share: briefs and summaries, both cached, inboxes, the configuration, and jobs."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -7,11 +7,12 @@ from typing import Any, Final
 from asyncpg import Record
 
 from handoff import brief, cache
+from handoff.configuration import differences
 from handoff.context import App
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
 from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
-from handoff.store import entries, handoffs, inbox, sessions
+from handoff.store import configuration, entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
 from handoff.telemetry import metrics
 
@@ -274,6 +275,17 @@ def _role(row: Record, viewer: str | None) -> str:
         roles = {row["sender"]: "sender", row["target_agent"]: "target"}
     other = "capable" if row["state"] == "offered" and row["target_agent"] is None else "other"
     return roles.get(viewer, other) if viewer is not None else other
+
+
+async def configuration_view(app: App) -> dict[str, Any]:
+    """What is in force in this process, the version in the database, and which defaults that replaces."""
+    await app.policies.refresh()
+    async with connection(app.pool) as conn:
+        row = await configuration.newest(conn)
+    shown = {name: row[name] for name in ("version", "at", "author", "reason")}
+    monitoring = row["document"]["monitoring"]
+    shown |= {"in_force": app.policies.in_force(), "set": [it["field"] for it in differences({}, monitoring)]}
+    return shown | ({"refused": app.policies.problem} if app.policies.problem else {})
 
 
 _JOB_FIELDS: Final = (

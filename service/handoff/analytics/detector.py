@@ -84,6 +84,7 @@ class Verdict:
     expected: Double  # what was expected, as a value
     lower: Double  # the band in which it would have been usual
     upper: Double
+    is_open: Flags  # whether an incident is open
 
 
 class Detector:
@@ -156,14 +157,14 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._hourly)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        strength = incidents.advance(memory.life, unusual, self.step_s, measured)
+        strength = incidents.advance(memory.life, level, unusual, self.step_s, measured)
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
         seen += measured
         usual, lower, upper = self._band(expected)
         self._widen_unit(measured)
-        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper)
+        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, memory.life.since > 0)
 
     def _band(self, expected: profile.Expected) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.
@@ -184,7 +185,7 @@ class Detector:
         base = histograms.base
         base[:] = np.where(measured & ((seen <= WARM_UP) | (base <= 0)), np.maximum(base, step), base)
         counted = np.empty(found.shape, np.bool_)
-        counted[:] = measured & (seen > WARM_UP) & (base > 0)
+        counted[:] = measured & (seen > WARM_UP)
         # Zeros in their place would make the second day look like nothing ever seen.
         counted[features.SEASONAL] &= known
         rare = rarity(histograms, self._tails, found, counted)

@@ -14,7 +14,7 @@ _SURE_POINTS: Final = 2 * 288  # two days of five-minute points: what is known o
 _CONFIDENCE_MAX: Final = 0.99
 
 # What each feature says if it is among the rarest. Those with two say the first above, the second below what is expected.
-_SAYS: Final[dict[int, tuple[str, str]]] = {
+_SAYS: Final[dict[int, tuple[str, ...]]] = {
     features.LEVEL_OF_HOURS: ("the mean of the last hour has risen", "the mean of the last hour has fallen"),
     features.LEVEL_OF_DAYS: ("the level has been rising for hours", "the level has been falling for hours"),
     features.SEASONAL_LEVEL: (
@@ -22,11 +22,11 @@ _SAYS: Final[dict[int, tuple[str, str]]] = {
         "the last hour is below what its time of day explains",
     ),
     features.RANGE: ("it has never been this high", "it has never been this low"),
-    features.NOISE_CHANGE: ("it varies differently than before",) * 2,
-    features.THREE: ("its last three values form a new pattern",) * 2,
-    features.TWO: ("its last two values form a new pattern",) * 2,
+    features.NOISE_CHANGE: ("it varies differently than before",),
+    features.THREE: ("its last three values form a new pattern",),
+    features.TWO: ("its last two values form a new pattern",),
     features.TIME_OF_DAY: ("it is usually lower at this time of day", "it is usually higher at this time of day"),
-    features.BAND_OF_DAY: ("nothing like it has been seen at this time of day lately",) * 2,
+    features.BAND_OF_DAY: ("nothing like it has been seen at this time of day lately",),
     features.STEP: ("it rose suddenly", "it fell suddenly"),
     features.SMOOTHED_RANGE: (
         "the last two hours together are higher than ever",
@@ -55,7 +55,7 @@ def explain(verdict: Verdict, number: int, value: float, name: str) -> Finding:
     order = [int(it) for it in np.argsort(-rarity, kind="stable") if rarity[it] >= _SPOKE_MIN]
     expected, lower, upper = (float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper))
     strength = float(verdict.strength[number])
-    reasons = list(dict.fromkeys(_SAYS[it][value < expected] for it in order))[:_REASONS_MAX]
+    reasons = list(dict.fromkeys(_SAYS[it][-1 if value < expected else 0] for it in order))[:_REASONS_MAX]
     because = f": {'; '.join(reasons)}" if reasons else ""
     return Finding(
         value=value,

@@ -73,7 +73,7 @@ def duration(seconds: Double) -> Double:
 
 
 def level_of(kind: Kind, absence: Absence, t: Index, values: Double, denominator: Double | None = None) -> Double:
-    """The values of a series as levels. Where nothing happened, a ratio and a duration have no value, whatever absence means.
+    """The values of a series as levels. Where nothing happened, a ratio or a duration has no value, whatever absence means.
 
     Raises:
         ValueError: a ratio came without its denominator.

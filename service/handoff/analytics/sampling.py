@@ -6,7 +6,7 @@ import numpy as np
 
 from handoff.analytics.columns import Double, Flags, Index
 
-FINEST_S: Final = 300  # points that come more often are averaged into buckets of this length
+FINEST_S: Final = 60  # points that come more often are averaged into buckets of this length
 _STEP_POINTS: Final = 40  # the first ones say what the step is
 _GAP_STEPS: Final = 3.5
 
@@ -27,9 +27,9 @@ def gaps_in(t: Index, x: Double, step_s: float) -> Flags:
 def fold(t: Index, x: Double, step_s: float, into_s: int) -> tuple[Index, Double, Index]:
     """Average the points of each bucket of `into_s` seconds.
 
-    Returns the start of each bucket, its mean (NaN if nothing in it was measured), and the index of the point that closes it:
-    the last that the step leaves room for or, if that one is missing, the first of a later bucket. A bucket that is still open
-    is left out.
+    Returns the start of each bucket, its mean (NaN if nothing in it was measured), and the index of the point that closes
+    it: the last that the step leaves room for or, if that one is missing, the first of a later bucket. A bucket that is
+    still open is left out.
     """
     if not len(t):
         return t, x, np.zeros(0, np.int64)

@@ -96,7 +96,8 @@ class _Repeated:
         self._ledger = ledger
         self._clock = clock
         self._term = 0
-        self._due = 0.0
+        self._ended: float | None = None  # the last run, None if it is due whatever its interval
+        self._share = 1.0  # of the interval, so that jobs drift apart
         self._failures = 0  # since the last success
 
     async def run(self) -> None:
@@ -104,26 +105,29 @@ class _Repeated:
         name = self._job.name
         while True:
             if self._lock.term != self._term:
-                self._term, self._due, self._failures = self._lock.term, self._clock(), 0
-                metrics.JOB_INTERVAL.set(self._job.every_s(self._app.settings), name)
+                self._term, self._ended, self._failures = self._lock.term, None, 0
             asked = self._ledger.asked.get(name)
-            is_due = asked is not None or (self._clock() >= self._due and name not in self._ledger.paused)
+            is_due = asked is not None or (self._lock.leads and self._is_due() and name not in self._ledger.paused)
             if self._lock.leads and is_due and await self._lock.held():
                 began = self._clock()
                 error = await self._run_once()
                 self._failures = 0 if error is None else self._failures + 1
-                wait_s = self._wait_s()
-                self._due = self._clock() + wait_s
-                self._ledger.add(Run(name, self._clock(), self._clock() - began, error, wait_s, asked))
+                self._share = random.uniform(1 - _JITTER, 1)  # noqa: S311
+                self._ended = self._clock()
+                self._ledger.add(Run(name, self._ended, self._ended - began, error, self._wait_s(), asked))
             await asyncio.sleep(min(_TICK_S, self._app.settings.settle_interval_s))
 
+    def _is_due(self) -> bool:
+        wait_s = self._wait_s()  # read each time: it may have been configured anew
+        return self._ended is None or self._clock() >= self._ended + wait_s
+
     def _wait_s(self) -> float:
-        """Seconds until the next run: less than the interval after a failure."""
-        every_s = self._job.every_s(self._app.settings)
+        """Seconds from the last run to the next, as configured now: less than the interval after a failure."""
+        every_s = self._app.policies.job_interval_s(self._job.name, self._job.every_s(self._app.settings))
         metrics.JOB_INTERVAL.set(every_s, self._job.name)
         if self._failures:
             every_s = min(every_s, RETRY_S * 2 ** min(self._failures - 1, 20))
-        return every_s * random.uniform(1 - _JITTER, 1)  # noqa: S311
+        return every_s * self._share
 
     async def _run_once(self) -> str | None:
         """Run the job, and record how that went; return the error, None if it succeeded."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from asyncpg import Record
 
-from handoff.errors import session_not_found
-from handoff.model import RetentionPolicy, SessionStatus
+from handoff.errors import Invalid, session_not_found
+from handoff.model import SessionStatus
+from handoff.store import configuration
 from handoff.store.connect import Connection
 
 # Between a session's expiry and the job that notices it, everyone reads that it is expired.
@@ -99,9 +100,16 @@ PAGE_BY_AGENT = f"""
 _READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
-async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]) -> Record | None:
-    """Create a session owned by `agent`. Returns None if the key is already taken."""
-    return await conn.fetchrow(CREATE, key, agent, policy, metadata)
+async def create(conn: Connection, key: str, agent: str, policy: str, metadata: dict[str, Any]) -> Record | None:
+    """Create a session owned by `agent`. Returns None if its key is taken. Raises Invalid if there is no such policy."""
+    row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
+    if row is None and policy not in (names := await configuration.policy_names(conn)):
+        raise Invalid(
+            "unknown_retention_policy",
+            f"There is no retention policy of this name. The policies are {', '.join(names)}.",
+            "Repeat the call with one of them as retention_policy, or without retention_policy for the usual one.",
+        )
+    return row
 
 
 async def find(conn: Connection, key: str) -> Record | None:

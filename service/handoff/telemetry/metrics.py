@@ -54,6 +54,7 @@ ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
+THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
 
 # Buckets
 # Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
@@ -189,6 +190,10 @@ CPU_LIMIT: Final = Gauge(
     "handoff.process.cpu.limit", "{cpu}", "CPUs that the process may use: one at most, because calls run on one event loop."
 )
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "Always 1, with the version as a label.", VERSION)
+THRESHOLD: Final = Gauge(
+    "handoff.threshold", "", "Thresholds in force, which alerts and health compare with.", THRESHOLD_NAME
+)
+CONFIGURATION_VERSION: Final = Gauge("handoff.configuration.version", "", "Version of the configuration in force.")
 COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 degraded, 2 unhealthy.", COMPONENT)
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of job runs.", CALL_S, JOB, OUTCOME)

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Final, Literal
 import structlog
 from pydantic import AfterValidator, Field
 
+from handoff.configuration import DEFAULT_POLICY, POLICY_CHARS_MAX
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, NotFound, session_closed
-from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, RetentionPolicy, SessionAction
+from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, SessionAction
 from handoff.store import handoffs, idempotency, lifecycle, sessions
 from handoff.store.append import Append, NewEntry, append_within
 from handoff.store.connect import Connection, after_commit
@@ -22,6 +23,7 @@ from handoff.tools.contract import (
     SessionKeyArg,
     Tool,
     acting_agent,
+    no_nul,
     result_with,
 )
 
@@ -47,7 +49,7 @@ class RegisterSession(Arguments):
 
     agent: AgentArg = None
     session_key: SessionKeyArg | None = None
-    retention_policy: RetentionPolicy = "standard"
+    retention_policy: Annotated[str, Field(max_length=POLICY_CHARS_MAX), AfterValidator(no_nul)] = DEFAULT_POLICY
     metadata: (
         Annotated[
             MetadataArg,
