@@ -238,6 +238,13 @@ class Settings(BaseSettings):
         le=86_400,
         description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
     )
+    storage_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 50,
+        description="What all tables may take on disk, in bytes, for the forecast in handoff://storage and the alert "
+        "HandoffStorageFilling; 0 for no limit. Nothing is refused when it is reached.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "

@@ -18,6 +18,7 @@ from handoff.jobs import (
     retention,
     settle,
     stale_alerts,
+    storage,
     watchdog,
 )
 from handoff.settings import Settings
@@ -50,5 +51,6 @@ JOBS: Final = (
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
     Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
+    Job("storage", lambda _: storage.INTERVAL_S, storage.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))
