@@ -298,9 +298,8 @@ async def test_what_is_indexed_of_a_text_is_what_migration_0010_indexed(db: asyn
     await db.execute(made.replace("search_texts(", "first_texts("))
     rng = random.Random(7)  # noqa: S311 - it must be repeatable
     # Kana, full-width, composed and decomposed letters, Hangul and its parts, compatibility forms, marks, signs, and spaces
-    letters = [
-        *"aZ9 .,-/队列её\u0439\u0438é，：！Ａ≠…—가\u1100\u1161\u11a8ำําßẞİ\u200b\ufe0f😀´\u2011\u3000。ーｶﾞ𠀀ა\u05d0\u05b8Åゔヷ\u0627"
-    ]
+    letters = [*"aZ9 .,-/队列её\u0439\u0438é，：！Ａ"]
+    letters += [*"≠…—가\u1100\u1161\u11a8ำําßẞİ\u200b\ufe0f😀´\u2011\u3000。ーｶﾞ𠀀ა\u05d0\u05b8Åゔヷ\u0627"]
     marks = [*"\u0301\u0306\u0308\u0338\u3099\u064b"]
     texts = ["".join(rng.choices(letters + marks, k=rng.randrange(1, 30))) for _ in range(3_000)]
     texts += ["".join(f"a{chr(code)}b" for code in range(begin, begin + 64)) for begin in range(0x80, 0xD800, 64)]
