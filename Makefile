@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-brief doctor fuzz open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-brief bench-rca doctor fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -59,6 +59,9 @@ bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 
 bench-brief: .venv/.ready    ## what a brief holds of sessions whose truth is known; FOLDER= a recorded one, WRITE=1 into docs/
 	@.venv/bin/python -m tests.bench.brief $(FOLDER) $(if $(WRITE),--write)
+
+bench-rca: .venv/.ready      ## how often the service at fault is named first: DATA= a folder of labelled issues, none for generated ones
+	@.venv/bin/python -m tests.bench.rca $(DATA)
 
 open:                        ## where the running stack is, and how to read its passwords
 	@for it in "Agents call:service 8642/mcp" "Grafana:grafana 3000/" "Prometheus:prometheus 9090/" \

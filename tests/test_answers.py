@@ -19,7 +19,9 @@ from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.handoffs import WRITERS_MAX
+from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
+from handoff.tools.session_data import REASON_CHARS_MAX
 from tests.agents import Agent
 
 ADA, BOB = "a" * 100, "b" * 100
@@ -178,6 +180,19 @@ async def lapse_handoff(world: World) -> dict[str, Any]:
     return await world.agent.ok("lapse_handoff", handoff_id=held["handoff_id"])
 
 
+async def session_data(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.ok("session_data", action="hold", of="session", name=KEY, reason=LONG * REASON_CHARS_MAX)
+
+
+async def lifecycle_of_all(world: World) -> dict[str, Any]:
+    await world.db.execute(
+        "INSERT INTO legal_hold (kind, name, reason, held_by) SELECT 'agent', 'a' || n, 'because of it', 'operator'"
+        "  FROM generate_series(1, 1000) n"
+    )
+    return await world.agent.read("handoff://lifecycle")
+
+
 async def close_session(world: World) -> dict[str, Any]:
     await world.session()
     return await world.agent.ok("close_session", agent=ADA, session_key=KEY)
@@ -234,6 +249,29 @@ async def alerts(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://alerts?limit=100")
 
 
+_JOB = """
+    INSERT INTO job
+    SELECT name, 9999999999, 9999999999, 0.123456789, 0.123456789, now(), now(), repeat('e', 200), now(), now(),
+           repeat('a', 100), now()
+      FROM unnest($1::text[]) name
+"""
+
+
+async def jobs(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, list(metrics.JOB.values))
+    return await world.agent.read("handoff://jobs")
+
+
+async def job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.read("handoff://jobs/certificates")
+
+
+async def control_job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.ok("job", agent="alice", job="certificates", action="run", reason="x")
+
+
 async def health(world: World) -> dict[str, Any]:
     await world.db.execute(
         """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
@@ -259,6 +297,9 @@ LARGEST: Final[dict[str, Build]] = {
     "resolve_handoff": resolve_handoff,
     "close_session": close_session,
     "lapse_handoff": lapse_handoff,
+    "session_data": session_data,
+    "handoff://lifecycle": lifecycle_of_all,
+    "job": control_job,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,
@@ -268,6 +309,8 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,
+    "handoff://jobs": jobs,
+    "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
 }
 

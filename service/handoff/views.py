@@ -1,6 +1,6 @@
-"""Views that tools and resources share: briefs and summaries, both cached, and inboxes."""
+"""Views that tools and resources share: briefs and summaries, both cached, inboxes, and jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ from asyncpg import Record
 from handoff import brief, cache
 from handoff.context import App
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
-from handoff.errors import Invalid
+from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
 from handoff.store import entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
@@ -274,3 +274,27 @@ def _role(row: Record, viewer: str | None) -> str:
         roles = {row["sender"]: "sender", row["target_agent"]: "target"}
     other = "capable" if row["state"] == "offered" and row["target_agent"] is None else "other"
     return roles.get(viewer, other) if viewer is not None else other
+
+
+_JOB_FIELDS: Final = (
+    "runs", "successes", "failures", "mean_s", "last_s", "last_success_at", "last_failure_at", "last_error", "next_run_at",
+    "paused_at", "paused_by", "asked_at",
+)  # fmt: skip
+_COUNTS: Final = frozenset({"runs", "successes", "failures"})
+
+
+def job_view(row: Mapping[str, Any] | Record) -> dict[str, Any]:
+    """A job, without what is not known: one that has never run has counts of 0 only."""
+    found = dict(row)
+    known = {name: found.get(name, 0 if name in _COUNTS else None) for name in _JOB_FIELDS}
+    seconds = {name: round(known[name], 6) for name in ("mean_s", "last_s") if known[name] is not None}
+    return {"name": found["name"], **{name: value for name, value in (known | seconds).items() if value is not None}}
+
+
+def known_job(name: str) -> str:
+    """The name, if a job has it. Raises NotFound, which names all jobs."""
+    if name not in metrics.JOB.values:
+        raise NotFound(
+            "job_not_found", "The worker has no job of this name.", f"The jobs are {', '.join(sorted(metrics.JOB.values))}."
+        )
+    return name

@@ -51,15 +51,20 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/inbox",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
+        "handoff://lifecycle",
         "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
+        "handoff://jobs",
+        "handoff://jobs/{name}",
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
+        "handoff://lifecycle",
         "handoff://health",
         "handoff://metrics",
         "handoff://alerts",
+        "handoff://jobs",
     ]
     assert len(RESOURCES) == len(listed)
 

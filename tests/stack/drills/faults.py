@@ -153,6 +153,16 @@ def audit_changed(stack: Stack) -> Generator[None]:
 
 
 @contextmanager
+def job_paused(stack: Stack, name: str) -> Generator[None]:
+    """An operator has paused a job and forgotten it."""
+    stack.sql(f"UPDATE job SET paused_at = now(), paused_by = 'ada', next_run_at = NULL WHERE name = '{name}'")
+    try:
+        yield
+    finally:
+        stack.sql(f"UPDATE job SET paused_at = NULL, paused_by = NULL WHERE name = '{name}'")
+
+
+@contextmanager
 def connections_taken(stack: Stack, all_in_all: int) -> Generator[None]:
     """Connections to Postgres are opened and held until there are `all_in_all`."""
     count = all_in_all - int(stack.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))

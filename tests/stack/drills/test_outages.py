@@ -17,6 +17,7 @@ from tests.stack.drills.faults import (
     failing_heartbeat,
     file_added,
     hanging_proxy,
+    job_paused,
     memory_short,
     not_measured,
     pager_refuses,
@@ -116,6 +117,7 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 ("HandoffCertificateExpiring",),
                 muted=("HandoffCertificateExpiring",),
             ),
+            Fault("a job paused and forgotten", lambda it: job_paused(it.stack, "stale_alerts"), ("HandoffJobLate",)),
             Fault("a row of the audit changed by hand", lambda it: audit_changed(it.stack), ("HandoffAuditChainBroken",)),
             Fault(
                 "88 of 100 connections taken",
