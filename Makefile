@@ -25,7 +25,7 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended.
 LANES := work pages bundle outages
-pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
+pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
