@@ -55,6 +55,8 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
+        "handoff://storage",
+        "handoff://config",
         "handoff://jobs",
         "handoff://jobs/{name}",
     }
@@ -64,6 +66,8 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://health",
         "handoff://metrics",
         "handoff://alerts",
+        "handoff://config",
+        "handoff://storage",
         "handoff://jobs",
     ]
     assert len(RESOURCES) == len(listed)
