@@ -36,8 +36,12 @@ class Agent:
 
     async def read(self, uri: str) -> dict[str, Any]:
         """Read a resource; return its JSON."""
+        return json.loads(await self.read_text(uri))
+
+    async def read_text(self, uri: str) -> str:
+        """Read a resource; return its text."""
         result = await self.client.read_resource(uri)
-        return json.loads(getattr(result.contents[0], "text", ""))
+        return getattr(result.contents[0], "text", "")
 
     async def session(self, agent: str = "alice", **arguments: Any) -> str:
         """Register a session; return its key."""
@@ -84,9 +88,9 @@ async def all_of(*calls: Any) -> list[Any]:
 
 
 async def kinds(agent: Agent, key: str) -> list[str]:
-    """Return the kinds of events of a session after its creation, in order."""
+    """Return the kinds of events of a session after its creation, which leaves two, in order."""
     events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
-    return [event["kind"].removeprefix("handoff.") for event in events][1:]
+    return [event["kind"].removeprefix("handoff.") for event in events][2:]
 
 
 async def may_write(agent: Agent, key: str, *names: str) -> list[bool]:

@@ -19,7 +19,9 @@ from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.handoffs import WRITERS_MAX
+from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
+from handoff.tools.session_data import REASON_CHARS_MAX
 from tests.agents import Agent
 
 ADA, BOB = "a" * 100, "b" * 100
@@ -178,6 +180,21 @@ async def lapse_handoff(world: World) -> dict[str, Any]:
     return await world.agent.ok("lapse_handoff", handoff_id=held["handoff_id"])
 
 
+async def session_data(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.ok(
+        "session_data", agent=ADA, action="hold", of="session", name=KEY, reason=LONG * REASON_CHARS_MAX
+    )
+
+
+async def lifecycle_of_all(world: World) -> dict[str, Any]:
+    await world.db.execute(
+        "INSERT INTO legal_hold (kind, name, reason, held_by) SELECT 'agent', 'a' || n, 'because of it', 'operator'"
+        "  FROM generate_series(1, 1000) n"
+    )
+    return await world.agent.read("handoff://lifecycle")
+
+
 async def close_session(world: World) -> dict[str, Any]:
     await world.session()
     return await world.agent.ok("close_session", agent=ADA, session_key=KEY)
@@ -234,6 +251,29 @@ async def alerts(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://alerts?limit=100")
 
 
+_JOB = """
+    INSERT INTO job
+    SELECT name, 9999999999, 9999999999, 0.123456789, 0.123456789, now(), now(), repeat('e', 200), now(), now(),
+           repeat('a', 100), now()
+      FROM unnest($1::text[]) name
+"""
+
+
+async def jobs(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, list(metrics.JOB.values))
+    return await world.agent.read("handoff://jobs")
+
+
+async def job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.read("handoff://jobs/certificates")
+
+
+async def control_job(world: World) -> dict[str, Any]:
+    await world.db.execute(_JOB, ["certificates"])
+    return await world.agent.ok("job", agent="alice", job="certificates", action="run", reason="x")
+
+
 async def health(world: World) -> dict[str, Any]:
     await world.db.execute(
         """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
@@ -244,6 +284,27 @@ async def health(world: World) -> dict[str, Any]:
     if world.app.health._storing is not None:
         await world.app.health._storing
     return await world.agent.read("handoff://health?history=100")
+
+
+def _configuration(letter: str) -> dict[str, Any]:
+    days = dict.fromkeys(("archived_days", "logs_days", "metrics_days"), 3650)
+    policy = {"active_hours": 8760, "dormant_minutes": 525_600, **days}
+    retention = {"standard": policy} | {f"{letter * 48}{number:02}": policy for number in range(49)}
+    filters = [{"level": "warning", "session": letter * 255} for _ in range(80)]
+    return {"retention": retention, "monitoring": {"log_filters": filters}}
+
+
+async def configuration(world: World) -> dict[str, Any]:
+    asked = {"action": "import", "agent": ADA, "reason": "r" * 500}
+    for version, letter in ((1, "a"), (2, "b")):
+        document = {"format": 1, "configuration": _configuration(letter)}
+        done = await world.agent.ok("configuration", document=document, expected_version=version, **asked)
+    return done
+
+
+async def config(world: World) -> dict[str, Any]:
+    await configuration(world)
+    return await world.agent.read("handoff://config")
 
 
 LARGEST: Final[dict[str, Build]] = {
@@ -259,6 +320,10 @@ LARGEST: Final[dict[str, Build]] = {
     "resolve_handoff": resolve_handoff,
     "close_session": close_session,
     "lapse_handoff": lapse_handoff,
+    "session_data": session_data,
+    "handoff://lifecycle": lifecycle_of_all,
+    "configuration": configuration,
+    "job": control_job,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,
@@ -268,7 +333,10 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,
+    "handoff://jobs": jobs,
+    "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
+    "handoff://config": config,
 }
 
 

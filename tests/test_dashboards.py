@@ -5,10 +5,9 @@ from collections import Counter
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import yaml
-
 from grafana.source.__main__ import PAGES, page_json
 from grafana.source.page import TAG
+from handoff.configuration import THRESHOLDS
 from handoff.telemetry.metrics import INSTRUMENTS
 from tests.stack import panels
 from tests.stack.bundle import ROOT
@@ -34,16 +33,6 @@ VARIABLES = ("tool", "instance", "statement", "type", "entry")  # of PromQL
 
 def every_panel() -> list[tuple[str, Json]]:
     return [(f"{page['title']} / {it['title']}", it) for page in dashboards().values() for it in panels.panels(page)]
-
-
-def thresholds() -> dict[str, float]:
-    """The limits of the alerts, by name."""
-    return {
-        it["labels"]["of"]: float(str(it["expr"])[7:-1])
-        for group in yaml.safe_load((ROOT / "prometheus/rules/thresholds.yml").read_text())["groups"]
-        for it in group["rules"]
-        if it["record"] == "handoff:threshold"
-    }
 
 
 def urls(node: Any) -> list[str]:
@@ -305,6 +294,6 @@ def test_no_panel_shows_what_a_role_may_not_see() -> None:
 
 
 def test_the_thresholds_drawn_are_those_of_the_alerts() -> None:
-    of = thresholds()
+    of = {name: it.default for name, it in THRESHOLDS.items()}
     (failed,) = [it for name, it in every_panel() if name == "Overview / Failed calls"]
     assert failed["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == of["error_ratio"]

@@ -11,8 +11,9 @@ from statistics import median
 
 from markdown_it import MarkdownIt
 
+from handoff.configuration import THRESHOLDS
 from handoff.model import TRANSITIONS
-from handoff.operations.checks import THRESHOLDS
+from handoff.operations.checks import LIMITS, limits_of
 from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
 from handoff.settings import Settings
 from tests.processes import HANDOFF, PATIENCE_S, Service, environment, free_port, serving
@@ -100,8 +101,9 @@ def test_the_diagram_and_the_tables_are_those_of_the_code() -> None:
 
 def test_the_thresholds_of_health_are_those_of_the_code() -> None:
     page = (DOCS / "health.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(THRESHOLDS)
-    for name, (degraded, unhealthy) in THRESHOLDS.items():
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(LIMITS)
+    for name in LIMITS:
+        degraded, unhealthy = limits_of(name, lambda of: THRESHOLDS[of].default)
         row = re.findall(rf"^\| `{name}` \| [^|]* \| ([^|]*) \| ([^|]*)\|$", page, re.MULTILINE)
         assert row, name
         shown = [re.match(r"[\d,]+", cell.strip()) for cell in row[0]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.source import answers, calls, configuration, errors, operations, settings, signals
+from docs.source import answers, calls, configuration, errors, operations, settings, signals, thresholds
 
 PAGES: Final = Path(__file__).parents[1]
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
@@ -26,6 +26,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "variables": signals.variables,
     "alerts": operations.alerts,
     "jobs": operations.jobs,
+    "thresholds": thresholds.thresholds,
 }
 _PART: Final = re.compile(r"(?<=^<!-- generated: )([\w-]+) -->\n.*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 

@@ -1,10 +1,8 @@
 """The panel types. A colour means the same thing on every panel: red is where a critical alert fires, orange where a warning does."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final, Literal
 
-import yaml
 from grafana_foundation_sdk.builders import common as build
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import heatmap, logs, stat, statetimeline, table, text, timeseries
@@ -15,8 +13,8 @@ from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models import text as text_models
 
 from grafana.source.queries import Loki, Prom, Query, Sql, Steps, Traces, source
+from handoff.configuration import THRESHOLDS
 
-THRESHOLDS: Final = Path(__file__).parents[2] / "prometheus" / "rules" / "thresholds.yml"
 WIDTH: Final = 24
 _WRAPPED: Final = {
     "custom.cellOptions": {"type": "auto", "wrapText": True},
@@ -53,11 +51,8 @@ Panel = Builder[models.Panel]
 
 
 def limit(name: str) -> float:
-    """An alert threshold, by its name (the label `of`) in prometheus/rules/thresholds.yml."""
-    groups = yaml.safe_load(THRESHOLDS.read_text())["groups"]
-    rules = [rule for group in groups for rule in group["rules"] if rule["record"] == "handoff:threshold"]
-    (expression,) = [rule["expr"] for rule in rules if rule["labels"]["of"] == name]
-    return float(expression.removeprefix("vector(").removesuffix(")"))
+    """The default of a threshold, by its name (the label `of`)."""
+    return THRESHOLDS[name].default
 
 
 def _source_of(queries: Sequence[Query]) -> models.DataSourceRef:

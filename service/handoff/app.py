@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
@@ -13,15 +14,17 @@ from handoff import __version__
 from handoff.cache import open_cache
 from handoff.context import App
 from handoff.errors import HandoffError
+from handoff.jobs.table import JOBS
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
+from handoff.policies import Policies
 from handoff.server.admission import Admission
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store import agents
-from handoff.store.connect import Pool, connection, open_pool
+from handoff.store.connect import Pool, StandbyConnection, connection, open_pool
 from handoff.store.lane import AppendLane
 from handoff.telemetry import calls, metrics, spans
 from handoff.telemetry.environment import is_disabled, reads_parents, unheeded
@@ -62,14 +65,18 @@ async def open_app(
     )
     pool = await open_pool(settings)
     _observe_pool(pool)
+    registry = StandbyConnection(settings, application_name="handoff-presence")
+    policies = Policies(settings, registry, [job.name for job in JOBS])
+    policies.on_change.append(partial(_configure_logs, policies, filters))
+    _configure_logs(policies, filters)
     identity = Identity(id_, kind, operations, runs_jobs=settings.jobs or kind == "worker")
     cache = open_cache(settings)
     heartbeat = Heartbeat(settings)
-    health = Health(
-        settings, Presence(settings, identity), cache, heartbeat, signals.shipments if signals is not None else None, tokens
-    )
+    shipments = signals.shipments if signals is not None else None
+    health = Health(settings, policies, registry, Presence(settings, identity), cache, heartbeat, shipments, tokens)
     app = App(
         settings=settings,
+        policies=policies,
         pool=pool,
         lane=AppendLane(pool, settings),
         cache=cache,
@@ -81,9 +88,9 @@ async def open_app(
         health=health,
         signals=signals,
     )
-    if kind == "service":
-        app.wakeups.start()  # in a worker, nobody waits or subscribes
-    running = (health.run(), app.alerts.run(), _follow_files(settings, pool, tokens, filters))
+    app.wakeups.on_configuration.append(policies.wake)
+    app.wakeups.start()
+    running = (health.run(), policies.run(), app.alerts.run(), _follow_files(settings, pool, tokens, filters, policies))
     background = [asyncio.create_task(task) for task in running]
     try:
         yield app
@@ -141,8 +148,13 @@ async def _close(app: App) -> bool:
     return is_drained
 
 
-async def _follow_files(settings: Settings, pool: Pool, tokens: Tokens | None, filters: Filters) -> None:
-    """Read the files again that can change while the process runs: tokens and log filters.
+def _configure_logs(policies: Policies, filters: Filters) -> None:
+    monitoring = policies.monitoring
+    filters.configure(monitoring.log_level, [it.model_dump(exclude_none=True) for it in monitoring.log_filters])
+
+
+async def _follow_files(settings: Settings, pool: Pool, tokens: Tokens | None, filters: Filters, policies: Policies) -> None:
+    """Read the files again that can change while the process runs: tokens, log filters, and the configuration file.
 
     Agents also lose the capabilities that they declared before the tokens file forbade them.
     """
@@ -159,3 +171,4 @@ async def _follow_files(settings: Settings, pool: Pool, tokens: Tokens | None, f
         if tokens is not None:
             tokens.refresh()
         filters.refresh()
+        policies.refresh_file()

@@ -8,6 +8,7 @@ from handoff.model import Caller
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
+from handoff.policies import Policies
 from handoff.server.admission import Admission
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
@@ -24,6 +25,7 @@ class App:
     """Everything that lives as long as the process. `tokens` is None without a tokens file, `signals` without telemetry."""
 
     settings: Settings
+    policies: Policies
     pool: Pool
     lane: AppendLane
     cache: Cache

@@ -114,7 +114,8 @@ def session_closed(key: str, status: str) -> Conflict:
     return Conflict(
         "session_closed",
         f"Session {key!r} is {status}: it accepts no more entries or handoffs.",
-        'You can still read it with get_context. To continue, call register_session with metadata {"continues": THIS_KEY}.',
+        "You can still read it with get_context. To continue, call register_session with metadata "
+        f'{{"continues": "{key}"}}, and write to the new session.',
         status=status,
     )
 

@@ -100,12 +100,23 @@ class Settings(BaseSettings):
         default=None, description="File with log levels per event, tool, agent and session, read again whenever it changes."
     )
 
+    config_file: Path | None = Field(
+        default=None,
+        description="TOML file with defaults of what can be configured while the service runs; read again whenever it "
+        "changes.",
+    )
+
     # Limits and leases
     content_bytes_max: int = Field(
         default=1 << 20, ge=1 << 10, le=16 << 20, description="Maximum size of the content of one entry, in bytes."
     )
     session_entries_max: int = Field(
         default=100_000, ge=100, le=10_000_000, description="Maximum number of entries per session."
+    )
+    redaction: bool = Field(
+        default=True,
+        description="Whether secrets (tokens, keys, passwords) in what agents write are replaced by a marker before they "
+        "are stored, unless the session's retention policy keeps them.",
     )
     page_bytes_max: int = Field(
         default=64 << 10,  # 16,000 tokens: clients cut what a model reads at 25,000 or so
@@ -154,7 +165,7 @@ class Settings(BaseSettings):
         ge=2,
         le=100,
         description="Maximum number of pooled connections to Postgres per process. Dedicated connections come on top: "
-        "three in a service, one more if it runs the jobs, and three in a worker.",
+        "three in a service, one more if it runs the jobs, and four in a worker.",
     )
     connect_timeout_s: float = Field(
         default=3.0, gt=0, le=60, description="Timeout for opening a connection to Postgres, in seconds."
@@ -197,6 +208,39 @@ class Settings(BaseSettings):
         gt=0,
         le=3_600,
         description="Interval between checks for lapsed leases and passed deadlines, in seconds.",
+    )
+    expire_interval_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3_600,
+        description="Interval between checks for sessions whose time is over, in seconds. Calls treat them as expired from "
+        "that time on.",
+    )
+    dormant_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between checks for idle sessions, in seconds."
+    )
+    archive_interval_s: float = Field(
+        default=60.0, gt=0, le=3_600, description="Interval between searches for sessions to archive, in seconds."
+    )
+    archive_after_s: float = Field(
+        default=86_400.0,
+        ge=60,
+        le=31_536_000,
+        description="How long a session stays completed, cancelled or expired before its entries move to the archive, in "
+        "seconds. They can be read there as before.",
+    )
+    idempotency_kept_s: float = Field(
+        default=604_800.0,
+        ge=86_400,
+        le=31_536_000,
+        description="How long the result of a call with an idempotency_key is kept at least, in seconds. It is kept longer "
+        "where a retention policy lets sessions stay active for longer. Afterwards a repeated call is a new one.",
+    )
+    delete_interval_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
     )
     jobs: bool = Field(
         default=True,

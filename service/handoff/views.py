@@ -1,17 +1,18 @@
-"""Views that tools and resources share: briefs and summaries, both cached, and inboxes."""
+"""Views that tools and resources share: briefs and summaries, both cached, inboxes, the configuration, and jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
 from asyncpg import Record
 
 from handoff import brief, cache
+from handoff.configuration import differences
 from handoff.context import App
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
-from handoff.errors import Invalid
+from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
-from handoff.store import entries, handoffs, inbox, sessions
+from handoff.store import configuration, entries, handoffs, inbox, sessions
 from handoff.store.connect import Connection, connection, snapshot
 from handoff.telemetry import metrics
 
@@ -122,7 +123,7 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
     wanted = min(brief.CANDIDATES_MAX, bytes_max // brief.PART_BYTES_MIN + 1)
     rows = await entries.for_brief(
         conn,
-        session["id"],
+        session,
         {**dict.fromkeys(ENTRY_TYPES, wanted), "file": brief.CANDIDATES_MAX},  # several entries on a file make one part
         wanted,
         chars=min(brief.TEXT_CHARS_MAX, bytes_max),
@@ -140,17 +141,16 @@ async def _compose(conn: Connection, session: Record, token_budget: int) -> dict
 
 
 async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
-    session_id: int = session["id"]
     points = await entries.for_brief(
         conn,
-        session_id,
+        session,
         {"decision": KEY_POINTS_MAX, "summary": 1},
         KEY_POINTS_MAX,
         chars=EXCERPT_CHARS,
         chars_cut=EXCERPT_CHARS,
         bytes_max=_KEY_POINTS_BYTES,
     )
-    messages = await entries.first_and_last_message(conn, session_id, EXCERPT_CHARS)
+    messages = await entries.first_and_last_message(conn, session, EXCERPT_CHARS)
     counts = await entries.counts(conn, session)
     return {
         "session_key": session["key"],
@@ -163,11 +163,11 @@ async def _summarise(conn: Connection, session: Record) -> dict[str, Any]:
                 for name, value in _cut(handoffs.view(row), EXCERPT_CHARS).items()
                 if name in ("handoff_id", "state", "sender", "target_agent", "target_capability", "holder", "outcome")
             }
-            for row in await handoffs.latest_of_session(conn, session_id, 20)
+            for row in await handoffs.latest_of_session(conn, session["id"], 20)
         ],
         "entries": sum(counts.all.values()),
         "by_type": counts.all,
-        "participants": await entries.authors(conn, session_id),
+        "participants": await entries.authors(conn, session),
         "content_bytes": session["content_bytes"],
         "minutes": round((session["last_activity_at"] - session["created_at"]).total_seconds() / 60, 1),
         "key_points": [
@@ -275,3 +275,38 @@ def _role(row: Record, viewer: str | None) -> str:
         roles = {row["sender"]: "sender", row["target_agent"]: "target"}
     other = "capable" if row["state"] == "offered" and row["target_agent"] is None else "other"
     return roles.get(viewer, other) if viewer is not None else other
+
+
+async def configuration_view(app: App) -> dict[str, Any]:
+    """What is in force in this process, the version in the database, and which defaults that replaces."""
+    await app.policies.refresh()
+    async with connection(app.pool) as conn:
+        row = await configuration.newest(conn)
+    shown = {name: row[name] for name in ("version", "at", "author", "reason")}
+    monitoring = row["document"]["monitoring"]
+    shown |= {"in_force": app.policies.in_force(), "set": [it["field"] for it in differences({}, monitoring)]}
+    return shown | ({"refused": app.policies.problem} if app.policies.problem else {})
+
+
+_JOB_FIELDS: Final = (
+    "runs", "successes", "failures", "mean_s", "last_s", "last_success_at", "last_failure_at", "last_error", "next_run_at",
+    "paused_at", "paused_by", "asked_at",
+)  # fmt: skip
+_COUNTS: Final = frozenset({"runs", "successes", "failures"})
+
+
+def job_view(row: Mapping[str, Any] | Record) -> dict[str, Any]:
+    """A job, without what is not known: one that has never run has counts of 0 only."""
+    found = dict(row)
+    known = {name: found.get(name, 0 if name in _COUNTS else None) for name in _JOB_FIELDS}
+    seconds = {name: round(known[name], 6) for name in ("mean_s", "last_s") if known[name] is not None}
+    return {"name": found["name"], **{name: value for name, value in (known | seconds).items() if value is not None}}
+
+
+def known_job(name: str) -> str:
+    """The name, if a job has it. Raises NotFound, which names all jobs."""
+    if name not in metrics.JOB.values:
+        raise NotFound(
+            "job_not_found", "The worker has no job of this name.", f"The jobs are {', '.join(sorted(metrics.JOB.values))}."
+        )
+    return name

@@ -15,7 +15,7 @@ from mcp.server.subscriptions import ResourceUpdated, ServerEvent
 
 from handoff.errors import Unavailable
 from handoff.settings import Settings
-from handoff.store import agents
+from handoff.store import agents, configuration
 from handoff.store.connect import Pool, connect_alone, connection
 
 log = structlog.get_logger(__name__)
@@ -45,6 +45,7 @@ class Wakeups:
         self._listening = False
         self.closing = False  # once True, calls no longer wait
         self.on_release: list[Callable[[], None]] = []
+        self.on_configuration: list[Callable[[], None]] = []  # called when the configuration has changed, or may have
 
     def start(self) -> None:
         """Start listening."""
@@ -136,7 +137,9 @@ class Wakeups:
         conn.add_termination_listener(lambda _: lost.set())
         try:
             await conn.add_listener(CHANNEL, self._notified)
+            await conn.add_listener(configuration.CHANNEL, self._configured)
             self._listening = True
+            self._configured()
             await self._notify_all()
             while not lost.is_set():
                 try:
@@ -154,6 +157,11 @@ class Wakeups:
                 event.set()
             if self._listeners:
                 self._publish_topic(topic)
+
+    def _configured(self, *_: object) -> None:
+        for act in self.on_configuration:
+            act()
+        self._publish_uri("handoff://config")
 
     def _publish_topic(self, topic: str) -> None:
         kind, _, name = topic.partition(":")

@@ -259,6 +259,14 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0009_alerts_kept_whatever_they_say.sql",
         "0010_search_in_many_languages.sql",
         "0011_lease_clock.sql",
+        "0012_audit.sql",
+        "0013_lifecycle.sql",
+        "0014_jobs.sql",
+        "0015_archive.sql",
+        "0016_legal_holds.sql",
+        "0017_configuration.sql",
+        "0018_keeps_secrets.sql",
+        "0019_search_texts_for_less.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

@@ -310,7 +310,7 @@ SERVICE = {"handoff-wakeups", "handoff-health", "handoff-presence"}
     [
         ("service", {"jobs": False}, SERVICE),
         ("service", {"jobs": True}, {*SERVICE, "handoff-jobs"}),
-        ("worker", {}, {"handoff-health", "handoff-presence", "handoff-jobs"}),
+        ("worker", {}, {*SERVICE, "handoff-jobs"}),
     ],
 )
 async def test_a_process_has_as_many_connections_as_the_settings_say(
@@ -327,7 +327,7 @@ async def test_a_process_has_as_many_connections_as_the_settings_say(
                 while sorted(row[0] for row in await db.fetch(names)) != wanted:
                     await anyio.sleep(0.05)
     said = str(Settings.model_fields["pool_size"].description)
-    assert "three in a service, one more if it runs the jobs, and three in a worker" in said
+    assert "three in a service, one more if it runs the jobs, and four in a worker" in said
 
 
 async def test_running_processes_are_found_and_ended_ones_are_not(settings: Settings) -> None:

@@ -51,15 +51,20 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/inbox",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
+        "handoff://lifecycle",
         "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
+        "handoff://jobs",
+        "handoff://jobs/{name}",
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
+        "handoff://lifecycle",
         "handoff://health",
         "handoff://metrics",
         "handoff://alerts",
+        "handoff://jobs",
     ]
     assert len(RESOURCES) == len(listed)
 
@@ -250,6 +255,7 @@ async def test_a_lifecycle_is_paged_in_order(agent: Agent) -> None:
     assert [event["id"] for event in events] == sorted(event["id"] for event in events)
     assert [event["kind"] for event in events] == [
         "session.created",
+        "session.expiration_scheduled",
         "handoff.offered",
         "handoff.accepted",
         *["handoff.renewed"] * 5,

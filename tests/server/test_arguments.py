@@ -123,11 +123,16 @@ async def test_both_eras_take_null_as_left_out(app: App) -> None:
 
 async def test_what_is_left_out_of_an_amendment_changes_nothing(agent: Agent) -> None:
     key = await agent.session()
-    handoff_id = await agent.offer(key, deadline_minutes=60)
+    handoff_id = await agent.offer(key, deadline_minutes=60, priority=7)
     same = {"agent": "alice", "session_key": key, "handoff_id": handoff_id, "instructions": "Go on, with care."}
     nothing = {"target_agent": "", "target_capability": None, "priority": None, "deadline_minutes": 0, "idempotency_key": ""}
 
     amended = await agent.ok("request_handoff", **same, **nothing)
+    every = nothing | {"target_agent": "bob", "request_type": "context_transfer", "priority": 5}  # as it is, or the default
+    assert (await agent.ok("request_handoff", **same, **every))["priority"] == 7
+    for more in ({"priority": 6}, {"target_agent": "carol"}, {"request_type": "collaboration"}, {"deadline_minutes": 60}):
+        refused = await agent.refused("request_handoff", **same, **(every | more))
+        assert f"not {next(iter(more))}." in refused["message"]
 
     assert (amended["handoff_id"], amended["state"]) == (handoff_id, "offered")
     assert amended["instructions"] == "Go on, with care."

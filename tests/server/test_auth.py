@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from handoff.app import open_app
+from handoff.configuration import THRESHOLDS
 from handoff.context import App
-from handoff.operations.checks import THRESHOLDS
 from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Settings
 from tests.agents import until
@@ -226,7 +226,7 @@ async def test_while_the_tokens_file_cannot_be_used_health_says_so(
     looked_twice(tokens)
     looked_twice(tokens)
     assert tokens.refused_s > 0
-    monkeypatch.setattr(tokens, "_refused_at", monotonic() - THRESHOLDS["tokens"][0])
+    monkeypatch.setattr(tokens, "_refused_at", monotonic() - THRESHOLDS["tokens_refused_seconds"].default)
 
     found = (await checked(guarded.health))["components"]["tokens"]
     assert found["status"] == "degraded"

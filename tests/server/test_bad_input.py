@@ -110,7 +110,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("update_context", UPDATE | {"sesion_key": "s"}, "sesion_key"),
     ("update_context", entry(contents="x"), "contents"),
     ("update_context", entry(type="thought"), "type"),
-    ("register_session", {"agent": "alice", "retention_policy": "forever"}, "retention_policy"),
+    ("register_session", {"agent": "alice", "retention_policy": "x" * 51}, "retention_policy"),
     ("request_handoff", REQUEST | {"request_type": "gift"}, "request_type"),
     ("get_context", {"agent": "alice", "session_key": "s", "view": "all"}, "view"),
     ("get_inbox", {}, "agent"),

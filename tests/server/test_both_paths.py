@@ -50,8 +50,10 @@ async def paths(app: App, db: asyncpg.Connection) -> AsyncGenerator[Paths]:
         async def answers(content: bytes, sent: list[tuple[str, str]]) -> list[tuple[int, Any]]:
             found: list[tuple[int, Any]] = []
             for http in (short, long):
-                await db.execute("TRUNCATE session, idempotency, agent RESTART IDENTITY CASCADE")
                 http.headers.clear()
+                # What a good request says of itself is remembered, and must not stand for that of a bad one.
+                await http.post("/mcp", content=request(), headers=[("host", "localhost"), *SENT])
+                await db.execute("TRUNCATE session, idempotency, agent RESTART IDENTITY CASCADE")
                 answer = await http.post("/mcp", content=content, headers=[("host", "localhost"), *sent])
                 is_json = answer.headers.get("content-type") == "application/json"
                 found.append((int(answer.status_code), normalised(answer.json()) if is_json else answer.text))

@@ -113,6 +113,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "resolve_handoff": {"agent": "a", "handoff_id": 1, "action": "complete", "token": 1},
     "close_session": {"agent": "a", "session_key": "s"},
     "lapse_handoff": {"handoff_id": 1},
+    "session_data": {"agent": "a", "action": "hold", "of": "session", "name": "s", "reason": "x"},
+    "configuration": {},
+    "job": {"agent": "a", "job": "settle", "action": "run", "reason": "x"},
 }
 OF_EVERY_TYPE: list[Any] = [True, 0, -1, 7, 10**6, 1.5, "", "x", "1", "message", [], [1], ["x"], {}, {"x": 1}]
 NAMES = [

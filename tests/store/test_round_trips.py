@@ -11,7 +11,7 @@ from tests.agents import Agent
 
 # Statements of one call with an idempotency key, BEGIN and COMMIT included. A key takes two of them.
 STATEMENTS_MAX = {
-    "register_session": 9,
+    "register_session": 7,
     "update_context": 1,
     "get_context": 7,
     "request_handoff": 14,  # six of them after the commit, for the preview of the brief
@@ -19,7 +19,7 @@ STATEMENTS_MAX = {
     "accept_handoff": 12,
     "renew_handoff": 6,
     "resolve_handoff": 6,
-    "close_session": 9,
+    "close_session": 8,
 }
 
 

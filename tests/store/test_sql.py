@@ -13,7 +13,7 @@ import pytest
 
 from handoff import store
 from handoff.model import ENTRY_TYPES, MARKS
-from handoff.store import append, entries, events, handoffs, idempotency, inbox, sessions
+from handoff.store import append, entries, events, handoffs, idempotency, inbox, lifecycle, sessions
 from tests.conftest import _database, _execute
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
@@ -42,7 +42,7 @@ FILL = """
                          last_activity_at, last_sequence, content_bytes, version)
     SELECT 's' || n, 'a' || n % 9, 'a' || n % 9, ARRAY['a' || n % 9],
            CASE WHEN n % 10 = 0 THEN 'completed' ELSE 'active' END, 'standard', '{}',
-           now() - n * interval '1 minute', now(), now(), CASE WHEN n <= 20 THEN 1500 ELSE 10 END, 100, 1
+           now() - n * interval '1 minute', now() + interval '1 day', now(), CASE WHEN n <= 20 THEN 1500 ELSE 10 END, 100, 1
       FROM generate_series(1, 20000) n;
     INSERT INTO participant (agent, session_id, created_at) SELECT owner, id, created_at FROM session;
     INSERT INTO participant (agent, session_id, created_at) SELECT 'sees-all', id, created_at FROM session;
@@ -267,6 +267,17 @@ async def test_overdue_handoffs_are_found_by_index(filled: asyncpg.Connection) -
     await filled.execute("UPDATE handoff SET deadline = now() - interval '1 hour' WHERE id IN (12, 24)")
 
     assert most(await plan(filled, handoffs.OVERDUE, 100), "handoff") <= 2
+
+
+async def test_sessions_that_are_due_are_found_by_index(filled: asyncpg.Connection) -> None:
+    await filled.execute("UPDATE session SET idle_check_at = now() + interval '1 hour', expiry_check_at = expires_at")
+    await filled.execute("ANALYZE session")
+    await filled.execute("UPDATE session SET idle_check_at = now(), expiry_check_at = now() WHERE id IN (11, 12, 13)")
+
+    for statement in (lifecycle.SLEEP, lifecycle.EXPIRE):
+        scans = await plan(filled, statement, 500)
+        assert most([scan for scan in scans if scan["index"] != "session_pkey"], "session") <= 6
+        assert most(scans, "handoff") <= 6
 
 
 async def test_an_append_reads_only_its_own_session(filled: asyncpg.Connection) -> None:

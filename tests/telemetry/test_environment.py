@@ -41,6 +41,23 @@ async def test_what_has_no_effect_is_said_at_the_start_and_by_doctor(
     assert finding.todo == "Unset or correct OTEL_EXPORTER_OTLP_PROTOCOL, OTEL_TRACES_SAMPLER."
 
 
+@pytest.mark.parametrize(
+    ("sampler", "argument", "is_heeded"),
+    [
+        ("", "0.1", False),
+        ("always_on", "0.1", False),
+        ("jaeger_remote", "0.1", False),
+        ("traceidratio", "ten", False),
+        ("traceidratio", "0.1", True),
+        ("ParentBased_TraceIdRatio", "0.1", True),
+        ("always_on", "", True),
+    ],
+)
+def test_a_ratio_without_a_sampler_that_has_one_is_complained_about(sampler: str, argument: str, *, is_heeded: bool) -> None:
+    complaints = unheeded({"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument})
+    assert ("OTEL_TRACES_SAMPLER_ARG" not in complaints) is is_heeded
+
+
 def test_values_that_are_what_happens_anyway_are_not_complained_about() -> None:
     assert unheeded({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "PATH": "x"}) == {}
     assert set(unheeded({"OTEL_LOGS_EXPORTER": "console", "OTEL_PROPAGATORS": "tracecontext,b3"})) == {

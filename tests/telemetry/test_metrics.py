@@ -17,7 +17,7 @@ from handoff.cache import LocalCache
 from handoff.context import App
 from handoff.jobs.table import JOBS
 from handoff.model import EVENT_OF_ACTION, Caller
-from handoff.operations.checks import CHECKS, REMEDIES, THRESHOLDS
+from handoff.operations.checks import CHECKS, LIMITS, REMEDIES
 from handoff.server.calls import ClientGone, call_tool
 from handoff.server.catalog import ADMIN_TOOLS, TOOLS
 from handoff.server.protocol import build_server
@@ -35,7 +35,7 @@ from tests.requests import body, headers
 def test_labels_allow_the_names_that_the_code_defines() -> None:
     assert {tool.name for tool in (*TOOLS, *ADMIN_TOOLS)} <= metrics.TOOL.values
     assert {job.name for job in JOBS} == metrics.JOB.values
-    assert set(THRESHOLDS) == set(REMEDIES) == set(CHECKS) == metrics.COMPONENT.values
+    assert set(LIMITS) == set(REMEDIES) == set(CHECKS) == metrics.COMPONENT.values
     assert {"tools/call", "resources/read"} <= metrics.METHOD.values
     assert len(set(names().values())) + 8 < metrics.STATEMENT.values_max
 

@@ -24,6 +24,7 @@ from handoff.server.record import Subject
 from handoff.store.connect import connection
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, Arrival, CallRecord, begin, finished, parse_traceparent
+from handoff.telemetry.scope import SCHEMA_URL
 from handoff.telemetry.spans import Tracer
 from tests.agents import LONG_WAIT_S, PAST, Agent, until
 from tests.collector import Collector, attributes
@@ -52,13 +53,15 @@ async def named(collector: Collector, name: str, count: int = 1) -> list[Any]:
     return [span for span in collector.spans() if span.name == name]
 
 
-async def call(http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None) -> Any:
+async def call(
+    http: httpx2.AsyncClient, tool: str, arguments: dict[str, Any], traceparent: str | None = None, **more: str
+) -> Any:
     from tests.requests import META
 
     meta = META | ({"traceparent": traceparent} if traceparent else {})
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
     params = {"name": tool, "arguments": arguments, "_meta": meta}
-    answer = await http.post("/mcp", json={**request, "params": params}, headers=headers("tools/call", tool))
+    answer = await http.post("/mcp", json={**request, "params": params}, headers=headers("tools/call", tool, **more))
     return answer.json()["result"]
 
 
@@ -99,6 +102,17 @@ async def test_without_a_meta_the_http_span_is_the_parent_and_continues_its_head
     assert list(span.links) == []
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "port"), [("localhost:8642", "localhost", 8642), ("[::1]:80", "::1", 80), ("[::1]", "::1", None)]
+)
+async def test_the_http_span_names_the_address_that_the_client_called(
+    http: httpx2.AsyncClient, collector: Collector, host: str, address: str, port: int | None
+) -> None:
+    await call(http, "register_session", {"agent": "alice"}, host=host)
+    [span] = await named(collector, "POST /mcp")
+    assert (attributes(span)["server.address"], attributes(span).get("server.port")) == (address, port)
+
+
 async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.AsyncClient, collector: Collector) -> None:
     await call(http, "register_session", {"agent": "alice"}, SENDER)
     unknown = body("tools/call", name="no_such_tool", arguments={})
@@ -110,6 +124,9 @@ async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.A
         "http.request.method": "POST",
         "http.route": "/mcp",
         "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "server.address": "127.0.0.1",
+        "server.port": 8642,
         "url.scheme": "http",
         "url.path": "/mcp",
     }
@@ -355,6 +372,6 @@ async def test_the_pool_s_metrics_and_all_signals_name_their_convention(observed
         (ExportMetricsServiceRequest.FromString(collector.bodies["metrics"][-1]).resource_metrics, "scope_metrics"),
         (ExportLogsServiceRequest.FromString(collector.bodies["logs"][-1]).resource_logs, "scope_logs"),
     ):
-        assert [group.schema_url for group in request] == [spans.SCHEMA_URL]
+        assert [group.schema_url for group in request] == [SCHEMA_URL]
         ours = [scope for group in request for scope in getattr(group, scopes) if scope.scope.name == "handoff"]
-        assert [scope.schema_url for scope in ours] == [spans.SCHEMA_URL]
+        assert [scope.schema_url for scope in ours] == [SCHEMA_URL]

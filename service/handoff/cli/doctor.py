@@ -18,6 +18,7 @@ from handoff.cache import RedisCache
 from handoff.errors import HandoffError
 from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Misconfigured, Settings
+from handoff.store import audit
 from handoff.store.connect import connection, open_pool
 from handoff.store.migrate import MigrationError, pending
 from handoff.telemetry.environment import is_disabled, unheeded
@@ -145,6 +146,7 @@ async def _database(settings: Settings) -> Finding:
         async with asyncio.timeout(_TIMEOUT_S), connection(pool) as conn:
             version = conn.get_server_version()
             missing = await pending(conn)
+            chain = None if missing else await audit.check_whole(conn)
     except (HandoffError, TimeoutError) as error:
         why = error.__cause__ or error
         return Finding(
@@ -164,7 +166,13 @@ async def _database(settings: Settings) -> Finding:
         return Finding("database", f"Postgres {version.major}", "Upgrade to Postgres 18.")
     if missing:
         return Finding("database", f"missing migrations: {', '.join(missing)}", "Run: handoff migrate")
-    return Finding("database", f"Postgres {version.major}.{version.minor}, migrated")
+    if chain is not None and chain.broken_id is not None:
+        return Finding(
+            "database",
+            f"the audit's hash chain is broken at row {chain.broken_id}: the table was changed by hand, or restored in part",
+            "Follow HandoffAuditChainBroken in the runbook.",
+        )
+    return Finding("database", f"Postgres {version.major}.{version.minor}, migrated; the audit's hash chain is intact")
 
 
 async def _cache(settings: Settings) -> Finding:

@@ -1,13 +1,14 @@
 """Runs the jobs, in one of any number of processes: in the leader, which holds an advisory lock in the database.
 
-When the leader ends, loses its connection, or is stopped for longer than LEASE_S, another process takes over. Two can act
-at once only within one run of a job, which is harmless: a second run of a job changes nothing.
+Each job has a task of its own, so that one that is slow or hangs delays no other. When the leader ends, loses its
+connection, or is stopped for longer than LEASE_S, another process takes over. Two can act at once only within one run of a
+job, which is harmless: a second run of a job changes nothing.
 """
 
 import asyncio
 import random
 import signal
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic, time
 from typing import Final
@@ -17,6 +18,7 @@ import structlog
 
 from handoff.context import App
 from handoff.errors import HandoffError
+from handoff.jobs.ledger import Ledger, Run
 from handoff.jobs.table import JOBS, Job
 from handoff.settings import Settings
 from handoff.store.connect import LOST, connect_alone
@@ -28,35 +30,30 @@ LEADER_KEY: Final = 0x6A6F6273  # "jobs" in ASCII; all advisory locks of a datab
 TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
 STILL_THERE = "SELECT 1"
 LEASE_S: Final = 10.0  # after which Postgres ends the session of a leader that it has heard nothing from
-JOB_S_MAX: Final = 60.0  # for one run: no job may keep the others from running for good
+RETRY_S: Final = 10.0  # until a failed run is repeated; twice as long after each further failure, and at most the interval
 _TICK_S = 0.25
 _ASK_S = 2.0  # how often a follower tries to lead, and the leader renews its lease; well within LEASE_S
 _JITTER = 0.1
 
 
-async def run_jobs(app: App, jobs: Sequence[Job] = JOBS) -> None:
+async def run_jobs(app: App, jobs: Sequence[Job] = JOBS, clock: Callable[[], float] = monotonic) -> None:
     """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits.
 
-    A process that begins to lead runs each of them at once: it has no values of what only the leader measures.
+    A process that begins to lead runs each of them at once: it has no values of what only the leader measures. `clock` gives
+    seconds.
     """
-    lock = _Lock(app.settings)
-    keeping = asyncio.create_task(lock.keep())
-    due = {job.name: 0.0 for job in jobs}
-    term = 0
+    lock, ledger = _Lock(app.settings), Ledger(app, clock)
+    tasks = [asyncio.create_task(lock.keep()), asyncio.create_task(ledger.keep(lambda: lock.leads))]
+    tasks += [asyncio.create_task(_Repeated(app, job, lock, ledger, clock).run()) for job in jobs]
     try:
-        while True:
-            for job in jobs:
-                if lock.term != term:
-                    term, due = lock.term, dict.fromkeys(due, 0.0)
-                if lock.leads and monotonic() >= due[job.name] and await lock.held():
-                    await _run(app, job)
-                    every_s = job.every_s(app.settings)
-                    due[job.name] = monotonic() + every_s * random.uniform(1 - _JITTER, 1)  # noqa: S311
-            await asyncio.sleep(min(_TICK_S, app.settings.settle_interval_s))
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()  # none of them ends but by a bug, which ends them all
     finally:
-        keeping.cancel()
+        for task in tasks:
+            task.cancel()
         lock.release()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -89,21 +86,69 @@ async def run_until_signalled(app: App) -> None:
         await running  # it ended unexpectedly: raise its exception
 
 
-async def _run(app: App, job: Job) -> None:
-    began = monotonic()
-    outcome = "error"
-    limit = asyncio.timeout(JOB_S_MAX)
-    try:
-        async with limit:
-            await job.run(app)
-        outcome = "ok"
-        metrics.JOB_LAST_SUCCESS.set(time(), job.name)
-    except HandoffError as error:
-        log.warning("job.failed", job=job.name, code=error.code, cause=repr(error.__cause__))
-    except Exception:
-        log.exception("job.failed", job=job.name, code="timeout" if limit.expired() else "internal")
-    finally:
-        metrics.JOB_DURATION.record(monotonic() - began, job.name, outcome)
+class _Repeated:
+    """A job, run again and again while this process leads and nobody has paused it."""
+
+    def __init__(self, app: App, job: Job, lock: "_Lock", ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._app = app
+        self._job = job
+        self._lock = lock
+        self._ledger = ledger
+        self._clock = clock
+        self._term = 0
+        self._ended: float | None = None  # the last run, None if it is due whatever its interval
+        self._share = 1.0  # of the interval, so that jobs drift apart
+        self._failures = 0  # since the last success
+
+    async def run(self) -> None:
+        """Run the job whenever it is due, until cancelled."""
+        name = self._job.name
+        while True:
+            if self._lock.term != self._term:
+                self._term, self._ended, self._failures = self._lock.term, None, 0
+            asked = self._ledger.asked.get(name)
+            is_due = asked is not None or (self._lock.leads and self._is_due() and name not in self._ledger.paused)
+            if self._lock.leads and is_due and await self._lock.held():
+                began = self._clock()
+                error = await self._run_once()
+                self._failures = 0 if error is None else self._failures + 1
+                self._share = random.uniform(1 - _JITTER, 1)  # noqa: S311
+                self._ended = self._clock()
+                self._ledger.add(Run(name, self._ended, self._ended - began, error, self._wait_s(), asked))
+            await asyncio.sleep(min(_TICK_S, self._app.settings.settle_interval_s))
+
+    def _is_due(self) -> bool:
+        wait_s = self._wait_s()  # read each time: it may have been configured anew
+        return self._ended is None or self._clock() >= self._ended + wait_s
+
+    def _wait_s(self) -> float:
+        """Seconds from the last run to the next, as configured now: less than the interval after a failure."""
+        every_s = self._app.policies.job_interval_s(self._job.name, self._job.every_s(self._app.settings))
+        metrics.JOB_INTERVAL.set(every_s, self._job.name)
+        if self._failures:
+            every_s = min(every_s, RETRY_S * 2 ** min(self._failures - 1, 20))
+        return every_s * self._share
+
+    async def _run_once(self) -> str | None:
+        """Run the job, and record how that went; return the error, None if it succeeded."""
+        name, began = self._job.name, monotonic()
+        outcome, error = "error", None
+        limit = asyncio.timeout(self._job.limit_s)
+        try:
+            async with limit:
+                await self._job.run(self._app)
+            outcome = "ok"
+            metrics.JOB_LAST_SUCCESS.set(time(), name)
+        except HandoffError as raised:
+            error = f"{raised.code}: {type(raised.__cause__).__name__}" if raised.__cause__ is not None else raised.code
+            log.warning("job.failed", job=name, code=raised.code, cause=repr(raised.__cause__))
+        except Exception as raised:
+            code = "timeout" if limit.expired() else "internal"
+            error = f"{code}: {type(raised).__name__}"
+            log.exception("job.failed", job=name, code=code)
+        finally:
+            metrics.JOB_DURATION.record(monotonic() - began, name, outcome)
+        return error
 
 
 class _Lock:

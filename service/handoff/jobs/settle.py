@@ -28,8 +28,13 @@ async def settle_overdue(app: App) -> int:
     """
     async with connection(app.pool) as conn:
         overdue = await handoffs.overdue(conn, _BATCH_MAX)
+    return await settle_each(app, overdue)
+
+
+async def settle_each(app: App, handoff_ids: list[int]) -> int:
+    """Apply what is due by now to these handoffs, each in its own transaction; return for how many that succeeded."""
     settled = 0
-    for handoff_id in overdue:
+    for handoff_id in handoff_ids:
 
         async def work(conn: Connection, handoff_id: int = handoff_id) -> None:
             row = await handoffs.lock(conn, handoff_id)

@@ -5,26 +5,48 @@ from dataclasses import dataclass
 from typing import Final
 
 from handoff.context import App
-from handoff.jobs import alive, certificates, measure, settle, stale_alerts, watchdog
+from handoff.jobs import (
+    alive,
+    archive,
+    audit,
+    certificates,
+    delete,
+    dormant,
+    expire,
+    measure,
+    retention,
+    settle,
+    stale_alerts,
+    watchdog,
+)
 from handoff.settings import Settings
 from handoff.telemetry import metrics
+
+RUN_S_MAX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job. `every_s` is its interval in seconds, read from the settings."""
+    """A job. `every_s` is its interval in seconds, from the settings. A run that takes longer than `limit_s` is ended."""
 
     name: str
     every_s: Callable[[Settings], float]
     run: Callable[[App], Awaitable[None]]
+    limit_s: float = RUN_S_MAX
 
 
 JOBS: Final = (
     Job("settle", lambda settings: settings.settle_interval_s, settle.run),
+    Job("expire", lambda settings: settings.expire_interval_s, expire.run),
+    Job("dormant", lambda settings: settings.dormant_interval_s, dormant.run),
+    Job("archive", lambda settings: settings.archive_interval_s, archive.run),
+    Job("delete", lambda settings: settings.delete_interval_s, delete.run),
+    Job("retention", lambda _: retention.INTERVAL_S, retention.run),
     Job("measure", lambda settings: settings.measure_interval_s, measure.run),
     Job("heartbeat", lambda settings: settings.heartbeat_interval_s, alive.run),
     Job("watchdog", lambda settings: settings.heartbeat_interval_s, watchdog.run),
     Job("stale_alerts", lambda settings: settings.heartbeat_interval_s, stale_alerts.run),
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
+    Job("audit", lambda _: audit.INTERVAL_S, audit.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

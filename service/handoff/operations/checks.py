@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import psutil
 
@@ -18,6 +18,7 @@ from handoff.operations.event_loop import WINDOW_S, EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Presence
 from handoff.operations.recent import LONG_WAIT_S, Recent
+from handoff.policies import Policies
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store import instances
@@ -27,24 +28,48 @@ from handoff.telemetry.shipper import Shipment
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
-# The figures from which a component is degraded and unhealthy. None: no figure makes it unhealthy.
-THRESHOLDS: Final[dict[str, tuple[float, float | None]]] = {
-    "calls": (5.0, 50.0),  # % of the tool calls of the last minute that failed because of the service
-    "latency": (2_000.0, 10_000.0),  # ms, 95th percentile of the tool calls of the last minute
-    "concurrency": (10.0, None),  # tool calls in progress, on average over the last minute; many that succeed are just load
-    "pool": (5.0, 50.0),  # % of the requests for a connection in the last minute that waited long or in vain
-    "database": (500.0, None),  # ms
-    "cache": (500.0, None),  # ms
-    "worker": (30.0, 120.0),  # s since any process last ran the jobs
-    "telemetry": (60.0, None),  # s since a receiver last answered, once it has stopped answering
-    "tokens": (10.0, None),  # s for which the tokens file could not be used
-    "alerting": (100.0, None),  # % of watchdog_timeout_s since the last heartbeat
-    "memory": (80.0, 95.0),  # % of the memory limit
-    "machine": (90.0, None),  # % of the memory of the machine, or of the container
-    "cpu": (90.0, None),  # % of the CPU time that the process may use, over the last minute
-    "disk": (85.0, 95.0),  # % of the file system
-    "event_loop": (250.0, 1_000.0),  # ms by which a timer was late
+
+class Limits(NamedTuple):
+    """The names of the thresholds from which a component is degraded and unhealthy, and the unit of its figures.
+
+    Without `unhealthy`, no figure makes it unhealthy. A threshold times `per_unit` is in the unit of the figures.
+    """
+
+    degraded: str
+    unhealthy: str | None = None
+    per_unit: float = 1
+
+
+LIMITS: Final[dict[str, Limits]] = {
+    "calls": Limits("error_ratio", "error_critical_ratio", 100),  # % of the last minute's that failed because of the service
+    "latency": Limits("tool_slow_seconds", "tool_very_slow_seconds", 1_000),  # ms, p95 of the tool calls of the last minute
+    "concurrency": Limits(
+        "concurrent_calls"
+    ),  # in progress, on average over the last minute; many that succeed are just load
+    "pool": Limits("pool_wait_ratio", "pool_wait_critical_ratio", 100),  # % of the last minute's that waited long or in vain
+    "database": Limits("database_slow_seconds", per_unit=1_000),  # ms
+    "cache": Limits("cache_slow_seconds", per_unit=1_000),  # ms
+    "worker": Limits("jobs_late_seconds", "jobs_age_seconds"),  # s since any process last ran the jobs
+    "telemetry": Limits("telemetry_away_seconds"),  # s since a receiver last answered, once it has stopped answering
+    "tokens": Limits("tokens_refused_seconds"),  # s for which the tokens file could not be used
+    "configuration": Limits("configuration_refused_seconds"),  # s for which the configuration could not be used
+    "alerting": Limits("heartbeat_ratio", per_unit=100),  # % of watchdog_timeout_s since the last heartbeat
+    "memory": Limits("memory_ratio", "memory_critical_ratio", 100),  # % of the memory limit
+    "machine": Limits("machine_memory_ratio", per_unit=100),  # % of the memory of the machine, or of the container
+    "cpu": Limits("cpu_critical_ratio", per_unit=100),  # % of the CPU time that the process may use, over the last minute
+    "disk": Limits("disk_ratio", "disk_critical_ratio", 100),  # % of the file system
+    "event_loop": Limits("event_loop_lag_seconds", "event_loop_lag_critical_seconds", 1_000),  # ms by which a timer was late
 }
+
+
+def limits_of(component: str, threshold: Callable[[str], float]) -> tuple[float, float | None]:
+    """The figures from which a component is degraded and unhealthy; `threshold` tells each threshold by its name."""
+    degraded, unhealthy, per_unit = LIMITS[component]
+    return (
+        round(threshold(degraded) * per_unit, 6),
+        round(threshold(unhealthy) * per_unit, 6) if unhealthy is not None else None,
+    )
+
 
 # With fewer events than these, a share or a percentile says little.
 FAILURES_MIN: Final = 3
@@ -62,6 +87,7 @@ REMEDIES: Final = {
     "worker": "Check that the worker (`handoff work`) is running, and look for job.failed in its log.",
     "telemetry": "Check that the collector is running at OTEL_EXPORTER_OTLP_ENDPOINT. The service works without it.",
     "tokens": "Correct the tokens file (HANDOFF_TOKENS_FILE). Until then, tokens removed from it are still valid.",
+    "configuration": "Correct the configuration that the detail names. Until then, the one before is in force.",
     "alerting": "Check that Prometheus and Alertmanager are running. Without them, nobody is notified of any alert.",
     "machine": "Find out what uses the memory of the machine or container, and give it more.",
     "cpu": "Add a replica, or allow this process more CPU.",
@@ -87,6 +113,7 @@ class Watched:
     """What the checks examine."""
 
     settings: Settings
+    policies: Policies
     database: StandbyConnection
     cache: Cache
     presence: Presence
@@ -99,9 +126,9 @@ class Watched:
     process: psutil.Process = field(default_factory=psutil.Process)
 
 
-def judge(component: str, figure: float, unit: str, detail: str) -> Reading:
+def judge(policies: Policies, component: str, figure: float, unit: str, detail: str) -> Reading:
     """The reading for a figure, with the status that follows from the component's thresholds."""
-    degraded, unhealthy = THRESHOLDS[component]
+    degraded, unhealthy = limits_of(component, policies.threshold)
     status: Status = "healthy"
     if figure >= degraded:
         status = "unhealthy" if unhealthy is not None and figure >= unhealthy else "degraded"
@@ -112,7 +139,7 @@ async def calls(watched: Watched) -> Reading:
     """Check how many calls failed because of the service."""
     figures = watched.recent.figures()
     detail = f"{figures.failed} of {figures.calls} calls failed in the last minute"
-    return judge("calls", _percent(figures.failed, figures.calls, FAILURES_MIN), "%", detail)
+    return judge(watched.policies, "calls", _percent(figures.failed, figures.calls, FAILURES_MIN), "%", detail)
 
 
 async def latency(watched: Watched) -> Reading:
@@ -120,19 +147,23 @@ async def latency(watched: Watched) -> Reading:
     figures = watched.recent.figures()
     if figures.timed < TIMED_CALLS_MIN:
         return Reading("healthy", None, "ms", f"too few calls to say: {figures.timed} in the last minute")
-    return judge("latency", 1_000 * figures.p95_s, "ms", "95% of the calls of the last minute took no longer")
+    return judge(
+        watched.policies, "latency", 1_000 * figures.p95_s, "ms", "95% of the calls of the last minute took no longer"
+    )
 
 
 async def concurrency(watched: Watched) -> Reading:
     """Check how many calls are in progress at the same time."""
-    return judge("concurrency", watched.recent.figures().active_mean, "calls", "on average in the last minute")
+    return judge(
+        watched.policies, "concurrency", watched.recent.figures().active_mean, "calls", "on average in the last minute"
+    )
 
 
 async def pool(watched: Watched) -> Reading:
     """Check whether calls wait for a connection to Postgres."""
     figures = watched.recent.figures()
     detail = f"{figures.waited} of {figures.acquired} waits for a connection took more than {LONG_WAIT_S} s"
-    return judge("pool", _percent(figures.waited, figures.acquired, FAILURES_MIN), "%", detail)
+    return judge(watched.policies, "pool", _percent(figures.waited, figures.acquired, FAILURES_MIN), "%", detail)
 
 
 def _percent(part: int, whole: int, part_min: int) -> float:
@@ -148,7 +179,7 @@ async def database(watched: Watched) -> Reading:
             await conn.fetchval("SELECT 1")
     except LOST as error:
         return Reading("unhealthy", None, "ms", f"does not answer: {type(error).__name__}", REMEDIES["database"])
-    return judge("database", (perf_counter() - began - waited) * 1_000, "ms", "answers")
+    return judge(watched.policies, "database", (perf_counter() - began - waited) * 1_000, "ms", "answers")
 
 
 async def cache(watched: Watched) -> Reading:
@@ -159,7 +190,7 @@ async def cache(watched: Watched) -> Reading:
     problem = await watched.cache.ping()
     if problem is not None:
         return Reading("degraded", None, "ms", f"does not answer: {problem.split(':')[0]}", REMEDIES["cache"])
-    return judge("cache", (perf_counter() - began) * 1_000, "ms", "answers")
+    return judge(watched.policies, "cache", (perf_counter() - began) * 1_000, "ms", "answers")
 
 
 async def worker(watched: Watched) -> Reading:
@@ -176,8 +207,8 @@ async def worker(watched: Watched) -> Reading:
     alone = (
         "" if any(process["does_jobs"] for process in watched.presence.alive) else "; no running process is set to run them"
     )
-    late = age_s >= THRESHOLDS["worker"][0]
-    return judge("worker", age_s, "s", f"since the jobs last ran{alone if late else ''}")
+    late = age_s >= limits_of("worker", watched.policies.threshold)[0]
+    return judge(watched.policies, "worker", age_s, "s", f"since the jobs last ran{alone if late else ''}")
 
 
 async def telemetry(watched: Watched) -> Reading:
@@ -193,7 +224,7 @@ async def telemetry(watched: Watched) -> Reading:
     if fresh:
         detail = f"{detail}; {fresh} records dropped since the last check, {dropped} since the start"
         return Reading("degraded", away_s, "s", detail, REMEDIES["telemetry"])
-    return judge("telemetry", away_s, "s", detail)
+    return judge(watched.policies, "telemetry", away_s, "s", detail)
 
 
 async def tokens(watched: Watched) -> Reading:
@@ -204,7 +235,15 @@ async def tokens(watched: Watched) -> Reading:
     detail = (
         f"{found.problem}; the {found.count} tokens read before are in use" if found.problem else f"{found.count} tokens"
     )
-    return judge("tokens", found.refused_s, "s", detail)
+    return judge(watched.policies, "tokens", found.refused_s, "s", detail)
+
+
+async def configuration(watched: Watched) -> Reading:
+    """Check whether the configuration in the database and in the file can be used."""
+    found = watched.policies
+    if not found.problem:
+        return Reading("healthy", None, "s", f"version {found.version}" if found.version else "the defaults")
+    return judge(found, "configuration", found.refused_s, "s", f"refused: {found.problem}; the one before is in force")
 
 
 async def alerting(watched: Watched) -> Reading:
@@ -218,22 +257,24 @@ async def alerting(watched: Watched) -> Reading:
     except LOST:
         return _database_away("%")
     detail = f"last heartbeat {age_s:.0f} s ago; the limit is {heartbeat.timeout_s:.0f} s"
-    return judge("alerting", 100 * age_s / heartbeat.timeout_s, "%", detail)
+    return judge(watched.policies, "alerting", 100 * age_s / heartbeat.timeout_s, "%", detail)
 
 
 async def memory(watched: Watched) -> Reading:
     """Check how much of its memory limit the process uses."""
     limit = memory_limit()
-    return judge("memory", 100 * watched.process.memory_info().rss / limit, "%", f"of {limit >> 20} MiB")
+    return judge(watched.policies, "memory", 100 * watched.process.memory_info().rss / limit, "%", f"of {limit >> 20} MiB")
 
 
-async def machine(watched: Watched) -> Reading:  # noqa: ARG001 - the signature of all checks
+async def machine(watched: Watched) -> Reading:
     """Check how much memory of the machine, or of the container where it has a limit, is in use."""
     limit, total = memory_limit(), psutil.virtual_memory().total
     used = _container_memory() if limit < total else None
     if used is None:
-        return judge("machine", psutil.virtual_memory().percent, "%", f"of {total >> 20} MiB in the machine")
-    return judge("machine", 100 * used / limit, "%", f"of {limit >> 20} MiB in the container")
+        return judge(
+            watched.policies, "machine", psutil.virtual_memory().percent, "%", f"of {total >> 20} MiB in the machine"
+        )
+    return judge(watched.policies, "machine", 100 * used / limit, "%", f"of {limit >> 20} MiB in the container")
 
 
 async def cpu(watched: Watched) -> Reading:
@@ -242,24 +283,30 @@ async def cpu(watched: Watched) -> Reading:
     if figures.seconds < CPU_S_MIN:
         return Reading("healthy", None, "%", "the process has just started")
     allowed = cpu_limit()
-    return judge("cpu", 100 * figures.cpu_s / figures.seconds / allowed, "%", f"of {allowed:g} CPU in the last minute")
+    return judge(
+        watched.policies,
+        "cpu",
+        100 * figures.cpu_s / figures.seconds / allowed,
+        "%",
+        f"of {allowed:g} CPU in the last minute",
+    )
 
 
 async def disk(watched: Watched) -> Reading:
     """Check how full the file system of the data folder is, or that of / where there is no such folder."""
     folder = watched.settings.data_dir if watched.settings.data_dir.exists() else Path("/")
     used = await asyncio.to_thread(psutil.disk_usage, str(folder))
-    return judge("disk", used.percent, "%", f"of {used.total >> 30} GiB at {folder.resolve()}")
+    return judge(watched.policies, "disk", used.percent, "%", f"of {used.total >> 30} GiB at {folder.resolve()}")
 
 
 async def event_loop(watched: Watched) -> Reading:
     """Check how late the event loop ran its timers."""
-    return judge_event_loop(watched.event_loop.worst_ms)
+    return judge_event_loop(watched.policies, watched.event_loop.worst_ms)
 
 
-def judge_event_loop(lag_ms: float) -> Reading:
+def judge_event_loop(policies: Policies, lag_ms: float) -> Reading:
     """The reading of the component `event_loop` for a lag."""
-    return judge("event_loop", lag_ms, "ms", f"longest delay of a timer in the last {WINDOW_S:.0f} s")
+    return judge(policies, "event_loop", lag_ms, "ms", f"longest delay of a timer in the last {WINDOW_S:.0f} s")
 
 
 def _database_away(unit: str) -> Reading:
@@ -278,6 +325,7 @@ CHECKS: Final[dict[str, Callable[[Watched], Awaitable[Reading]]]] = {
         worker,
         telemetry,
         tokens,
+        configuration,
         alerting,
         memory,
         machine,

@@ -18,11 +18,12 @@ import structlog
 from handoff import __version__
 from handoff.cache import Cache
 from handoff.operations import checks
-from handoff.operations.checks import CHECKS, REMEDIES, THRESHOLDS, Reading, Status, Watched
+from handoff.operations.checks import CHECKS, REMEDIES, Reading, Status, Watched
 from handoff.operations.event_loop import EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
 from handoff.operations.recent import Recent
+from handoff.policies import Policies
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
 from handoff.store import health as store
@@ -56,6 +57,8 @@ class Health:
     def __init__(
         self,
         settings: Settings,
+        policies: Policies,
+        registry: StandbyConnection,
         presence: Presence,
         cache: Cache,
         heartbeat: Heartbeat,
@@ -63,16 +66,17 @@ class Health:
         tokens: Tokens | None = None,
     ) -> None:
         self.presence = presence
+        self._policies = policies
         self._interval_s = settings.health_interval_s
         self._heartbeat_interval_s = settings.heartbeat_interval_s
         # Connections of their own, because the pool may be exhausted while the database is healthy: one that only asks
-        # whether the database answers, for health and readiness, and one for what must not delay that.
+        # whether the database answers, for health and readiness, and `registry` for what must not delay that.
         self.probe = StandbyConnection(settings, application_name="handoff-health")
-        self._registry = StandbyConnection(settings, application_name="handoff-presence")
+        self._registry = registry
         self._event_loop = EventLoopLag()
         self._recent = Recent()
         self._watched = Watched(
-            settings, self.probe, cache, presence, heartbeat, self._event_loop, self._recent, shipments, tokens
+            settings, policies, self.probe, cache, presence, heartbeat, self._event_loop, self._recent, shipments, tokens
         )
         self._components: dict[str, _Component] = {}
         self._changes: deque[store.Change] = deque(maxlen=_CHANGES_MAX)
@@ -82,6 +86,7 @@ class Health:
         self._began_at: float | None = None  # of the check in progress
         self._storing: asyncio.Task[None] | None = None
         metrics.MEMORY_LIMIT.source = lambda: [(checks.memory_limit(), ())]
+        metrics.CPU_LIMIT.source = lambda: [(checks.cpu_limit(), ())]
 
     @property
     def identity(self) -> Identity:
@@ -108,12 +113,12 @@ class Health:
     def report(self, history: int = 20) -> dict[str, Any]:
         """The overall status, each component's, and the latest changes. Never waits; may be called from any thread."""
         components = {
-            name: _view(name, self._current(name, known), known.since) for name, known in list(self._components.items())
+            name: self._view(name, self._current(name, known), known.since) for name, known in list(self._components.items())
         }
         stuck_ms = self._event_loop.overdue_ms
-        if stuck_ms > THRESHOLDS["event_loop"][0]:  # a stuck loop can't report itself
+        if stuck_ms > self._limits("event_loop")[0]:  # a stuck loop can't report itself
             since = components["event_loop"]["since"] if "event_loop" in components else datetime.now(UTC)
-            components["event_loop"] = _view("event_loop", checks.judge_event_loop(stuck_ms), since)
+            components["event_loop"] = self._view("event_loop", checks.judge_event_loop(self._policies, stuck_ms), since)
         worst = max((view["status"] for view in components.values()), key=lambda status: RANK[status], default="unhealthy")
         return {
             "status": worst,
@@ -204,7 +209,7 @@ class Health:
             unit=reading.unit,
             detail=reading.detail,
         )
-        degraded, unhealthy = THRESHOLDS[component]
+        degraded, unhealthy = self._limits(component)
         threshold = unhealthy if reading.status == "unhealthy" else degraded
         figures = (reading.figure, threshold, reading.unit, reading.detail)
         self._changes.append((at, self.identity.id, component, was, reading.status, *figures))
@@ -221,6 +226,23 @@ class Health:
                         self._changes.popleft()
                 self._history = [dict(row) for row in await store.history(conn, HISTORY_MAX)]
 
+    def _limits(self, component: str) -> tuple[float, float | None]:
+        return checks.limits_of(component, self._policies.threshold)
+
+    def _view(self, component: str, reading: Reading, since: datetime) -> dict[str, Any]:
+        degraded, unhealthy = self._limits(component)
+        seen = {
+            "status": reading.status,
+            "since": since,
+            "figure": reading.figure,
+            "unit": reading.unit or None,
+            "degraded_from": degraded,
+            "unhealthy_from": unhealthy,
+            "detail": reading.detail,
+            "todo": reading.todo or None,
+        }
+        return {name: value for name, value in seen.items() if value is not None}
+
 
 async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:
     while True:
@@ -235,18 +257,3 @@ async def _keep_running(loop: Callable[[], Awaitable[None]]) -> None:
 
 def _unanswered(component: str, detail: str) -> Reading:
     return Reading("unhealthy" if component == "database" else "degraded", None, "", detail, REMEDIES[component])
-
-
-def _view(component: str, reading: Reading, since: datetime) -> dict[str, Any]:
-    degraded, unhealthy = THRESHOLDS[component]
-    seen = {
-        "status": reading.status,
-        "since": since,
-        "figure": reading.figure,
-        "unit": reading.unit or None,
-        "degraded_from": degraded,
-        "unhealthy_from": unhealthy,
-        "detail": reading.detail,
-        "todo": reading.todo or None,
-    }
-    return {name: value for name, value in seen.items() if value is not None}

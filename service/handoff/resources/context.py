@@ -37,7 +37,7 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
         session = await sessions.see(conn, path["key"], call.caller.viewer(None))
         rows = await entries.page(
             conn,
-            session["id"],
+            session,
             after=after,
             limit=1 if query.offset else query.limit,
             bytes_max=call.app.settings.page_bytes_max,

@@ -1,12 +1,12 @@
 """The HTTP edge: one ASGI application around the SDK's.
 
 Every request is checked here, once: Host, Origin, size, token. Nearly every request is a well-formed `tools/call` of the
-protocol 2026-07-28. It is classified by the SDK's own function and answered here, at a quarter of the cost. Every other
+protocol 2026-07-28. It is recognised (`common_call`) and answered here, at a quarter of the cost. Every other
 request (another method, the older protocol, any fault) is passed on to the SDK. So only the SDK writes protocol errors.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -16,10 +16,6 @@ import orjson
 import structlog
 from mcp.server.lowlevel import Server
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
-from mcp_types.methods import CLIENT_REQUESTS
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handoff.encoding import to_json
@@ -40,11 +36,12 @@ from handoff.server.asgi import (
 from handoff.server.auth import Tokens
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 from handoff.server.calls import ClientGone, Reply, UnknownTool
+from handoff.server.common_call import common_call
 from handoff.server.gate import MCP_PATH, Gate
 from handoff.server.messages import answer_to
 from handoff.server.notifications import Notifications, refuse_for_now
 from handoff.server.record import JSONRPC_NAMES
-from handoff.server.standards import accepts, is_json, normalised
+from handoff.server.standards import normalised
 from handoff.server.waiting import kept_alive, may_wait
 from handoff.settings import Settings
 from handoff.telemetry import metrics, spans
@@ -56,8 +53,6 @@ metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog"
 CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
 Readiness = Callable[[], Awaitable[str | None]]
 
-_DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"000000000")
-_TWENTY_DIGITS: Final = b"0" * 20  # an integer with fewer fits into 64 bits
 _ANYONE: Final = Caller()
 _REFUSED: Final = 400  # the lowest status of a request that is refused
 JSON_VALUES_MAX: Final = 50_000  # names included; more would hold up the event loop for too long to parse
@@ -72,6 +67,19 @@ def _reason(status: int, answer: bytes) -> str:
         return JSONRPC_NAMES[orjson.loads(answer)["error"]["code"]]
     except (ValueError, KeyError, TypeError):
         return f"http_{status}"
+
+
+def _about(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
+    """The attributes of a request's span that OpenTelemetry's conventions recommend for servers."""
+    about: dict[str, AttributeValue] = {
+        "network.protocol.version": scope.get("http_version", ""),
+        "url.scheme": scope.get("scheme", ""),
+        "url.path": scope["path"],
+    }
+    name, colon, port = headers.get("host", "").rpartition(":")
+    if colon and port.isascii() and port.isdigit():
+        return {"server.address": name.strip("[]"), "server.port": int(port), **about}
+    return {"server.address": f"{name}{colon}{port}".strip("[]"), **about}
 
 
 class Edge:
@@ -99,6 +107,7 @@ class Edge:
         self._call_tool = call_tool
         self._notifications = Notifications(alerts, self._bodies, self.refusals)
         self._gate = Gate(settings, self.refusals)
+        self.readable = self._gate.readable  # for what is refused before it comes here
         # The edge has checked Host, Origin and size before the SDK sees a request.
         self._sdk: ASGIApp = server.streamable_http_app(
             streamable_http_path=MCP_PATH,
@@ -129,9 +138,8 @@ class Edge:
             metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), scope["path"])
             arrival: Arrival | None = scope.get("handoff.arrival")
             if arrival is not None and arrival.kept is not None and (tracer := spans.tracer()) is not None:
-                about: dict[str, AttributeValue] = {"url.scheme": scope.get("scheme", ""), "url.path": scope["path"]}
                 method = metrics.HTTP_METHOD.allowed(scope["method"])
-                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, about, status)
+                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, _about(scope, arrival.headers or {}), status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
@@ -215,7 +223,7 @@ class Edge:
         arrival = scope["handoff.arrival"] = Arrival(monotonic(), None, headers, len(body))
         if (refused := await self._refuse_excess(scope, send, body)) is not None:
             return refused
-        request = self._common_call(scope, headers, body)
+        request = common_call(scope["method"], headers, len(scope["headers"]), body)
         if request is not None and self._call_tool is not None:
             params = request["params"]
             arrival.meta, arrival.request_id = params["_meta"], request["id"]
@@ -262,34 +270,6 @@ class Edge:
             return _ANYONE
         kind, _, token = headers.get("authorization", "").partition(" ")
         return self._tokens.caller(token.strip().encode("latin-1")) if kind.lower() == "bearer" else None
-
-    def _common_call(self, scope: Scope, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
-        """The request, if it is a well-formed tool call of the current protocol; None if the SDK must answer it."""
-        if (
-            headers.get("mcp-method") != "tools/call"
-            or scope["method"] != "POST"
-            or headers.get("mcp-protocol-version") not in MODERN_PROTOCOL_VERSIONS
-            or not is_json(headers.get("content-type", ""))
-            or not accepts(headers.get("accept", ""), "application/json")
-        ):
-            return None
-        if b"metadata" in body and _TWENTY_DIGITS in body.translate(_DIGITS_ALIKE):
-            return None  # it may hold an integer above 64 bits, which orjson would round but the SDK's parser does not
-        try:
-            request = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or request.get("method") != "tools/call":
-            return None
-        if type(request.get("id")) not in (str, int) or len(headers) != len(scope["headers"]):  # a duplicate header
-            return None
-        if not isinstance(classify_inbound_request(request, headers=headers), InboundModernRoute):
-            return None
-        try:
-            CLIENT_REQUESTS["tools/call", headers["mcp-protocol-version"]].model_validate(request, by_name=False)
-        except ValidationError:
-            return None
-        return request
 
     def _envelope(self, request_id: str | int, reply: Reply) -> bytes:
         """The JSON-RPC response that contains a reply, which is JSON already."""

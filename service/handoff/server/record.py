@@ -23,7 +23,7 @@ from handoff.context import App
 from handoff.errors import HandoffError, Unavailable
 from handoff.telemetry import calls, metrics, spans
 from handoff.telemetry.calls import Arrival, AttributeValue
-from handoff.telemetry.logs import may_pass
+from handoff.telemetry.logs import may_pass, write
 
 log = structlog.get_logger(__name__)
 
@@ -114,22 +114,25 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
     if subject.tool:
         level = "info" if not code or code == CANCELLED else "error" if code in _OUR_FAULTS else "warning"
         if may_pass("tool.call", level):
-            getattr(log, level)(
+            write(
+                level,
                 "tool.call",
-                tool=subject.tool,
-                outcome=code or "ok",
-                duration_ms=round(duration_s * 1e3, 3),
-                request_bytes=subject.request_bytes,
-                response_bytes=subject.response_bytes or 0,
-                agent=subject.agent,
-                session=subject.session,
-                handoff=subject.handoff,
-                cause=subject.cause,
-                **(record.noted() if record.noted is not None else _NOTHING),
+                {
+                    "tool": subject.tool,
+                    "outcome": code or "ok",
+                    "duration_ms": round(duration_s * 1e3, 3),
+                    "request_bytes": subject.request_bytes,
+                    "response_bytes": subject.response_bytes or 0,
+                    "agent": subject.agent,
+                    "session": subject.session,
+                    "handoff": subject.handoff,
+                    "cause": subject.cause,
+                    **(record.noted() if record.noted is not None else _NOTHING),
+                },
             )
     elif code and code != CANCELLED:
-        write = log.error if error else log.warning
-        write(
+        complain = log.error if error else log.warning
+        complain(
             "request.failed",
             method=metrics.METHOD.allowed(subject.method),
             resource=subject.resource,

@@ -38,7 +38,8 @@ WITH clock AS MATERIALIZED (
                          $9::bigint[], $20::bigint[])
            AS t (i, key, agent, expected, n, supersedes_max, idempotency_key, fingerprint, size_bytes, token)
 ), locked AS MATERIALIZED (
-    SELECT s.id, s.key, s.status, s.owner, s.writers, s.last_sequence, p.active_for
+    SELECT s.id, s.key, s.owner, s.writers, s.last_sequence, p.active_for,
+           CASE WHEN s.expires_at <= now() AND s.status IN ('active', 'dormant') THEN 'expired' ELSE s.status END AS status
       FROM session s JOIN retention_policy p ON p.name = s.retention_policy
      WHERE s.key = ANY ($2::text[])
      ORDER BY s.key
@@ -80,7 +81,9 @@ WITH clock AS MATERIALIZED (
 ), bumped AS (
     UPDATE session s
        SET last_sequence = f.top, content_bytes = content_bytes + f.size_bytes, version = version + 1, status = 'active',
-           last_activity_at = now(), expires_at = now() + l.active_for,
+           last_activity_at = now(), expires_at = greatest(expires_at, now() + l.active_for),
+           status_since = CASE WHEN s.status = 'dormant' THEN now() ELSE s.status_since END,
+           idle_check_at = CASE WHEN s.status = 'dormant' THEN now() ELSE s.idle_check_at END,
            entry_counts = (SELECT array_agg(before + more ORDER BY place)
                              FROM unnest(CASE WHEN s.entry_counts[1] + s.entry_counts[2] + s.entry_counts[3]
                                                    + s.entry_counts[4] + s.entry_counts[5] + s.entry_counts[6]

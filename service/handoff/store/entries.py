@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 from asyncpg import Record
 
 from handoff.model import ENTRY_TYPES, EntryCounts, EntryType, Mark
+from handoff.store.archive import archived
 from handoff.store.connect import Connection
 
 
@@ -118,6 +119,30 @@ EDGES = f"""
       WHERE session_id = $1 AND type = 'message' ORDER BY sequence DESC LIMIT 1)
 """
 
+# The same of archived sessions. Without a filter, a page reads only the blocks that it is in.
+PAGE_ARCHIVED = archived(_PAGE.replace("{which}", "block_first <= $2 + $3"))
+PAGE_BY_TYPE_ARCHIVED = archived(PAGE_BY_TYPE)
+PAGE_OF_PINNED_ARCHIVED = archived(PAGE_OF_PINNED)
+PAGE_OF_QUESTIONS_ARCHIVED = archived(PAGE_OF_QUESTIONS)
+PAGE_OF_TODOS_ARCHIVED = archived(PAGE_OF_TODOS)
+BRIEF_ARCHIVED = archived(BRIEF)
+COUNTS_ARCHIVED = archived(COUNTS)
+COUNT_MARKED_ARCHIVED = archived(COUNT_MARKED)
+PEOPLE_ARCHIVED = archived(PEOPLE)
+EDGES_ARCHIVED = archived(EDGES)
+_ARCHIVED: Final = {
+    PAGE: PAGE_ARCHIVED,
+    PAGE_BY_TYPE: PAGE_BY_TYPE_ARCHIVED,
+    PAGE_OF_PINNED: PAGE_OF_PINNED_ARCHIVED,
+    PAGE_OF_QUESTIONS: PAGE_OF_QUESTIONS_ARCHIVED,
+    PAGE_OF_TODOS: PAGE_OF_TODOS_ARCHIVED,
+    BRIEF: BRIEF_ARCHIVED,
+    COUNTS: COUNTS_ARCHIVED,
+    COUNT_MARKED: COUNT_MARKED_ARCHIVED,
+    PEOPLE: PEOPLE_ARCHIVED,
+    EDGES: EDGES_ARCHIVED,
+}
+
 HASHES = """
     SELECT string_agg(content_hash, ''::bytea ORDER BY sequence)
       FROM context_entry WHERE session_id = $1 AND sequence > $2 AND sequence <= $3
@@ -125,9 +150,14 @@ HASHES = """
 _HASHES_MAX = 10_000  # per statement
 
 
+def _of(session: Record, statement: str) -> str:
+    """Return the form of a statement that reads where this session's entries are."""
+    return _ARCHIVED[statement] if session["status"] == "archived" else statement
+
+
 async def page(
     conn: Connection,
-    session_id: int,
+    session: Record,
     *,
     after: int,
     limit: int,
@@ -140,13 +170,14 @@ async def page(
     `type_` limits them to one type, or else `mark` to the valid entries with this mark.
     """
     if type_ is not None:
-        return await conn.fetch(PAGE_BY_TYPE, session_id, after, limit, bytes_max, type_)
-    return await conn.fetch(PAGE if mark is None else _PAGE_OF[mark], session_id, after, limit, bytes_max)
+        return await conn.fetch(_of(session, PAGE_BY_TYPE), session["id"], after, limit, bytes_max, type_)
+    statement = PAGE if mark is None else _PAGE_OF[mark]
+    return await conn.fetch(_of(session, statement), session["id"], after, limit, bytes_max)
 
 
 async def for_brief(
     conn: Connection,
-    session_id: int,
+    session: Record,
     newest: Mapping[EntryType, int],
     marked: int,
     *,
@@ -159,7 +190,8 @@ async def for_brief(
     At most `newest` of each type and `marked` of each mark. As many as fit have up to `chars` characters of their content,
     and those that would fit if they were cut have `chars_cut`. An entry with several marks is there once for each.
     """
-    return await conn.fetch(BRIEF, session_id, list(newest), list(newest.values()), chars, bytes_max, marked, chars_cut)
+    wanted = (list(newest), list(newest.values()), chars, bytes_max, marked, chars_cut)
+    return await conn.fetch(_of(session, BRIEF), session["id"], *wanted)
 
 
 async def counts(conn: Connection, session: Record) -> EntryCounts:
@@ -173,10 +205,11 @@ async def counts(conn: Connection, session: Record) -> EntryCounts:
         of_all = dict(zip(ENTRY_TYPES, session["entry_counts"], strict=True))
         gone = dict(zip(ENTRY_TYPES, session["superseded_counts"], strict=True))
     else:
-        rows = {row["type"]: row for row in await conn.fetch(COUNTS, session["id"])}
+        rows = {row["type"]: row for row in await conn.fetch(_of(session, COUNTS), session["id"])}
         of_all = {name: rows[name]["entries"] for name in ENTRY_TYPES if name in rows}
         gone = {name: rows[name]["superseded"] for name in ENTRY_TYPES if name in rows}
-    marked = {(row["mark"], row["type"]): row["entries"] for row in await conn.fetch(COUNT_MARKED, session["id"])}
+    rows_marked = await conn.fetch(_of(session, COUNT_MARKED), session["id"])
+    marked = {(row["mark"], row["type"]): row["entries"] for row in rows_marked}
     return EntryCounts(
         {name: count for name, count in of_all.items() if count},
         {name: count for name, count in gone.items() if count},
@@ -184,14 +217,14 @@ async def counts(conn: Connection, session: Record) -> EntryCounts:
     )
 
 
-async def authors(conn: Connection, session_id: int) -> dict[str, int]:
+async def authors(conn: Connection, session: Record) -> dict[str, int]:
     """Return the number of entries per author, largest first, at most 50 authors."""
-    return {row["author"]: row["entries"] for row in await conn.fetch(PEOPLE, session_id)}
+    return {row["author"]: row["entries"] for row in await conn.fetch(_of(session, PEOPLE), session["id"])}
 
 
-async def first_and_last_message(conn: Connection, session_id: int, chars: int) -> list[Record]:
+async def first_and_last_message(conn: Connection, session: Record, chars: int) -> list[Record]:
     """Return the first and the last message, cut at `chars` characters, or an empty list if there are no messages."""
-    return await conn.fetch(EDGES, session_id, chars)
+    return await conn.fetch(_of(session, EDGES), session["id"], chars)
 
 
 async def add_hashes(conn: Connection, digest: Digest, session_id: int, *, after: int, up_to: int) -> None:

@@ -30,14 +30,16 @@ FIND = f"""
                     OR (h.sender <> $2
                         AND h.target_capability = ANY (SELECT unnest(capabilities) FROM agent WHERE name = $2)),
                     false) AS is_addressed,
-           {sessions.SEES.format(session="s.id", viewer="$2")} AS sees_session, {LEASE_TIME} AS lease_time
+           {sessions.SEES.format(session="s.id", viewer="$2")} AS sees_session, {LEASE_TIME} AS lease_time,
+           s.expires_at <= now() OR s.status NOT IN ('active', 'dormant') AS session_is_over
       FROM handoff h JOIN session s ON s.id = h.session_id
      WHERE h.id = $1
 """
 LOCK = f"{FIND} FOR NO KEY UPDATE OF h, s"
 
 # A transition of a locked handoff, with all that belongs to it: the session's owner and writers, its event or events, a new
-# participant, and the notification of those who wait. The session loses the writer $11 unless that agent may write because
+# participant, and the notification of those who wait. What an agent does ($13) lets the session live on, at least as long as
+# the lease; what the service does is no activity. The session loses the writer $11 unless that agent may write because
 # of another handoff: it holds one, or completed one as a collaboration.
 CHANGE = f"""
     WITH h AS (
@@ -53,7 +55,12 @@ CHANGE = f"""
         RETURNING *
     ), s AS (
         UPDATE session s
-           SET owner = $9, last_activity_at = now(), version = version + 1,
+           SET owner = $9, version = version + 1,
+               last_activity_at = CASE WHEN $13::text IS NULL THEN last_activity_at ELSE now() END,
+               expires_at = CASE WHEN $13 IS NULL THEN s.expires_at
+                                 ELSE greatest(s.expires_at, h.lease_expires_at,
+                                               now() + (SELECT p.active_for FROM retention_policy p
+                                                         WHERE p.name = s.retention_policy)) END,
                writers = CASE WHEN EXISTS (SELECT FROM handoff o
                                             WHERE o.session_id = s.id AND o.id <> $1 AND o.holder = $11
                                               AND (o.state IN ('accepted', 'blocked')
@@ -201,7 +208,7 @@ async def transition(
         agent,
         [kind for kind, _ in recorded],
         [to_json(data).decode() if data else None for _, data in recorded],
-        _topics(row, holder),
+        _topics(row, holder or row["holder"]),
         amendment and amendment.instructions,
         amendment and amendment.as_of_sequence,
         amendment and amendment.context_digest,
@@ -221,13 +228,13 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
     """Apply every transition that is due by now to a handoff that `lock` returned, and return the resulting row.
 
     A handoff whose lease has lapsed is offered again; it expires once more than `lapses_max` leases have lapsed. An offer
-    past its deadline expires. A blocked handoff is renewed before it lapses, because TRANSITIONS has no lapse from blocked.
+    past its deadline expires. Once the session is over, a lease lapses and the handoff expires.
     """
     now: datetime = row["now"]
+    if row["session_is_over"]:
+        return await end(conn, row, "its session is over")
     if row["state"] in HELD_STATES and row["lease_expires_at"] <= row["lease_time"]:
-        if row["state"] == "blocked":
-            row = await transition(conn, row, "renew", agent=None, lease_s=0)
-        row = await transition(conn, row, "lapse", agent=None)
+        row = await _lapse(conn, row)
         if row["lapses"] > lapses_max:
             return await transition(conn, row, "expire", agent=None, reason="its lease lapsed too often")
     if row["state"] == "offered" and row["deadline"] is not None and row["deadline"] <= now:
@@ -235,14 +242,31 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
     return row
 
 
+async def end(conn: Connection, row: Record, reason: str) -> Record:
+    """End a handoff that `lock` returned, because its session ends: if it is held, its lease lapses, and then it expires."""
+    if row["state"] in HELD_STATES:
+        row = await _lapse(conn, row)
+    if row["state"] == "offered":
+        row = await transition(conn, row, "expire", agent=None, reason=reason)
+    return row
+
+
+async def _lapse(conn: Connection, row: Record) -> Record:
+    """Let a held handoff lapse. It is renewed before if it is blocked, because TRANSITIONS has no lapse from blocked."""
+    if row["state"] == "blocked":
+        row = await transition(conn, row, "renew", agent=None, lease_s=0)
+    return await transition(conn, row, "lapse", agent=None)
+
+
 def wrong_state(row: Record, action: HandoffAction) -> Conflict:
     """Return the error for an action that the handoff's state does not allow."""
     allowed = [name for name in actions_from(row["state"]) if name not in ("amend", "lapse", "expire")]
     participle = EVENT_OF_ACTION[action].removeprefix("handoff.")
     held_by = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
+    because = f" because {row['reason']}" if row["state"] == "expired" and row["reason"] else ""
     return Conflict(
         "wrong_state",
-        f"Handoff {row['id']} is {row['state']}, so it cannot be {participle}.{held_by}",
+        f"Handoff {row['id']} is {row['state']}{because}, so it cannot be {participle}.{held_by}",
         f"Allowed now: {', '.join(allowed)}." if allowed else "This handoff is settled: do not act on it again.",
         state=row["state"],
         holder=row["holder"],

@@ -25,12 +25,24 @@ OFFER = f"""
                          LIMIT $12) open) < $12
         RETURNING *
     ), touched AS (
-        UPDATE session s SET last_activity_at = now(), version = version + 1 FROM h WHERE s.id = h.session_id RETURNING s.key
+        UPDATE session s
+           SET last_activity_at = now(), version = s.version + 1, status = 'active',
+               expires_at = greatest(s.expires_at, now() + p.active_for),
+               status_since = CASE WHEN s.status = 'dormant' THEN now() ELSE s.status_since END,
+               idle_check_at = CASE WHEN s.status = 'dormant' THEN now() ELSE s.idle_check_at END
+          FROM h, session before JOIN retention_policy p ON p.name = before.retention_policy
+         WHERE s.id = h.session_id AND before.id = s.id
+        RETURNING s.key, before.status = 'dormant' AS is_woken
     ), recorded AS (
         INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
-        SELECT session_id, id, 'handoff.offered', sender, now(),
-               jsonb_build_object('to', coalesce(target_agent, target_capability), 'request_type', request_type)
-          FROM h
+        SELECT h.session_id, e.handoff_id, e.kind, h.sender, now(), e.data
+          FROM h, touched, LATERAL (
+            VALUES (1, NULL, 'session.reactivated', NULL),
+                   (2, h.id, 'handoff.offered', jsonb_build_object('to', coalesce(h.target_agent, h.target_capability),
+                                                                   'request_type', h.request_type))
+          ) AS e (place, handoff_id, kind, data)
+         WHERE e.place = 2 OR touched.is_woken
+         ORDER BY e.place
     )
     SELECT {COLUMNS}, touched.key AS session_key,
            CASE WHEN h.target_agent IS NULL

@@ -5,33 +5,52 @@ from typing import Any
 
 from asyncpg import Record
 
-from handoff.errors import session_not_found
-from handoff.model import RetentionPolicy, SessionStatus
+from handoff.errors import Invalid, session_not_found
+from handoff.model import SessionStatus
+from handoff.store import configuration
 from handoff.store.connect import Connection
 
-_COLUMNS = """s.id, s.key, s.created_by, s.owner, s.writers, s.status, s.retention_policy, s.metadata, s.created_at,
-    s.expires_at, s.last_activity_at, s.last_sequence, s.content_bytes, s.version,
+# Between a session's expiry and the job that notices it, everyone reads that it is expired.
+_STATUS = "CASE WHEN s.status IN ('active', 'dormant') AND s.expires_at <= now() THEN 'expired' ELSE s.status END"
+COLUMNS = f"""s.id, s.key, s.created_by, s.owner, s.writers, {_STATUS} AS status, s.retention_policy,
+    s.metadata, s.created_at, s.expires_at, s.status_since, s.last_activity_at, s.last_sequence, s.content_bytes, s.version,
     s.entry_counts, s.superseded_counts"""
 
 _OFFERS_LOCK = 20_261_129  # of advisory locks, the class that belongs to offers
 
+# With its participant and its first two events.
 CREATE = f"""
-    INSERT INTO session AS s (key, created_by, owner, writers, status, retention_policy, metadata, created_at,
-                              expires_at, last_activity_at, last_sequence, content_bytes, version)
-    SELECT $1, $2, $2, ARRAY[$2], 'active', p.name, $4, now(), now() + p.active_for, now(), 0, 0, 1
-      FROM retention_policy p
-     WHERE p.name = $3
-    ON CONFLICT (key) DO NOTHING
- RETURNING {_COLUMNS}
+    WITH s AS (
+        INSERT INTO session (key, created_by, owner, writers, status, retention_policy, metadata, created_at, expires_at,
+                             last_activity_at, last_sequence, content_bytes, version, status_since, idle_check_at,
+                             expiry_check_at)
+        SELECT $1, $2, $2, ARRAY[$2], 'active', p.name, $4, now(), now() + p.active_for, now(), 0, 0, 1, now(),
+               now() + least(p.dormant_after, interval '1 hour'), now() + p.active_for
+          FROM retention_policy p
+         WHERE p.name = $3
+        ON CONFLICT (key) DO NOTHING
+        RETURNING *
+    ), joined AS (
+        INSERT INTO participant (agent, session_id, created_at) SELECT owner, id, created_at FROM s
+    ), recorded AS (
+        INSERT INTO event (session_id, kind, agent, at, data)
+        SELECT s.id, e.kind, e.agent, now(), e.data
+          FROM s, LATERAL (VALUES (1, 'session.created', s.owner, NULL),
+                                  (2, 'session.expiration_scheduled', NULL,
+                                   jsonb_build_object('at', s.expires_at, 'retention_policy', s.retention_policy)))
+                       AS e (place, kind, agent, data)
+         ORDER BY e.place
+    )
+    SELECT {COLUMNS} FROM s
 """
 
-FIND = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1"
+FIND = f"SELECT {COLUMNS} FROM session s WHERE s.key = $1"
 
-LOCK = f"SELECT {_COLUMNS} FROM session s WHERE s.id = $1 FOR NO KEY UPDATE"
+LOCK = f"SELECT {COLUMNS} FROM session s WHERE s.id = $1 FOR NO KEY UPDATE"
 
 # $2 names a sender and a target. Offers from one to the other are made one at a time, so that they can be counted.
 LOCK_FOR_OFFER = f"""
-    SELECT {_COLUMNS}, pg_advisory_xact_lock({_OFFERS_LOCK}, hashtext($2))
+    SELECT {COLUMNS}, pg_advisory_xact_lock({_OFFERS_LOCK}, hashtext($2))
       FROM session s
      WHERE s.id = $1
        FOR NO KEY UPDATE
@@ -45,39 +64,28 @@ SEES = """({viewer}::text IS NULL
                           AND (target_agent = {viewer}
                                OR target_capability = ANY (SELECT unnest(capabilities) FROM agent
                                                             WHERE name = {viewer}))))"""
-SEE = f"SELECT {_COLUMNS} FROM session s WHERE s.key = $1 AND {SEES.format(session='s.id', viewer='$2')}"
-
-JOIN = """
-    INSERT INTO participant (agent, session_id, created_at)
-    SELECT $2, id, created_at FROM session WHERE id = $1
-    ON CONFLICT DO NOTHING
-"""
-
-CLOSE = f"""
-    UPDATE session AS s SET status = $2, last_activity_at = now(), version = version + 1
-     WHERE s.id = $1
- RETURNING {_COLUMNS}
-"""
+SEE = f"SELECT {COLUMNS} FROM session s WHERE s.key = $1 AND {SEES.format(session='s.id', viewer='$2')}"
 
 PAGE = f"""
-    SELECT {_COLUMNS}
+    SELECT {COLUMNS}
       FROM session s
      WHERE (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
      ORDER BY s.created_at DESC, s.id DESC
      LIMIT $4
 """
 PAGE_BY_STATUS = f"""
-    SELECT {_COLUMNS}
+    SELECT {COLUMNS}
       FROM session s
-     WHERE s.status = $5 AND (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
+     WHERE s.status = $5 AND (s.expires_at > now() OR s.status NOT IN ('active', 'dormant'))
+       AND (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
      ORDER BY s.created_at DESC, s.id DESC
      LIMIT $4
 """
 # $4 limits the rows read. Rows that are not `wanted` are skipped, and the next page continues after the last row read. The
 # inner SELECT is not an EXISTS, because Postgres may run that by reading all sessions of $7 at once.
 PAGE_BY_AGENT = f"""
-    SELECT {_COLUMNS},
-           ($6::text IS NULL OR s.status = $6)
+    SELECT {COLUMNS},
+           ($6::text IS NULL OR {_STATUS} = $6)
            AND ($7::text IS NULL OR (SELECT true FROM participant v WHERE v.session_id = s.id AND v.agent = $7) IS TRUE)
            AS wanted
       FROM (SELECT session_id, created_at
@@ -89,14 +97,27 @@ PAGE_BY_AGENT = f"""
      ORDER BY s.created_at DESC, s.id DESC
 """
 
+# Of the policy of a new session, or else that of a session or of a handoff's session; null if there is none.
+KEEPS_SECRETS = """
+    SELECT p.keeps_secrets
+      FROM retention_policy p
+     WHERE p.name = coalesce($1, (SELECT s.retention_policy FROM session s WHERE s.key = $2),
+                             (SELECT s.retention_policy FROM handoff h JOIN session s ON s.id = h.session_id
+                               WHERE h.id = $3))
+"""
+
 _READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
-async def create(conn: Connection, key: str, agent: str, policy: RetentionPolicy, metadata: dict[str, Any]) -> Record | None:
-    """Create a session owned by `agent`. Returns None if the key is already taken."""
+async def create(conn: Connection, key: str, agent: str, policy: str, metadata: dict[str, Any]) -> Record | None:
+    """Create a session owned by `agent`. Returns None if its key is taken. Raises Invalid if there is no such policy."""
     row = await conn.fetchrow(CREATE, key, agent, policy, metadata)
-    if row is not None:
-        await join(conn, row["id"], agent)
+    if row is None and policy not in (names := await configuration.policy_names(conn)):
+        raise Invalid(
+            "unknown_retention_policy",
+            f"There is no retention policy of this name. The policies are {', '.join(names)}.",
+            "Repeat the call with one of them as retention_policy, or without retention_policy for the usual one.",
+        )
     return row
 
 
@@ -113,6 +134,11 @@ async def see(conn: Connection, key: str, viewer: str | None) -> Record:
     return row
 
 
+async def keeps_secrets(conn: Connection, *, policy: str | None, session_key: str | None, handoff_id: int | None) -> bool:
+    """Whether secrets in what an agent writes are kept: by a policy, or else by that of a session or a handoff."""
+    return bool(await conn.fetchval(KEEPS_SECRETS, policy, session_key, handoff_id))
+
+
 async def lock(conn: Connection, session_id: int) -> Record:
     """Return the session's row, locked until the transaction ends. Raises LookupError if it does not exist."""
     row = await conn.fetchrow(LOCK, session_id)
@@ -127,16 +153,6 @@ async def lock_for_offer(conn: Connection, session_id: int, sender: str, target:
     if row is None:
         raise LookupError(f"session {session_id} does not exist")
     return row
-
-
-async def join(conn: Connection, session_id: int, agent: str) -> None:
-    """Make `agent` a participant, which may read the session from now on."""
-    await conn.execute(JOIN, session_id, agent)
-
-
-async def close(conn: Connection, session_id: int, status: SessionStatus) -> Record | None:
-    """Set the final status of a session that the caller has locked."""
-    return await conn.fetchrow(CLOSE, session_id, status)
 
 
 async def page(
@@ -185,6 +201,7 @@ def view(row: Record) -> dict[str, Any]:
         "retention_policy": row["retention_policy"],
         "metadata": row["metadata"],
         "created_at": row["created_at"],
+        "status_since": row["status_since"],
         "expires_at": row["expires_at"],
         "last_activity_at": row["last_activity_at"],
         "last_sequence": row["last_sequence"],

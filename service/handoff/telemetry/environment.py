@@ -59,6 +59,8 @@ def _of_each(form: str) -> tuple[str, ...]:
     return tuple(f"OTEL_EXPORTER_OTLP_{signal}{form}" for signal in ("", "TRACES_", "METRICS_", "LOGS_"))
 
 
+_SAMPLER: Final = "OTEL_TRACES_SAMPLER"
+_RATIO: Final = "OTEL_TRACES_SAMPLER_ARG"
 _SAMPLERS: Final = tuple(
     f"{parent}{name}" for parent in ("", "parentbased_") for name in ("always_on", "always_off", "traceidratio")
 )
@@ -102,15 +104,15 @@ VARIABLES: Final = (
         _any,
     ),
     Variable(
-        ("OTEL_TRACES_SAMPLER",),
+        (_SAMPLER,),
         f"Without it, traces are kept [as described below](#traces). {', '.join(f'`{name}`' for name in _SAMPLERS)} "
         "decide instead.",
         _one_of(*_SAMPLERS),
         "traces are kept as docs/signals.md describes, since no such sampler is known",
     ),
     Variable(
-        ("OTEL_TRACES_SAMPLER_ARG",),
-        "The ratio, from 0 to 1.",
+        (_RATIO,),
+        "The ratio, from 0 to 1, of `traceidratio` and `parentbased_traceidratio`.",
         _is_ratio,
         "it must be a number from 0 to 1, so all traces are kept",
     ),
@@ -203,12 +205,17 @@ def _value(environment: Environment, name: str) -> str:
 
 def unheeded(environment: Environment) -> dict[str, str]:
     """The variables that are set to something that has no effect, each with the reason."""
-    return {
+    found = {
         name: variable.why
         for variable in VARIABLES
         for name in variable.names
         if (value := _value(environment, name)) and not variable.heeds(value)
     }
+    if _value(environment, _RATIO) and not _value(environment, _SAMPLER).endswith("traceidratio"):
+        found[_RATIO] = (
+            f"only the samplers traceidratio and parentbased_traceidratio have an argument; {_SAMPLER} names them"
+        )
+    return found
 
 
 def is_disabled(environment: Environment) -> bool:
@@ -224,7 +231,7 @@ def is_exported(environment: Environment, signal: str) -> bool:
 
 def has_sampler(environment: Environment) -> bool:
     """Whether a standard sampler decides which traces are kept."""
-    return _value(environment, "OTEL_TRACES_SAMPLER") in _SAMPLERS
+    return _value(environment, _SAMPLER) in _SAMPLERS
 
 
 def reads_parents(environment: Environment) -> bool:

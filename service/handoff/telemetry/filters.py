@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +38,8 @@ class Filters:
 
     def __init__(self, level: str) -> None:
         self._default = LEVELS[level]
+        self._configured: tuple[int | None, tuple[_Rule, ...]] = (None, ())
+        self._lines: tuple[_Rule, ...] = ()  # of the file
         self._file: Path | None = None
         self._stamp: tuple[int, int] | None = None
         self._rules: tuple[_Rule, ...] = ()  # the last one that fits decides
@@ -81,15 +83,42 @@ class Filters:
                 self._stamp = (0, 0)
                 _own.warning("logging.file_unreadable", error=str(error))
             return
-        level, events, rules, wrong = self._default, dict[str, int](), list[_Rule](), 0
+        found: list[_Rule] = []
+        wrong = 0
         for line in lines:
             try:
                 rule = _parsed(line)
             except ValueError:
                 wrong += 1
                 continue
-            if rule is None:
-                continue
+            if rule is not None:
+                found.append(rule)
+        self._lines = tuple(found)
+        self._combine()
+        _own.info(
+            "logging.changed", file=str(self._file), events=len(self.events), rules=len(self._rules), lines_wrong=wrong
+        )
+
+    def configure(self, level: str | None, filters: Sequence[Mapping[str, str]]) -> None:
+        """Set the level of all lines that nothing else decides, and filters, the first of which that fits decides.
+
+        A filter has a level, and an event, a tool, an agent and a session, or some of these. What the file says goes first.
+        """
+        rules = [
+            _Rule(
+                it.get("event", ""), tuple((_FIELDS[name], it[name]) for name in _FIELDS if name in it), LEVELS[it["level"]]
+            )
+            for it in filters
+        ]
+        self._configured = (LEVELS[level] if level is not None else None, tuple(reversed(rules)))
+        self._combine()
+
+    def _combine(self) -> None:
+        """Combine what is configured and what the file says, of which the last that fits decides."""
+        configured, configured_rules = self._configured
+        level = self._default if configured is None else configured
+        events, rules = dict[str, int](), list[_Rule]()
+        for rule in (*configured_rules, *self._lines):
             if rule.fields:
                 rules.insert(0, rule)
             elif rule.event:
@@ -99,7 +128,6 @@ class Filters:
         self.level, self.events = level, events
         self._rules, self._least = tuple(rules), min((rule.level for rule in rules), default=_NEVER)
         logging.getLogger().setLevel(events.get("library.logged", level))
-        _own.info("logging.changed", file=str(self._file), events=len(events), rules=len(rules), lines_wrong=wrong)
 
 
 def _parsed(line: str) -> _Rule | None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
 from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.secret_patterns import KINDS
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
 # Attributes
@@ -33,7 +34,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=100)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=200)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -45,13 +46,16 @@ TYPE: Final = Attribute("handoff.type", get_args(RequestType))
 TARGET: Final = Attribute("handoff.target", ("agent", "capability"))
 STATUS: Final = Attribute("session.status", get_args(SessionStatus))
 ENTRY_TYPE: Final = Attribute("context.type", get_args(EntryType))
+SECRET: Final = Attribute("handoff.secret.kind", KINDS)
 COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
+TABLE: Final = Attribute("db.collection.name", ("idempotency", "alert", "health_event", "agent"))
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
+THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
 
 # Buckets
 # Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
@@ -128,6 +132,9 @@ LARGE_ENTRIES: Final = Counter(
 )
 APPEND_BATCH: Final = Histogram("handoff.append.batch", "{call}", "Appends written by one statement.", BATCH)
 APPENDS_WAITING: Final = Gauge("handoff.append.waiting", "{call}", "Appends waiting to be written.")
+SECRETS_REDACTED: Final = Counter(
+    "handoff.secrets.redacted", "{secret}", "Secrets that were redacted in what agents wrote and was committed.", SECRET
+)
 BRIEF_SIZE: Final = Histogram("handoff.brief.size", "{token}", "Size of the briefs that were returned.", TOKENS)
 BRIEF_OMITTED: Final = Counter("handoff.brief.omitted", "{entry}", "Entries that were left out of briefs.")
 
@@ -183,11 +190,23 @@ MEASURED_AT: Final = Gauge("handoff.measured.timestamp", "s", "Unix time of the 
 # The process
 EVENT_LOOP_LAG: Final = Histogram("handoff.event_loop.lag", "s", "How late the event loop ran a timer.", LAG_S)
 MEMORY_LIMIT: Final = Gauge("handoff.process.memory.limit", "By", "Memory that the process may use.")
+CPU_LIMIT: Final = Gauge(
+    "handoff.process.cpu.limit", "{cpu}", "CPUs that the process may use: one at most, because calls run on one event loop."
+)
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "Always 1, with the version as a label.", VERSION)
+THRESHOLD: Final = Gauge(
+    "handoff.threshold", "", "Thresholds in force, which alerts and health compare with.", THRESHOLD_NAME
+)
+CONFIGURATION_VERSION: Final = Gauge("handoff.configuration.version", "", "Version of the configuration in force.")
 COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 degraded, 2 unhealthy.", COMPONENT)
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of job runs.", CALL_S, JOB, OUTCOME)
 JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "Unix time at which the job last succeeded.", JOB)
+ROWS_DELETED: Final = Counter(
+    "handoff.retention.deleted", "{row}", "Rows deleted because their time was over, by table.", TABLE
+)
+JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
+JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
 
 # Alerting, and what is watched outside the process
@@ -198,6 +217,7 @@ WATCHDOG_AGE: Final = Gauge("handoff.watchdog.age", "s", "Age of the rule evalua
 CERTIFICATE_EXPIRY: Final = Gauge(
     "handoff.certificate.expiry.timestamp", "s", "Unix time at which the first certificate expires."
 )
+AUDIT_BROKEN: Final = Gauge("handoff.audit.broken", "", "1 if the audit's hash chain is broken, otherwise 0.")
 CERTIFICATES_UNREADABLE: Final = Gauge(
     "handoff.certificate.unreadable", "{certificate}", "Addresses whose certificate can't be read."
 )
@@ -223,6 +243,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     WATCHDOG_AGE,
     CERTIFICATE_EXPIRY,
     CERTIFICATES_UNREADABLE,
+    AUDIT_BROKEN,
+    JOB_INTERVAL,
+    JOBS_PAUSED,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

@@ -29,25 +29,18 @@ class Amended(Keyed, Protocol):
         """The new instructions, or the note."""
         ...
 
-    @property
-    def model_fields_set(self) -> set[str]:
-        """The names of the arguments that were sent."""
+    def asked(self) -> dict[str, Any]:
+        """The arguments that differ from their default."""
         ...
 
 
 async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[str, Any]:
     """Replace the instructions of an offer, or put a note for the holder before them; return the handoff.
 
-    Raises Invalid when an argument would change more, or the session is another; NotFound when the agent may not see the
+    Arguments with their default, or as the handoff has them, change nothing: some clients fill in every one. Raises Invalid
+    when another would change more, or the session is another; NotFound when the agent may not see the
     handoff; Forbidden unless it is the sender; Conflict when the handoff is settled, or the note does not fit.
     """
-    if others := sorted(name for name in args.model_fields_set - _TAKEN if getattr(args, name) is not None):
-        raise Invalid(
-            "invalid_arguments",
-            f"With handoff_id, only the instructions of a handoff can be changed, not {' and '.join(others)}.",
-            "Repeat the call without them. To change more, withdraw the offer with resolve_handoff action=cancel and make a "
-            "new one.",
-        )
 
     async def work(conn: Connection) -> dict[str, Any]:
         found = await handoffs.find(conn, handoff_id, agent)
@@ -65,9 +58,16 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
                 f"Handoff {handoff_id} was sent by {found['sender']!r}; only the sender can change its instructions.",
                 "Leave them. If you may write to the session, append what others should know with update_context.",
             )
+        if others := _changes(args, found):
+            raise Invalid(
+                "invalid_arguments",
+                f"With handoff_id, only the instructions of a handoff can be changed, not {' and '.join(others)}.",
+                "Repeat the call without them. To change more, withdraw the offer with resolve_handoff action=cancel and "
+                "make a new one.",
+            )
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
         before = await sessions.find(conn, args.session_key)
-        digest, hashed = hashlib.sha256(), 0 if before is None else before["last_sequence"]
+        digest, hashed = hashlib.sha256(), before["last_sequence"] if before and found["state"] == "offered" else 0
         await entries.add_hashes(conn, digest, found["session_id"], after=0, up_to=hashed)
         row = await handoffs.lock(conn, handoff_id, agent) or found
         row = await handoffs.settle(conn, row, call.app.settings.lapses_max)
@@ -81,6 +81,12 @@ async def amend(call: Call, agent: str, args: Amended, handoff_id: int) -> dict[
         return changed_view(changed, agent)
 
     return await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
+
+
+def _changes(args: Amended, handoff: Record) -> list[str]:
+    """The arguments that ask for another change than that of the instructions."""
+    asked = args.asked().items()
+    return sorted(it for it, value in asked if it not in _TAKEN and (it not in handoff or value != handoff[it]))
 
 
 def _with_note(row: Record, note: str, last_sequence: int) -> handoffs.Amendment:

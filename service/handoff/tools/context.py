@@ -117,6 +117,15 @@ class UpdateContext(Arguments):
     token: TokenArg | None = None
     idempotency_key: IdempotencyKeyArg = None
 
+    def read_by_others(self) -> list[str]:
+        """The same as for other tools, but faster for most calls."""
+        texts: list[str] = []
+        for entry in self.entries:
+            if entry.metadata:
+                return super().read_by_others()
+            texts.append(entry.content)
+        return texts
+
 
 class GetContext(Arguments):
     """Read a session: a brief within token_budget plus instructions, or its entries in pages.
@@ -218,7 +227,7 @@ async def get_context(call: Call, args: GetContext) -> dict[str, Any]:
         session = await sessions.see(conn, args.session_key, viewer)
         rows = await entries.page(
             conn,
-            session["id"],
+            session,
             after=args.after_sequence,
             limit=1 if args.offset else args.limit,
             bytes_max=bytes_max,
@@ -241,17 +250,15 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
     agent = acting_agent(call.caller, args.agent)
     viewer = call.caller.viewer(agent)
     async with call.app.admission.reads.turn(agent), snapshot(call.app.pool) as conn:
-        session_id = None
-        if args.session_key is not None:
-            session_id = (await sessions.see(conn, args.session_key, viewer))["id"]
+        session = await sessions.see(conn, args.session_key, viewer) if args.session_key is not None else None
         found = await search.search(
             conn,
             args.query,
-            session_id=session_id,
-            viewer=viewer if session_id is None else None,
+            session=session,
+            viewer=viewer if session is None else None,
             limit=args.limit + 1,
         )
-    rows = found or []
+    rows = found.rows if found is not None else []
     fields = ("session_key", "sequence", "type", "author", "created_at", "superseded_by", "retracted")
     matches = [
         {name: row[name] for name in fields if row[name] is not None} | {"snippet": search.snippet(row, args.query)}
@@ -261,10 +268,10 @@ async def search_context(call: Call, args: SearchContext) -> dict[str, Any]:
     page: dict[str, Any] = {"matches": shown, "more": len(rows) > len(shown)}
     if found is None:
         page["hint"] = NOTHING_TO_FIND
-    if rows and rows[0]["is_bounded"]:
+    if found is not None and found.is_bounded:
         page["bounded"] = (
-            f"Only the newest {rows[0]['ranked']} matches were ranked. To find others, add words to the query"
-            f"{' or name a session_key' if session_id is None else ''}."
+            f"Only the newest {found.ranked} matches were ranked. To find others, add words to the query"
+            f"{' or name a session_key' if session is None else ''}."
         )
     return page
 

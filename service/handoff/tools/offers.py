@@ -102,6 +102,8 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
         if found is None or agent not in found["writers"]:
             await sessions.see(conn, args.session_key, call.caller.viewer(agent))
             raise not_a_writer(agent, args.session_key)
+        if found["status"] not in OPEN_STATUSES:
+            raise session_closed(args.session_key, found["status"])
         # Entries never change, so most of the digest is made before the lock, which would delay appends.
         digest, hashed = hashlib.sha256(), found["last_sequence"]
         await entries.add_hashes(conn, digest, found["id"], after=0, up_to=hashed)

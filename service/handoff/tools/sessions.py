@@ -3,15 +3,16 @@
 import hashlib
 import secrets
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import structlog
 from pydantic import AfterValidator, Field
 
+from handoff.configuration import DEFAULT_POLICY, POLICY_CHARS_MAX
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, NotFound, session_closed
-from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, RetentionPolicy
-from handoff.store import events, handoffs, idempotency, sessions
+from handoff.model import OPEN_STATUSES, SESSION_KEY_CHARS_MAX, SessionAction
+from handoff.store import handoffs, idempotency, lifecycle, sessions
 from handoff.store.append import Append, NewEntry, append_within
 from handoff.store.connect import Connection, after_commit
 from handoff.tools.contract import (
@@ -22,11 +23,13 @@ from handoff.tools.contract import (
     SessionKeyArg,
     Tool,
     acting_agent,
+    no_nul,
     result_with,
 )
 
 log = structlog.get_logger(__name__)
 
+_ACTION: Final[dict[str, SessionAction]] = {"completed": "complete", "cancelled": "cancel"}
 SESSION_RESULT = result_with("session_key", "string")
 
 
@@ -39,14 +42,14 @@ def continues_a_session(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class RegisterSession(Arguments):
-    """Open a session you own. Omit session_key to generate one. retention_policy: nothing is deleted yet.
+    """Open a session you own. Omit session_key to generate one. Unused, it expires.
 
     metadata: continues: an earlier session's key.
     """
 
     agent: AgentArg = None
     session_key: SessionKeyArg | None = None
-    retention_policy: RetentionPolicy = "standard"
+    retention_policy: Annotated[str, Field(max_length=POLICY_CHARS_MAX), AfterValidator(no_nul)] = DEFAULT_POLICY
     metadata: (
         Annotated[
             MetadataArg,
@@ -76,7 +79,6 @@ async def register_session(call: Call, args: RegisterSession) -> dict[str, Any]:
         row = await sessions.create(conn, key, agent, args.retention_policy, args.metadata or {})
         if row is None:
             raise await _key_taken(conn, key, agent, call.caller.viewer(agent))
-        await events.record(conn, "session.created", session_id=row["id"], agent=agent)
         entry = _system_entry(f"Session {key} registered by {agent}.")
         first = Append(key, agent, [entry], call.received, size_bytes=entry.size_bytes)
         await append_within(conn, first, call.app.settings)
@@ -117,11 +119,7 @@ async def close_session(call: Call, args: CloseSession) -> dict[str, Any]:
                 "repeat the call.",
                 handoff_ids=still_open,
             )
-        closed = await sessions.close(conn, row["id"], args.outcome)
-        if closed is None:
-            raise LookupError("a locked session must close")
-        await events.record(conn, f"session.{args.outcome}", session_id=row["id"], agent=agent)
-        return sessions.view(closed)
+        return sessions.view(await lifecycle.change(conn, row, _ACTION[args.outcome], agent))
 
     return await idempotency.once(call.app.pool, "close_session", agent, args, work)
 

@@ -7,18 +7,22 @@ from grafana.source.runbook import link_to_entry
 from tests.stack.drills.agents import again_and_again, speaks
 from tests.stack.drills.drill import Drill, Fault
 from tests.stack.drills.faults import (
+    audit_changed,
     both,
     certificate_of,
     connections_taken,
+    cpu_short,
     cut_off,
     disk_filling,
     failing_heartbeat,
     file_added,
     hanging_proxy,
+    job_paused,
     memory_short,
     not_measured,
     pager_refuses,
     stopped,
+    tokens_malformed,
 )
 from tests.stack.drills.pace import DISK_BYTES
 
@@ -113,6 +117,8 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 ("HandoffCertificateExpiring",),
                 muted=("HandoffCertificateExpiring",),
             ),
+            Fault("a job paused and forgotten", lambda it: job_paused(it.stack, "stale_alerts"), ("HandoffJobLate",)),
+            Fault("a row of the audit changed by hand", lambda it: audit_changed(it.stack), ("HandoffAuditChainBroken",)),
             Fault(
                 "88 of 100 connections taken",
                 lambda it: connections_taken(it.stack, 88),
@@ -124,12 +130,22 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 ("HandoffMemoryHigh",),
                 muted=("HandoffMemoryHigh",),
             ),
+            Fault(
+                "worker uses 85% of its CPU",
+                lambda it: cpu_short(it.stack, "worker", 0.85),
+                ("HandoffCpuHigh",),
+                muted=("HandoffCpuHigh",),  # by the next stage, for the service
+            ),
+            Fault(
+                "malformed line in the tokens file", lambda it: tokens_malformed(it.stack), ("HandoffTokensFileUnusable",)
+            ),
         ],
         [
             Fault(
                 "certificate with 2 days left", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)
             ),
             Fault("worker's memory at 97%", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
+            Fault("service uses 97% of its CPU", lambda it: cpu_short(it.stack, "service", 0.97), ("HandoffCpuCritical",)),
         ],
     )
 
