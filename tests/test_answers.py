@@ -281,7 +281,7 @@ def _configuration(letter: str) -> dict[str, Any]:
 async def configuration(world: World) -> dict[str, Any]:
     asked = {"action": "import", "agent": ADA, "reason": "r" * 500}
     for version, letter in ((1, "a"), (2, "b")):
-        document = {"format": 1, "configuration": _configuration(letter)}
+        document = orjson.dumps({"format": 1, "configuration": _configuration(letter)}).decode()
         done = await world.agent.ok("configuration", document=document, expected_version=version, **asked)
     return done
 

@@ -20,7 +20,7 @@ TEXT_CHARS_MAX: Final = 20_000
 
 
 # Optional numbers of which 0 is none, so that 0 can say that they are left out.
-_NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes"})
+_NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes", "version", "expected_version"})
 
 
 class Arguments(BaseModel):
