@@ -25,7 +25,7 @@ REASON_CHARS_MAX: Final = 500
 FORMAT: Final = 1  # of an export
 _PAGE_MAX: Final = 20
 
-VersionArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+VersionArg = Annotated[int, Field(ge=0, le=SEQUENCE_MAX)]  # 0 counts as left out
 
 
 # As text, because clients of some models can't send an object whose names the schema does not list.
