@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-brief bench-rca doctor fuzz open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-rca doctor fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -25,7 +25,7 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended.
 LANES := work pages bundle outages
-pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_rules.py)
+pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
@@ -59,6 +59,9 @@ bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 
 bench-brief: .venv/.ready    ## what a brief holds of sessions whose truth is known; FOLDER= a recorded one, WRITE=1 into docs/
 	@.venv/bin/python -m tests.bench.brief $(FOLDER) $(if $(WRITE),--write)
+
+bench-anomaly: .venv/.ready  ## how well the detector finds what is labelled, beside simple rules; DATA= a folder with score.py and its data
+	@OMP_NUM_THREADS=1 .venv/bin/python -m tests.bench.anomaly $(DATA)
 
 bench-rca: .venv/.ready      ## how often the service at fault is named first: DATA= a folder of labelled issues, none for generated ones
 	@.venv/bin/python -m tests.bench.rca $(DATA)

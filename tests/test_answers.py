@@ -21,6 +21,7 @@ from handoff.settings import Settings
 from handoff.store.handoffs import WRITERS_MAX
 from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
+from handoff.tools.session_data import REASON_CHARS_MAX
 from tests.agents import Agent
 
 ADA, BOB = "a" * 100, "b" * 100
@@ -179,6 +180,19 @@ async def lapse_handoff(world: World) -> dict[str, Any]:
     return await world.agent.ok("lapse_handoff", handoff_id=held["handoff_id"])
 
 
+async def session_data(world: World) -> dict[str, Any]:
+    await world.session()
+    return await world.agent.ok("session_data", action="hold", of="session", name=KEY, reason=LONG * REASON_CHARS_MAX)
+
+
+async def lifecycle_of_all(world: World) -> dict[str, Any]:
+    await world.db.execute(
+        "INSERT INTO legal_hold (kind, name, reason, held_by) SELECT 'agent', 'a' || n, 'because of it', 'operator'"
+        "  FROM generate_series(1, 1000) n"
+    )
+    return await world.agent.read("handoff://lifecycle")
+
+
 async def close_session(world: World) -> dict[str, Any]:
     await world.session()
     return await world.agent.ok("close_session", agent=ADA, session_key=KEY)
@@ -304,6 +318,8 @@ LARGEST: Final[dict[str, Build]] = {
     "resolve_handoff": resolve_handoff,
     "close_session": close_session,
     "lapse_handoff": lapse_handoff,
+    "session_data": session_data,
+    "handoff://lifecycle": lifecycle_of_all,
     "configuration": configuration,
     "job": control_job,
     "handoff://sessions": sessions,

@@ -34,6 +34,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "resolve_handoff": Answer(20_000, "texts of the handoff", _TEXTS),
     "close_session": Answer(25_000, _SESSION),
     "lapse_handoff": Answer(14_000, "texts of the handoff", _TEXTS),
+    "session_data": Answer(13_000, "the reason"),
     "configuration": Answer(110_000, "32 KiB per version; `changes` has each field before and after"),
     "job": Answer(700, "one job"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
@@ -49,6 +50,7 @@ ANSWERS: Final[dict[str, Answer]] = {
         150_000, f"{_PAGE}, or the texts of one handoff, cut to 12,000 characters each", "`next_cursor`"
     ),
     "handoff://agents/{agent}/sessions": Answer(66_000, _PAGE, "`next_cursor`"),
+    "handoff://lifecycle": Answer(66_000, f"{_PAGE}; the newest weeks of the archive, then the oldest holds"),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),

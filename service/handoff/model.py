@@ -8,18 +8,20 @@ from typing import Final, Literal, get_args
 SessionStatus = Literal["active", "dormant", "completed", "expired", "archived", "cancelled"]
 OPEN_STATUSES: Final[tuple[SessionStatus, ...]] = ("active", "dormant")  # the statuses in which a session accepts entries
 
-SessionAction = Literal["sleep", "wake", "expire", "complete", "cancel", "archive"]
+SessionAction = Literal["sleep", "wake", "expire", "complete", "cancel", "archive", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionChange:
     """What an action does to a session: its new status, the kind of the one event that it records, and its open handoffs.
 
+    The status is None when the session is deleted: then the event is in the audit, because those of the session go with it.
+
     Open handoffs are `kept`, or `ended`: those that are held lapse, and then all of them expire. `none` says that the action
     is refused, or waits, while there are any.
     """
 
-    status: SessionStatus
+    status: SessionStatus | None
     event: str
     open_handoffs: Literal["kept", "ended", "none"]
 
@@ -28,6 +30,7 @@ _ASLEEP: Final = SessionChange("dormant", "session.dormant", "none")
 _AWAKE: Final = SessionChange("active", "session.reactivated", "kept")
 _EXPIRED: Final = SessionChange("expired", "session.expired", "ended")
 _ARCHIVED: Final = SessionChange("archived", "session.archived", "none")
+_DELETED: Final = SessionChange(None, "session.deleted", "ended")
 _COMPLETED: Final = SessionChange("completed", "session.status_changed", "none")
 _CANCELLED: Final = SessionChange("cancelled", "session.status_changed", "none")
 
@@ -45,6 +48,7 @@ SESSION_TRANSITIONS: Final[Mapping[tuple[SessionStatus, SessionAction], SessionC
         ("completed", "archive"): _ARCHIVED,
         ("cancelled", "archive"): _ARCHIVED,
         ("expired", "archive"): _ARCHIVED,
+        **{(status, "delete"): _DELETED for status in get_args(SessionStatus)},
     }
 )
 

@@ -224,6 +224,19 @@ class Settings(BaseSettings):
         description="How long a session stays completed, cancelled or expired before its entries move to the archive, in "
         "seconds. They can be read there as before.",
     )
+    idempotency_kept_s: float = Field(
+        default=604_800.0,
+        ge=86_400,
+        le=31_536_000,
+        description="How long the result of a call with an idempotency_key is kept at least, in seconds. It is kept longer "
+        "where a retention policy lets sessions stay active for longer. Afterwards a repeated call is a new one.",
+    )
+    delete_interval_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "

@@ -263,7 +263,8 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0013_lifecycle.sql",
         "0014_jobs.sql",
         "0015_archive.sql",
-        "0016_configuration.sql",
+        "0016_legal_holds.sql",
+        "0017_configuration.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

@@ -51,6 +51,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/inbox",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
+        "handoff://lifecycle",
         "handoff://alerts",
         "handoff://health",
         "handoff://metrics",
@@ -59,6 +60,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
+        "handoff://lifecycle",
         "handoff://health",
         "handoff://metrics",
         "handoff://alerts",

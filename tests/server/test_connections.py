@@ -109,6 +109,7 @@ def peak_bytes(service: Service) -> int:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
 
 
+PAGE = "http://localhost"  # the origin of a page that may call
 needs_proc = pytest.mark.skipif(not psutil.LINUX, reason="reads /proc")
 FLOODS = {
     "one header": (b"GET /healthz HTTP/1.1\r\nX: ", b"x" * MIB, 431, "head_too_large"),
@@ -208,6 +209,23 @@ def test_a_head_that_can_not_be_served_is_refused_with_a_code(
     with connected(service) as connection:
         connection.sendall(request_head)
         assert refused(until_closed(connection)) == expected
+
+
+@pytest.mark.parametrize(("origin", "may_read"), [(PAGE, True), ("https://elsewhere.example", False)])
+def test_a_page_of_an_allowed_origin_can_read_why_its_head_was_refused(
+    service: Service, origin: str, *, may_read: bool
+) -> None:
+    with connected(service) as connection:
+        connection.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: "
+            + origin.encode()
+            + b"\r\n"
+            + b"X: y\r\n" * FIELDS_MAX
+            + b"\r\n"
+        )
+        answer = until_closed(connection)
+    assert refused(answer) == (431, "head_too_large")
+    assert (b"access-control-allow-origin: " + origin.encode() in answer) == may_read
 
 
 def test_a_large_head_within_the_limits_is_served(service: Service) -> None:
@@ -371,9 +389,11 @@ def test_probes_are_answered_when_all_connections_are_in_use(small: Service) -> 
 
         assert small.status("/healthz") == 200
         assert small.status("/readyz") == 200
-        answer = httpx2.post(small.url, json=body("tools/list"), headers=headers("tools/list"))
+        of_a_page = headers("tools/list") | {"origin": PAGE}
+        answer = httpx2.post(small.url, json=body("tools/list"), headers=of_a_page)
 
         assert answer.status_code == 503
+        assert answer.headers["access-control-allow-origin"] == PAGE
         assert answer.json()["error"]["code"] == "too_many_connections"
         assert int(answer.headers["retry-after"]) > 0
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.stack.bundle import Stack, docker_answers, image_at_hand, run, shipped
+from tests.stack.catchers import Caught, catchers
 from tests.stack.drills.pace import PACES
 
 GRAFANA_LEFT_OUT = "Grafana left out: its image is not available locally and can't be pulled"
@@ -113,3 +114,21 @@ def stack(pytestconfig: pytest.Config, started: Start, left_out: set[str]) -> Ge
         started(Path(folder), str(pytestconfig.getoption("project")), overlays, {}) as it,
     ):
         yield it
+
+
+@pytest.fixture(scope="module")
+def alone(docker: None, pytestconfig: pytest.Config) -> Generator[Stack]:
+    """A project in which only the one-shot `secrets` runs."""
+    with TemporaryDirectory(prefix="handoff-channels-") as folder:
+        stack = Stack(Path(folder), f"{pytestconfig.getoption('project')}-channels", [], {})
+        stack.down("--volumes")  # of a run that was killed
+        try:
+            yield stack
+        finally:
+            stack.down("--volumes")
+
+
+@pytest.fixture
+def caught() -> Generator[Caught]:
+    with catchers() as caught:
+        yield caught

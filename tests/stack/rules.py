@@ -43,7 +43,10 @@ ONCE_A_QUEUE_WAS_FULL: Final = {
     f"otelcol_exporter_enqueue_failed_{what}_total" for what in ("spans", "metric_points", "log_records")
 }
 # Rules have used these only since the quiet hour was recorded; quiet.replay says which processes lived and which led.
-SINCE_THE_QUIET_HOUR: Final = {"handoff_audit_broken", "handoff_threshold", "handoff_worker_leader", "target_info"}
+SINCE_THE_QUIET_HOUR: Final = {
+    "handoff_audit_broken", "handoff_process_cpu_limit", "handoff_threshold", "handoff_worker_leader",
+    "process_cpu_time_seconds_total", "target_info",
+}  # fmt: skip
 ONLY_WHERE_THERE_IS_ONE: Final = {"handoff_certificate_expiry_timestamp_seconds", "handoff_db_slow_statements_total"}
 
 

@@ -3,6 +3,8 @@
 # ruff: noqa: RUF001 - letters that look like Latin ones are what is tested
 
 import asyncio
+import random
+import re
 import string
 from collections.abc import Callable, Generator
 from typing import Any
@@ -13,6 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.agents import Agent
+from tests.stack.bundle import ROOT
+
+MIGRATIONS = ROOT / "service" / "handoff" / "store" / "migrations"
 
 HASH = "54fa40c1d2e3f4a5b6c7d8e9f0a1b2c3d4e5f6a7"
 
@@ -285,3 +290,20 @@ def test_any_text_that_contains_a_token_is_found_by_it(ask: Ask, before: str, qu
 @given(content=ANYTHING, before=ANYTHING, after=ANYTHING)
 def test_any_term_is_looked_for_without_an_error(ask: Ask, content: str, before: str, after: str) -> None:
     assert ask(FOUND, f"{before} {content} {after}", content, False) is not None
+
+
+async def test_what_is_indexed_of_a_text_is_what_migration_0010_indexed(db: asyncpg.Connection) -> None:
+    first = (MIGRATIONS / "0010_search_in_many_languages.sql").read_text()
+    (made,) = re.findall(r"CREATE FUNCTION search_texts\(.*?\n\$\$;\n", first, re.DOTALL)
+    await db.execute(made.replace("search_texts(", "first_texts("))
+    rng = random.Random(7)  # noqa: S311 - it must be repeatable
+    # Kana, full-width, composed and decomposed letters, Hangul and its parts, compatibility forms, marks, signs, and spaces
+    letters = [*"aZ9 .,-/队列её\u0439\u0438é，：！Ａ"]
+    letters += [*"≠…—가\u1100\u1161\u11a8ำําßẞİ\u200b\ufe0f😀´\u2011\u3000。ーｶﾞ𠀀ა\u05d0\u05b8Åゔヷ\u0627"]
+    marks = [*"\u0301\u0306\u0308\u0338\u3099\u064b"]
+    texts = ["".join(rng.choices(letters + marks, k=rng.randrange(1, 30))) for _ in range(3_000)]
+    texts += ["".join(f"a{chr(code)}b" for code in range(begin, begin + 64)) for begin in range(0x80, 0xD800, 64)]
+    differ = "SELECT text FROM unnest($1::text[]) AS text WHERE search_texts(text) IS DISTINCT FROM first_texts(text)"
+    assert await db.fetch(differ, texts) == []
+    pairs = await db.fetchval("SELECT search_texts($1)", "队列端口 a 错配，错")
+    assert pairs[2] == "队列 列端 端口 错配"

@@ -171,13 +171,14 @@ def test_levels_change_while_the_service_runs(database_url: str, tmp_path: Path)
     assert '"lines_wrong":1' in changed[1]
 
 
-def test_the_exporters_are_loaded_only_where_telemetry_is_on() -> None:
+def test_the_exporters_and_the_sdk_are_loaded_only_where_telemetry_is_on() -> None:
     loads = (
-        "import sys, handoff.app, handoff.jobs.runner, handoff.server.http; print('handoff.telemetry.otlp' in sys.modules)"
+        "import sys, handoff.app, handoff.jobs.runner, handoff.server.http, handoff.server.stdio\n"
+        "print([it for it in sys.modules if it == 'handoff.telemetry.otlp' or it.startswith('opentelemetry.sdk')])"
     )
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)
 
-    assert done.stdout == "False\n"
+    assert done.stdout == "[]\n"
 
 
 async def test_metrics_whose_export_raises_are_away_until_it_works_again(

@@ -24,6 +24,7 @@ from handoff.server.record import Subject
 from handoff.store.connect import connection
 from handoff.telemetry import metrics, spans
 from handoff.telemetry.calls import OPERATIONS_PER_CALL_MAX, Arrival, CallRecord, begin, finished, parse_traceparent
+from handoff.telemetry.scope import SCHEMA_URL
 from handoff.telemetry.spans import Tracer
 from tests.agents import LONG_WAIT_S, PAST, Agent, until
 from tests.collector import Collector, attributes
@@ -371,6 +372,6 @@ async def test_the_pool_s_metrics_and_all_signals_name_their_convention(observed
         (ExportMetricsServiceRequest.FromString(collector.bodies["metrics"][-1]).resource_metrics, "scope_metrics"),
         (ExportLogsServiceRequest.FromString(collector.bodies["logs"][-1]).resource_logs, "scope_logs"),
     ):
-        assert [group.schema_url for group in request] == [spans.SCHEMA_URL]
+        assert [group.schema_url for group in request] == [SCHEMA_URL]
         ours = [scope for group in request for scope in getattr(group, scopes) if scope.scope.name == "handoff"]
-        assert [scope.schema_url for scope in ours] == [spans.SCHEMA_URL]
+        assert [scope.schema_url for scope in ours] == [SCHEMA_URL]

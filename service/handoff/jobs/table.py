@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from handoff.context import App
-from handoff.jobs import alive, archive, audit, certificates, dormant, expire, measure, settle, stale_alerts, watchdog
+from handoff.jobs import (
+    alive,
+    archive,
+    audit,
+    certificates,
+    delete,
+    dormant,
+    expire,
+    measure,
+    retention,
+    settle,
+    stale_alerts,
+    watchdog,
+)
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
@@ -27,6 +40,8 @@ JOBS: Final = (
     Job("expire", lambda settings: settings.expire_interval_s, expire.run),
     Job("dormant", lambda settings: settings.dormant_interval_s, dormant.run),
     Job("archive", lambda settings: settings.archive_interval_s, archive.run),
+    Job("delete", lambda settings: settings.delete_interval_s, delete.run),
+    Job("retention", lambda _: retention.INTERVAL_S, retention.run),
     Job("measure", lambda settings: settings.measure_interval_s, measure.run),
     Job("heartbeat", lambda settings: settings.heartbeat_interval_s, alive.run),
     Job("watchdog", lambda settings: settings.heartbeat_interval_s, watchdog.run),

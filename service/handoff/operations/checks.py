@@ -56,7 +56,7 @@ LIMITS: Final[dict[str, Limits]] = {
     "alerting": Limits("heartbeat_ratio", per_unit=100),  # % of watchdog_timeout_s since the last heartbeat
     "memory": Limits("memory_ratio", "memory_critical_ratio", 100),  # % of the memory limit
     "machine": Limits("machine_memory_ratio", per_unit=100),  # % of the memory of the machine, or of the container
-    "cpu": Limits("cpu_ratio", per_unit=100),  # % of the CPU time that the process may use, over the last minute
+    "cpu": Limits("cpu_critical_ratio", per_unit=100),  # % of the CPU time that the process may use, over the last minute
     "disk": Limits("disk_ratio", "disk_critical_ratio", 100),  # % of the file system
     "event_loop": Limits("event_loop_lag_seconds", "event_loop_lag_critical_seconds", 1_000),  # ms by which a timer was late
 }

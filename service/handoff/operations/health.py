@@ -86,6 +86,7 @@ class Health:
         self._began_at: float | None = None  # of the check in progress
         self._storing: asyncio.Task[None] | None = None
         metrics.MEMORY_LIMIT.source = lambda: [(checks.memory_limit(), ())]
+        metrics.CPU_LIMIT.source = lambda: [(checks.cpu_limit(), ())]
 
     @property
     def identity(self) -> Identity:

@@ -11,12 +11,13 @@ from handoff.resources import configuration as configuration_resources
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
 from handoff.resources import jobs as jobs_resources
+from handoff.resources import lifecycle as lifecycle_resources
 from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.tools import configuration, context, jobs, leases, offers, sessions
+from handoff.tools import configuration, context, jobs, leases, offers, session_data, sessions
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -31,7 +32,12 @@ TOOLS: Final[tuple[Tool[Any], ...]] = (
     leases.RESOLVE_HANDOFF,
     sessions.CLOSE_SESSION,
 )
-ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (leases.LAPSE_HANDOFF, configuration.CONFIGURATION, jobs.JOB)
+ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (
+    leases.LAPSE_HANDOFF,
+    session_data.SESSION_DATA,
+    configuration.CONFIGURATION,
+    jobs.JOB,
+)
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,
     session_resources.SESSION,
@@ -40,6 +46,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     context_resources.SUMMARY,
     handoff_resources.INBOX,
     session_resources.AGENT_SESSIONS,
+    lifecycle_resources.LIFECYCLE,
     handoff_resources.HANDOFF,
     operations_resources.HEALTH,
     operations_resources.METRICS,

@@ -5,7 +5,7 @@ connections. Times are taken once per second for all connections, so that a requ
 the event loop ran: when a process has been frozen or busy, nobody is cut off for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import nsmallest
 from http import HTTPStatus
 from typing import Any, Final, Literal, cast
@@ -36,6 +36,7 @@ _LAST: Final = 3  # the same, and what the client sends after it is dropped
 _REFUSED: Final = 4  # it was refused here, or cut off; what the client still sends is dropped
 _IDLE: Final = 5  # its answer is complete
 Phase = Literal[0, 1, 2, 3, 4, 5]
+Readable = Callable[[Sequence[tuple[bytes, bytes]]], list[tuple[bytes, bytes]]]
 
 
 class _Dropped(list[Any]):
@@ -210,7 +211,10 @@ class HttpConnection(HttpToolsProtocol):
         self._connections.refusals.count(code)
         body = to_json({"error": {"code": code, "message": message}})
         fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *CLOSE]
-        head = b"".join(b"%s: %s\r\n" % field for field in (*self.server_state.default_headers, *fields))
+        head = b"".join(
+            b"%s: %s\r\n" % field
+            for field in (*self.server_state.default_headers, *fields, *self._connections.readable(self.headers or ()))
+        )
         self.flow.resume_reading()
         self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, HTTPStatus(status).phrase.encode(), head, body))
         self.transport.write_eof()
@@ -255,9 +259,13 @@ class HttpConnection(HttpToolsProtocol):
 class Connections:
     """All open connections of the process."""
 
-    def __init__(self, settings: Settings, connections_max: int, app: ASGIApp, refusals: Refusals) -> None:
+    def __init__(
+        self, settings: Settings, connections_max: int, app: ASGIApp, refusals: Refusals, readable: Readable
+    ) -> None:
+        """`readable` returns the headers that let a browser's page read the answer to a request with given headers."""
         self.settings = settings
         self.refusals = refusals
+        self.readable = readable
         self.now = 0  # s
         self._max = connections_max
         self._app = app
@@ -308,5 +316,5 @@ class Connections:
             503,
             "too_many_connections",
             f"The service has {self._max} connections, the most it takes, and all are in use. Try again in a few seconds.",
-            (*RETRY_LATER, *CLOSE),
+            (*RETRY_LATER, *CLOSE, *self.readable(scope["headers"])),
         )

@@ -107,6 +107,7 @@ class Edge:
         self._call_tool = call_tool
         self._notifications = Notifications(alerts, self._bodies, self.refusals)
         self._gate = Gate(settings, self.refusals)
+        self.readable = self._gate.readable  # for what is refused before it comes here
         # The edge has checked Host, Origin and size before the SDK sees a request.
         self._sdk: ASGIApp = server.streamable_http_app(
             streamable_http_path=MCP_PATH,

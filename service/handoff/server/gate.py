@@ -3,6 +3,7 @@
 Before a browser lets a page call, it asks, without the token (a preflight). The page can read only answers that allow it.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -43,6 +44,11 @@ class Gate:
             "origin" not in headers and len(headers) == len(scope["headers"]) and self._hosts.holds(headers.get("host", ""))
         )
 
+    def readable(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The headers that let the page which sent these read an answer; none if no page of an allowed origin did."""
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        return _readable_by(origins[0]) if len(origins) == 1 and self._origins.holds(origins[0]) else []
+
     async def examine(self, scope: Scope, send: Send, headers: dict[str, str]) -> tuple[Send, int | None]:
         """Check a request; return the `send` to answer it with, and the status if it has been answered."""
         if has_duplicates(scope["headers"]):
@@ -63,7 +69,7 @@ class Gate:
                     f"The Origin {_shown(headers['origin'])} may not call this service. "
                     "The operator can allow it with HANDOFF_ALLOWED_ORIGINS.",
                 )
-            send = _readable_by(headers["origin"], send)
+            send = _adding(_readable_by(headers["origin"]), send)
         if not self._hosts.holds(headers.get("host", "")):
             return send, await self._refusals.refuse(
                 scope,
@@ -152,20 +158,24 @@ async def _answer_preflight(send: Send, headers: dict[str, str]) -> int:
     return 204
 
 
-def _readable_by(origin: str, send: Send) -> Send:
-    """A `send` that lets pages of an allowed origin read the answer, whatever its status."""
-    added = [
+def _readable_by(origin: str) -> list[tuple[bytes, bytes]]:
+    """The headers that let pages of an allowed origin read the answer, whatever its status."""
+    return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-expose-headers", _EXPOSED.encode()),
         (b"vary", b"Origin"),
     ]
 
-    async def send_readable(message: Message) -> None:
+
+def _adding(added: list[tuple[bytes, bytes]], send: Send) -> Send:
+    """A `send` that adds headers to the answer."""
+
+    async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], *added]}
         await send(message)
 
-    return send_readable
+    return send_more
 
 
 def _shown(value: str) -> str:

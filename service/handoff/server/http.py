@@ -46,7 +46,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         is_ending=lambda: app.wakeups.closing,
     )
     connections_max, backlog = share_of_descriptors(app.settings)
-    connections = Connections(app.settings, connections_max, edge, edge.refusals)
+    connections = Connections(app.settings, connections_max, edge, edge.refusals, edge.readable)
     config = uvicorn.Config(
         edge,
         http=cast("Any", connections.open),

@@ -228,22 +228,34 @@ async def settle(conn: Connection, row: Record, lapses_max: int) -> Record:
     """Apply every transition that is due by now to a handoff that `lock` returned, and return the resulting row.
 
     A handoff whose lease has lapsed is offered again; it expires once more than `lapses_max` leases have lapsed. An offer
-    past its deadline expires. Once the session is over, a lease lapses and the handoff expires. A blocked handoff is renewed
-    before it lapses, because TRANSITIONS has no lapse from blocked.
+    past its deadline expires. Once the session is over, a lease lapses and the handoff expires.
     """
     now: datetime = row["now"]
-    session_is_over: bool = row["session_is_over"]
-    if row["state"] in HELD_STATES and (session_is_over or row["lease_expires_at"] <= row["lease_time"]):
-        if row["state"] == "blocked":
-            row = await transition(conn, row, "renew", agent=None, lease_s=0)
-        row = await transition(conn, row, "lapse", agent=None)
-        if row["lapses"] > lapses_max and not session_is_over:
+    if row["session_is_over"]:
+        return await end(conn, row, "its session is over")
+    if row["state"] in HELD_STATES and row["lease_expires_at"] <= row["lease_time"]:
+        row = await _lapse(conn, row)
+        if row["lapses"] > lapses_max:
             return await transition(conn, row, "expire", agent=None, reason="its lease lapsed too often")
-    if row["state"] == "offered" and session_is_over:
-        return await transition(conn, row, "expire", agent=None, reason="its session is over")
     if row["state"] == "offered" and row["deadline"] is not None and row["deadline"] <= now:
         return await transition(conn, row, "expire", agent=None, reason="its deadline passed")
     return row
+
+
+async def end(conn: Connection, row: Record, reason: str) -> Record:
+    """End a handoff that `lock` returned, because its session ends: if it is held, its lease lapses, and then it expires."""
+    if row["state"] in HELD_STATES:
+        row = await _lapse(conn, row)
+    if row["state"] == "offered":
+        row = await transition(conn, row, "expire", agent=None, reason=reason)
+    return row
+
+
+async def _lapse(conn: Connection, row: Record) -> Record:
+    """Let a held handoff lapse. It is renewed before if it is blocked, because TRANSITIONS has no lapse from blocked."""
+    if row["state"] == "blocked":
+        row = await transition(conn, row, "renew", agent=None, lease_s=0)
+    return await transition(conn, row, "lapse", agent=None)
 
 
 def wrong_state(row: Record, action: HandoffAction) -> Conflict:

@@ -4,11 +4,13 @@ No change of status counts as activity. The append and the offer wake a dormant 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from datetime import timedelta
+from typing import Any, Final, get_args
 
 from asyncpg import Record
 
-from handoff.model import SESSION_TRANSITIONS, SessionAction
+from handoff.model import SESSION_TRANSITIONS, SessionAction, SessionStatus
+from handoff.store import holds
 from handoff.store.connect import Connection
 from handoff.store.sessions import COLUMNS
 
@@ -99,6 +101,44 @@ EXPIRE_AFTER_HANDOFFS = """
     SELECT count(*) FROM due
 """
 
+# Per status at most $2 sessions are read, by an index. `$1` is how long a closed session waits to be archived.
+OVERVIEW = f"""
+    WITH known AS MATERIALIZED (
+        SELECT s.* FROM unnest($3::text[]) AS of (status), LATERAL (
+            SELECT s.status, s.content_bytes, s.expires_at, s.status_since + $1::interval AS archive_at,
+                   s.last_activity_at + p.dormant_after AS idle_at, s.status_since + p.archived_for AS delete_at,
+                   s.status = 'archived' AND {holds.HELD} AS is_held
+              FROM session s JOIN retention_policy p ON p.name = s.retention_policy
+             WHERE s.status = of.status
+             LIMIT $2) s
+    ), due AS (
+        SELECT 'sleep' AS change, idle_at AS at FROM known WHERE status = 'active' AND idle_at < expires_at
+        UNION ALL
+        SELECT 'expire', expires_at FROM known WHERE status IN ('active', 'dormant')
+        UNION ALL
+        SELECT 'archive', archive_at FROM known WHERE status IN ('completed', 'cancelled', 'expired')
+        UNION ALL
+        SELECT 'delete', delete_at FROM known WHERE status = 'archived' AND NOT is_held
+    )
+    SELECT 'status' AS figure, status AS name, count(*) AS sessions, sum(content_bytes)::bigint AS content_bytes,
+           count(*) FILTER (WHERE is_held) AS held, NULL::timestamptz AS next_at, NULL::bigint AS hour, NULL::bigint AS day
+      FROM known GROUP BY status
+    UNION ALL
+    SELECT 'due', change, count(*), NULL, NULL, min(at), count(*) FILTER (WHERE at <= now() + interval '1 hour'),
+           count(*) FILTER (WHERE at <= now() + interval '1 day')
+      FROM due GROUP BY change
+"""
+SESSIONS_MAX: Final = 100_000  # read per status
+STORAGE = """
+    SELECT NULL AS bucket, pg_total_relation_size('context_entry') AS bytes, NULL::timestamptz AS dropped_after
+    UNION ALL
+    (SELECT b.name, pg_total_relation_size(format('%I', b.partition)::regclass),
+            (b.week + 7)::timestamp AT TIME ZONE 'UTC' + p.archived_for
+       FROM archive_bucket b LEFT JOIN retention_policy p ON p.name = b.retention_policy
+      ORDER BY b.week DESC, b.name
+      LIMIT 1000)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -122,11 +162,37 @@ async def change(conn: Connection, row: Record, action: SessionAction, agent: st
     `agent` is the agent that acts. Raises LookupError if SESSION_TRANSITIONS does not allow the action.
     """
     then = SESSION_TRANSITIONS[row["status"], action]
+    if then.status is None:
+        raise LookupError("a session is deleted by erasure.erase")
     data = {"from": row["status"], "to": then.status} if then.event == "session.status_changed" else None
     changed = await conn.fetchrow(CHANGE, row["id"], then.status, then.event, agent, data)
     if changed is None:
         raise LookupError(f"session {row['id']} no longer exists")
     return changed
+
+
+async def overview(conn: Connection, archive_after: timedelta) -> dict[str, Any]:
+    """Return the number and size of sessions by status, which changes are due and when, and what the entries take on disk.
+
+    Of a status with more than SESSIONS_MAX sessions, so many are counted.
+    """
+    rows = await conn.fetch(OVERVIEW, archive_after, SESSIONS_MAX, list(get_args(SessionStatus)))
+    storage = await conn.fetch(STORAGE)
+    return {
+        "by_status": {
+            row["name"]: {name: row[name] for name in ("sessions", "content_bytes", "held") if row[name]}
+            for row in rows
+            if row["figure"] == "status"
+        },
+        "due": {
+            row["name"]: {"next_at": row["next_at"], "within_an_hour": row["hour"], "within_a_day": row["day"]}
+            for row in rows
+            if row["figure"] == "due"
+        },
+        "entries_bytes": sum(row["bytes"] for row in storage if row["bucket"] is None),
+        "archive_bytes": sum(row["bytes"] for row in storage if row["bucket"] is not None),
+        "archive": [dict(row) for row in storage if row["bucket"] is not None],
+    }
 
 
 async def put_to_sleep(conn: Connection) -> Batch:

@@ -30,7 +30,7 @@ def _with_exemplars(samples: Sequence[Sample]) -> Iterable[Sample]:
     for sample in samples:
         bound = sample.labels.get("le")
         found = latest.get((tuple(sample.labels.get(name, "") for name in names), float(bound))) if bound else None
-        if found is None or found.trace_id is None:
+        if found is None:
             yield sample
         else:
             labels = {"trace_id": f"{found.trace_id:032x}"}

@@ -5,6 +5,9 @@ data model when a reader collects them. Only the event loop's thread may record;
 
 The start time of a cumulative series is when it was first recorded, not when the process started. A back end therefore knows
 that the value was zero just before, and shows the first event as an increase.
+
+The SDK itself is only loaded when something collects: it is a twelfth of the time that the service takes to start, and a
+stdio server that a desktop starts for each of its clients often exports nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -12,10 +15,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import time_ns
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from opentelemetry.sdk.metrics import Exemplar
-from opentelemetry.sdk.metrics import export as sdk
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import export as sdk
 
 OTHER: Final = "other"
 _NO_LABELS: Final[Mapping[str, str]] = {}
@@ -23,6 +26,15 @@ _EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is exported; Promet
 Labels = tuple[str, ...]
 Source = Callable[[], Iterable[tuple[float, Labels]]]
 Cell = TypeVar("Cell")
+
+
+class Exemplar(NamedTuple):
+    """The span in which a value was measured."""
+
+    value: float
+    time_unix_nano: int
+    span_id: int
+    trace_id: int
 
 
 class Attribute:
@@ -97,7 +109,7 @@ class _Instrument(ABC, Generic[Cell]):
         self._asked_ns = time_ns()
 
     @abstractmethod
-    def metric(self) -> sdk.Metric | None:
+    def metric(self) -> "sdk.Metric | None":
         """Return the recorded values in the SDK's data model, or None if there are none."""
 
     @abstractmethod
@@ -136,7 +148,9 @@ class _Number(_Instrument[list[float]]):
         found = self._cells.get(labels)
         return found[0] if found else 0.0
 
-    def _numbers(self, *, summed: bool) -> list[sdk.NumberDataPoint]:
+    def _numbers(self, *, summed: bool) -> "list[sdk.NumberDataPoint]":
+        from opentelemetry.sdk.metrics import export as sdk
+
         now = time_ns()
         if self.source is not None:
             values = [(self._allowed(labels), value) for value, labels in self.source()]
@@ -157,8 +171,10 @@ class _Number(_Instrument[list[float]]):
 class Counter(_Number):
     """A sum that only grows."""
 
-    def metric(self) -> sdk.Metric | None:
+    def metric(self) -> "sdk.Metric | None":
         """Return a cumulative monotonic sum, or None if nothing was recorded."""
+        from opentelemetry.sdk.metrics import export as sdk
+
         points = self._numbers(summed=True)
         data = sdk.Sum(points, sdk.AggregationTemporality.CUMULATIVE, is_monotonic=True)
         return sdk.Metric(self.name, self.description, self.unit, data) if points else None
@@ -171,8 +187,10 @@ class Gauge(_Number):
         """Set the current value."""
         self._cell(labels)[0] = value
 
-    def metric(self) -> sdk.Metric | None:
+    def metric(self) -> "sdk.Metric | None":
         """Return the current values, or None if there are none."""
+        from opentelemetry.sdk.metrics import export as sdk
+
         points = self._numbers(summed=False)
         return sdk.Metric(self.name, self.description, self.unit, sdk.Gauge(points)) if points else None
 
@@ -180,8 +198,10 @@ class Gauge(_Number):
 class UpDownCounter(Gauge):
     """A gauge whose values make a total when they are added up, over processes for instance."""
 
-    def metric(self) -> sdk.Metric | None:
+    def metric(self) -> "sdk.Metric | None":
         """Return a cumulative sum that is not monotonic, or None if nothing was recorded."""
+        from opentelemetry.sdk.metrics import export as sdk
+
         points = self._numbers(summed=True)
         data = sdk.Sum(points, sdk.AggregationTemporality.CUMULATIVE, is_monotonic=False)
         return sdk.Metric(self.name, self.description, self.unit, data) if points else None
@@ -223,7 +243,7 @@ class Histogram(_Instrument[_Distribution]):
 
     def exemplify(self, value: float, trace_id: int, span_id: int, *labels: str) -> None:
         """Attach an exemplar to a recorded value: the span in which the value was measured."""
-        exemplar = Exemplar({}, value, time_ns(), span_id, trace_id)
+        exemplar = Exemplar(value, time_ns(), span_id, trace_id)
         self._cell(labels).exemplars[bisect_left(self.bounds, value)] = exemplar
 
     def exemplars(self) -> dict[tuple[Labels, float], Exemplar]:
@@ -246,13 +266,17 @@ class Histogram(_Instrument[_Distribution]):
         found = self._cells.get(labels)
         return sum(found.counts) if found else 0
 
-    def metric(self) -> sdk.Metric | None:
+    def metric(self) -> "sdk.Metric | None":
         """Return a cumulative histogram with recent exemplars, or None if nothing was recorded."""
+        from opentelemetry.sdk.metrics import Exemplar as OfTheSdk
+        from opentelemetry.sdk.metrics import export as sdk
+
         now = time_ns()
         points: list[sdk.HistogramDataPoint] = []
         for labels, cell in list(self._cells.items()):
             counts = list(cell.counts)  # atomic under the interpreter's lock; the total is computed from this copy
-            exemplars = [each for each in list(cell.exemplars.values()) if each.time_unix_nano > now - _EXEMPLAR_NS]
+            recent = [each for each in list(cell.exemplars.values()) if each.time_unix_nano > now - _EXEMPLAR_NS]
+            exemplars = [OfTheSdk({}, each.value, each.time_unix_nano, each.span_id, each.trace_id) for each in recent]
             names, began_ns = self._named(labels), self._began_ns[labels]
             points.append(
                 sdk.HistogramDataPoint(

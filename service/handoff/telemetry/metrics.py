@@ -33,7 +33,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=160)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=200)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -48,6 +48,7 @@ ENTRY_TYPE: Final = Attribute("context.type", get_args(EntryType))
 COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
+TABLE: Final = Attribute("db.collection.name", ("idempotency", "alert", "health_event", "agent"))
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
@@ -184,6 +185,9 @@ MEASURED_AT: Final = Gauge("handoff.measured.timestamp", "s", "Unix time of the 
 # The process
 EVENT_LOOP_LAG: Final = Histogram("handoff.event_loop.lag", "s", "How late the event loop ran a timer.", LAG_S)
 MEMORY_LIMIT: Final = Gauge("handoff.process.memory.limit", "By", "Memory that the process may use.")
+CPU_LIMIT: Final = Gauge(
+    "handoff.process.cpu.limit", "{cpu}", "CPUs that the process may use: one at most, because calls run on one event loop."
+)
 BUILD_INFO: Final = Gauge("handoff.build.info", "", "Always 1, with the version as a label.", VERSION)
 THRESHOLD: Final = Gauge(
     "handoff.threshold", "", "Thresholds in force, which alerts and health compare with.", THRESHOLD_NAME
@@ -193,6 +197,9 @@ COMPONENT_STATUS: Final = Gauge("handoff.health.status", "", "0 is healthy, 1 de
 HEALTH_CHANGES: Final = Counter("handoff.health.changes", "{change}", "Changes of a component's health status.", COMPONENT)
 JOB_DURATION: Final = Histogram("handoff.job.duration", "s", "Duration of job runs.", CALL_S, JOB, OUTCOME)
 JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "Unix time at which the job last succeeded.", JOB)
+ROWS_DELETED: Final = Counter(
+    "handoff.retention.deleted", "{row}", "Rows deleted because their time was over, by table.", TABLE
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")

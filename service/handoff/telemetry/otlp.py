@@ -57,8 +57,9 @@ from handoff.telemetry.context import show_calls
 from handoff.telemetry.environment import has_sampler, is_exported, number
 from handoff.telemetry.exemplars import RegistryWithExemplars
 from handoff.telemetry.logs import LogLine, flush_logs, forward_logs, log_shipper
+from handoff.telemetry.scope import SCHEMA_URL, SCOPE
 from handoff.telemetry.shipper import Shipment, Shipper, Verdict
-from handoff.telemetry.spans import SCHEMA_URL, SCOPE, Tracer
+from handoff.telemetry.spans import Tracer
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

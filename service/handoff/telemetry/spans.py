@@ -7,24 +7,21 @@ slow.
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from time import monotonic, time_ns
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.sampling import Sampler
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 
-from handoff import __version__
 from handoff.telemetry import calls
 from handoff.telemetry.calls import SAMPLED, AttributeValue, CallRecord
 from handoff.telemetry.metrics import Row
 
+if TYPE_CHECKING:  # the SDK is loaded by whoever exports
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.sampling import Sampler
+
 _SERVER_FAULT: Final = 500  # statuses below are no errors of a server, by OpenTelemetry's conventions
-SCHEMA_URL: Final = Schemas.V1_44_0.value  # whose names of attributes we use; those of GenAI and MCP have no version yet
-SCOPE: Final = InstrumentationScope("handoff", __version__, SCHEMA_URL)
 
 Kept = Literal["asked", "noteworthy", "ordinary", "no"]
 
@@ -56,17 +53,23 @@ class Tracer:
 
     def __init__(
         self,
-        resource: Resource,
-        export: Callable[[ReadableSpan], None],
+        resource: "Resource",
+        export: "Callable[[ReadableSpan], None]",
         *,
         per_s_max: float,
-        sampler: Sampler | None = None,
+        sampler: "Sampler | None" = None,
         database: str = "",
     ) -> None:
         """`sampler` decides instead, if an operator has chosen one by OTEL_TRACES_SAMPLER. `database` is Postgres's name."""
+        from opentelemetry.sdk.trace import ReadableSpan
+
+        from handoff.telemetry.scope import SCOPE
+
+        self._new_span = ReadableSpan
         self._database = database
         self._sampler = sampler
         self._resource = resource
+        self._scope = SCOPE
         self._export = export
         self._noteworthy = _TokenBucket(per_s_max)
         self._ordinary = _TokenBucket(per_s_max)
@@ -166,7 +169,7 @@ class Tracer:
         if error:
             attributes = {**attributes, "error.type": error}
         self._export(
-            ReadableSpan(
+            self._new_span(
                 name,
                 context=context,
                 parent=parent,
@@ -174,7 +177,7 @@ class Tracer:
                 attributes=attributes,
                 links=links or (),
                 kind=kind,
-                instrumentation_scope=SCOPE,
+                instrumentation_scope=self._scope,
                 status=Status(StatusCode.ERROR, error) if error else Status(),
                 start_time=start_ns,
                 end_time=end_ns,

@@ -191,15 +191,51 @@ def _end_by_hand(stack: Stack) -> None:
 def memory_short(stack: Stack, service: str, share: float) -> Generator[None]:
     """The memory limit of a service is lowered until it uses this share of it."""
     container = stack.container(service)
-    name = container["Config"]["Env"]
-    (named,) = [it.partition("=")[2] for it in name if it.startswith("OTEL_SERVICE_NAME=")]
-    (used,) = stack.promql(f'max(process_memory_usage_bytes{{service_name="{named}"}})')
+    (used,) = stack.promql(f'max(process_memory_usage_bytes{{service_name="{_name_in_telemetry(container)}"}})')
     limit, was = int(float(used["value"][1]) / share), container["HostConfig"]["Memory"]
     run("docker", "update", f"--memory={limit}", f"--memory-swap={limit * 4}", container["Id"])
     try:
         yield
     finally:
         run("docker", "update", f"--memory={was}", f"--memory-swap={was * 2}", container["Id"])
+
+
+def cpu_short(stack: Stack, service: str, share: float) -> AbstractContextManager[None]:
+    """The CPU limit of a service follows what it uses, so that it uses this share of it."""
+    return both(_cpu_limited(stack, service), again_and_again(lambda: lambda: _limit_cpu(stack, service, share)))
+
+
+@contextmanager
+def _cpu_limited(stack: Stack, service: str) -> Generator[None]:
+    try:
+        yield
+    finally:
+        run("docker", "update", "--cpu-quota=-1", stack.container(service)["Id"])  # none
+
+
+def _limit_cpu(stack: Stack, service: str, share: float) -> None:
+    container = stack.container(service)
+    of_it = f'{{service_name="{_name_in_telemetry(container)}"}}'
+    used = f"max(handoff:cpu:ratio{of_it} * on (service_instance_id) handoff_process_cpu_limit{of_it})"
+    (found,) = stack.promql(used)
+    quota = max(1_000, int(float(found["value"][1]) / share * 100_000))  # Docker takes no less
+    run("docker", "update", "--cpu-period=100000", f"--cpu-quota={quota}", container["Id"])
+
+
+def _name_in_telemetry(container: dict[str, Any]) -> str:
+    (named,) = [it.partition("=")[2] for it in container["Config"]["Env"] if it.startswith("OTEL_SERVICE_NAME=")]
+    return named
+
+
+@contextmanager
+def tokens_malformed(stack: Stack) -> Generator[None]:
+    """A line of the service's tokens file is malformed."""
+    mounted = ("--rm", "--network=none", "-v", f"{stack.project}_secrets-service:/it", BUSYBOX)
+    run("docker", "run", *mounted, "sh", "-c", "cp -p /it/tokens /it/tokens-before && echo 'by hand' >>/it/tokens")
+    try:
+        yield
+    finally:
+        run("docker", "run", *mounted, "sh", "-c", "cat /it/tokens-before >/it/tokens && rm /it/tokens-before")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tests.stack.drills.faults import (
     both,
     certificate_of,
     connections_taken,
+    cpu_short,
     cut_off,
     disk_filling,
     failing_heartbeat,
@@ -21,6 +22,7 @@ from tests.stack.drills.faults import (
     not_measured,
     pager_refuses,
     stopped,
+    tokens_malformed,
 )
 from tests.stack.drills.pace import DISK_BYTES
 
@@ -128,12 +130,22 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 ("HandoffMemoryHigh",),
                 muted=("HandoffMemoryHigh",),
             ),
+            Fault(
+                "worker uses 85% of its CPU",
+                lambda it: cpu_short(it.stack, "worker", 0.85),
+                ("HandoffCpuHigh",),
+                muted=("HandoffCpuHigh",),  # by the next stage, for the service
+            ),
+            Fault(
+                "malformed line in the tokens file", lambda it: tokens_malformed(it.stack), ("HandoffTokensFileUnusable",)
+            ),
         ],
         [
             Fault(
                 "certificate with 2 days left", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)
             ),
             Fault("worker's memory at 97%", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
+            Fault("service uses 97% of its CPU", lambda it: cpu_short(it.stack, "service", 0.97), ("HandoffCpuCritical",)),
         ],
     )
 

@@ -1,0 +1,74 @@
+"""Findings: what the detector has to say to people about one point of one series."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from handoff.analytics import features
+from handoff.analytics.detector import Verdict
+
+_SPOKE_MIN: Final = 1.301  # rarity: one in twenty
+_REASONS_MAX: Final = 3
+_SURE_POINTS: Final = 2 * 288  # two days of five-minute points: what is known of the day has been seen to repeat
+_CONFIDENCE_MAX: Final = 0.99
+
+# What each feature says if it is among the rarest. Those with two say the first above, the second below what is expected.
+_SAYS: Final[dict[int, tuple[str, ...]]] = {
+    features.LEVEL_OF_HOURS: ("the mean of the last hour has risen", "the mean of the last hour has fallen"),
+    features.LEVEL_OF_DAYS: ("the level has been rising for hours", "the level has been falling for hours"),
+    features.SEASONAL_LEVEL: (
+        "the last hour is above what its time of day explains",
+        "the last hour is below what its time of day explains",
+    ),
+    features.RANGE: ("it has never been this high", "it has never been this low"),
+    features.NOISE_CHANGE: ("it varies differently than before",),
+    features.THREE: ("its last three values form a new pattern",),
+    features.TWO: ("its last two values form a new pattern",),
+    features.TIME_OF_DAY: ("it is usually lower at this time of day", "it is usually higher at this time of day"),
+    features.BAND_OF_DAY: ("nothing like it has been seen at this time of day lately",),
+    features.STEP: ("it rose suddenly", "it fell suddenly"),
+    features.SMOOTHED_RANGE: (
+        "the last two hours together are higher than ever",
+        "the last two hours together are lower than ever",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One onset. `value`, `expected`, `lower` and `upper` are in the unit of the series."""
+
+    value: float
+    expected: float
+    lower: float
+    upper: float
+    strength: float  # 1 and above should alert
+    confidence: float  # 0 to 1: how often a finding this strong is real, as far as the history tells
+    spoke: tuple[tuple[str, float], ...]  # the features that found it rare, with -log10 p, the rarest first
+    sentence: str
+
+
+def explain(verdict: Verdict, number: int, value: float, name: str) -> Finding:
+    """Say what was found about the series at this position, which is called `name` and has this value."""
+    rarity = verdict.rarity[:, number]
+    order = [int(it) for it in np.argsort(-rarity, kind="stable") if rarity[it] >= _SPOKE_MIN]
+    expected, lower, upper = (float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper))
+    strength = float(verdict.strength[number])
+    reasons = list(dict.fromkeys(_SAYS[it][-1 if value < expected else 0] for it in order))[:_REASONS_MAX]
+    because = f": {'; '.join(reasons)}" if reasons else ""
+    return Finding(
+        value=value,
+        expected=expected,
+        lower=lower,
+        upper=upper,
+        strength=strength,
+        confidence=_confidence(strength, int(verdict.seen[number])),
+        spoke=tuple((features.FEATURES[it], round(float(rarity[it]), 2)) for it in order),
+        sentence=f"{name} is {value:.4g}; {expected:.4g} was expected, {lower:.4g} to {upper:.4g} would be usual{because}.",
+    )
+
+
+def _confidence(strength: float, seen: int) -> float:
+    """Grow with how far the finding is above what alerts, and with how much of the series has been seen."""
+    return round(_CONFIDENCE_MAX * (1 - 2.0 ** -max(strength, 0.0)) * min(1.0, seen / _SURE_POINTS), 2)

@@ -1,0 +1,81 @@
+"""Running levels: means of the value and of its residual over minutes, hours and days, and how much they usually differ.
+
+All are exponentially weighted, so each is one number. Their rates are per point: for the five-minute points that the product
+feeds, 12 is an hour, 144 twelve hours, 576 two days.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from handoff.analytics.columns import Columns, Flags, Single, column
+
+SHORT, LONG, SHORTER_DAYS, LONGER_DAYS, SLOW, FAST = range(6)
+_MEAN_RATES: Final = np.array([[1 / 12], [1 / 144], [1 / 48], [1 / 576], [1 / 24], [0.3]], np.float32)
+HOURS, DAYS, RESIDUAL, NOISE, LONG_NOISE = range(5)
+_SQUARE_RATES: Final = np.array([[1 / 288], [1 / 1152], [1 / 288], [1 / 24], [1 / 576]], np.float32)
+_RESIDUAL_RATES: Final = np.array([[1 / 12], [1 / 576]], np.float32)
+_BOUND: Final = 25.0  # times the mean square: larger ones move it no further
+_UNBOUNDED_POINTS: Final = np.array([[20], [20], [50]])  # until then it is only being found out
+
+
+@dataclass(slots=True)
+class Levels(Columns):
+    """In the series' unit; squares in its square."""
+
+    last: Single = column("single", unit=1)
+    previous: Single = column("single", unit=1)
+    lowest: Single = column("single", unit=1)
+    highest: Single = column("single", unit=1)
+    slow_lowest: Single = column("single", unit=1)  # the range of the slow mean
+    slow_highest: Single = column("single", unit=1)
+    means: Single = column("single", 6, unit=1)
+    residuals: Single = column("single", 2, unit=1)  # means of the bounded seasonal residual, over an hour and two days
+    squares: Single = column("single", 5, unit=2)
+
+
+def start(levels: Levels, x: Single, first: Flags) -> None:
+    """Set everything to the first value of these series."""
+    if first.any():
+        for values in (levels.last, levels.previous, levels.lowest, levels.highest, levels.slow_lowest, levels.slow_highest):
+            values[first] = x[first]
+        levels.means[:, first] = x[first]
+
+
+def bridge(levels: Levels, x: Single, gap: Flags) -> None:
+    """Forget what is short-lived where a gap ends, so that the gap itself is no change."""
+    at = np.nonzero(gap)[0]
+    if len(at):
+        levels.last[at] = levels.previous[at] = levels.means[FAST, at] = x[at]
+        levels.means[SHORT, at] = levels.means[LONG, at]
+        levels.means[SHORTER_DAYS, at] = levels.means[LONGER_DAYS, at]
+        levels.residuals[0, at] = levels.residuals[1, at]
+        levels.means[SLOW, at] = np.clip(levels.means[LONG, at], levels.slow_lowest[at], levels.slow_highest[at])
+
+
+def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measured: Flags) -> None:
+    """Take in x and its bounded residual, where measured."""
+    weight = measured.astype(np.float32)
+    means, residuals = levels.means, levels.residuals
+    deviations = np.empty((5, len(x)), np.float32)
+    residuals += (_RESIDUAL_RATES * weight) * (residual - residuals)
+    np.subtract(x, means[LONG], out=deviations[HOURS])
+    np.subtract(x, means[LONGER_DAYS], out=deviations[DAYS])
+    np.subtract(residuals[0], residuals[1], out=deviations[RESIDUAL])
+    np.subtract(x, means[SHORT], out=deviations[NOISE])
+    deviations[LONG_NOISE] = deviations[NOISE]
+    deviations *= deviations
+    bounded = deviations[:NOISE]
+    np.minimum(
+        bounded, _BOUND * levels.squares[:NOISE] + np.where(seen < _UNBOUNDED_POINTS, bounded, np.float32(0)), out=bounded
+    )
+    levels.squares += (_SQUARE_RATES * weight) * (deviations - levels.squares)
+    np.minimum(levels.slow_lowest, means[SLOW], out=levels.slow_lowest)
+    np.maximum(levels.slow_highest, means[SLOW], out=levels.slow_highest)
+    means += (_MEAN_RATES * weight) * (x - means)
+    # A missing point has the last value for x, which changes nothing here.
+    np.minimum(levels.lowest, x, out=levels.lowest)
+    np.maximum(levels.highest, x, out=levels.highest)
+    np.copyto(levels.previous, levels.last, where=measured)
+    np.copyto(levels.last, x, where=measured)

@@ -1,0 +1,56 @@
+"""Deletes what has outlived its time: kept results of calls, the history of alerts and health, agents that left nothing."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from typing import Final
+
+import structlog
+
+from handoff.context import App
+from handoff.store import retention
+from handoff.store.connect import Connection, transact
+from handoff.telemetry import metrics
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S: Final = 3_600.0
+_RUN_S: Final = 30.0  # after which a run begins no other batch; the next run goes on
+
+
+async def run(app: App) -> None:
+    """Delete what is due, in batches, each in its own transaction; count and log it."""
+    until = monotonic() + _RUN_S
+    kept_for = timedelta(seconds=app.settings.idempotency_kept_s)
+    deletions: dict[str, Callable[[Connection], Awaitable[int]]] = {
+        "idempotency": partial(retention.results, kept_for=kept_for),
+        "alert": retention.alerts,
+        "health_event": retention.health,
+    }
+    deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
+    deleted["agent"] = await _agents(app, until)
+    for table, count in deleted.items():
+        metrics.ROWS_DELETED.add(count, table)
+    if any(deleted.values()):
+        log.info("retention.done", **deleted)
+
+
+async def _batches(app: App, work: Callable[[Connection], Awaitable[int]], until: float) -> int:
+    total = 0
+    while monotonic() < until:
+        count = await transact(app.pool, work)
+        total += count
+        if count < retention.BATCH_MAX:
+            break
+    return total
+
+
+async def _agents(app: App, until: float) -> int:
+    total, after = 0, ""
+    while monotonic() < until:
+        found = await transact(app.pool, partial(retention.agents, after=after))
+        total, after = total + found.deleted, found.last
+        if found.looked_at < retention.BATCH_MAX:
+            break
+    return total

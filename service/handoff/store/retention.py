@@ -1,0 +1,81 @@
+"""Deletes what nobody needs any more: kept results of calls, the history of alerts and health, and agents that left nothing.
+
+Each statement deletes a bounded number of rows, so that no call waits for it.
+"""
+
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+from handoff.store.connect import Connection
+
+BATCH_MAX: Final = 2_000
+
+# Longer than any session is active after its last write, so that a call can be repeated as long as it could have an effect.
+RESULTS = """
+    DELETE FROM idempotency
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency
+                              WHERE created_at < now() - greatest($1::interval,
+                                                                 (SELECT max(active_for) FROM retention_policy))
+                              LIMIT $2))
+"""
+ALERTS = """
+    DELETE FROM alert
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM alert
+                              WHERE (status = 'firing') = false
+                                AND began_at < now() - (SELECT max(logs_for) FROM retention_policy)
+                                AND ends_at < now() - (SELECT max(logs_for) FROM retention_policy)
+                              LIMIT $1))
+"""
+HEALTH = """
+    DELETE FROM health_event
+     WHERE id = ANY (ARRAY(SELECT id FROM (SELECT id, at FROM health_event ORDER BY id LIMIT $1) oldest
+                            WHERE at < now() - (SELECT max(logs_for) FROM retention_policy)))
+"""
+# Of the next agents after $1 by name: those that have declared nothing for a week, and have no session and no offer.
+AGENTS = """
+    WITH next AS (
+        SELECT name, capabilities, declared_at FROM agent WHERE name > $1 ORDER BY name LIMIT $2
+    ), gone AS (
+        DELETE FROM agent
+         WHERE name IN (SELECT name FROM next n
+                         WHERE n.capabilities = '{}' AND n.declared_at < now() - interval '7 days'
+                           AND NOT EXISTS (SELECT FROM participant p WHERE p.agent = n.name)
+                           AND NOT EXISTS (SELECT FROM handoff h WHERE h.target_agent = n.name AND h.state = 'offered'))
+        RETURNING name
+    )
+    SELECT (SELECT max(name) FROM next) AS last, (SELECT count(*) FROM next) AS looked_at,
+           (SELECT count(*) FROM gone) AS deleted
+"""
+
+
+async def results(conn: Connection, kept_for: timedelta) -> int:
+    """Delete kept results of calls, older than this and than any policy lets a session stay active; return how many."""
+    return _count(await conn.execute(RESULTS, kept_for, BATCH_MAX))
+
+
+async def alerts(conn: Connection) -> int:
+    """Delete alerts that were resolved longer ago than any policy keeps logs; return how many."""
+    return _count(await conn.execute(ALERTS, BATCH_MAX))
+
+
+async def health(conn: Connection) -> int:
+    """Delete changes of health that are older than any policy keeps logs; return how many."""
+    return _count(await conn.execute(HEALTH, BATCH_MAX))
+
+
+class Looked(NamedTuple):
+    """How many agents were looked at and deleted, and the name of the last one; empty if there was none."""
+
+    looked_at: int
+    deleted: int
+    last: str
+
+
+async def agents(conn: Connection, after: str) -> Looked:
+    """Delete, of the next agents after this name, those that nothing refers to."""
+    row = await conn.fetchrow(AGENTS, after, BATCH_MAX)
+    return Looked(row["looked_at"], row["deleted"], row["last"] or "") if row is not None else Looked(0, 0, "")
+
+
+def _count(tag: str) -> int:
+    return int(tag.rsplit(" ", 1)[1])

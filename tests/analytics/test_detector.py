@@ -1,0 +1,143 @@
+"""The detector as a whole: what it says, and what must not change what it says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handoff.analytics.detector import Detector
+from handoff.analytics.findings import explain
+from handoff.analytics.state import BYTES_MAX, GROWN_BYTES, pack, unpack
+from tests.analytics.series import DAY, STEP_S, daily, scores, stamps, strengths, watch
+
+QUIET = daily(6 * DAY, 6, seed=1)
+AT = 4 * DAY
+
+
+def alerts(values: np.ndarray, **how: object) -> list[list[int]]:
+    found = strengths(watch(values, **how)[0]) >= 1  # type: ignore[arg-type]
+    return [np.flatnonzero(found[:, number]).tolist() for number in range(values.shape[1])]
+
+
+def test_a_drop_a_shift_and_a_spike_that_lasts_alert_within_a_quarter_of_an_hour_and_quiet_series_do_not() -> None:
+    values = QUIET.copy()
+    values[AT : AT + 36, 0] = 0
+    values[AT:, 1] += 60
+    values[AT : AT + 3, 2] += 150
+    found = alerts(values)
+    for faulty in found[:3]:
+        assert faulty[0] in range(AT, AT + 3)
+        assert len(faulty) <= 2  # it opens, and escalates at most once
+    assert found[3:] == [[], [], []]
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.lists(st.integers(0, 699), max_size=4), st.integers(0, 1_000))
+def test_a_detector_that_was_stored_and_read_goes_on_with_the_same_bits(restarts: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = daily(700, 5, seed)
+    values[:, 1] = rng.poisson(0.02, 700)
+    values[:, 2] = 7.0
+    values[400:, 2] = 9.0
+    values[300:, 4] *= 1e6  # takes a larger unit
+    values[rng.random(values.shape) < 0.1] = np.nan
+    plain, kept = watch(values)
+    again, unpacked = watch(values, restart_at=restarts)
+    assert scores(plain).tobytes() == scores(again).tobytes()
+    assert strengths(plain).tobytes() == strengths(again).tobytes()
+    assert pack(kept) == pack(unpacked)
+
+
+def test_the_state_of_a_series_is_small_has_a_version_and_nothing_else_is_accepted() -> None:
+    (blob,) = pack(watch(QUIET[:100, :1])[1])
+    assert len(blob) == GROWN_BYTES <= BYTES_MAX
+    assert len(pack(watch(QUIET[:20, :1])[1])[0]) < 500
+    with pytest.raises(ValueError, match="has version 9; this program reads version 1"):
+        unpack([bytes((9,)) + blob[1:]], np.array([300.0]))
+    with pytest.raises(ValueError, match="bytes instead of"):
+        unpack([blob[:-1]], np.array([300.0]))
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.permutations(range(6)), st.integers(1, 6))
+def test_a_series_says_the_same_whatever_other_series_stand_beside_it(order: list[int], width: int) -> None:
+    chosen = order[:width]
+    assert scores(watch(QUIET[:500, chosen])[0]).tobytes() == scores(watch(QUIET[:500])[0])[:, chosen].tobytes()
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(-20, 40), st.sampled_from([-1_000.0, 0.0, 4_096.0]))
+def test_neither_unit_nor_zero_point_changes_what_is_found(power: int, shift: float) -> None:
+    values = np.round(QUIET[: 3 * DAY, :2] * 64) / 64  # so that shifting them is exact
+    values[2 * DAY :, 0] += 80
+    expected = scores(watch(values)[0])
+    assert np.allclose(scores(watch((values + shift) * 2.0**power)[0]), expected, rtol=1e-3, atol=1e-3)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 1_000), st.floats(0.05, 0.6))
+def test_missing_points_score_nothing_teach_nothing_and_alert_nobody(seed: int, share: float) -> None:
+    values = QUIET[: 3 * DAY, :4].copy()
+    gone = np.random.default_rng(seed).random(values.shape) < share
+    values[gone] = np.nan
+    verdicts, _ = watch(values)
+    assert not scores(verdicts)[gone].any()
+    assert not (strengths(verdicts) >= 1).any()
+    assert verdicts[-1].seen.tolist() == np.isfinite(values).sum(axis=0).tolist()
+
+
+def test_infinite_and_huge_values_are_survived() -> None:
+    values = QUIET[:400, :3].copy()
+    values[100, 0], values[100, 1], values[100:, 2] = np.inf, 1e300, 1e200
+    assert np.isfinite(scores(watch(values)[0])).all()
+
+
+def test_a_week_of_silence_is_no_change_and_what_comes_after_it_is_known() -> None:
+    values = np.concatenate([QUIET, np.full((7 * DAY, 6), np.nan), QUIET])
+    assert [it for it in alerts(values) if it] == []
+
+
+def test_the_hour_of_daylight_saving_moves_the_day_of_nobody_who_gives_local_time() -> None:
+    t = stamps(8 * DAY)
+    change = 6 * DAY
+    offset = np.where(np.arange(len(t)) < change, 7_200, 3_600)
+    hour = ((t + offset) % 86_400) // 3_600
+    rng = np.random.default_rng(5)
+    office = (np.where((hour >= 9) & (hour < 17), 100.0, 10.0) + rng.normal(0, 2, len(t)))[:, None]
+    assert not [at for at in alerts(office, offset_s=offset)[0] if at >= change]
+    assert [at for at in alerts(office)[0] if at >= change]
+
+
+def test_a_constant_that_steps_alerts_and_a_constant_stays_silent() -> None:
+    values = np.full((3 * DAY, 2), 7.0)
+    values[2 * DAY :, 1] = 9.0
+    quiet, stepped = alerts(values)
+    assert quiet == []
+    assert stepped
+    assert stepped[0] in range(2 * DAY, 2 * DAY + 3)
+
+
+def test_a_finding_says_what_was_expected_what_spoke_and_why_in_one_sentence() -> None:
+    values = QUIET[:, :1].copy()
+    values[AT : AT + 12] = 0
+    verdicts, _ = watch(values)
+    at = int(np.flatnonzero(strengths(verdicts)[:, 0] >= 1)[0])
+    finding = explain(verdicts[at], 0, 0.0, "requests per second")
+    assert finding.lower < finding.expected < finding.upper
+    assert abs(finding.expected - QUIET[at, 0]) < 20
+    assert finding.value < finding.lower
+    assert finding.strength >= 1
+    assert 0 < finding.confidence < 1
+    assert dict(finding.spoke)["time of day"] > 3
+    assert finding.sentence.startswith("requests per second is 0; ")
+    assert "it is usually higher at this time of day" in finding.sentence
+
+
+def test_no_new_series_alerts_because_its_second_day_begins() -> None:
+    rng = np.random.default_rng(2)
+    assert [it for it in alerts(rng.poisson(3, (4 * DAY, 12)).astype(float)) if it] == []
+
+
+def test_a_state_that_is_empty_is_a_new_series() -> None:
+    fresh = Detector(np.array([float(STEP_S)]))
+    assert pack(unpack([b""], np.array([float(STEP_S)]))) == pack(fresh)

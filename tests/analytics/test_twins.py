@@ -1,0 +1,66 @@
+"""The fast kernels say what their slow twins say."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handoff.analytics import codebook
+from handoff.analytics.calibration import Histograms, Tails, rarity, refit
+from handoff.analytics.features import FEATURES, RAW, RELATIVE
+from handoff.analytics.sampling import fold
+from tests.analytics import twins
+
+seeds = st.integers(0, 10_000)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seeds, st.integers(1, 300))
+def test_the_nearest_triple_is_the_one_that_a_loop_finds(seed: int, series: int) -> None:
+    rng = np.random.default_rng(seed)
+    book = codebook.Codebook.empty(series)
+    used = int(rng.integers(1, codebook.TRIPLES + 1))
+    book.triples[:, :used] = rng.normal(0, 5, (3, used, series))
+    book.ordinary[:] = min(used, codebook.ORDINARY)
+    book.rare[:] = max(0, used - codebook.ORDINARY)
+    point = rng.normal(0, 5, (3, series)).astype(np.float32)
+    three, two = codebook.nearest(book, *point, np.full(series, 10))
+    for number in {0, series - 1}:
+        wanted = twins.nearest(
+            list(zip(*book.triples[:, :used, number].tolist(), strict=True)), tuple(point[:, number].tolist())
+        )
+        assert np.allclose((three[number], two[number]), wanted, rtol=1e-5)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seeds)
+def test_rarity_is_what_all_past_values_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    past = rng.lognormal(-1, 1.5, (480, len(FEATURES), 2)).astype(np.float32)
+    histograms, tails = Histograms.empty(2), Tails.unknown(2)
+    histograms.base[:] = 1
+    counted = np.ones(past.shape[1:], np.bool_)
+    for number, point in enumerate(past):
+        rarity(histograms, tails, point.copy(), counted)
+        refit(histograms, tails, np.full(2, number))
+    for size in (0.01, 0.3, 3.0, 30.0, 300.0):
+        point = np.full(past.shape[1:], size, np.float32)
+        found = rarity(histograms, tails, point.copy(), counted)
+        histograms.phase[:] = 0
+        for feature in (RAW.start, RELATIVE.start):
+            wanted = twins.rarity(past[:, feature, 1].tolist(), size, is_raw=feature < RAW.stop)
+            assert abs(found[feature, 1] - wanted) < 0.02
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.one_of(st.just(float("nan")), st.floats(-100, 100))), max_size=40),
+    st.sampled_from([15, 60, 90]),
+)
+def test_finer_points_are_folded_as_a_loop_folds_them(steps: list[tuple[int, float]], step_s: int) -> None:
+    t = np.cumsum([it for it, _ in steps], dtype=np.int64) if steps else np.zeros(0, np.int64)
+    x = np.array([it for _, it in steps], np.float64)
+    starts, means, closes = fold(t, x, step_s, 300)
+    wanted = twins.fold(list(zip(t.tolist(), x.tolist(), strict=True)), step_s, 300)
+    assert starts.tolist() == [it[0] for it in wanted]
+    assert closes.tolist() == [it[2] for it in wanted]
+    assert np.allclose(means, [it[1] for it in wanted], equal_nan=True)

@@ -1,0 +1,62 @@
+"""Slow, obvious twins of the fast kernels: one series at a time, in plain Python."""
+
+from collections.abc import Sequence
+from math import exp, isfinite, log, log10, sqrt
+
+
+def nearest(triples: Sequence[tuple[float, float, float]], point: tuple[float, float, float]) -> tuple[float, float]:
+    """Distance of a triple, and of its first two values, to the nearest of the others."""
+    three = min(sqrt(sum((a - b) ** 2 for a, b in zip(it, point, strict=True))) for it in triples)
+    two = min(sqrt(sum((a - b) ** 2 for a, b in zip(it[:2], point[:2], strict=True))) for it in triples)
+    return three, two
+
+
+def rarity(past: Sequence[float], value: float, *, is_raw: bool) -> float:
+    """-log10 of how often a feature has been as large as this, from all its past values."""
+    if len(past) < 10:
+        return 0.0
+
+    def bin_of(it: float) -> int:
+        return min(47, max(0, int((log(max(it, 1e-9)) + 10) * 3)))
+
+    def read(it: float) -> float:
+        return exp(it) if is_raw else it
+
+    bins = [bin_of(it) for it in past]
+    centres = [read(-10 + (it + 0.5) / 3) for it in bins]
+    above = [sum(it >= edge for it in bins) / len(bins) for edge in range(49)]
+    first = next(edge for edge in range(49) if above[edge] <= 0.05)
+    start = read(-10 + first / 3)
+    mean = sum(centres) / len(centres)
+    deviation = sqrt(max(0.0, sum(it * it for it in centres) / len(centres) - mean * mean))
+    tail = [centre - start for centre, bin_ in zip(centres, bins, strict=True) if bin_ >= first]
+    prior = 0.5 * deviation if is_raw else 0.3
+    excess = max((sum(tail) + 10 * prior) / (len(tail) + 10), 0.05 * deviation)
+    x = value if is_raw else log(max(value, 1e-9))
+    if x > start:
+        return min(5.0, -log10(max(len(tail), 1) / len(bins)) + (x - start) / (excess * log(10)))
+    return min(-log10(max(above[bin_of(value)], 1e-9)), 1.301)
+
+
+def fold(points: Sequence[tuple[int, float]], step_s: float, into_s: int) -> list[tuple[int, float, int]]:
+    """(start, mean, index of the point that closes it) of each closed bucket."""
+    out: list[tuple[int, float, int]] = []
+    held: list[float] = []
+    bucket = done = None
+    for index, (t, x) in enumerate(points):
+        if t // into_s != bucket:
+            if bucket is not None and bucket != done:
+                out.append((bucket * into_s, mean_of(held), index))
+            bucket, held = t // into_s, []
+        if bucket == done:
+            continue
+        held.append(x)
+        if t + step_s >= (bucket + 1) * into_s:
+            out.append((bucket * into_s, mean_of(held), index))
+            done = bucket
+    return out
+
+
+def mean_of(values: Sequence[float]) -> float:
+    measured = [it for it in values if isfinite(it)]
+    return sum(measured) / len(measured) if measured else float("nan")

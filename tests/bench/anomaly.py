@@ -1,0 +1,205 @@
+"""Scores the detector on labelled series: `make bench-anomaly DATA=folder`, where the folder holds score.py and its data.
+
+`detect` is what the scorer calls; its interface is explained there. Simple rules are scored in the same run, with the same
+refractory period, each at the threshold that keeps its quiet series as quiet as they have to be, if there is one.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handoff.analytics.detector import Detector
+from handoff.analytics.profile import bin_of, bins_per_day
+from handoff.analytics.sampling import FINEST_S, fold, gaps_in, step_of
+
+Series = Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
+Found = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+_DAY_S: Final = 86_400
+_REFRACTORY_S: Final = 18 * 3_600
+
+
+def detect(series: Series) -> Found:
+    """The score of each point, and the strength of each onset, of series of (seconds since 1970, values)."""
+    steps = np.array([max(step_of(t), FINEST_S) for t, _ in series])
+    points = [_folded(t, x) for t, x in series]
+    bins_of = bins_per_day(steps)
+    longest, count = max(len(t) for t, _, _ in points), len(series)
+    values = np.full((longest, count), np.nan)
+    bins = np.zeros((longest, count), np.int64)
+    gaps = np.zeros((longest, count), np.bool_)
+    for number, (t, x, _) in enumerate(points):
+        values[: len(x), number] = x
+        bins[: len(x), number] = bin_of(t % _DAY_S, bins_of[number])
+        gaps[: len(x), number] = gaps_in(t, x, float(steps[number]))
+    detector = Detector(steps)
+    scores, strengths = np.zeros((longest, count)), np.zeros((longest, count))
+    for at in range(longest):
+        verdict = detector.step(values[at], bins[at], gaps[at])
+        scores[at], strengths[at] = verdict.score, verdict.strength
+    return [
+        _unfolded(scores[: len(closes), number], strengths[: len(closes), number], closes, len(series[number][0]))
+        for number, (_, _, closes) in enumerate(points)
+    ]
+
+
+def _folded(
+    t: NDArray[np.int64], x: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """The points that the detector gets, each with the index of the one on which it is known."""
+    step = step_of(t)
+    return fold(t, x, step, FINEST_S) if step < FINEST_S else (t, x, np.arange(len(t)))
+
+
+def _unfolded(
+    scores: NDArray[np.float64], strengths: NDArray[np.float64], closes: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each onset where it is known; each score from there to the next."""
+    onsets = np.zeros(count)
+    np.maximum.at(onsets, closes, strengths)
+    known = np.zeros(count, np.int64)
+    np.add.at(known, closes, 1)
+    latest = np.cumsum(known) - 1
+    return np.where(latest >= 0, scores[latest], 0.0) if len(scores) else np.zeros(count), onsets
+
+
+# --- simple rules -----------------------------------------------------------------------------------------------------
+
+
+def constant_threshold(x: NDArray[np.float64], _: int) -> NDArray[np.float64]:
+    """How far x is above twice the highest of the first day: a number that somebody wrote down once."""
+    limit = 2 * np.nanmax(np.abs(x[:288]), initial=1e-12)
+    return np.abs(x) / limit
+
+
+def z_score(x: NDArray[np.float64], day: int) -> NDArray[np.float64]:
+    """(x - avg_over_time(x[1d])) / stddev_over_time(x[1d]), as rule authors write it in PromQL; 3 alerts."""
+    mean, deviation = _window(x, day)
+    return np.abs(x - mean) / (3 * deviation + 1e-12)
+
+
+def seasonal_naive(x: NDArray[np.float64], day: int) -> NDArray[np.float64]:
+    """The difference to yesterday's value, in thirds of its standard deviation over the past week."""
+    difference = np.full(len(x), np.nan)
+    difference[day:] = x[day:] - x[:-day] if day < len(x) else np.nan
+    _, deviation = _window(difference, 7 * day)
+    return np.abs(difference) / (3 * deviation + 1e-12)
+
+
+def promql_ratio(x: NDArray[np.float64], day: int) -> NDArray[np.float64]:
+    """x > 2 * x offset 1d or x < 0.5 * x offset 1d, for two points (`for:`)."""
+    ratio = np.full(len(x), np.nan)
+    if day < len(x):
+        ratio[day:] = np.abs(np.log2((np.abs(x[day:]) + 1e-9) / (np.abs(x[:-day]) + 1e-9)))
+    ratio[1:] = np.minimum(ratio[1:], ratio[:-1])
+    return ratio
+
+
+def _window(x: NDArray[np.float64], points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the points before each one."""
+    filled, counted = np.where(np.isfinite(x), x, 0), np.isfinite(x)
+    centre = filled.sum() / max(counted.sum(), 1)  # only for numerical reasons; it cancels out
+    filled = np.where(counted, filled - centre, 0)
+
+    def before(it: NDArray[Any]) -> NDArray[np.float64]:
+        total = np.concatenate([[0.0], np.cumsum(it)])
+        at = np.arange(len(x))
+        return total[at] - total[np.maximum(at - points, 0)]
+
+    count = np.maximum(before(counted), 1)
+    mean = before(filled) / count
+    return mean + centre, np.sqrt(np.maximum(before(filled * filled) / count - mean * mean, 0))
+
+
+RULES: Final[Mapping[str, Callable[[NDArray[np.float64], int], NDArray[np.float64]]]] = {
+    "constant threshold": constant_threshold,
+    "z-score over a day (PromQL)": z_score,
+    "seasonal naive": seasonal_naive,
+    "twice or half of yesterday (PromQL)": promql_ratio,
+}
+
+
+def by_rule(rule: Callable[[NDArray[np.float64], int], NDArray[np.float64]]) -> Callable[[Series], Found]:
+    """A detector made of a rule: an onset is where it alerts and has not for a refractory period."""
+
+    def run(series: Series) -> Found:
+        out: Found = []
+        for t, x in series:
+            step = step_of(t)
+            score = np.nan_to_num(rule(x, max(2, round(_DAY_S / step))), posinf=0.0)
+            score[:40] = 0
+            onset, quiet_until, worst = np.zeros(len(x)), -1.0, 0.0
+            for at in np.flatnonzero(score >= 0.5).tolist():
+                if t[at] >= quiet_until or score[at] > 1.2 * worst:
+                    onset[at] = worst = score[at]
+                    quiet_until = t[at] + _REFRACTORY_S
+            out.append((score, onset))
+        return out
+
+    return run
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+PUBLISHED: Final = {  # NAB v1.1's own results
+    "ARTime (best published)": (74.9, 65.1, 80.4),
+    "Numenta HTM": (70.1, 63.2, 74.3),
+    "CAD OSE": (69.9, 67.0, 73.2),
+    "Random Cut Forest": (51.7, None, None),
+    "windowed Gaussian": (39.6, 20.9, 47.4),
+}
+
+
+def main(folder: Path, seed: int = 1) -> None:
+    """Print the table of docs/detection.md."""
+    scorer = _scorer(folder)
+    nab, cloud = scorer.load_nab(), scorer.load_cloud(folder / "data" / "cloud")
+    quiet = scorer.make_synthetic(seed) | scorer.make_steps(seed)
+    print("| Detector | NAB, best threshold | NAB, as shipped | VUS-PR | event F1 | recall@1 |")
+    print("|---|---|---|---|---|---|")
+    detectors = {"this one": detect} | {name: by_rule(rule) for name, rule in RULES.items()}
+    for name, run in detectors.items():
+        print(f"| {name} | {' | '.join(_row(scorer, run, nab, cloud))} |", flush=True)
+    for name, figures in PUBLISHED.items():
+        print(f"| {name} | {' / '.join('-' if it is None else f'{it:.1f}' for it in figures)} | | | | |")
+    print("\n| Case | False alerts per series-week | Caught |\n|---|---|---|")
+    for name, made in quiet.items():
+        onsets = [it[1] >= 1 for it in detect([(it.t, it.x) for it in made])]
+        figures = scorer.alert_figures(made, onsets)
+        caught = f"{figures['recall']:.0%}" if made[0].events else ""
+        print(f"| {name} | {figures['false_per_series_week']:.3f} | {caught} |", flush=True)
+
+
+def _row(scorer: Any, run: Callable[[Series], Found], nab: Any, cloud: Any) -> list[str]:
+    onsets = [it[1] for it in run([(it.t, it.x) for it in nab])]
+    judge = scorer.Nab(nab)
+    best, shipped = judge.best(onsets), judge.at_alerts([it >= 1 for it in onsets])
+    found = run([(it.t, it.x) for it in cloud])
+    events = scorer.events_best(cloud, [it[1] for it in found])
+    volumes = [
+        scorer.vus_pr(it.labels[it.probation :], score[it.probation :], 12 if np.median(np.diff(it.t)) > 600 else 60)
+        for it, (score, _) in zip(cloud, found, strict=True)
+        if 0 < it.labels[it.probation :].sum() < len(it.x) - it.probation
+    ]
+    profiles = [" / ".join(f"{it:.1f}" for it in figures.values()) for figures in (best, shipped)]
+    return [*profiles, f"{np.mean(volumes):.3f}", f"{events['event_f1']:.3f}", f"{events['recall@1']:.3f}"]
+
+
+def _scorer(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("score", folder / "score.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit(
+            f"{folder} has no score.py. Name the folder with the scorer and its data: make bench-anomaly DATA=..."
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["score"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

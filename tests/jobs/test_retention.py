@@ -1,0 +1,84 @@
+"""What has outlived its time is deleted in batches, and nothing that is younger or still in use."""
+
+import asyncpg
+import pytest
+
+from handoff.context import App
+from handoff.jobs import retention
+from handoff.store import retention as store
+from handoff.telemetry import metrics
+from tests.agents import Agent
+
+
+async def test_results_are_kept_as_long_as_a_call_may_be_repeated(app: App, agent: Agent, db: asyncpg.Connection) -> None:
+    for key in ("old", "young", "of an extended policy"):
+        await agent.ok("register_session", agent="alice", session_key=key.replace(" ", "-"), idempotency_key=key)
+    await db.execute("UPDATE idempotency SET created_at = now() - interval '8 days' WHERE key = 'old'")
+    await db.execute("UPDATE idempotency SET created_at = now() - interval '6 days 23 hours' WHERE key = 'young'")
+    before = metrics.ROWS_DELETED.value("idempotency")
+
+    await retention.run(app)
+
+    assert {row["key"] for row in await db.fetch("SELECT key FROM idempotency")} == {"young", "of an extended policy"}
+    assert metrics.ROWS_DELETED.value("idempotency") == before + 1
+    replay = await agent.ok("register_session", agent="alice", session_key="young", idempotency_key="young")
+    assert replay["session_key"] == "young"
+
+
+async def test_a_policy_that_lets_sessions_live_longer_keeps_results_longer(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    await db.execute("UPDATE retention_policy SET active_for = '30 days' WHERE name = 'extended'")
+    await agent.ok("register_session", agent="alice", session_key="s", idempotency_key="k")
+    await db.execute("UPDATE idempotency SET created_at = now() - interval '29 days'")
+    await retention.run(app)
+    assert await db.fetchval("SELECT count(*) FROM idempotency") == 1
+    await db.execute("UPDATE idempotency SET created_at = now() - interval '31 days'")
+    await retention.run(app)
+    assert await db.fetchval("SELECT count(*) FROM idempotency") == 0
+
+
+async def test_more_than_a_batch_is_deleted_in_one_run(
+    app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BATCH_MAX", 10)
+    await db.execute("""INSERT INTO idempotency (agent, key, tool, fingerprint, created_at)
+                        SELECT 'a', n::text, 't', sha256('x'), now() - interval '9 days' FROM generate_series(1, 45) n""")
+    await db.execute("INSERT INTO agent SELECT 'a' || n, '{}', now() - interval '8 days' FROM generate_series(1, 45) n")
+    await retention.run(app)
+    assert await db.fetchval("SELECT count(*) FROM idempotency") == await db.fetchval("SELECT count(*) FROM agent") == 0
+
+
+async def test_the_history_of_alerts_and_health_ends_with_the_longest_policy_and_what_fires_stays(
+    app: App, db: asyncpg.Connection
+) -> None:
+    for name, began, ended in (("old", 32, 31), ("recent", 32, 29), ("fires", 90, None)):
+        await db.execute(
+            """INSERT INTO alert (fingerprint, starts_at, ends_at, status, labels, annotations, notifications,
+                                  received_at, updated_at)
+               VALUES ($1, now() - make_interval(days => $2), now() - make_interval(days => $3),
+                       CASE WHEN $3::int IS NULL THEN 'firing' ELSE 'resolved' END, '{}', '{}', 1, now(), now())""",
+            name, began, ended,
+        )  # fmt: skip
+    await db.execute("""INSERT INTO health_event (at, instance, component, was, status, unit, detail)
+                        SELECT now() - make_interval(days => n), 'i', 'pool', 'healthy', 'degraded', '', ''
+                          FROM generate_series(40, 1, -1) n""")
+
+    await retention.run(app)
+
+    assert {row["fingerprint"] for row in await db.fetch("SELECT fingerprint FROM alert")} == {"recent", "fires"}
+    assert await db.fetchval("SELECT count(*) FROM health_event") == 29
+
+
+async def test_an_agent_is_forgotten_only_when_nothing_refers_to_it(app: App, agent: Agent, db: asyncpg.Connection) -> None:
+    key = await agent.session("took-part")
+    await agent.offer(key, to="was-offered", agent="took-part")
+    await db.execute("""INSERT INTO agent VALUES ('has-declared', '{python}', now()), ('left-nothing', '{}', now()),
+                                                 ('took-part', '{}', now()), ('was-offered', '{}', now()),
+                                                 ('came-today', '{}', now()) ON CONFLICT DO NOTHING""")
+    await db.execute("UPDATE agent SET declared_at = now() - interval '8 days' WHERE name <> 'came-today'")
+
+    await retention.run(app)
+
+    names = {row["name"] for row in await db.fetch("SELECT name FROM agent")}
+    assert names == {"has-declared", "took-part", "was-offered", "came-today"}
