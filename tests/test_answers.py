@@ -182,7 +182,9 @@ async def lapse_handoff(world: World) -> dict[str, Any]:
 
 async def session_data(world: World) -> dict[str, Any]:
     await world.session()
-    return await world.agent.ok("session_data", action="hold", of="session", name=KEY, reason=LONG * REASON_CHARS_MAX)
+    return await world.agent.ok(
+        "session_data", agent=ADA, action="hold", of="session", name=KEY, reason=LONG * REASON_CHARS_MAX
+    )
 
 
 async def lifecycle_of_all(world: World) -> dict[str, Any]:

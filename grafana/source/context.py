@@ -125,6 +125,13 @@ PAGE: Final = Page(
                     Prom(gauge(t.APPENDS_WAITING, aggregate="sum"), "waiting"),
                     width=6,
                 ),
+                time_series(
+                    "Secrets redacted",
+                    "Secrets that were redacted in what agents wrote, by kind. Empty if there were none. An agent that has them often pastes what it should refer to.",
+                    "short",
+                    Prom(increase(t.SECRETS_REDACTED, t.SECRET, over="$__interval"), "{{handoff_secret_kind}}"),
+                    width=12,
+                ),
             ],
         ),
         (

@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     session_entries_max: int = Field(
         default=100_000, ge=100, le=10_000_000, description="Maximum number of entries per session."
     )
+    redaction: bool = Field(
+        default=True,
+        description="Whether secrets (tokens, keys, passwords) in what agents write are replaced by a marker before they "
+        "are stored, unless the session's retention policy keeps them.",
+    )
     page_bytes_max: int = Field(
         default=64 << 10,  # 16,000 tokens: clients cut what a model reads at 25,000 or so
         ge=1 << 14,

@@ -113,7 +113,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "resolve_handoff": {"agent": "a", "handoff_id": 1, "action": "complete", "token": 1},
     "close_session": {"agent": "a", "session_key": "s"},
     "lapse_handoff": {"handoff_id": 1},
-    "session_data": {"action": "hold", "of": "session", "name": "s", "reason": "x"},
+    "session_data": {"agent": "a", "action": "hold", "of": "session", "name": "s", "reason": "x"},
     "configuration": {},
     "job": {"agent": "a", "job": "settle", "action": "run", "reason": "x"},
 }

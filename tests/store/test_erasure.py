@@ -85,8 +85,8 @@ async def test_what_is_held_outlives_its_policy_and_a_refused_deletion_is_audite
 ) -> None:
     key = await closed(admin, app, db, retention_policy="short")
     name = {"session": key, "agent": "alice", "policy": "short"}[of]
-    held = await admin.ok("session_data", action="hold", of=of, name=name, reason="case 7")
-    assert held["hold"]["held_by"] == "operator"
+    held = await admin.ok("session_data", agent="ops", action="hold", of=of, name=name, reason="case 7")
+    assert held["hold"]["held_by"] == "ops"
     before = await admin.read(f"handoff://context/{key}")
     await jump(db, hours=DAY_H + 1)
     await archive.run(app)
@@ -94,17 +94,17 @@ async def test_what_is_held_outlives_its_policy_and_a_refused_deletion_is_audite
     for _ in range(2):
         await delete.run(app)
 
-    error = await admin.refused("session_data", action="delete", of="session", name=key, reason="asked for")
+    error = await admin.refused("session_data", agent="ops", action="delete", of="session", name=key, reason="asked for")
 
     assert (error["code"], error["sessions_held"]) == ("held", 1)
     assert await admin.read(f"handoff://context/{key}") == before
-    assert await audited(db) == [("data.held", "operator"), ("data.deletion_refused", "operator")]
+    assert await audited(db) == [("data.held", "ops"), ("data.deletion_refused", "ops")]
     assert (await admin.read("handoff://lifecycle"))["holds"][0]["reason"] == "case 7"
     weeks = [
         row["week"] for row in await db.fetch("SELECT week FROM archive_bucket WHERE name IN (SELECT bucket FROM archive)")
     ]
     assert weeks == [await db.fetchval("SELECT date_trunc('week', now() AT TIME ZONE 'UTC')::date")]  # it has moved
-    await admin.ok("session_data", action="release", of=of, name=name, reason="closed")
+    await admin.ok("session_data", agent="ops", action="release", of=of, name=name, reason="closed")
     await delete.run(app)
     assert (await admin.refused("get_context", agent="alice", session_key=key))["code"] == "session_not_found"
     assert await db.fetchval("SELECT count(*) FROM session") == 0
@@ -121,7 +121,7 @@ async def test_a_request_erases_a_session_and_all_that_refers_to_it_and_tells_wh
     told: list[str] = []
     await db.add_listener("handoff", lambda _conn, _pid, _channel, topics: told.append(str(topics)))
 
-    done = await admin.ok("session_data", action="delete", of="session", name=key, reason="right to erasure")
+    done = await admin.ok("session_data", agent="ops", action="delete", of="session", name=key, reason="right to erasure")
 
     assert done["deleted"] == {
         "sessions": 1,
@@ -136,9 +136,9 @@ async def test_a_request_erases_a_session_and_all_that_refers_to_it_and_tells_wh
     assert other in left
     await db.execute("SELECT 1")  # receives what is still under way
     assert any("agent:bob" in topics for topics in told)
-    assert await audited(db) == [("session.deleted", "operator")]
+    assert await audited(db) == [("session.deleted", "ops")]
     for name in (key, "nobody"):
-        error = await admin.refused("session_data", action="delete", of="session", name=name, reason="again")
+        error = await admin.refused("session_data", agent="ops", action="delete", of="session", name=name, reason="again")
         assert error["code"] == "nothing_found"
 
 
@@ -146,12 +146,12 @@ async def test_an_agents_sessions_are_erased_except_those_that_are_held(
     admin: Agent, app: App, db: asyncpg.Connection
 ) -> None:
     _, held, archived = [await closed(admin, app, db) for _ in range(3)]
-    await admin.ok("session_data", action="hold", of="session", name=held, reason="case 7")
+    await admin.ok("session_data", agent="ops", action="hold", of="session", name=held, reason="case 7")
     await db.execute("UPDATE session SET status_since = now() - interval '2 days' WHERE key = $1", archived)
     await archive.run(app)
     foreign = await admin.session("carol")
 
-    done = await admin.ok("session_data", action="delete", of="agent", name="alice", reason="it has left")
+    done = await admin.ok("session_data", agent="ops", action="delete", of="agent", name="alice", reason="it has left")
 
     assert (done["deleted"]["sessions"], done["sessions_held"], done["sessions_left"]) == (2, 1, 1)
     assert {row["key"] for row in await db.fetch("SELECT key FROM session")} == {held, foreign}
@@ -162,11 +162,14 @@ async def test_an_agents_sessions_are_erased_except_those_that_are_held(
         "session.deleted",
         "data.deletion_refused",
     ]
-    assert (await admin.refused("session_data", action="delete", of="policy", name="short", reason="x"))["code"] == (
-        "invalid_arguments"
-    )
+    assert (await admin.refused("session_data", agent="ops", action="delete", of="policy", name="short", reason="x"))[
+        "code"
+    ] == ("invalid_arguments")
     for of, name in (("session", "nothing"), ("policy", "nothing")):
-        assert "There is no" in (await admin.refused("session_data", action="hold", of=of, name=name, reason="x"))["message"]
+        assert (
+            "There is no"
+            in (await admin.refused("session_data", agent="ops", action="hold", of=of, name=name, reason="x"))["message"]
+        )
 
 
 async def test_the_lifecycle_of_all_sessions_says_what_is_due_and_when_and_how_many_bytes_it_takes(

@@ -245,10 +245,19 @@ class Machine(RuleBasedStateMachine):
                 if self.call(is_open and session.handoff is None, code, "close_session", **asked):
                     session.apply("complete", self.now)
             case "hold" | "release" if session.held != (does == "hold"):
-                self.call(True, "", "session_data", action=does, of="session", name=key, reason="case 7")
+                self.call(True, "", "session_data", agent="ops", action=does, of="session", name=key, reason="case 7")
                 session.held = does == "hold"
             case "erase" if session.held or len(session.events) > 3:  # not as the first thing
-                if self.call(not session.held, "held", "session_data", action="delete", of="session", name=key, reason="x"):
+                if self.call(
+                    not session.held,
+                    "held",
+                    "session_data",
+                    agent="ops",
+                    action="delete",
+                    of="session",
+                    name=key,
+                    reason="x",
+                ):
                     self.gone(key, self.seen())
             case _:
                 pass

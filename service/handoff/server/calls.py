@@ -19,6 +19,7 @@ from handoff.resources.contract import match, parsed_query
 from handoff.server.arguments import validated
 from handoff.server.catalog import RESOURCES, tools_of
 from handoff.server.record import CANCELLED, RESOURCES_READ, TOOLS_CALL, Subject, jsonrpc_code, record_call
+from handoff.server.redacting import may_hold_secret, redacted, without_secrets
 from handoff.telemetry import calls, metrics
 from handoff.telemetry.calls import Arrival
 
@@ -74,10 +75,15 @@ async def call_tool(
         subject.agent = known.get("agent") or caller.agent
         subject.session = known.get("session_key")
         subject.handoff = known.get("handoff_id")
-        running = tool.run(Call(app, caller, arrival.received), args)
+        call = Call(app, caller, arrival.received)
+        secrets = None
+        if tool.takes_text and app.settings.redaction and may_hold_secret(args):
+            args, secrets = await without_secrets(call, args)
+        running = tool.run(call, args)
         if subject.is_waiting and app.tokens is not None and arrival.headers is not None:
             running = app.tokens.unless_revoked(caller, running)
-        return to_json(await running)
+        result = await running
+        return to_json(redacted(tool, result, secrets, subject.session) if secrets else result)
 
     performed = perform(app, subject, arrival, run)
     result = await (_unless_gone(gone, performed) if subject.is_waiting else performed)

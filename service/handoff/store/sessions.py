@@ -97,6 +97,15 @@ PAGE_BY_AGENT = f"""
      ORDER BY s.created_at DESC, s.id DESC
 """
 
+# Of the policy of a new session, or else that of a session or of a handoff's session; null if there is none.
+KEEPS_SECRETS = """
+    SELECT p.keeps_secrets
+      FROM retention_policy p
+     WHERE p.name = coalesce($1, (SELECT s.retention_policy FROM session s WHERE s.key = $2),
+                             (SELECT s.retention_policy FROM handoff h JOIN session s ON s.id = h.session_id
+                               WHERE h.id = $3))
+"""
+
 _READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
@@ -123,6 +132,11 @@ async def see(conn: Connection, key: str, viewer: str | None) -> Record:
     if row is None:
         raise session_not_found(key)
     return row
+
+
+async def keeps_secrets(conn: Connection, *, policy: str | None, session_key: str | None, handoff_id: int | None) -> bool:
+    """Whether secrets in what an agent writes are kept: by a policy, or else by that of a session or a handoff."""
+    return bool(await conn.fetchval(KEEPS_SECRETS, policy, session_key, handoff_id))
 
 
 async def lock(conn: Connection, session_id: int) -> Record:

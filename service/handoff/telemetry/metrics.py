@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
 from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.secret_patterns import KINDS
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
 # Attributes
@@ -45,6 +46,7 @@ TYPE: Final = Attribute("handoff.type", get_args(RequestType))
 TARGET: Final = Attribute("handoff.target", ("agent", "capability"))
 STATUS: Final = Attribute("session.status", get_args(SessionStatus))
 ENTRY_TYPE: Final = Attribute("context.type", get_args(EntryType))
+SECRET: Final = Attribute("handoff.secret.kind", KINDS)
 COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
@@ -130,6 +132,9 @@ LARGE_ENTRIES: Final = Counter(
 )
 APPEND_BATCH: Final = Histogram("handoff.append.batch", "{call}", "Appends written by one statement.", BATCH)
 APPENDS_WAITING: Final = Gauge("handoff.append.waiting", "{call}", "Appends waiting to be written.")
+SECRETS_REDACTED: Final = Counter(
+    "handoff.secrets.redacted", "{secret}", "Secrets that were redacted in what agents wrote and was committed.", SECRET
+)
 BRIEF_SIZE: Final = Histogram("handoff.brief.size", "{token}", "Size of the briefs that were returned.", TOKENS)
 BRIEF_OMITTED: Final = Counter("handoff.brief.omitted", "{entry}", "Entries that were left out of briefs.")
 

@@ -19,6 +19,9 @@ METADATA_DEPTH_MAX: Final = 16
 TEXT_CHARS_MAX: Final = 20_000
 
 
+# Arguments that other agents will read, whose secrets are redacted; `entries` holds more of them.
+READ_BY_OTHERS: Final = frozenset({"entries", "content", "metadata", "instructions", "note"})
+
 # Optional numbers of which 0 is none, so that 0 can say that they are left out.
 _NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes", "version", "expected_version"})
 
@@ -44,10 +47,34 @@ class Arguments(BaseModel):
                 return {name: value for name, value in arguments.items() if value or type(value) not in empty.get(name, ())}
         return arguments
 
+    def read_by_others(self) -> list[str]:
+        """The texts in the arguments that other agents will read, and the objects among them as JSON."""
+        return texts_read_by_others(self)
+
     def asked(self) -> dict[str, Any]:
         """The arguments that differ from their default."""
         fields = type(self).model_fields
         return {name: value for name, value in self.__dict__.items() if value != fields[name].default}
+
+
+@cache
+def fields_read_by_others(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of a model's fields that other agents will read."""
+    return tuple(name for name in model.model_fields if name in READ_BY_OTHERS)
+
+
+def texts_read_by_others(args: BaseModel) -> list[str]:
+    """The texts in a model that other agents will read, and the objects among them as JSON."""
+    found: list[str] = []
+    for name in fields_read_by_others(type(args)):
+        value = args.__dict__[name]
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, list):
+            found += [text for item in value for text in texts_read_by_others(item)]
+        elif value is not None:
+            found.append(orjson.dumps(value).decode())
+    return found
 
 
 @cache
@@ -82,11 +109,13 @@ class Tool(Generic[A]):
     waits: bool = False  # may wait for something to happen; such a call ends when its client goes away
     changes_handoff: bool = False  # its traces are preferred, because together they tell the handoff's story
     takes_key: bool = field(init=False)  # whether a call can be repeated by its idempotency key
+    takes_text: bool = field(init=False)  # whether a call brings what other agents will read
 
     def __post_init__(self) -> None:
         """Allow the name as a value of the metrics' label."""
         metrics.TOOL.admit(self.name)
         object.__setattr__(self, "takes_key", "idempotency_key" in self.arguments.model_fields)
+        object.__setattr__(self, "takes_text", not READ_BY_OTHERS.isdisjoint(self.arguments.model_fields))
 
 
 def no_nul(value: str) -> str:

@@ -11,8 +11,7 @@ from handoff.errors import Conflict, Invalid, NotFound, session_not_found
 from handoff.model import NAME_PATTERN, SESSION_KEY_CHARS_MAX
 from handoff.store import audit, erasure, holds, sessions
 from handoff.store.connect import Connection, connection, transact
-from handoff.tools.contract import Arguments, Tool, no_nul, result_with
-from handoff.tools.leases import OPERATOR
+from handoff.tools.contract import AgentArg, Arguments, Tool, acting_agent, no_nul, result_with
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +25,7 @@ class SessionData(Arguments):
     of: session (by key), agent (hold: all sessions it takes part in; delete: all it owns or created), policy (hold only).
     """
 
+    agent: AgentArg = None
     action: Literal["hold", "release", "delete"]
     of: Literal["session", "agent", "policy"]
     name: Annotated[str, Field(max_length=SESSION_KEY_CHARS_MAX, pattern=NAME_PATTERN)]
@@ -38,7 +38,7 @@ async def session_data(call: Call, args: SessionData) -> dict[str, Any]:
     Raises NotFound when there is nothing of that name, Invalid when a policy is to be deleted, and Conflict when everything
     that is to be deleted is held, which the audit records as well.
     """
-    by = call.caller.agent or OPERATOR
+    by = acting_agent(call.caller, args.agent)
     match args.action:
         case "hold":
             return await transact(call.app.pool, partial(_hold, by=by, args=args))
