@@ -71,7 +71,10 @@ async def test_a_change_is_a_version_with_author_reason_and_difference_and_can_b
     assert set(first["in_force"]["retention"]) == {"standard", "extended", "short"}
     assert first["in_force"]["monitoring"]["thresholds"] == {name: it.default for name, it in THRESHOLDS.items()}
 
-    changes = {**thresholds(error_ratio=0.1), "retention": {"team": TEAM, "extended": None, "short": {"active_hours": 8}}}
+    changes = {
+        **thresholds(error_ratio=0.1),
+        "retention": {"team": TEAM, "extended": None, "short": {"active_hours": 8, "keeps_secrets": True}},
+    }
     second = await change(agent, changes)
     assert (second["version"], second["author"], second["reason"]) == (2, "ops", "a test")
     assert {(it["field"], it.get("from"), it.get("to")) for it in second["changes"]} >= {
@@ -81,6 +84,7 @@ async def test_a_change_is_a_version_with_author_reason_and_difference_and_can_b
         ("retention.short.active_hours", 4, 8),
     }
     assert await periods(db) == {"standard": 24, "team": 48, "short": 8}
+    assert await db.fetchval("SELECT array_agg(name) FROM retention_policy WHERE keeps_secrets") == ["short"]
     assert (await agent.ok("configuration", agent="ops"))["in_force"]["monitoring"]["thresholds"]["error_ratio"] == 0.1
     assert (await agent.read("handoff://config"))["set"] == ["thresholds.error_ratio"]
     assert (await agent.read("handoff://config"))["version"] == 2
