@@ -144,6 +144,7 @@ def test_the_uid_of_a_page_never_changes_at_its_path() -> None:
         "handoff-overview.json": "handoff-overview", "handoff-tools.json": "handoff-tools",
         "handoff-handoffs.json": "handoff-handoffs", "handoff-context.json": "handoff-context",
         "handoff-database.json": "handoff-database", "handoff-agents.json": "handoff-agents",
+        "handoff-lifecycle.json": "handoff-lifecycle",
         "handoff-pipeline.json": "handoff-pipeline", "handoff-logs.json": "handoff-logs",
         "handoff-runbook.json": "handoff-runbook",
     }  # fmt: skip

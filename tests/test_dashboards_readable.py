@@ -2,10 +2,11 @@
 
 import re
 
+from handoff.configuration import THRESHOLDS
 from tests.stack.bundle import ROOT
 from tests.stack.panels import Json, dashboards, questions
 from tests.stack.rules import alerts
-from tests.test_dashboards import WIDTH, every_panel, thresholds
+from tests.test_dashboards import WIDTH, every_panel
 
 
 def _overrides(panel: Json, name: str) -> Json:
@@ -60,7 +61,7 @@ def _steps(panel: Json) -> list[Json]:
 
 
 def test_red_is_only_what_a_critical_alert_would_say() -> None:
-    of = thresholds()
+    of = {name: it.default for name, it in THRESHOLDS.items()}
     critical = {
         of[name]
         for it in alerts().values()

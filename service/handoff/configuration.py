@@ -100,6 +100,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "disk_critical_ratio": _ratio(0.95),
     "disk_forecast_seconds": _seconds(86_400),
     "disk_forecast_ratio": _ratio(0.5),
+    "storage_forecast_seconds": _seconds(14 * 86_400),
     "certificate_seconds": _seconds(14 * 86_400),
     "certificate_critical_seconds": _seconds(3 * 86_400),
 }

@@ -234,13 +234,21 @@ class Settings(BaseSettings):
         ge=86_400,
         le=31_536_000,
         description="How long the result of a call with an idempotency_key is kept at least, in seconds. It is kept longer "
-        "where a retention policy lets sessions stay active for longer. Afterwards a repeated call is a new one.",
+        "while its session takes writes, and where a retention policy lets sessions stay active for longer. Afterwards a "
+        "repeated call is a new one.",
     )
     delete_interval_s: float = Field(
         default=900.0,
         gt=0,
         le=86_400,
         description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",
+    )
+    storage_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 50,
+        description="What all tables may take on disk, in bytes, for the forecast in handoff://storage and the alert "
+        "HandoffStorageFilling; 0 for no limit. Nothing is refused when it is reached.",
     )
     jobs: bool = Field(
         default=True,

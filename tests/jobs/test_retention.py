@@ -13,6 +13,7 @@ from tests.agents import Agent
 async def test_results_are_kept_as_long_as_a_call_may_be_repeated(app: App, agent: Agent, db: asyncpg.Connection) -> None:
     for key in ("old", "young", "of an extended policy"):
         await agent.ok("register_session", agent="alice", session_key=key.replace(" ", "-"), idempotency_key=key)
+    await agent.ok("close_session", agent="alice", session_key="old")
     await db.execute("UPDATE idempotency SET created_at = now() - interval '8 days' WHERE key = 'old'")
     await db.execute("UPDATE idempotency SET created_at = now() - interval '6 days 23 hours' WHERE key = 'young'")
     before = metrics.ROWS_DELETED.value("idempotency")
@@ -30,6 +31,7 @@ async def test_a_policy_that_lets_sessions_live_longer_keeps_results_longer(
 ) -> None:
     await db.execute("UPDATE retention_policy SET active_for = '30 days' WHERE name = 'extended'")
     await agent.ok("register_session", agent="alice", session_key="s", idempotency_key="k")
+    await agent.ok("close_session", agent="alice", session_key="s")
     await db.execute("UPDATE idempotency SET created_at = now() - interval '29 days'")
     await retention.run(app)
     assert await db.fetchval("SELECT count(*) FROM idempotency") == 1
@@ -82,3 +84,34 @@ async def test_an_agent_is_forgotten_only_when_nothing_refers_to_it(app: App, ag
 
     names = {row["name"] for row in await db.fetch("SELECT name FROM agent")}
     assert names == {"has-declared", "took-part", "was-offered", "came-today"}
+
+
+async def test_a_call_can_be_repeated_for_as_long_as_its_session_takes_writes(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    going_on, closed = await agent.session(idempotency_key="register-1"), await agent.session(idempotency_key="register-2")
+    for key, name in ((going_on, "append-1"), (closed, "append-2")):
+        await agent.says(key, "hello", idempotency_key=name)
+    handoff = await agent.offer(going_on, idempotency_key="offer-1")
+    await agent.accept(handoff, idempotency_key="accept-1")
+    await agent.ok("close_session", agent="alice", session_key=closed, idempotency_key="close-2")
+    await db.execute("UPDATE idempotency SET created_at = now() - interval '60 days'")
+    await retention.run(app)
+
+    kept = [row["key"] for row in await db.fetch("SELECT key FROM idempotency ORDER BY key")]
+    assert kept == ["accept-1", "append-1", "offer-1", "register-1"]
+    again = await agent.says(going_on, "hello", idempotency_key="append-1")
+    assert (await agent.read(f"handoff://sessions/{going_on}"))["last_sequence"] == again["last_sequence"]
+
+
+async def test_a_session_that_nobody_used_expires_after_a_week(app: App, agent: Agent, db: asyncpg.Connection) -> None:
+    unused, used, offered, young = [await agent.session() for _ in range(4)]
+    await agent.says(used, "hello")
+    await agent.offer(offered)
+    await db.execute("UPDATE session SET last_activity_at = now() - interval '8 days' WHERE key <> $1", young)
+    await retention.run(app)
+
+    found = [(await agent.read(f"handoff://sessions/{key}"))["status"] for key in (unused, used, offered, young)]
+    assert found == ["expired", "active", "active", "active"]
+    events = (await agent.read(f"handoff://sessions/{unused}/lifecycle"))["events"]
+    assert [event["kind"] for event in events][-1] == "session.expired"

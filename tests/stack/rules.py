@@ -47,7 +47,11 @@ SINCE_THE_QUIET_HOUR: Final = {
     "handoff_audit_broken", "handoff_process_cpu_limit", "handoff_threshold", "handoff_worker_leader",
     "process_cpu_time_seconds_total", "target_info",
 }  # fmt: skip
-ONLY_WHERE_THERE_IS_ONE: Final = {"handoff_certificate_expiry_timestamp_seconds", "handoff_db_slow_statements_total"}
+ONLY_WHERE_THERE_IS_ONE: Final = {
+    "handoff_storage_full_in_seconds",
+    "handoff_certificate_expiry_timestamp_seconds",
+    "handoff_db_slow_statements_total",
+}
 
 
 def seconds(duration: str) -> int:

@@ -100,7 +100,10 @@ def test_every_alert_has_a_severity_a_component_a_summary_its_value_and_links() 
 
 def test_every_alert_has_a_drill() -> None:
     drills = "".join(it.read_text() for it in (Path(__file__).parent / "drills").glob("test_*.py"))
-    assert {name for name in alerts() if f'"{name}"' not in drills} == {"Watchdog"}  # its silence has one
+    assert {name for name in alerts() if f'"{name}"' not in drills} == {
+        "Watchdog",  # its silence has one
+        "HandoffStorageFilling",  # its forecast needs a day of measurements, and a limit that a restart sets
+    }
 
 
 def test_the_runbook_has_one_complete_entry_per_alert_and_no_other() -> None:

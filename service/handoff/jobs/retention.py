@@ -30,10 +30,11 @@ async def run(app: App) -> None:
     }
     deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)
+    expired = await _batches(app, retention.expire_unused, until)
     for table, count in deleted.items():
         metrics.ROWS_DELETED.add(count, table)
-    if any(deleted.values()):
-        log.info("retention.done", **deleted)
+    if expired or any(deleted.values()):
+        log.info("retention.done", sessions_expired=expired, **deleted)
 
 
 async def _batches(app: App, work: Callable[[Connection], Awaitable[int]], until: float) -> int:

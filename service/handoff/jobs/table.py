@@ -13,10 +13,12 @@ from handoff.jobs import (
     delete,
     dormant,
     expire,
+    integrity,
     measure,
     retention,
     settle,
     stale_alerts,
+    storage,
     watchdog,
 )
 from handoff.settings import Settings
@@ -48,5 +50,7 @@ JOBS: Final = (
     Job("stale_alerts", lambda settings: settings.heartbeat_interval_s, stale_alerts.run),
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
+    Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
+    Job("storage", lambda _: storage.INTERVAL_S, storage.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

@@ -6,18 +6,19 @@ from typing import Any
 from handoff.context import Call
 from handoff.encoding import that_fit, to_json
 from handoff.resources.contract import NoQuery, Resource
-from handoff.store import holds, lifecycle
+from handoff.store import holds, integrity, lifecycle
 from handoff.store.connect import snapshot
 
 
 async def read_lifecycle(call: Call, _: dict[str, str], __: NoQuery) -> dict[str, Any]:
-    """Sessions by status, due changes, bytes and holds; the lists share the size of a page."""
+    """Sessions by status, due changes, bytes, quarantine and holds; the lists share the size of a page."""
     settings = call.app.settings
     async with snapshot(call.app.pool) as conn:
         found = await lifecycle.overview(conn, timedelta(seconds=settings.archive_after_s))
         held = await holds.all_holds(conn)
+        damaged = await integrity.listed(conn)
     room = settings.page_bytes_max
-    for name, whole in (("archive", found["archive"]), ("holds", held)):
+    for name, whole in (("archive", found["archive"]), ("quarantine", damaged), ("holds", held)):
         found[name] = that_fit(whole, room)
         if len(found[name]) < len(whole):
             found[f"{name}_left_out"] = len(whole) - len(found[name])
@@ -28,7 +29,7 @@ async def read_lifecycle(call: Call, _: dict[str, str], __: NoQuery) -> dict[str
 LIFECYCLE = Resource(
     "handoff://lifecycle",
     "lifecycle",
-    "All sessions by status, which changes are due and when, bytes, and legal holds. Needs the scope admin.",
+    "All sessions by status, which changes are due and when, bytes, legal holds and quarantine. Needs the scope admin.",
     NoQuery,
     read_lifecycle,
     scope="admin",

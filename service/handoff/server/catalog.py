@@ -14,6 +14,7 @@ from handoff.resources import jobs as jobs_resources
 from handoff.resources import lifecycle as lifecycle_resources
 from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
+from handoff.resources import storage as storage_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -52,6 +53,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     operations_resources.METRICS,
     alerts_resources.ALERTS,
     configuration_resources.CONFIGURATION,
+    storage_resources.STORAGE,
     jobs_resources.JOBS,
     jobs_resources.JOB,
 )

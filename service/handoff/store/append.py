@@ -111,8 +111,8 @@ WITH clock AS MATERIALIZED (
            AS e (i, ordinal, type, content, metadata, supersedes, size_bytes, content_hash)
       JOIN fresh f USING (i)
 ), remembered AS (
-    INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at)
-    SELECT agent, idempotency_key, 'update_context', fingerprint, base + 1, now()
+    INSERT INTO idempotency (agent, key, tool, fingerprint, sequence, created_at, session_id)
+    SELECT agent, idempotency_key, 'update_context', fingerprint, base + 1, now(), id
       FROM fresh
      WHERE idempotency_key IS NOT NULL
 )

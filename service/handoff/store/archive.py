@@ -11,6 +11,7 @@ from typing import Final
 from asyncpg import Record
 
 from handoff.store.connect import Connection
+from handoff.store.integrity import SET_ASIDE
 from handoff.store.lifecycle import change
 
 BLOCK_ENTRIES: Final = 256
@@ -19,10 +20,11 @@ _WORDS_BYTES_MAX: Final = 1_000_000  # Postgres limits a tsvector to 1 MiB
 _OTHER: Final = re.compile(r"r\.sequence = (\w+\.superseded_by)")
 MOVE_S_MAX: Final = 30.0  # per statement, for the largest session
 
-DUE = """
-    SELECT id FROM session
-     WHERE status IN ('completed', 'cancelled', 'expired') AND status_since <= now() - $1::interval
-     ORDER BY status_since
+DUE = f"""
+    SELECT s.id FROM session s
+     WHERE s.status IN ('completed', 'cancelled', 'expired') AND s.status_since <= now() - $1::interval
+       AND NOT {SET_ASIDE}
+     ORDER BY s.status_since
      LIMIT $2
 """
 LOCK_CLOSED = """

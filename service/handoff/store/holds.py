@@ -5,16 +5,18 @@ from typing import Any, Final, Literal
 from asyncpg import Record
 
 from handoff.store.connect import Connection
+from handoff.store.integrity import SET_ASIDE
 
 HoldKind = Literal["session", "agent", "policy"]
 HOLDS_MAX: Final = 1_000
 
-# Whether a hold covers session `s`.
-HELD: Final = """EXISTS (SELECT FROM legal_hold hold
+# Whether a hold covers session `s`. One that is set aside is held too: it may be needed to find out what happened.
+HELD: Final = f"""({SET_ASIDE}
+             OR EXISTS (SELECT FROM legal_hold hold
                      WHERE (hold.kind = 'session' AND hold.name = s.key)
                         OR (hold.kind = 'policy' AND hold.name = s.retention_policy)
                         OR (hold.kind = 'agent' AND EXISTS (SELECT FROM participant p
-                                                             WHERE p.session_id = s.id AND p.agent = hold.name)))"""
+                                                             WHERE p.session_id = s.id AND p.agent = hold.name))))"""
 HOLD = """
     INSERT INTO legal_hold (kind, name, reason, held_by)
     SELECT $1, $2, $3, $4 WHERE (SELECT count(*) FROM legal_hold) < $5

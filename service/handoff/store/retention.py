@@ -7,15 +7,25 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 from handoff.store.connect import Connection
+from handoff.store.lifecycle import change
 
 BATCH_MAX: Final = 2_000
 
-# Longer than any session is active after its last write, so that a call can be repeated as long as it could have an effect.
+# Longer than any session is active after its last write, and for as long as the session of the call takes writes, so that a
+# call can be repeated as long as it could have an effect.
 RESULTS = """
     DELETE FROM idempotency
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency
-                              WHERE created_at < now() - greatest($1::interval,
-                                                                 (SELECT max(active_for) FROM retention_policy))
+     WHERE ctid = ANY (ARRAY(SELECT i.ctid FROM idempotency i
+                              WHERE i.created_at < now() - greatest($1::interval,
+                                                                    (SELECT max(active_for) FROM retention_policy))
+                                AND NOT EXISTS (
+                                    SELECT FROM session s
+                                     WHERE s.id = i.session_id AND s.status IN ('active', 'dormant'))
+                                AND NOT EXISTS (
+                                    SELECT FROM session s
+                                     WHERE s.key = coalesce(i.result ->> 'session_key',
+                                                            i.result -> 'handoff' ->> 'session_key')
+                                       AND s.status IN ('active', 'dormant'))
                               LIMIT $2))
 """
 ALERTS = """
@@ -46,10 +56,32 @@ AGENTS = """
     SELECT (SELECT max(name) FROM next) AS last, (SELECT count(*) FROM next) AS looked_at,
            (SELECT count(*) FROM gone) AS deleted
 """
+# Sessions that nobody used: the entry that registers them is their only one, and nothing of them is on offer or held.
+UNUSED = """
+    SELECT s.id, s.status
+      FROM session s
+     WHERE s.status IN ('active', 'dormant') AND s.last_activity_at < now() - $1::interval AND s.last_sequence <= 1
+       AND NOT EXISTS (SELECT FROM handoff h WHERE h.session_id = s.id AND h.state IN ('offered', 'accepted', 'blocked'))
+     ORDER BY s.id
+     LIMIT $2
+       FOR NO KEY UPDATE OF s SKIP LOCKED
+"""
+UNUSED_AFTER: Final = timedelta(days=7)
+
+
+async def expire_unused(conn: Connection) -> int:
+    """Expire sessions that nobody has used since they were registered, UNUSED_AFTER ago; return how many."""
+    found = await conn.fetch(UNUSED, UNUSED_AFTER, BATCH_MAX)
+    for session in found:
+        await change(conn, session, "expire", None)
+    return len(found)
 
 
 async def results(conn: Connection, kept_for: timedelta) -> int:
-    """Delete kept results of calls, older than this and than any policy lets a session stay active; return how many."""
+    """Delete kept results of calls that are older than this and whose session takes no more writes; return how many.
+
+    They are also older than any policy lets a session stay active.
+    """
     return _count(await conn.execute(RESULTS, kept_for, BATCH_MAX))
 
 

@@ -50,7 +50,8 @@ SECRET: Final = Attribute("handoff.secret.kind", KINDS)
 COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
-TABLE: Final = Attribute("db.collection.name", ("idempotency", "alert", "health_event", "agent"))
+TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; the archive counts as one
+DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
@@ -205,6 +206,16 @@ JOB_LAST_SUCCESS: Final = Gauge("handoff.job.last_success.timestamp", "s", "Unix
 ROWS_DELETED: Final = Counter(
     "handoff.retention.deleted", "{row}", "Rows deleted because their time was over, by table.", TABLE
 )
+STORAGE_SIZE: Final = Gauge("handoff.storage.size", "By", "What a table takes on disk, with its indexes.", TABLE)
+STORAGE_GROWTH: Final = Gauge("handoff.storage.growth", "By", "Growth of all tables per day, over the last 7 days.")
+STORAGE_LIMIT: Final = Gauge("handoff.storage.limit", "By", "What all tables may take on disk; 0 without a limit.")
+STORAGE_FULL_IN: Final = Gauge("handoff.storage.full_in", "s", "Time until the limit is reached at the present growth.")
+QUARANTINED: Final = Gauge(
+    "handoff.quarantine", "{session}", "Sessions set aside because something in them does not fit, by reason.", DAMAGE
+)
+ENTRIES_CHECKED: Final = Counter(
+    "handoff.integrity.entries", "{entry}", "Entries compared with their hash, their sequence and their receipt."
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -246,6 +257,11 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     AUDIT_BROKEN,
     JOB_INTERVAL,
     JOBS_PAUSED,
+    QUARANTINED,
+    STORAGE_SIZE,
+    STORAGE_GROWTH,
+    STORAGE_LIMIT,
+    STORAGE_FULL_IN,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

@@ -101,8 +101,11 @@ async def _delete(call: Call, by: str, args: SessionData) -> dict[str, Any]:
     if held == len(ids):
         raise Conflict(
             "held",
-            f"Nothing was deleted: a legal hold covers {'the session' if held == 1 else f'all {held} sessions'}.",
-            "handoff://lifecycle lists the holds. Delete only after whoever made the hold has released it.",
+            "Nothing was deleted: "
+            f"{'the session is' if held == 1 else f'all {held} sessions are'} under a legal hold or in "
+            "quarantine.",
+            "handoff://lifecycle lists the holds and the sessions in quarantine. Delete only after whoever made the hold has "
+            "released it, or an operator has released the session from quarantine.",
             sessions_held=held,
         )
     log.info("data.deleted", of=args.of, sessions=totals["sessions"], sessions_held=held, by=by)

@@ -153,6 +153,18 @@ def audit_changed(stack: Stack) -> Generator[None]:
 
 
 @contextmanager
+def entry_changed(stack: Stack) -> Generator[None]:
+    """Somebody has changed the hash of an entry by hand."""
+    first = "WHERE sequence = 1 AND session_id = (SELECT min(session_id) FROM context_entry)"
+    stack.sql(f"UPDATE context_entry SET content_hash = sha256('eve') {first}")
+    try:
+        yield
+    finally:
+        stack.sql(f"UPDATE context_entry SET content_hash = sha256(convert_to(content, 'UTF8')) {first}")
+        stack.sql("DELETE FROM quarantine")
+
+
+@contextmanager
 def job_paused(stack: Stack, name: str) -> Generator[None]:
     """An operator has paused a job and forgotten it."""
     stack.sql(f"UPDATE job SET paused_at = now(), paused_by = 'ada', next_run_at = NULL WHERE name = '{name}'")

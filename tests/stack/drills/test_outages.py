@@ -14,6 +14,7 @@ from tests.stack.drills.faults import (
     cpu_short,
     cut_off,
     disk_filling,
+    entry_changed,
     failing_heartbeat,
     file_added,
     hanging_proxy,
@@ -119,6 +120,7 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
             ),
             Fault("a job paused and forgotten", lambda it: job_paused(it.stack, "stale_alerts"), ("HandoffJobLate",)),
             Fault("a row of the audit changed by hand", lambda it: audit_changed(it.stack), ("HandoffAuditChainBroken",)),
+            Fault("an entry changed by hand", lambda it: entry_changed(it.stack), ("HandoffQuarantineNotEmpty",)),
             Fault(
                 "88 of 100 connections taken",
                 lambda it: connections_taken(it.stack, 88),

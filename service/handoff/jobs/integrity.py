@@ -1,0 +1,32 @@
+"""Checks entries against their hashes, sequence numbers and receipts, and sets aside sessions in which one does not fit."""
+
+from time import monotonic
+from typing import Final
+
+import structlog
+
+from handoff.context import App
+from handoff.store import integrity
+from handoff.store.connect import connection, transact
+from handoff.telemetry import metrics
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S: Final = 60.0
+_RUN_S: Final = 10.0  # after which a run begins no other batch; the next run goes on
+
+
+async def run(app: App) -> None:
+    """Check batches of entries, each in its own transaction, until all are checked or the time is over."""
+    began = monotonic()
+    while monotonic() - began < _RUN_S:
+        done = await transact(app.pool, integrity.check_next)
+        metrics.ENTRIES_CHECKED.add(done.entries)
+        if done.set_aside is not None:
+            log.error("integrity.quarantined", sessions=done.set_aside)
+        if done.entries == 0:
+            break
+    async with connection(app.pool) as conn:
+        found = await integrity.counts(conn)
+    for reason, sessions in found.items():
+        metrics.QUARANTINED.set(sessions, reason)

@@ -1,0 +1,85 @@
+"""Sessions in which something does not fit are found, set aside and told of, and are neither archived nor deleted."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handoff.context import App
+from handoff.jobs import archive, delete, integrity
+from handoff.store import integrity as store
+from handoff.telemetry import metrics
+from tests.agents import Agent
+
+OF_KEY = "session_id = (SELECT id FROM session WHERE key = $1)"
+DAMAGE = {
+    "content": f"UPDATE context_entry SET content = 'forged' WHERE {OF_KEY} AND sequence = 2",
+    "sequence": f"DELETE FROM context_entry WHERE {OF_KEY} AND sequence = 2",
+    "sequence at the end": f"DELETE FROM context_entry WHERE {OF_KEY} AND sequence = 4",
+    "sequence of all": f"DELETE FROM context_entry WHERE {OF_KEY}",
+    "receipt": f"UPDATE context_entry SET content = 'x', content_hash = sha256('x') WHERE {OF_KEY} AND sequence = 2",
+}
+
+
+async def worked_on(agent: Agent) -> str:
+    key = await agent.session()
+    for text in ("one", "zwei \u00fc", "\U0001f600"):
+        await agent.says(key, text)
+    await agent.offer(key)
+    return key
+
+
+@pytest.mark.parametrize("page", [store.ENTRIES_MAX, 3])
+async def test_what_does_not_fit_is_set_aside_by_its_reason_and_nothing_else(
+    app: App, agent: Agent, db: asyncpg.Connection, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(store, "ENTRIES_MAX", page)
+    damaged = {what: await worked_on(agent) for what in DAMAGE}
+    for _ in range(3):
+        await worked_on(agent)
+    await integrity.run(app)
+    assert await store.listed(db) == []
+
+    for what, key in damaged.items():
+        await db.execute(DAMAGE[what], key)
+    before = metrics.ENTRIES_CHECKED.value()
+    await integrity.run(app)
+    found = {row["session_key"]: (row["reason"], row["sequence"]) for row in await store.listed(db)}
+    assert found == {
+        damaged["content"]: ("content", 2),
+        damaged["sequence"]: ("sequence", 3),
+        damaged["sequence at the end"]: ("sequence", 3),
+        damaged["sequence of all"]: ("sequence", 0),
+        damaged["receipt"]: ("receipt", None),
+    }
+    assert {reason: metrics.QUARANTINED.value(reason) for reason in ("content", "sequence", "receipt")} == {
+        "content": 1,
+        "sequence": 3,
+        "receipt": 1,
+    }
+    assert metrics.ENTRIES_CHECKED.value() == before + await db.fetchval("SELECT count(*) FROM context_entry")
+    assert any(line["event"] == "integrity.quarantined" for line in logged)
+
+
+async def test_a_session_that_is_set_aside_is_neither_archived_nor_deleted(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    keys = [await agent.session(), await agent.session(), await agent.session()]
+    for key in keys:
+        await agent.says(key, "hello")
+        await agent.ok("close_session", agent="alice", session_key=key)
+    await db.execute(DAMAGE["content"], keys[0])
+    await integrity.run(app)
+    await db.execute("UPDATE session SET status_since = status_since - interval '400 days'")
+    await archive.run(app)
+    assert [row["status"] for row in await db.fetch("SELECT status FROM session ORDER BY id")] == [
+        "completed",
+        "archived",
+        "archived",
+    ]
+    await db.execute("INSERT INTO quarantine (session_id, reason) SELECT id, 'receipt' FROM session WHERE key = $1", keys[1])
+    await db.execute("UPDATE session SET status_since = status_since - interval '400 days'")
+    await delete.run(app)
+    left = [row["key"] for row in await db.fetch("SELECT key FROM session ORDER BY id")]
+    assert left == keys[:2]
+    assert [it["session_key"] for it in (await agent.read("handoff://lifecycle"))["quarantine"]] == keys[:2]
