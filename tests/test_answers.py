@@ -288,7 +288,7 @@ async def health(world: World) -> dict[str, Any]:
 
 def _configuration(letter: str) -> dict[str, Any]:
     days = dict.fromkeys(("archived_days", "logs_days", "metrics_days"), 3650)
-    policy = {"active_hours": 8760, "dormant_minutes": 525_600, **days}
+    policy = {"active_hours": 8760, "dormant_minutes": 525_600, "keeps_secrets": True, **days}
     retention = {"standard": policy} | {f"{letter * 48}{number:02}": policy for number in range(49)}
     filters = [{"level": "warning", "session": letter * 255} for _ in range(80)]
     return {"retention": retention, "monitoring": {"log_filters": filters}}
@@ -297,7 +297,7 @@ def _configuration(letter: str) -> dict[str, Any]:
 async def configuration(world: World) -> dict[str, Any]:
     asked = {"action": "import", "agent": ADA, "reason": "r" * 500}
     for version, letter in ((1, "a"), (2, "b")):
-        document = {"format": 1, "configuration": _configuration(letter)}
+        document = orjson.dumps({"format": 1, "configuration": _configuration(letter)}).decode()
         done = await world.agent.ok("configuration", document=document, expected_version=version, **asked)
     return done
 

@@ -50,7 +50,7 @@ async def running(settings: Settings) -> AsyncGenerator[tuple[App, Agent]]:
 
 
 async def change(agent: Agent, changes: dict[str, Any], version: int = 1, **more: Any) -> dict[str, Any]:
-    asked = {"action": "set", "changes": changes, "expected_version": version, "reason": "a test", **more}
+    asked = {"action": "set", "changes": json.dumps(changes), "expected_version": version, "reason": "a test", **more}
     return await agent.ok("configuration", agent="ops", **asked)
 
 
@@ -71,7 +71,10 @@ async def test_a_change_is_a_version_with_author_reason_and_difference_and_can_b
     assert set(first["in_force"]["retention"]) == {"standard", "extended", "short"}
     assert first["in_force"]["monitoring"]["thresholds"] == {name: it.default for name, it in THRESHOLDS.items()}
 
-    changes = {**thresholds(error_ratio=0.1), "retention": {"team": TEAM, "extended": None, "short": {"active_hours": 8}}}
+    changes = {
+        **thresholds(error_ratio=0.1),
+        "retention": {"team": TEAM, "extended": None, "short": {"active_hours": 8, "keeps_secrets": True}},
+    }
     second = await change(agent, changes)
     assert (second["version"], second["author"], second["reason"]) == (2, "ops", "a test")
     assert {(it["field"], it.get("from"), it.get("to")) for it in second["changes"]} >= {
@@ -81,6 +84,7 @@ async def test_a_change_is_a_version_with_author_reason_and_difference_and_can_b
         ("retention.short.active_hours", 4, 8),
     }
     assert await periods(db) == {"standard": 24, "team": 48, "short": 8}
+    assert await db.fetchval("SELECT array_agg(name) FROM retention_policy WHERE keeps_secrets") == ["short"]
     assert (await agent.ok("configuration", agent="ops"))["in_force"]["monitoring"]["thresholds"]["error_ratio"] == 0.1
     assert (await agent.read("handoff://config"))["set"] == ["thresholds.error_ratio"]
     assert (await agent.read("handoff://config"))["version"] == 2
@@ -144,17 +148,20 @@ async def test_a_bad_change_is_refused_whole_and_the_refusal_names_the_field_and
     asked = {"agent": "ops", "action": "set", "expected_version": 1, "reason": "a test"}
     for bad, said in BAD:
         both = together(good, bad)
-        error = await agent.refused("configuration", changes=both, **asked)
+        error = await agent.refused("configuration", changes=json.dumps(both), **asked)
         assert (error["code"], error["retryable"]) == ("invalid_configuration", False)
         assert said in error["message"], bad
     for missing in ("expected_version", "reason", "changes"):
-        call = {name: value for name, value in {**asked, "changes": good}.items() if name != missing}
+        call = {name: value for name, value in {**asked, "changes": json.dumps(good)}.items() if name != missing}
         assert missing in (await agent.refused("configuration", **call))["message"]
-    call = {**asked, "action": "import", "document": {"retention": {}}}
+    call = {**asked, "action": "import", "document": json.dumps({"retention": {}})}
     assert "not an export" in (await agent.refused("configuration", **call))["message"]
+    for text in ("[]", "{", "1"):
+        error = await agent.refused("configuration", **asked, changes=text)
+        assert "changes must be the text of a JSON object" in error["message"]
     call = {**asked, "action": "rollback", "version": 9}
     assert (await agent.refused("configuration", **call))["code"] == "version_not_found"
-    assert (await agent.refused("configuration", **asked | {"expected_version": 9}, changes=good))["code"] == (
+    assert (await agent.refused("configuration", **asked | {"expected_version": 9}, changes=json.dumps(good)))["code"] == (
         "configuration_changed"
     )
     assert await periods(db) == {"standard": 24, "extended": 72, "short": 4}
@@ -165,7 +172,12 @@ async def test_of_changes_made_at_the_same_time_one_takes_effect(running: tuple[
     _, agent = running
 
     async def attempt(n: int) -> str:
-        asked = {"action": "set", "changes": thresholds(slow_statements=n), "expected_version": 1, "reason": "a race"}
+        asked = {
+            "action": "set",
+            "changes": json.dumps(thresholds(slow_statements=n)),
+            "expected_version": 1,
+            "reason": "a race",
+        }
         result = await agent.client.call_tool("configuration", {"agent": f"ops{n}", **asked})
         return json.loads(getattr(result.content[0], "text", ""))["error"]["code"] if result.is_error else "done"
 
@@ -184,7 +196,7 @@ async def test_sessions_can_have_any_policy_that_exists_and_one_in_use_is_kept(
     await agent.session(retention_policy="team")
     hours = "SELECT extract(epoch FROM expires_at - last_activity_at)::float8 / 3600 FROM session"
     assert await db.fetchval(hours) == 48
-    asked = {"agent": "ops", "action": "set", "changes": {"retention": {"team": None}}, "reason": "a test"}
+    asked = {"agent": "ops", "action": "set", "changes": json.dumps({"retention": {"team": None}}), "reason": "a test"}
     assert (await agent.refused("configuration", expected_version=2, **asked))["code"] == "policy_in_use"
     assert (await periods(db))["team"] == 48
     assert (await agent.ok("configuration", agent="ops"))["version"] == 2

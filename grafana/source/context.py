@@ -109,7 +109,7 @@ PAGE: Final = Page(
                     "Size of the content written in each interval of the graph, by type. Content that has since been deleted is not counted.",
                     "bytes",
                     Sql(_WRITTEN),
-                    width=12,
+                    width=6,
                 ),
                 time_series(
                     "Appends per statement",
@@ -130,7 +130,7 @@ PAGE: Final = Page(
                     "Secrets that were redacted in what agents wrote, by kind. Empty if there were none. An agent that has them often pastes what it should refer to.",
                     "short",
                     Prom(increase(t.SECRETS_REDACTED, t.SECRET, over="$__interval"), "{{handoff_secret_kind}}"),
-                    width=12,
+                    width=6,
                 ),
             ],
         ),

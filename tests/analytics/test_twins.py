@@ -23,7 +23,7 @@ def test_the_nearest_triple_is_the_one_that_a_loop_finds(seed: int, series: int)
     book.ordinary[:] = min(used, codebook.ORDINARY)
     book.rare[:] = max(0, used - codebook.ORDINARY)
     point = rng.normal(0, 5, (3, series)).astype(np.float32)
-    three, two = codebook.nearest(book, *point, np.full(series, 10))
+    three, two = codebook.nearest(book, point[0], point[1], point[2], np.full(series, 10))
     for number in {0, series - 1}:
         wanted = twins.nearest(
             list(zip(*book.triples[:, :used, number].tolist(), strict=True)), tuple(point[:, number].tolist())

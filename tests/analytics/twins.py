@@ -42,10 +42,10 @@ def fold(points: Sequence[tuple[int, float]], step_s: float, into_s: int) -> lis
     """(start, mean, index of the point that closes it) of each closed bucket."""
     out: list[tuple[int, float, int]] = []
     held: list[float] = []
-    bucket = done = None
+    bucket, done = -1, -1
     for index, (t, x) in enumerate(points):
         if t // into_s != bucket:
-            if bucket is not None and bucket != done:
+            if bucket not in (-1, done):
                 out.append((bucket * into_s, mean_of(held), index))
             bucket, held = t // into_s, []
         if bucket == done:

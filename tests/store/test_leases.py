@@ -132,7 +132,7 @@ async def test_an_offer_past_its_deadline_expires_and_cannot_be_accepted(
     assert (seen["state"], seen["reason"]) == ("expired", "its deadline passed")
 
 
-async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
+async def test_an_operator_can_end_a_lease_and_the_audit_keeps_it(settings: Settings, db: asyncpg.Connection) -> None:
     async with open_app(settings.model_copy(update={"admin": True})) as app, Client(build_server(app)) as client:
         agent = Agent(client)
         handoff_id = await agent.offer(await agent.session())
@@ -143,6 +143,8 @@ async def test_an_operator_can_end_a_lease(settings: Settings) -> None:
         assert await agent.ok("lapse_handoff", handoff_id=handoff_id, idempotency_key="k") == lapsed
         assert (await agent.refused("lapse_handoff", handoff_id=handoff_id))["code"] == "wrong_state"
         assert await agent.accept(handoff_id) == 2
+    kept = [tuple(row) for row in await db.fetch("SELECT actor, action, target FROM audit")]
+    assert kept == [("operator", "handoff.lapse", f"handoff {handoff_id}")]
 
 
 async def test_a_handoff_that_cannot_be_settled_does_not_delay_the_others(

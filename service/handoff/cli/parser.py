@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     command("work", "handoff.cli.serve:work_command", "run the worker: the jobs that maintain the database")
     command("migrate", "handoff.cli.serve:migrate_command", "bring the database up to this program's schema")
     command("doctor", "handoff.cli.doctor:doctor_command", "check the installation, and say how to mend what is wrong")
+    _add_backtest(
+        command(
+            "backtest",
+            "handoff.cli.backtest:backtest_command",
+            "print what the anomaly detector would have said of a metric's past",
+        )
+    )
     demo = command(
         "demo",
         "handoff.cli.demo:demo_command",
@@ -66,6 +73,22 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_work(demo)
     return top
+
+
+def _add_backtest(backtest: argparse.ArgumentParser) -> None:
+    backtest.add_argument("file", type=Path, help="a CSV file of times and values; an empty value was not measured")
+    backtest.add_argument(
+        "--kind",
+        choices=["level", "counter", "count", "duration"],
+        default="level",
+        help="counter: only rises until it restarts at 0; count: events per point; duration: seconds (default level)",
+    )
+    backtest.add_argument(
+        "--absence", choices=["gap", "zero"], default="gap", help="what it means that nothing was measured (default gap)"
+    )
+    backtest.add_argument(
+        "--timezone", default="UTC", help="whose days the metric follows, as Europe/Berlin; also of times without one"
+    )
 
 
 def _add_work(demo: argparse.ArgumentParser) -> None:

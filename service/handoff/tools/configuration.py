@@ -1,8 +1,9 @@
 """The admin tool for what is configured while the service runs: reading, changing, its versions, and its backup."""
 
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
+import orjson
 import structlog
 from asyncpg import Record
 from pydantic import AfterValidator, Field
@@ -19,38 +20,29 @@ from handoff.views import configuration_view
 
 log = structlog.get_logger(__name__)
 
-_ARGUMENT_BYTES_MAX: Final = 64 << 10
+_JSON_CHARS_MAX: Final = 64 << 10
 REASON_CHARS_MAX: Final = 500
 FORMAT: Final = 1  # of an export
 _PAGE_MAX: Final = 20
 
-VersionArg = Annotated[int, Field(ge=1, le=SEQUENCE_MAX)]
+VersionArg = Annotated[int, Field(ge=0, le=SEQUENCE_MAX)]  # 0 counts as left out
 
 
-def _fits(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        encoded = to_json(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError("must be valid JSON") from error
-    if len(encoded) > _ARGUMENT_BYTES_MAX or b"\\u0000" in encoded:
-        raise ValueError(f"must have at most {_ARGUMENT_BYTES_MAX} bytes as JSON, without the character U+0000")
-    return value
-
-
-DocumentArg = Annotated[dict[str, Any], AfterValidator(_fits)]
+# As text, because clients of some models can't send an object whose names the schema does not list.
+JsonArg = Annotated[str, Field(max_length=_JSON_CHARS_MAX)]
 
 
 class ChangeConfiguration(Arguments):
     """Retention policies, thresholds, job intervals and log levels.
 
-    set: changes is a JSON merge patch; null restores a default. rollback: to version. import: document, as exported.
-    These three need expected_version (from get) and reason.
+    set: changes is the text of a JSON merge patch; null restores a default. rollback: to version. import: document, as
+    exported. These three need expected_version (from get) and reason.
     """
 
     agent: AgentArg = None
     action: Literal["get", "set", "history", "rollback", "export", "import"] = "get"
-    changes: DocumentArg | None = None
-    document: DocumentArg | None = None
+    changes: JsonArg | None = None
+    document: JsonArg | None = None
     version: VersionArg | None = None
     expected_version: VersionArg | None = None
     reason: Annotated[str, Field(max_length=REASON_CHARS_MAX), AfterValidator(no_nul)] | None = None
@@ -65,7 +57,8 @@ async def change_configuration(call: Call, args: ChangeConfiguration) -> dict[st
     if args.action == "export":
         async with snapshot(call.app.pool) as conn:
             row = await _version(conn, args.version)
-        return {"version": row["version"], "document": {"format": FORMAT, "configuration": row["document"]}}
+        document = to_json({"format": FORMAT, "configuration": row["document"]}).decode()
+        return {"version": row["version"], "document": document}
     return await _change(call, args)
 
 
@@ -85,7 +78,7 @@ async def _change(call: Call, args: ChangeConfiguration) -> dict[str, Any]:
     expected, reason = args.expected_version, (args.reason or "").strip()
     wanted = {"set": args.changes, "rollback": args.version, "import": args.document}[args.action]
     name = {"set": "changes", "rollback": "version", "import": "document"}[args.action]
-    if wanted is None or expected is None or not reason:
+    if not wanted or expected is None or not reason:
         raise Invalid(
             "invalid_arguments",
             f"action={args.action} needs {name}, expected_version and reason.",
@@ -118,10 +111,10 @@ async def _change(call: Call, args: ChangeConfiguration) -> dict[str, Any]:
 async def _wanted(conn: Connection, args: ChangeConfiguration, document: dict[str, Any]) -> dict[str, Any]:
     """The document that the call asks for, not yet validated."""
     if args.action == "set":
-        return patched(document, args.changes)
+        return patched(document, _object("changes", args.changes))
     if args.action == "rollback":
         return (await _version(conn, args.version))["document"]
-    given = args.document or {}
+    given = _object("document", args.document)
     if given.get("format") != FORMAT or not isinstance(given.get("configuration"), dict):
         raise Invalid(
             "invalid_configuration",
@@ -129,6 +122,21 @@ async def _wanted(conn: Connection, args: ChangeConfiguration, document: dict[st
             "Repeat the call with the whole document that action=export returned. Nothing was changed.",
         )
     return given["configuration"]
+
+
+def _object(name: str, text: str | None) -> dict[str, Any]:
+    """What the text of an argument says. Raises Invalid unless that is an object."""
+    try:
+        found = orjson.loads(text or "")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Invalid(
+            "invalid_arguments",
+            f"{name} must be the text of a JSON object.",
+            'Repeat the call with such a text, for instance {"monitoring": {"log_level": "debug"}}. Nothing was changed.',
+        )
+    return cast("dict[str, Any]", found)
 
 
 async def _version(conn: Connection, version: int | None) -> Record:

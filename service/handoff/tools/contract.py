@@ -23,7 +23,7 @@ TEXT_CHARS_MAX: Final = 20_000
 READ_BY_OTHERS: Final = frozenset({"entries", "content", "metadata", "instructions", "note"})
 
 # Optional numbers of which 0 is none, so that 0 can say that they are left out.
-_NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes"})
+_NEVER_ZERO: Final = frozenset({"handoff_id", "token", "deadline_minutes", "version", "expected_version"})
 
 
 class Arguments(BaseModel):

@@ -8,7 +8,7 @@ from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
 from handoff.model import HELD_STATES, HandoffAction
-from handoff.store import handoffs, idempotency
+from handoff.store import audit, handoffs, idempotency
 from handoff.store.connect import Connection
 from handoff.tools.contract import (
     HANDOFF_RESULT,
@@ -161,7 +161,10 @@ async def lapse_handoff(call: Call, args: LapseHandoff) -> dict[str, Any]:
         row = await _current(call, conn, args.handoff_id, None)
         if row["state"] == "blocked":
             row = await handoffs.transition(conn, row, "renew", agent=None, lease_s=0)
-        return changed_view(await handoffs.transition(conn, row, "lapse", agent=call.caller.agent), call.caller.agent)
+        lapsed = await handoffs.transition(conn, row, "lapse", agent=call.caller.agent)
+        target = f"handoff {args.handoff_id}"
+        await audit.append(conn, actor=call.caller.agent or OPERATOR, action="handoff.lapse", target=target)
+        return changed_view(lapsed, call.caller.agent)
 
     return await idempotency.once(call.app.pool, "lapse_handoff", call.caller.agent or OPERATOR, args, work)
 

@@ -1,0 +1,118 @@
+"""`handoff backtest`: what the detector would have said of a metric's past, read from a CSV file."""
+
+import csv
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:  # numpy is loaded by this command only
+    from handoff.analytics.replay import Replay
+
+POINTS_MIN: Final = 2  # between fewer there is no step
+POINTS_MAX: Final = 2_000_000
+_WEEK_S: Final = 7 * 86_400
+_NOTHING: Final = frozenset({"", "nan", "null", "none"})
+
+
+class Unreadable(Exception):
+    """The file does not hold what it should; the message says where, and what is wanted."""
+
+
+def backtest_command(arguments: Namespace) -> int:
+    """Print what would have been told, and how often that is."""
+    try:
+        zone = _zone(arguments.timezone)
+        points = list(_points(arguments.file, zone))
+    except (Unreadable, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if len(points) < 2:
+        print(
+            f"{arguments.file} has {len(points)} points; at least 2 are needed, and 41 before anything is said.",
+            file=sys.stderr,
+        )
+        return 2
+    import numpy as np
+
+    from handoff.analytics.kinds import Absence, Kind, level_of, season_of
+    from handoff.analytics.replay import replay
+
+    t = np.array([int(at.timestamp()) for at, _ in points], np.int64)
+    local_s = np.array([int((at.utcoffset() or at - at).total_seconds()) for at, _ in points], np.int64)
+    values = np.array([value for _, value in points], np.float64)
+    x = level_of(Kind(arguments.kind), Absence(arguments.absence), t, values)
+    found = replay(t, x, local_s, arguments.file.stem)
+    season = season_of(t + local_s, x)
+    print(
+        f"{arguments.file}: {len(points):,} points from {points[0][0]:%Y-%m-%d %H:%M} to {points[-1][0]:%Y-%m-%d %H:%M %Z}, "
+        f"judged every {found.step_s:,.0f} s; {'no cycle' if season == 'none' else f'a cycle of a {season}'} was found."
+    )
+    _print(found, zone, (t[-1] - t[0]) / _WEEK_S)
+    return 0
+
+
+def _print(found: "Replay", zone: tzinfo, weeks: float) -> None:
+    for at, it in found.findings:
+        print(
+            f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M %Z}  strength {it.strength:.1f}  "
+            f"confidence {it.confidence:.0%}  {it.sentence}"
+        )
+    count = len(found.findings)
+    rate = f", {count / weeks:.1f} per week" if weeks >= 1 else ""
+    print(f"{count} {'alert' if count == 1 else 'alerts'}{rate}. Nothing is said about the first 40 points.")
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return UTC if name == "UTC" else ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise Unreadable(f"There is no time zone {name!r}. Name one as in Europe/Berlin.") from error
+
+
+def _points(file: Path, zone: tzinfo) -> Iterator[tuple[datetime, float]]:
+    """The points of a file, in order. A first line that is no point is a heading."""
+    before: datetime | None = None
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        for number, row in enumerate(csv.reader(lines), start=1):
+            if not row or (number == 1 and not _is_point(row)):
+                continue
+            if number > POINTS_MAX:
+                raise Unreadable(f"{file} has more than {POINTS_MAX:,} lines. Split it.")
+            try:
+                at, value = _time(row[0], zone), _number(row[1])
+            except (ValueError, IndexError, OverflowError) as error:
+                raise Unreadable(
+                    f"{file}, line {number}: wanted a time (seconds since 1970, or ISO 8601), a comma and a number."
+                ) from error
+            if before is not None and at <= before:
+                raise Unreadable(
+                    f"{file}, line {number}: its time is not after that of the line before. Sort the file by time."
+                )
+            before = at
+            yield at, value
+
+
+def _is_point(row: list[str]) -> bool:
+    try:
+        _time(row[0], UTC)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _time(text: str, zone: tzinfo) -> datetime:
+    text = text.strip()
+    try:
+        return datetime.fromtimestamp(float(text), zone)
+    except (ValueError, OSError):
+        at = datetime.fromisoformat(text)
+    return at.replace(tzinfo=zone) if at.tzinfo is None else at.astimezone(zone)
+
+
+def _number(text: str) -> float:
+    """The number; NaN where nothing was measured."""
+    return float("nan") if text.strip().lower() in _NOTHING else float(text)

@@ -1,0 +1,71 @@
+"""`handoff backtest` says of a metric's past what the detector would have told, and of a file that it can't read why."""
+
+import math
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.processes import HANDOFF
+
+BEGIN = 1_764_547_200  # 2025-12-01 in UTC
+
+
+def metric(folder: Path, days: int, *, step_s: int = 300, trouble_at_day: float | None = None) -> Path:
+    """Write a metric with a daily cycle and, for an hour, an incident."""
+    chance, file, per_day = random.Random(3), folder / "requests.csv", 86_400 // step_s  # noqa: S311 - noise
+    lines = ["time,value"]
+    for number in range(days * per_day):
+        value = 100 + 40 * math.sin(2 * math.pi * number / per_day) + chance.gauss(0, 3)
+        if trouble_at_day is not None and 0 <= number - trouble_at_day * per_day < per_day / 24:
+            value += 120
+        lines.append(f"{BEGIN + step_s * number},{value:.2f}")
+    file.write_text("\n".join(lines))
+    return file
+
+
+def backtest(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run([HANDOFF, "backtest", *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_an_incident_is_told_with_its_time_and_reasons_and_a_quiet_past_with_nothing(tmp_path: Path) -> None:
+    code, said, _ = backtest(str(metric(tmp_path, 10, trouble_at_day=8.5)), "--timezone", "Asia/Tokyo")
+    first, *alerts, last = said.splitlines()
+    assert (code, "a cycle of a day" in first, "every 300 s" in first) == (0, True, True)
+    assert alerts
+    assert all(line.startswith("2025-12-09 21:") for line in alerts), said  # noon in UTC
+    assert "was expected" in alerts[0]
+    assert last.startswith(f"{len(alerts)} alert")
+
+    code, said, _ = backtest(str(metric(tmp_path, 10)))
+    assert (code, said.splitlines()[-1].split(".")[0]) == (0, "0 alerts, 0")
+
+
+def test_points_that_come_every_15_seconds_are_judged_every_minute(tmp_path: Path) -> None:
+    code, said, _ = backtest(str(metric(tmp_path, 2, step_s=15, trouble_at_day=1.5)))
+    assert (code, "judged every 60 s" in said) == (0, True)
+    assert "2025-12-02 12:" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time,value\n1,1\n2,x\n", "line 3: wanted a time"),
+        ("1,1\n2\n", "line 2: wanted a time"),
+        ("2,1\n1,1\n", "line 2: its time is not after"),
+        ("1,1\n", "has 1 points"),
+        ("", "has 0 points"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_the_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "wrong.csv"
+    file.write_text(text)
+    code, said, complaint = backtest(str(file))
+    assert (code, said, says in complaint) == (2, "", True), complaint
+
+
+def test_a_missing_file_and_an_unknown_time_zone_are_named(tmp_path: Path) -> None:
+    assert "nowhere.csv" in backtest(str(tmp_path / "nowhere.csv"))[2]
+    assert "There is no time zone 'Mars'" in backtest(str(metric(tmp_path, 1)), "--timezone", "Mars")[2]
