@@ -118,6 +118,8 @@ async def test_a_request_erases_a_session_and_all_that_refers_to_it_and_tells_wh
     for each in (key, other):
         await admin.says(each, "a secret", idempotency_key=f"says {each}")
         await admin.accept(await admin.offer(each, instructions="secret"), idempotency_key=f"takes {each}")
+    nested = "UPDATE idempotency SET result = jsonb_build_object('handoff', result) WHERE tool = 'accept_handoff'"
+    await db.execute(nested)  # as version 0.1.0 kept them
     told: list[str] = []
     await db.add_listener("handoff", lambda _conn, _pid, _channel, topics: told.append(str(topics)))
 

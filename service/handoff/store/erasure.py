@@ -39,7 +39,9 @@ LOCK = """
 LIMIT = "SELECT set_config('statement_timeout', $1, true)"
 FORGET_ARCHIVED = "DELETE FROM archive WHERE session_id = $1"
 # Kept results hold instructions and notes, and have no foreign key to the session.
-FORGET_RESULTS = "DELETE FROM idempotency WHERE result ->> 'session_key' = $1"
+FORGET_RESULTS = """
+    DELETE FROM idempotency WHERE result ->> 'session_key' = $1 OR result -> 'handoff' ->> 'session_key' = $1
+"""
 ERASE = "DELETE FROM session WHERE id = $1"
 
 # Buckets of the archive whose time has passed and of whose sessions only held ones still exist.
