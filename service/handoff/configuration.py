@@ -145,6 +145,7 @@ class RetentionPolicy(_Model):
     logs_days: Annotated[int, _whole(1, 3_650)]
     metrics_days: Annotated[int, _whole(1, 3_650)]
     dormant_minutes: Annotated[int, _whole(5, 525_600)]  # after the last activity, until the session is dormant
+    keeps_secrets: bool = False  # that agents write; otherwise they are redacted
 
     @model_validator(mode="after")
     def _sleeps_before_it_expires(self) -> "RetentionPolicy":

@@ -16,13 +16,24 @@ from handoff.telemetry.logs import flush_logs
 from handoff.tools.contract import READ_BY_OTHERS
 from tests.agents import Agent
 from tests.telemetry.test_metrics import Change
+from tests.test_policies import change, operating
 from tests.test_redaction import SECRETS
 
 TOKEN, KEY = SECRETS["github_token"], SECRETS["aws_access_key"]
 TABLES = """
     SELECT oid::regclass::text AS name FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
 """
-NOT_READ_BY_OTHERS = {"idempotency_key", "query", "mark", "cursor", "job", "reason"}
+NOT_READ_BY_OTHERS = {
+    "idempotency_key",
+    "query",
+    "mark",
+    "cursor",
+    "job",
+    "reason",
+    "retention_policy",
+    "changes",
+    "document",
+}
 
 
 async def everything(db: asyncpg.Connection) -> str:
@@ -101,10 +112,9 @@ async def test_a_refused_call_counts_no_secret_and_its_error_does_not_repeat_one
     assert TOKEN not in str(logged)
 
 
-async def test_a_policy_can_keep_secrets_and_so_can_the_service(
-    agent: Agent, db: asyncpg.Connection, settings: Settings
-) -> None:
-    await db.execute("UPDATE retention_policy SET keeps_secrets = true WHERE name = 'short'")
+async def test_a_policy_can_keep_secrets_and_so_can_the_service(agent: Agent, settings: Settings) -> None:
+    async with operating(settings) as (_, operator):
+        await change(operator, {"retention": {"short": {"keeps_secrets": True}}})
     kept = await agent.session(retention_policy="short", metadata={"password": "Tr0ub4dor-3"})
     told = await agent.says(kept, TOKEN)
     handoff = await agent.offer(kept, instructions=TOKEN)

@@ -24,18 +24,23 @@ APPEND = """
  RETURNING at
 """
 PUT_POLICIES = """
-    INSERT INTO retention_policy AS p (name, active_for, archived_for, logs_for, metrics_for, dormant_after)
+    INSERT INTO retention_policy AS p (name, active_for, archived_for, logs_for, metrics_for, dormant_after,
+                                      keeps_secrets)
     SELECT key, make_interval(hours => active_hours), make_interval(days => archived_days),
-           make_interval(days => logs_days), make_interval(days => metrics_days), make_interval(mins => dormant_minutes)
+           make_interval(days => logs_days), make_interval(days => metrics_days), make_interval(mins => dormant_minutes),
+           coalesce(keeps_secrets, false)
       FROM jsonb_each($1::text::jsonb),
            jsonb_to_record(value) AS it (active_hours integer, archived_days integer, logs_days integer,
-                                         metrics_days integer, dormant_minutes integer)
+                                         metrics_days integer, dormant_minutes integer,
+                                         keeps_secrets boolean)
      ORDER BY key
         ON CONFLICT (name) DO UPDATE
-       SET (active_for, archived_for, logs_for, metrics_for, dormant_after) =
-           (excluded.active_for, excluded.archived_for, excluded.logs_for, excluded.metrics_for, excluded.dormant_after)
-     WHERE (p.active_for, p.archived_for, p.logs_for, p.metrics_for, p.dormant_after) IS DISTINCT FROM
-           (excluded.active_for, excluded.archived_for, excluded.logs_for, excluded.metrics_for, excluded.dormant_after)
+       SET (active_for, archived_for, logs_for, metrics_for, dormant_after, keeps_secrets) =
+           (excluded.active_for, excluded.archived_for, excluded.logs_for, excluded.metrics_for, excluded.dormant_after,
+            excluded.keeps_secrets)
+     WHERE (p.active_for, p.archived_for, p.logs_for, p.metrics_for, p.dormant_after, p.keeps_secrets) IS DISTINCT FROM
+           (excluded.active_for, excluded.archived_for, excluded.logs_for, excluded.metrics_for, excluded.dormant_after,
+            excluded.keeps_secrets)
 """
 DROP_POLICIES = "DELETE FROM retention_policy WHERE name <> ALL ($1::text[])"
 POLICY_NAMES = "SELECT name FROM retention_policy ORDER BY name LIMIT 100"
