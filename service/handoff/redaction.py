@@ -28,7 +28,6 @@ _NO_SECRET: Final = re.compile(
 _EXPRESSION: Final = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::|->)\w+)+|\$|%|[A-Z][A-Z_]*[0-9]{0,2}|[A-Za-z]+:\w+|.*[:=*]{2}.*")
 _ASSIGNED_ALL: Final = re.compile(rf"{ASSIGNED}\Z")
 _NUMBERED: Final = re.compile(r"[a-z]+(?:[_-][a-z]+)*[_-]?[0-9]{1,2}")  # token=key1
-_HASH: Final = re.compile(r"(?:0x)?[0-9a-fA-F]+")  # with capitals and small letters, as addresses of Ethereum have
 _LABELLED_HASH: Final = re.compile(r"(?i)(?:sha-?\d{1,3}|md5|h1|blake\w{1,4}|base64|integrity|etag)[-:=, \"']{1,4}$")
 _LINE_OF_BLOB: Final = re.compile(r"[A-Za-z0-9+/]{56}[\"'\\nr\s]{0,4}$")
 
@@ -214,7 +213,7 @@ def _is_random(match: re.Match[str], before: str) -> bool:
     Names in code change less often, paths have too many signs, and hashes have no capitals or a label before them.
     """
     word = match["secret"]
-    if _HASH.fullmatch(word) or not (re.search("[a-z]", word) and re.search("[A-Z]", word) and re.search("[0-9]", word)):
+    if not (re.search("[a-z]", word) and re.search("[A-Z]", word) and re.search("[0-9]", word)):
         return False
     signs = sum(word.count(sign) for sign in "+/_-")
     if signs * 7 > len(word):
