@@ -148,6 +148,7 @@ def test_random_strings_are_told_from_hashes_identifiers_and_encoded_files() -> 
     blob = base64.b64encode(rng.randbytes(5_000)).decode()
     for ordinary in (
         f"session {UUID(int=rng.getrandbits(128))} at commit {rng.randbytes(20).hex()}",
+        "sent to 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
         f"sha256:{rng.randbytes(32).hex()}",
         f'"integrity": "sha512-{base64.b64encode(rng.randbytes(64)).decode()}"',
         f"golang.org/x/net v0.1.0 h1:{base64.b64encode(rng.randbytes(32)).decode()}",

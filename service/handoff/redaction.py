@@ -28,7 +28,6 @@ _NO_SECRET: Final = re.compile(
 _EXPRESSION: Final = re.compile(r"[A-Za-z_]\w*(?:(?:\.|::|->)\w+)+|\$|%|[A-Z][A-Z_]*[0-9]{0,2}|[A-Za-z]+:\w+|.*[:=*]{2}.*")
 _ASSIGNED_ALL: Final = re.compile(rf"{ASSIGNED}\Z")
 _NUMBERED: Final = re.compile(r"[a-z]+(?:[_-][a-z]+)*[_-]?[0-9]{1,2}")  # token=key1
-_HASH: Final = re.compile(r"[0-9a-fA-F]+|[0-9]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABELLED_HASH: Final = re.compile(r"(?i)(?:sha-?\d{1,3}|md5|h1|blake\w{1,4}|base64|integrity|etag)[-:=, \"']{1,4}$")
 _LINE_OF_BLOB: Final = re.compile(r"[A-Za-z0-9+/]{56}[\"'\\nr\s]{0,4}$")
 
@@ -81,6 +80,11 @@ def compiled() -> Compiled:
         regexes = tuple(re.compile(it.regex, re.IGNORECASE if it.ignores_case else 0) for it in PATTERNS)
         _compiled = Compiled(regexes, database.scan, hyperscan.ScanTerminated)
     return _compiled
+
+
+def is_compiled() -> bool:
+    """Whether `compiled` returns at once."""
+    return _compiled is not None
 
 
 def _stop(*_: int) -> bool:
@@ -209,7 +213,7 @@ def _is_random(match: re.Match[str], before: str) -> bool:
     Names in code change less often, paths have too many signs, and hashes have no capitals or a label before them.
     """
     word = match["secret"]
-    if _HASH.fullmatch(word) or not (re.search("[a-z]", word) and re.search("[A-Z]", word) and re.search("[0-9]", word)):
+    if not (re.search("[a-z]", word) and re.search("[A-Z]", word) and re.search("[0-9]", word)):
         return False
     signs = sum(word.count(sign) for sign in "+/_-")
     if signs * 7 > len(word):

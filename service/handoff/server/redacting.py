@@ -34,7 +34,8 @@ async def without_secrets(call: Call, args: A) -> tuple[A, Counter[str]]:
 
     A long text is redacted in steps, between which other calls go on. Raises Invalid when markers make a text too long.
     """
-    await asyncio.to_thread(redaction.compiled)
+    if not redaction.is_compiled():
+        await asyncio.to_thread(redaction.compiled)
     kinds: Counter[str] = Counter()
     redacted = await _redacted_model(args, kinds)
     if not kinds or await _keeps_secrets(call, args):
