@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", "handoff.cli.run:run_command", "run the service with a Postgres of its own, on one machine")
-    run.add_argument("--data-dir", type=Path, help="the folder for the data (HANDOFF_DATA_DIR, default .data)")
+    run.add_argument(
+        "--data-dir", type=Path, help="the folder for the data (HANDOFF_DATA_DIR, default: the platform's for user data)"
+    )
     serve = command("serve", "handoff.cli.serve:serve_command", "run the service on the database HANDOFF_DATABASE_URL")
     serve.add_argument("--stdio", action="store_true", help="serve one client over standard input and output")
     serve.add_argument("--agent", help="with --stdio: the name by which the client acts")
