@@ -1,7 +1,6 @@
 """All settings, with their defaults, bounds and units. Nothing else reads the environment variables HANDOFF_*."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -20,10 +19,9 @@ class Misconfigured(Exception):
 
 
 def default_data_dir() -> Path:
-    """The platform's folder for a user's data. Root's home is closed to the user that runs Postgres, so it has another."""
-    if sys.platform != "win32" and os.geteuid() == 0:
-        return Path("/var/lib/handoff")
-    return platformdirs.user_data_path("handoff", appauthor=False)
+    """The platform's folder for a user's data; for root, whose home is closed to the user that runs Postgres, another."""
+    is_root = os.geteuid() == 0
+    return Path("/var/lib/handoff") if is_root else platformdirs.user_data_path("handoff", appauthor=False)
 
 
 class Settings(BaseSettings):
@@ -52,9 +50,8 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
-        description="Folder in which `handoff run` stores its data. The default is the platform's folder for a user's data: "
-        "`~/.local/share/handoff` (or in `XDG_DATA_HOME`) on Linux, `~/Library/Application Support/handoff` on macOS, and "
-        "`/var/lib/handoff` for root. `make run` uses `.data` in the clone.",
+        description="Folder in which `handoff run` stores its data: `~/.local/share/handoff` or that of XDG_DATA_HOME; on "
+        "macOS `~/Library/Application Support/handoff`; for root `/var/lib/handoff`. `make run` uses `.data`.",
     )
 
     # HTTP
