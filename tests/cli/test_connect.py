@@ -210,3 +210,35 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
     assert connect() == 0
     assert "Found here: claude-desktop." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", '{\n  "a": {\n    "b": 1\n  }\n}\n'),
+        ('{"c": 2}', '{"c": 2, "a": {\n    "b": 1\n  }}'),
+        ('{\n\t"a": {\n\t\t"c": 2, // why\n\t},\n}', '{\n\t"a": {\n\t\t"c": 2, // why\n\t\t"b": 1,\n\t},\n}'),
+        ('{\n  "a": {\n    "c": 2 // why\n  }\n}', '{\n  "a": {\n    "c": 2, // why\n    "b": 1\n  }\n}'),
+        ('{"a": {"b": 1}}', '{"a": {"b": 1}}'),
+        ('{"a": {"b": [1, {"x": "}"}]}, "c": 2}', '{"a": {"b": 1}, "c": 2}'),
+        ("{\n  // none yet\n}", '{\n  // none yet\n  "a": {\n    "b": 1\n  }\n}'),
+    ],
+)
+def test_a_value_is_put_into_json_with_comments_and_nothing_else_changes(text: str, expected: str) -> None:
+    assert jsonc.put(text, ("a", "b"), 1) == expected
+    assert jsonc.put(expected, ("a", "b"), 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}', "{}"),
+        ('{"a": 1, "c": 2}', '{"c": 2}'),
+        ('{"c": 2, "a": 1}', '{"c": 2}'),
+        ('{\n  "c": 2, // why\n  "a": 1,\n}', '{\n  "c": 2, // why\n}'),
+        ('{\n  "c": 2 /* why */,\n  "a": 1\n}', '{\n  "c": 2 /* why */\n}'),
+        ('{"c": 2}', '{"c": 2}'),
+    ],
+)
+def test_a_member_is_taken_out_of_json_with_its_comma(text: str, expected: str) -> None:
+    assert jsonc.remove(text, ("a",)) == expected

@@ -10,6 +10,7 @@ from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssu
 from typing import Any, Final
 
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
+_COMMENT: Final = re.compile(r"(?:[ \t]*/\*[^\r\n]*?\*/)*(?:[ \t]*//[^\r\n]*)?")  # on the same line
 _SCALAR: Final = re.compile(r"-?\d[\d.eE+-]*|true|false|null")
 _DEPTH_MAX: Final = 100
 
@@ -63,10 +64,13 @@ def put(text: str, path: tuple[str, ...], value: Any) -> str:
     before = text.rfind("\n", 0, last.start) + 1
     lead = text[before : last.start]
     joint = f"\n{lead}" if lead.strip() == "" and before > node.start else " "
-    trailing = _SPACE.match(text, last.end).end()  # pyright: ignore[reportOptionalMemberAccess] - it matches nothing, too
-    if text[trailing] == ",":  # a trailing comma stays one
-        return f"{text[: trailing + 1]}{joint}{pair},{text[trailing + 1 :]}"
-    return f"{text[: last.end]},{joint}{pair}{text[last.end :]}"
+    comma = _after_space(text, last.end)
+    trailing = "," if text[comma] == "," else ""  # which stays one
+    rest = comma + 1 if trailing else last.end
+    if joint[0] == "\n":
+        rest = _COMMENT.match(text, rest).end()  # pyright: ignore[reportOptionalMemberAccess] - it matches nothing, too
+    first = "" if trailing else ","
+    return f"{text[: last.end]}{first}{text[last.end : rest]}{joint}{pair}{trailing}{text[rest:]}"
 
 
 def remove(text: str, path: tuple[str, ...]) -> str:
