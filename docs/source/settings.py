@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from docs.source.markdown import code, escaped, table
 from handoff.settings import Settings
@@ -27,6 +28,8 @@ def settings() -> str:
 def _default(field: FieldInfo) -> str:
     match field.default:
         case None | ():
+            return ""
+        case default if default is PydanticUndefined:  # depends on the machine; the description says how
             return ""
         case bool(flag):
             return code(str(flag).lower())

