@@ -104,8 +104,8 @@ async def _delete(call: Call, by: str, args: SessionData) -> dict[str, Any]:
             "Nothing was deleted: "
             f"{'the session is' if held == 1 else f'all {held} sessions are'} under a legal hold or in "
             "quarantine.",
-            "handoff://lifecycle lists the holds and the sessions in quarantine. Delete only after whoever made the hold has "
-            "released it, or an operator has released the session from quarantine.",
+            "handoff://lifecycle lists the holds and the sessions in quarantine. Delete only after whoever made the hold "
+            "has released it, or an operator has released the session from quarantine.",
             sessions_held=held,
         )
     log.info("data.deleted", of=args.of, sessions=totals["sessions"], sessions_held=held, by=by)
