@@ -264,6 +264,12 @@ async def jobs(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://jobs")
 
 
+async def storage(world: World) -> dict[str, Any]:
+    await world.db.execute("""INSERT INTO storage_size SELECT repeat('t', 60) || n, now(), 999999999999
+                                FROM generate_series(1, 200) n""")
+    return await world.agent.read("handoff://storage")
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -334,6 +340,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,
     "handoff://jobs": jobs,
+    "handoff://storage": storage,
     "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
     "handoff://config": config,

@@ -182,8 +182,11 @@ def test_what_the_map_names_is_there_and_what_is_there_is_named() -> None:
     assert there - package == {home / "__init__.py"}
 
 
+MAY_BE_LONG = {"settings.py": "one list of all settings, which a reader scans and does not follow"}
+
+
 def test_modules_are_short() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "service" / "handoff").rglob("*.py")}
     assert median(count for path, count in lines.items() if path.name != "__init__.py") <= 150
     long = {path.relative_to(ROOT / "service" / "handoff").as_posix(): count for path, count in lines.items() if count > 400}
-    assert long == {}
+    assert long.keys() <= MAY_BE_LONG.keys(), long

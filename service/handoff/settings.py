@@ -56,8 +56,7 @@ class Settings(BaseSettings):
 
     # HTTP
     host: str = Field(
-        default="127.0.0.1",
-        description="Address to bind. Any address other than loopback requires HANDOFF_TOKENS_FILE.",
+        default="127.0.0.1", description="Address to bind. Any address other than loopback requires HANDOFF_TOKENS_FILE."
     )
     port: int = Field(default=8642, ge=0, le=65_535, description="HTTP port; 0 picks a free one.")
     tokens_file: Path | None = Field(
@@ -202,10 +201,7 @@ class Settings(BaseSettings):
         description="Maximum number of appends that wait to be written; further ones are refused.",
     )
     append_wait_s_max: float = Field(
-        default=5.0,
-        gt=0,
-        le=60,
-        description="How long an append may wait to be written, in seconds, before it is refused.",
+        default=5.0, gt=0, le=60, description="How long an append may wait to be written, in seconds, before it is refused."
     )
 
     # Waiting calls and jobs
@@ -270,12 +266,10 @@ class Settings(BaseSettings):
 
     # Telemetry. Exporters also read the standard OTEL_* variables.
     telemetry: bool = Field(
-        default=False,
-        description="Whether to export traces, metrics and logs over OTLP and to open the operations port.",
+        default=False, description="Whether to export traces, metrics and logs over OTLP and to open the operations port."
     )
     ops_host: str = Field(
-        default="127.0.0.1",
-        description="Address to which the operations port is bound. The port does not check tokens.",
+        default="127.0.0.1", description="Address to which the operations port is bound. The port does not check tokens."
     )
     ops_port: int = Field(default=9464, ge=0, le=65_535, description="Operations port; 0 picks a free one.")
     traces_per_s_max: float = Field(
@@ -292,10 +286,7 @@ class Settings(BaseSettings):
         default=30.0, ge=0.1, le=3_600, description="Interval between health checks, in seconds."
     )
     measure_interval_s: float = Field(
-        default=15.0,
-        ge=0.1,
-        le=3_600,
-        description="Interval between measurements of what the database holds, in seconds.",
+        default=15.0, ge=0.1, le=3_600, description="Interval between measurements of what the database holds, in seconds."
     )
     heartbeat_interval_s: float = Field(
         default=10.0,
@@ -319,8 +310,7 @@ class Settings(BaseSettings):
         "returns. If the file does not exist, nothing is posted.",
     )
     certificates: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Addresses whose TLS certificates are checked for expiry, as host:port, comma-separated.",
+        default=(), description="Addresses whose TLS certificates are checked for expiry, as host:port, comma-separated."
     )
     certificates_interval_s: float = Field(
         default=3_600.0, ge=1, le=86_400, description="Interval between checks of the certificates, in seconds."

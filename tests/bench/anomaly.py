@@ -1,7 +1,7 @@
 """Scores the detector on labelled series: `make bench-anomaly DATA=folder`, where the folder holds score.py and its data.
 
-`detect` is what the scorer calls; its interface is explained there. Simple rules are scored in the same run, with the same
-refractory period, each at the threshold that keeps its quiet series as quiet as they have to be, if there is one.
+`detect` is what the scorer calls; its interface is explained there. Simple rules are scored in the same run, each at a fixed
+threshold, with the same refractory period.
 """
 
 import importlib.util

@@ -27,6 +27,7 @@ from tests.processes import HANDOFF, PATIENCE_S, Service, environment, serving
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
+CLIENTS = (ROOT / "docs" / "clients.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 MODULES = sorted((ROOT / "service" / "handoff" / "store").glob("*.py"))
@@ -156,9 +157,9 @@ def shown(page: str, before: str) -> str:
 async def test_claude_desktop_as_shown_works_beside_the_service_and_on_its_data(
     service: Service, module_database_url: str
 ) -> None:
-    server = json.loads(shown(README, "**Claude Desktop**"))["mcpServers"]["handoff"]
+    server = json.loads(shown(CLIENTS, "Claude Desktop starts"))["mcpServers"]["handoff"]
     name, folder = re.findall(r"/(\w+)\?host=(.+)$", module_database_url)[0]
-    url = server["env"]["HANDOFF_DATABASE_URL"].replace("/path/to/handoff/.data/postgres", folder)
+    url = server["env"]["HANDOFF_DATABASE_URL"].replace("/path/to/data/postgres", folder)
     environ = environment(database_url=url.replace("/handoff?", f"/{name}?"))
     desktop = StdioServerParameters(command=str(HANDOFF), args=server["args"], env=environ)
     async with Client(service.url) as beside, Client(desktop) as client:
@@ -174,7 +175,7 @@ def test_claude_code_is_connected_as_make_run_says(capsys: pytest.CaptureFixture
     _print_banner(Settings(), mcp_address("127.0.0.1", 8642))
 
     line = re.findall(r"claude mcp add .*", capsys.readouterr().out)[0]
-    assert f"\n    {line}\n" in README
+    assert f"`{line}`" in CLIENTS
 
 
 def test_a_python_client_with_a_token_works_as_shown(database_url: str, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ STORY: list[tuple[str, dict[str, Any]]] = [
     ("no_such_tool", {}),
     ("get_inbox", {}),
 ]
-CHANGES_BY_NATURE = ("created_at", "expires_at", "last_activity_at", "mark", "version")
+CHANGES_BY_NATURE = ("created_at", "status_since", "expires_at", "last_activity_at", "mark", "version")
 
 
 def normalised(value: Any) -> Any:

@@ -73,6 +73,8 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
     key = await agent.session(session_key=f"s{number}")
     keyed: dict[str, Any] = {"idempotency_key": f"k{number}"}
     alice, bob = {"agent": "alice", **keyed}, {"agent": "bob", **keyed}
+    if tool in ("configuration", "session_data", "job"):
+        return {"agent": "alice", "reason": "x"} | await admin_arguments_of(agent, tool, key, number)
     match tool:
         case "register_session":
             return alice | {"session_key": f"new{number}"}
@@ -97,6 +99,16 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
             held = keyed | {"handoff_id": handoff_id}
             more = {"renew_handoff": {"token": token}, "resolve_handoff": {"token": token, "action": "complete"}}
             return held | ({"agent": "bob", **more[tool]} if tool in more else {})
+
+
+async def admin_arguments_of(agent: Agent, tool: str, key: str, number: int) -> dict[str, Any]:
+    if tool == "session_data":
+        return {"action": "hold", "of": "session", "name": key}
+    if tool == "job":
+        return {"job": "certificates", "action": "run"}
+    version = (await agent.ok("configuration"))["version"]
+    changes = {"monitoring": {"thresholds": {"job_failures": 100 + number}}}
+    return {"action": "set", "changes": json.dumps(changes), "expected_version": version}
 
 
 @pytest.mark.parametrize("tool", [tool.name for tool in (*TOOLS, *ADMIN_TOOLS)])
@@ -125,7 +137,10 @@ async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_er
                 assert ("idempotency_key" in error["try"]) == ("idempotency_key" in arguments)
             assert await rows(db) - before in (written, Counter()), f"after statement {number}"
 
-            await agent.ok(tool, **arguments)
+            if tool == "configuration" and await is_configured(agent, arguments):
+                assert (await agent.refused(tool, **arguments))["code"] == "configuration_changed"  # it had taken effect
+            else:
+                await agent.ok(tool, **arguments)
             assert await rows(db) - before == written, f"after statement {number}"
 
 
@@ -138,6 +153,10 @@ async def test_a_write_without_a_key_that_may_have_taken_effect_must_be_checked_
 
     assert (error["code"], error["retryable"]) == ("unavailable", False)
     assert "check with get_context or get_inbox" in error["try"]
+
+
+async def is_configured(agent: Agent, arguments: dict[str, Any]) -> bool:
+    return (await agent.ok("configuration"))["version"] > arguments["expected_version"]
 
 
 async def rows(db: asyncpg.Connection) -> Counter[str]:

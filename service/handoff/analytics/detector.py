@@ -81,8 +81,8 @@ class Verdict:
     strength: Single  # above 0 where an incident opens or escalates; 1 and above should alert
     rarity: Single  # (features, series), -log10 p
     seen: np.ndarray  # points that were measured, with this one
-    expected: Double  # what was expected, as a value
-    lower: Double  # the band in which it would have been usual
+    expected: Double  # what was expected, as a value; NaN where nothing opens or escalates
+    lower: Double  # the band in which it would have been usual, likewise
     upper: Double
     is_open: Flags  # whether an incident is open
 
@@ -162,22 +162,25 @@ class Detector:
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
         seen += measured
-        usual, lower, upper = self._band(expected)
+        usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])
         self._widen_unit(measured)
         return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, memory.life.since > 0)
 
-    def _band(self, expected: profile.Expected) -> tuple[Double, Double, Double]:
+    def _band(self, expected: profile.Expected, told: Index) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.
 
-        Where the time of day is not known yet, that is the mean and the range of everything.
+        NaN for all series but those that are `told` of. Where the time of day is not known yet, it is the mean and the range
+        of everything.
         """
-        level, scale = self.memory.levels, self.memory.scale
-        margin = profile.BOUND * self.memory.profile.spread
-        usual = np.where(expected.known, expected.usual, level.means[levels.LONG])
-        lower = np.where(expected.known, np.minimum(expected.lowest, expected.usual - margin), level.lowest)
-        upper = np.where(expected.known, np.maximum(expected.highest, expected.usual + margin), level.highest)
-        usual, lower, upper = (scale.centre + it.astype(np.float64) * scale.unit for it in (usual, lower, upper))
-        return usual, lower, upper
+        level, scale, known = self.memory.levels, self.memory.scale, expected.known[told]
+        usual_by_day = expected.usual[told]
+        margin = profile.BOUND * self.memory.profile.spread[told]
+        usual = np.where(known, usual_by_day, level.means[levels.LONG, told])
+        lower = np.where(known, np.minimum(expected.lowest[told], usual_by_day - margin), level.lowest[told])
+        upper = np.where(known, np.maximum(expected.highest[told], usual_by_day + margin), level.highest[told])
+        band = np.full((3, len(scale.unit)), np.nan)
+        band[:, told] = scale.centre[told] + np.stack((usual, lower, upper)).astype(np.float64) * scale.unit[told]
+        return band[0], band[1], band[2]
 
     def _calibrate(self, found: Single, known: Flags, measured: Flags) -> Single:
         histograms, seen = self.memory.histograms, self.memory.scale.seen + measured

@@ -26,7 +26,7 @@ class ControlJob(Arguments):
     """
 
     agent: AgentArg = None
-    job: Annotated[str, Field(max_length=JOB_CHARS_MAX)]
+    job: Annotated[str, Field(min_length=1, max_length=JOB_CHARS_MAX)]
     action: Literal["run", "pause", "resume"]
     reason: Annotated[str, Field(min_length=1, max_length=REASON_CHARS_MAX), AfterValidator(no_nul)]
 
