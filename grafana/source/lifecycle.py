@@ -29,7 +29,7 @@ PAGE: Final = Page(
                     "Failed runs",
                     "Number of job runs that failed in the selected time range.",
                     "short",
-                    Prom(increase(t.JOB_DURATION, only=('outcome!="ok"',))),
+                    Prom(increase(t.JOB_DURATION, only=('outcome!="ok"',)) + " or vector(0)"),
                     steps=higher_is_worse(1),
                     width=5,
                 ),
