@@ -212,28 +212,6 @@ def memory_short(stack: Stack, service: str, share: float) -> Generator[None]:
         run("docker", "update", f"--memory={was}", f"--memory-swap={was * 2}", container["Id"])
 
 
-def cpu_short(stack: Stack, service: str, share: float) -> AbstractContextManager[None]:
-    """The CPU limit of a service follows what it uses, so that it uses this share of it."""
-    return both(_cpu_limited(stack, service), again_and_again(lambda: lambda: _limit_cpu(stack, service, share)))
-
-
-@contextmanager
-def _cpu_limited(stack: Stack, service: str) -> Generator[None]:
-    try:
-        yield
-    finally:
-        run("docker", "update", "--cpu-quota=-1", stack.container(service)["Id"])  # none
-
-
-def _limit_cpu(stack: Stack, service: str, share: float) -> None:
-    container = stack.container(service)
-    of_it = f'{{service_name="{_name_in_telemetry(container)}"}}'
-    used = f"max(handoff:cpu:ratio{of_it} * on (service_instance_id) handoff_process_cpu_limit{of_it})"
-    (found,) = stack.promql(used)
-    quota = max(1_000, int(float(found["value"][1]) / share * 100_000))  # Docker takes no less
-    run("docker", "update", "--cpu-period=100000", f"--cpu-quota={quota}", container["Id"])
-
-
 def _name_in_telemetry(container: dict[str, Any]) -> str:
     (named,) = [it.partition("=")[2] for it in container["Config"]["Env"] if it.startswith("OTEL_SERVICE_NAME=")]
     return named

@@ -33,6 +33,8 @@ _WAITS: Final = {30: 1, 60: 2, 120: 3, inf: 5}  # shipped `for` in seconds, up t
 # Shipped values that take too long, or that too few calls reach, in a quick drill.
 QUICK_THRESHOLDS: Final = CUT_OFF | {
     "jobs_age_seconds": 15,  # jobs run every second
+    "cpu_ratio": 10,  # never: at this pace a burst of seconds would count as a quarter of an hour
+    "cpu_critical_ratio": 10,
     "job_late_seconds": 5,  # the job of its drill runs every few seconds
     "disk_forecast_seconds": 60,
     "tool_very_slow_calls_min": 2,  # calls within seconds, each of which takes seconds

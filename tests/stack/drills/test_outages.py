@@ -11,7 +11,6 @@ from tests.stack.drills.faults import (
     both,
     certificate_of,
     connections_taken,
-    cpu_short,
     cut_off,
     disk_filling,
     entry_changed,
@@ -133,12 +132,6 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 muted=("HandoffMemoryHigh",),
             ),
             Fault(
-                "worker uses 85% of its CPU",
-                lambda it: cpu_short(it.stack, "worker", 0.85),
-                ("HandoffCpuHigh",),
-                muted=("HandoffCpuHigh",),  # by the next stage, for the service
-            ),
-            Fault(
                 "malformed line in the tokens file", lambda it: tokens_malformed(it.stack), ("HandoffTokensFileUnusable",)
             ),
         ],
@@ -147,7 +140,6 @@ def test_resources_that_run_out_raise_alerts(drill: Drill) -> None:
                 "certificate with 2 days left", lambda it: certificate_of(it.stack, 2), ("HandoffCertificateExpiresSoon",)
             ),
             Fault("worker's memory at 97%", lambda it: memory_short(it.stack, "worker", 0.97), ("HandoffMemoryCritical",)),
-            Fault("service uses 97% of its CPU", lambda it: cpu_short(it.stack, "service", 0.97), ("HandoffCpuCritical",)),
         ],
     )
 
