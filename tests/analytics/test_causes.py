@@ -25,7 +25,7 @@ def series(rows: int, changes: dict[tuple[str, str], float] | None = None, seed:
 
 
 def named(past: Series, now: Series, kind: str = "latency", graph: dict[str, list[str]] | None = None) -> list[str]:
-    return [cause.service for cause in find_causes(graph or GRAPH, past, now, Symptom("site", kind))]  # pyright: ignore[reportArgumentType]
+    return [cause.service for cause in find_causes(graph or GRAPH, past, now, Symptom("site", kind))]  # pyright: ignore[reportArgumentType] - a literal
 
 
 SLOW_TABLE = {("site", "latency"): 0.1, ("api", "latency"): 0.1, ("table", "latency"): 0.1}
@@ -100,7 +100,7 @@ def test_the_order_and_the_names_of_services_do_not_matter() -> None:
         for each in (series(200), series(5, SLOW_TABLE, seed=2))
     )
     graph = {new[caller]: [new[callee] for callee in callees] for caller, callees in GRAPH.items()}
-    assert [cause.service for cause in find_causes(graph, past, now, Symptom("z", "latency"))] == ["a"]  # pyright: ignore[reportArgumentType]
+    assert [cause.service for cause in find_causes(graph, past, now, Symptom("z", "latency"))] == ["a"]  # pyright: ignore[reportArgumentType] - keys are built
 
 
 def test_the_unit_of_time_does_not_matter() -> None:
@@ -115,7 +115,7 @@ def test_the_unit_of_time_does_not_matter() -> None:
     ("symptom", "window", "told"),
     [
         (Symptom("nobody", "latency"), series(5), "nobody has no metrics"),
-        (Symptom("site", "requests"), series(5), "requests does not add up"),  # pyright: ignore[reportArgumentType]
+        (Symptom("site", "requests"), series(5), "requests does not add up"),  # pyright: ignore[reportArgumentType] - wrong on purpose
         (Symptom("site", "latency"), series(301), "at most 300"),
         (Symptom("site", "latency"), {**series(5), ("api", "latency", "Average"): np.zeros(4)}, "same number of rows"),
     ],

@@ -5,7 +5,7 @@ The results of a series are the same bits whatever other series stand beside it,
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -54,7 +54,8 @@ class Memory:
     @classmethod
     def empty(cls, count: int) -> "Memory":
         """The memory of series of which nothing is known."""
-        return cls(**{name: part.empty(count) for name, part in PARTS.items()})  # type: ignore[arg-type]
+        parts: dict[str, Any] = {name: part.empty(count) for name, part in PARTS.items()}
+        return cls(**parts)
 
     def parts(self) -> tuple[Columns, ...]:
         """The groups of columns, in the order in which they are stored."""

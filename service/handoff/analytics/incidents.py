@@ -17,9 +17,8 @@ _OPEN_MIN: Final = np.float32(0.5)
 _ESCALATION: Final = np.float32(1.2)  # times the worst so far
 _HELD_ESCALATION: Final = np.float32(1.5)  # the same, while the level is out of its band
 _HOLD: Final = np.float32(0.34)  # of the refractory period; then the barrier falls to nothing
-_REFRACTORY_S: Final = (
-    18 * 3_600.0
-)  # shorter than a day, so that tomorrow's trouble is told; 3 h cost a quarter of the quality
+# Shorter than a day, so that tomorrow's trouble is told; 3 h cost a quarter of the quality.
+_REFRACTORY_S: Final = 18 * 3_600.0
 _REFRACTORY_POINTS_MIN: Final = 20.0
 _ACCEPTED_AFTER_S: Final = 3 * 86_400.0  # seven days hide more of what is labelled and mute no more of a shift
 _LEAVES_WITHIN: Final = 24  # points: the slow mean takes that long to leave its band
@@ -27,7 +26,7 @@ _HELD_BELOW_S: Final = 1_200.0  # with a longer step the slow mean is that of da
 _MEMORY_S: Final = 7 * 86_400.0
 _FREE: Final = np.float32(2.0)  # alerts in that time that cost nothing
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
-_MINUTE_FACTOR: Final = 0.7  # more points a day are more chances to be wrong
+_MINUTE_FACTOR: Final = 0.7  # with more points per day there are more chances to be wrong
 _LONG_AGO: Final = 100_000_000
 _SINCE_MAX: Final = 65_535
 

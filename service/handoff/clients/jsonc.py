@@ -6,7 +6,7 @@ The editors that we found for Python either drop comments, need Node, or have ha
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType] - no stub
 from typing import Any, Final
 
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
@@ -85,7 +85,7 @@ def remove(text: str, path: tuple[str, ...]) -> str:
         return text
     gone, names = members[path[-1]], list(members)
     at = names.index(path[-1])
-    after = _SPACE.match(text, gone.end).end()  # pyright: ignore[reportOptionalMemberAccess]
+    after = _after_space(text, gone.end)
     if text[after] == ",":
         # From the end of what stands before, so that the comments of the member before stay and the line goes.
         start = len(text[: gone.start].rstrip(" \t"))
@@ -94,7 +94,7 @@ def remove(text: str, path: tuple[str, ...]) -> str:
     if at == 0:  # the only one
         inner = text[node.start + 1 : gone.start].rstrip() + text[gone.end : node.end - 1].strip()
         return text[: node.start + 1] + inner + text[node.end - 1 :]
-    comma = _SPACE.match(text, members[names[at - 1]].end).end()  # pyright: ignore[reportOptionalMemberAccess]
+    comma = _after_space(text, members[names[at - 1]].end)
     return text[:comma] + text[comma + 1 : gone.start].rstrip() + text[gone.end :]
 
 

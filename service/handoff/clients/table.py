@@ -97,14 +97,14 @@ def _edited_toml(text: str, servers: str, entry: dict[str, Any] | None) -> str:
     if entry is None:
         if NAME not in table:
             return text
-        del document[servers][NAME]  # pyright: ignore[reportIndexIssue]
-        if not document[servers]:
+        del table[NAME]
+        if not table:
             del document[servers]
         return tomlkit.dumps(document)
     if table.get(NAME) == entry:
         return text
     if NAME in table:
-        document[servers][NAME] = entry  # pyright: ignore[reportIndexIssue]
+        table[NAME] = entry
         return tomlkit.dumps(document)
     added = tomlkit.dumps({servers: {NAME: entry}}).replace(f"[{servers}]\n", "", 1)
     edited = (text.rstrip("\n") + "\n\n" if text.strip() else "") + added

@@ -120,7 +120,7 @@ async def drop_bucket(conn: Connection, name: str) -> None:
 
 
 def target_of(key: str) -> str:
-    """Return what the audit calls a session: by the hash of its key, which may itself be what has to be erased."""
+    """Return the name of a session in the audit: the hash of its key, because the key itself may have to be erased."""
     return f"session:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
