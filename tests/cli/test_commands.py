@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -167,6 +168,21 @@ def test_run_starts_its_postgres_again_when_that_has_died(data_dir: Path) -> Non
     assert handoff("migrate", database_url=database).stdout == "nothing to apply\n"
     assert run.end() == 0
     assert postgres_of(data_dir) == []
+
+
+def test_the_sentence_that_a_command_ends_with_comes_below_what_it_logged() -> None:
+    program = """
+import structlog
+from handoff.cli.start import fail
+from handoff.telemetry.logs import configure_logs
+configure_logs("warning")
+structlog.get_logger().warning("logged.first")
+fail("It ends here.")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True, env=environment()
+    )
+    assert [line[:8] for line in done.stderr.splitlines()] == ['{"time":', "handoff:"]
 
 
 @pytest.mark.parametrize("harm", ["deleted", "spoilt"])

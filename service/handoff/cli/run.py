@@ -13,7 +13,7 @@ from handoff.cli.embedded import AlreadyRunning, ensure_database, exclusive, pos
 from handoff.cli.postmaster import EmbeddedPostgresMissing, FolderUnusable, PostgresFailed
 from handoff.cli.start import fail, listening, mcp_address, operations_port, read_settings, run_loop
 from handoff.settings import Settings
-from handoff.telemetry.logs import configure_logs
+from handoff.telemetry.logs import configure_logs, flush_logs
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -36,6 +36,7 @@ def run_command(arguments: argparse.Namespace) -> int:
                 settings = settings.model_copy(update={"database_url": SecretStr(url)})
                 with operations_port(settings) as port:
                     run_loop(serve(settings, listener, port, partial(_print_banner, settings, address)))
+            flush_logs()
             print(f"Stopped. The data stays in {folder}.", flush=True)
     except AlreadyRunning as error:
         print(f"Handoff is already running: {error.where.get('url', '?')} (process {error.where.get('pid', '?')}).")

@@ -16,6 +16,7 @@ import asyncpg
 from pydantic import ValidationError
 
 from handoff.settings import Misconfigured, Settings
+from handoff.telemetry.logs import flush_logs
 
 if TYPE_CHECKING:
     from handoff.operations.port import OperationsPort
@@ -26,7 +27,8 @@ T = TypeVar("T")
 
 
 def fail(message: str) -> int:
-    """Print a sentence on standard error; returns the exit status of a usage error."""
+    """Print a sentence on standard error, below everything logged so far; returns the exit status of a usage error."""
+    flush_logs()
     print(f"handoff: {message}", file=sys.stderr)
     return USAGE_ERROR
 
