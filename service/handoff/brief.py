@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from handoff.encoding import to_json
+from handoff.facts import newest_check
 from handoff.model import ENTRY_TYPES, HELD_STATES, MARKS, EntryCounts, Mark, actions_from
 
 BYTES_PER_TOKEN: Final = 4
@@ -269,7 +270,16 @@ def _candidates(
         since = (it for it in by_holder if it.sequences[-1] > held["as_of_sequence"])
         if (progress := next(since, None)) is not None:
             _move(found, progress, "progress")
+    _judge([*found["progress"], *found["summary"]], entries)
     return found
+
+
+def _judge(claims: Sequence[_Candidate], entries: Mapping[int, Mapping[str, Any]]) -> None:
+    """Say of each claim whether it was checked, if anything was."""
+    check = newest_check((sequence, row["metadata"]) for sequence, row in entries.items())
+    if check is not None:
+        for claim in claims:
+            claim.extra["claim"] = check.standing(claim.sequences[-1])
 
 
 def _beginning(candidate: _Candidate) -> int:

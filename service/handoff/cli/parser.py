@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     )
     connect.add_argument("--dry-run", action="store_true", help="show the change, and write nothing")
     connect.add_argument("--remove", action="store_true", help="remove the entry instead")
+    _add_facts(
+        command(
+            "facts",
+            "handoff.cli.facts:facts_command",
+            "say what can be checked of the work tree here: commit, changed files, how the last test command ended",
+        )
+    )
     _add_backtest(
         command(
             "backtest",
@@ -89,6 +96,23 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_work(demo)
     return top
+
+
+def _add_facts(facts: argparse.ArgumentParser) -> None:
+    facts.add_argument(
+        "test", nargs="*", metavar="-- COMMAND", help="a test command to run first and to remember the end of"
+    )
+    what = facts.add_mutually_exclusive_group()
+    what.add_argument("--session", metavar="KEY", help="attach the facts to this session")
+    what.add_argument("--compare", metavar="HANDOFF_ID", type=int, help="say what differs from what was attached there")
+    facts.add_argument("--agent", help="the name by which to call, where tokens don't say it")
+    facts.add_argument("--url", help="the MCP address (default: from HANDOFF_HOST and HANDOFF_PORT)")
+    facts.add_argument(
+        "--token-env",
+        metavar="NAME",
+        default="HANDOFF_TOKEN",
+        help="the environment variable that holds the token (default HANDOFF_TOKEN)",
+    )
 
 
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
