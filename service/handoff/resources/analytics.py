@@ -6,9 +6,16 @@ from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
+from handoff.resources.analytics_trends import CAPACITY, TRENDS
 from handoff.resources.contract import Resource
 
-TYPES: Final[dict[str, Type]] = {"sessions": SESSIONS, "handoffs": HANDOFFS, "context": CONTEXT}
+TYPES: Final[dict[str, Type]] = {
+    "sessions": SESSIONS,
+    "handoffs": HANDOFFS,
+    "context": CONTEXT,
+    "trends": TRENDS,
+    "capacity": CAPACITY,
+}
 
 
 async def read_analytics(call: Call, path: dict[str, str], query: AnalyticsQuery) -> dict[str, Any]:
@@ -46,7 +53,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until. You see your own; the scope admin sees all.",
+    "day, week or month (granularity) from since to until; you see your own, the scope admin sees all. For admin only: "
+    "trends and capacity, which the worker computes once an hour.",
     AnalyticsQuery,
     read_analytics,
 )
