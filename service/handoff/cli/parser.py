@@ -85,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
             "print what the anomaly detector would have said of a metric's past",
         )
     )
+    report = command(
+        "report",
+        "handoff.cli.report:report_command",
+        "write one HTML page with charts: what happened, what was unusual, what to change",
+    )
+    report.add_argument("--since", default="7d", metavar="TIME", help="how far back: 24h, 7d or 4w (default 7d)")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default report.html)"
+    )
     demo = command(
         "demo",
         "handoff.cli.demo:demo_command",

@@ -19,6 +19,7 @@ from handoff.jobs import (
     settle,
     stale_alerts,
     storage,
+    trends,
     watchdog,
 )
 from handoff.settings import Settings
@@ -52,5 +53,6 @@ JOBS: Final = (
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
     Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
+    Job("trends", lambda _: trends.INTERVAL_S, trends.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

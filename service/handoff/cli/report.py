@@ -1,0 +1,305 @@
+"""`handoff report`: one page with charts of what happened, what was unusual, and what to change."""
+
+import asyncio
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Final
+
+from asyncpg import Record
+
+from handoff import __version__
+from handoff.cli import amounts
+from handoff.cli.advice import FIGURES, advice, route_name
+from handoff.cli.start import fail, read_settings
+from handoff.errors import Invalid, Unavailable
+from handoff.settings import Settings
+from handoff.store import alerts, days, statistics, storage
+from handoff.store.connect import Connection, address, open_pool, snapshot
+from handoff.store.statistics import Asked, Granularity, Statistics
+
+_UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+SINCE_MAX: Final = timedelta(days=366)
+UNUSUAL_MAX: Final = 100  # rows
+_ALERTS_READ_MAX: Final = 1_000
+_ROUTES_SHOWN: Final = 20
+_AGENTS_SHOWN: Final = 20
+_OPEN: Final = ("offered", "accepted", "blocked")
+_UNSUCCESSFUL: Final = ("rejected", "cancelled", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a report is made of: the statistics of its range, the totals of the range before, and what was concluded."""
+
+    asked: Asked
+    sessions: Statistics
+    handoffs: Statistics
+    context: Statistics
+    before: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+    trends: list[dict[str, Any]]
+    forecasts: list[dict[str, Any]]
+    stored: Mapping[date, float]
+    saving: dict[str, Any] | None
+    alerts: list[Record]
+
+
+def report_command(arguments: Namespace) -> int:
+    """Write the report; 2 if something is missing or wrong."""
+    if find_spec("matplotlib") is None or find_spec("jinja2") is None:
+        return fail(
+            "The report needs the extra `report`: pip install 'handoff-observatory[report]', or "
+            "uvx 'handoff-observatory[report]' report."
+        )
+    length = _length(arguments.since)
+    if length is None:
+        return fail("--since must be a number of hours, days or weeks, at most a year: 24h, 7d or 4w.")
+    settings = read_settings(arguments)
+    if settings.database_url is None:
+        return fail("HANDOFF_DATABASE_URL is not set. `handoff run` prints its own as it starts.")
+    try:
+        material = asyncio.run(_gather(settings, length))
+        _write(arguments.out, page(material, length))
+    except Unavailable:
+        return fail(f"The database at {address(settings)} did not answer in time.")
+    except Invalid as error:
+        return fail(f"{error.message} Choose a shorter time with --since.")
+    except OSError as error:
+        return fail(f"{arguments.out} can't be written: {error.strerror or error}.")
+    print(
+        f"{arguments.out}: {material.sessions.all['sessions']:,} sessions, {material.handoffs.all['handoffs']:,} handoffs."
+    )
+    return 0
+
+
+def _length(text: str) -> timedelta | None:
+    number, unit = text[:-1], _UNITS.get(text[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or not 1 <= len(number) <= 5:
+        return None
+    length = int(number) * unit
+    return length if timedelta(0) < length <= SINCE_MAX else None
+
+
+def _write(out: Path, text: str) -> None:
+    """Write the whole file or nothing."""
+    with NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
+        try:
+            file.write(text)
+            file.close()
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(file.name).chmod(0o666 & ~mask)  # as any other file; a temporary one is for its owner only
+            Path(file.name).replace(out)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+async def _gather(settings: Settings, length: timedelta) -> Material:
+    now = datetime.now(UTC)
+    granularity: Granularity = "hour" if length <= timedelta(days=2) else "day" if length <= timedelta(days=92) else "week"
+    since = statistics.beginning(now - length, granularity)
+    asked = Asked(since, now, granularity)
+    earlier = Asked(since - (now - since), since, granularity)
+    timeout_s = settings.statement_timeout_s
+    pool = await open_pool(settings)
+    try:
+        async with snapshot(pool) as conn:
+            read = (statistics.sessions, statistics.handoffs, statistics.context)
+            sessions, handoffs, context = [await it(conn, asked, timeout_s) for it in read]
+            before = [(await it(conn, earlier, timeout_s)).all for it in read]
+            trends, capacity = await days.concluded(conn, "trends"), await days.concluded(conn, "capacity")
+            known = await days.read(conn, now.date() - timedelta(days=90))
+            saving = (await storage.read(conn, settings.storage_bytes_max)).advice
+            fired = await _alerts(conn, since)
+    finally:
+        await pool.close()
+    return Material(
+        asked, sessions, handoffs, context, (before[0], before[1], before[2]),
+        trends["document"]["trends"] if trends is not None else [],
+        capacity["document"]["forecasts"] if capacity is not None else [],
+        known.get("storage_bytes", {}), saving, fired,
+    )  # fmt: skip
+
+
+async def _alerts(conn: Connection, since: datetime) -> list[Record]:
+    """Those that fire, or began in the range."""
+    found, _ = await alerts.page(
+        conn, before=(True, datetime(9999, 1, 1, tzinfo=UTC), ""), status=None, limit=_ALERTS_READ_MAX
+    )
+    return [row for row in found if row["fires"] or row["starts_at"] >= since]
+
+
+def page(material: Material, length: timedelta) -> str:
+    """The report as HTML. Everything in it that is not a chart is escaped; charts contain no names."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    asked, today = material.asked, material.asked.until.date()
+    storage_forecast = next((it for it in material.forecasts if it["figure"] == "storage_bytes"), None)
+    routes = material.handoffs.parts.get("route", [])
+    unusual = _unusual(material)
+    return environment.get_template("report.html.j2").render(
+        period=f"{asked.since:%Y-%m-%d %H:%M} to {asked.until:%Y-%m-%d %H:%M}",
+        length=amounts.length(length),
+        cards=_cards(material),
+        advice=advice(
+            material.handoffs.all, routes, material.context.all, material.trends, storage_forecast, material.saving, today
+        ),
+        unusual=unusual[:UNUSUAL_MAX],
+        unusual_left_out=max(0, len(unusual) - UNUSUAL_MAX),
+        charts=_charts(material, storage_forecast),
+        tables=_tables(material, routes),
+        version=__version__,
+        made_at=f"{asked.until:%Y-%m-%d %H:%M} UTC",
+    )
+
+
+def _cards(material: Material) -> list[dict[str, str]]:
+    sessions, handoffs, context = material.sessions.all, material.handoffs.all, material.context.all
+    old_sessions, old_handoffs, old_context = material.before
+    return [
+        _card("Sessions", f"{sessions['sessions']:,}", f"{old_sessions['sessions']:,}"),
+        _card("Handoffs", f"{handoffs['handoffs']:,}", f"{old_handoffs['handoffs']:,}"),
+        _card("Completed", amounts.share(handoffs["success_ratio"]), amounts.share(old_handoffs["success_ratio"])),
+        _card("Median wait", _median(handoffs["to_accept_s"]), _median(old_handoffs["to_accept_s"])),
+        _card("Entries", f"{context['entries']:,}", f"{old_context['entries']:,}"),
+        _card("Content", amounts.size(context["content_bytes"]), amounts.size(old_context["content_bytes"])),
+    ]
+
+
+def _card(name: str, value: str, before: str) -> dict[str, str]:
+    return {"name": name, "value": value, "before": f"{before} before"}
+
+
+def _unusual(material: Material) -> list[dict[str, str]]:
+    return [
+        {
+            "at": f"{row['starts_at']:%Y-%m-%d %H:%M}",
+            "lasted": amounts.seconds((row["ends_at"] - row["starts_at"]).total_seconds())
+            if row["ends_at"]
+            else "it still fires",
+            "severity": row["severity"] or "",
+            "what": row["summary"] or row["alertname"] or "",
+        }
+        for row in material.alerts
+    ]
+
+
+def _charts(material: Material, forecast: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    from handoff.cli import charts
+
+    starts = statistics.buckets_of(material.asked)
+    per = f"per {material.asked.granularity}"
+
+    def values(found: Statistics, *path: str) -> list[float | None]:
+        return [_at(found.buckets.get(start, found.none), *path) for start in starts]
+
+    def states(*names: str) -> list[float | None]:
+        columns = [values(material.handoffs, "by_state", name) for name in names]
+        return [sum(value or 0 for value in row) for row in zip(*columns, strict=True)]
+
+    shown: list[dict[str, str]] = []
+    if material.sessions.buckets:
+        svg = charts.bars(starts, [charts.Values("sessions", charts.FIRST, values(material.sessions, "sessions"))], per)
+        shown.append({"name": "Sessions created", "note": per, "svg": svg})
+    if material.handoffs.buckets:
+        ended = [
+            charts.Values("completed", charts.GOOD, states("completed")),
+            charts.Values("rejected, cancelled or expired", charts.BAD, states(*_UNSUCCESSFUL)),
+            charts.Values("open", charts.OPEN, states(*_OPEN)),
+        ]
+        svg = charts.bars(starts, ended, per)
+        shown.append({"name": "Handoffs, by how they ended", "note": f"{per} in which they were offered", "svg": svg})
+    if any(value is not None for value in values(material.handoffs, "to_accept_s", "p50")):
+        waited = [
+            charts.Values("median", charts.FIRST, values(material.handoffs, "to_accept_s", "p50")),
+            charts.Values("95th percentile", charts.SECOND, values(material.handoffs, "to_accept_s", "p95")),
+        ]
+        svg = charts.durations(starts, waited)
+        shown.append({"name": "Time from offer to acceptance", "note": f"{per}, logarithmic", "svg": svg})
+    if material.context.buckets:
+        written = [None if it is None else it / 1e6 for it in values(material.context, "content_bytes")]
+        svg = charts.bars(starts, [charts.Values("content", charts.FIRST, written)], f"MB {per}")
+        shown.append({"name": "Content written", "note": f"MB {per}", "svg": svg})
+    if forecast is not None and "ahead" in forecast and material.stored:
+        shown.append(_storage_chart(material, forecast))
+    return shown
+
+
+def _storage_chart(material: Material, forecast: Mapping[str, Any]) -> dict[str, str]:
+    from handoff.cli import charts
+
+    stored = sorted(material.stored.items())
+    last = _midnight(stored[-1][0])
+    ahead = [
+        (last + timedelta(days=it["in_days"]), it["low"] / 1e9, it["expected"] / 1e9, it["high"] / 1e9)
+        for it in forecast["ahead"]
+    ]
+    known = ([_midnight(day) for day, _ in stored], [value / 1e9 for _, value in stored])
+    limit = forecast["limit"] / 1e9 if forecast["limit"] else None
+    svg = charts.fan(known, ahead, limit, "GB")
+    note = f"GB; {amounts.share(forecast['coverage_measured'])} of earlier values were in such an interval"
+    return {"name": "Size of the tables, and its forecast", "note": note, "svg": svg}
+
+
+def _tables(material: Material, routes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = []
+    if routes:
+        rows = [
+            (
+                route_name(it), f"{it['handoffs']:,}", amounts.share(it["success_ratio"]), _median(it["to_accept_s"]),
+                _median(it["to_complete_s"]), f"{it['lapsed']:,}",
+            )
+            for it in routes[:_ROUTES_SHOWN]
+        ]  # fmt: skip
+        heads = ("From, to", "Handoffs", "Completed", "Accepted within", "Completed within", "Lapsed")
+        tables.append({"name": "Routes", "heads": heads, "rows": rows})
+    agents = material.context.parts.get("agent", [])
+    if agents:
+        rows = [
+            (it["agent"], f"{it['entries']:,}", amounts.size(it["content_bytes"]), f"{it['large']:,}")
+            for it in agents[:_AGENTS_SHOWN]
+        ]
+        tables.append({"name": "Who wrote", "heads": ("Agent", "Entries", "Content", "Above 100 kB"), "rows": rows})
+    known = [it for it in material.trends if it["verdict"] != "unknown"]
+    if known:
+        rows = [
+            (
+                FIGURES[it["figure"]],
+                it["verdict"],
+                amounts.change(it["change"]),
+                amounts.probability(it["p_value"]),
+                it["days"],
+            )
+            for it in known
+        ]
+        heads = ("Figure per day", "Trend", "Change", "By chance", "Days")
+        tables.append({"name": "Trends", "heads": heads, "rows": rows})
+    return tables
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _at(figures: Mapping[str, Any], *path: str) -> float | None:
+    value: Any = figures
+    for name in path:
+        value = value.get(name) if value is not None else None
+    return value
+
+
+def _median(percentiles: Mapping[str, float] | None) -> str:
+    return amounts.NONE if percentiles is None else amounts.seconds(percentiles["p50"])
