@@ -137,3 +137,34 @@ async def test_series_beyond_the_limit_are_refused_and_told(settings: Settings, 
         "SELECT name, kind FROM series LEFT JOIN detector_state ON series_id = id WHERE series_id IS NULL"
     )
     assert [tuple(row) for row in known] == [("a", "count")]  # it is another number now, and is learnt anew
+
+
+async def test_each_step_of_a_handoff_is_counted_and_its_waits_are_measured(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    first, second = [await agent.offer(await agent.session()) for _ in range(2)]
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=second, action="reject", note="No.")
+    token = await agent.accept(first)
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=first, action="complete", token=token, note="Done.")
+    for kind, minutes in (("handoff.offered", 9), ("handoff.accepted", 7), ("handoff.completed", 4), ("other", 5)):
+        sql = (
+            "UPDATE event SET at = date_trunc('minute', now()) - $2 * interval '1 min' WHERE kind = $1 OR ($1 = 'other' AND "
+        )
+        await db.execute(sql + "kind <> ALL ('{handoff.offered,handoff.accepted,handoff.completed}'))", kind, minutes)
+    await rollup.run(app)
+    rows = await db.fetch(
+        "SELECT name, labels::text, sum(value) AS value FROM series JOIN series_point ON id = series_id GROUP BY 1, 2"
+    )
+    found = {(row["name"], row["labels"]): row["value"] for row in rows}
+    assert {name: value for (name, labels), value in found.items() if labels == "{}"} == {
+        "sessions.registered": 2,
+        "handoffs.offered": 2,
+        "handoffs.rejected": 1,
+        "handoffs.accepted": 1,
+        "handoffs.completed": 1,
+        "handoffs.time_to_accept": 120,
+        "handoffs.time_to_complete": 180,
+    }
+    assert found["handoffs.rejected", '{"to": "bob", "from": "alice"}'] == 1
+    assert found["sessions.registered", '{"agent": "alice"}'] == 2
+    assert found["handoffs.completed", '{"agent": "bob"}'] == 1

@@ -9,7 +9,7 @@ from handoff.store.series import Absence, Kind, Point, Spec
 
 # The kinds of events that are counted, and the names of their series.
 COUNTED: Final[Mapping[str, str]] = {
-    "session.registered": "sessions.registered",
+    "session.created": "sessions.registered",
     "session.expired": "sessions.expired",
     "handoff.offered": "handoffs.offered",
     "handoff.accepted": "handoffs.accepted",
@@ -21,7 +21,7 @@ COUNTED: Final[Mapping[str, str]] = {
 }
 # Those of a route from sender to target, and of an agent, because they say whose work is unusual.
 OF_ROUTES: Final = ("handoff.offered", "handoff.rejected", "handoff.lapsed")
-OF_AGENTS: Final = ("session.registered", "handoff.offered", "handoff.accepted", "handoff.completed")
+OF_AGENTS: Final = ("session.created", "handoff.offered", "handoff.accepted", "handoff.completed")
 
 EVENTS = """
     SELECT date_trunc('minute', at, 'UTC') AS bucket, kind, count(*)::float8 AS value
