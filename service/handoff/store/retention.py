@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: kept results of calls, the history of alerts and health, and agents that left nothing.
+"""Deletes what nobody needs any more: kept results of calls, the history of alerts, health and processes, idle agents.
 
 Each statement deletes a bounded number of rows, so that no call waits for it.
 """
@@ -41,6 +41,23 @@ HEALTH = """
      WHERE id = ANY (ARRAY(SELECT id FROM (SELECT id, at FROM health_event ORDER BY id LIMIT $1) oldest
                             WHERE at < now() - (SELECT max(logs_for) FROM retention_policy)))
 """
+# What processes did: minute by minute for MINUTES_KEPT at most, per hour and day for as long as any policy keeps metrics.
+PROCESS_MINUTES = """
+    DELETE FROM process_minute
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM process_minute
+                              WHERE minute < now() - least($1::interval,
+                                                           (SELECT max(metrics_for) FROM retention_policy))
+                              LIMIT $2))
+"""
+CALL_MINUTES = PROCESS_MINUTES.replace("process_minute", "call_minute")
+PROCESS_PERIODS = """
+    DELETE FROM process_period
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM process_period
+                              WHERE grain IN ('hour', 'day')
+                                AND start < date_trunc(grain, now() - (SELECT max(metrics_for) FROM retention_policy), 'UTC')
+                              LIMIT $1))
+"""
+CALL_PERIODS = PROCESS_PERIODS.replace("process_period", "call_period")
 # Of the next agents after $1 by name: those that have declared nothing for a week, and have no session and no offer.
 AGENTS = """
     WITH next AS (
@@ -93,6 +110,18 @@ async def alerts(conn: Connection) -> int:
 async def health(conn: Connection) -> int:
     """Delete changes of health that are older than any policy keeps logs; return how many."""
     return _count(await conn.execute(HEALTH, BATCH_MAX))
+
+
+async def minutes(conn: Connection) -> int:
+    """Delete what processes did in minutes that are older than MINUTES_KEPT or any policy's metrics; return how many rows."""
+    deleted = await conn.execute(PROCESS_MINUTES, MINUTES_KEPT, BATCH_MAX)
+    return max(_count(deleted), _count(await conn.execute(CALL_MINUTES, MINUTES_KEPT, BATCH_MAX)))
+
+
+async def periods(conn: Connection) -> int:
+    """Delete what processes did in hours and days that are older than any policy keeps metrics; return how many rows."""
+    deleted = await conn.execute(PROCESS_PERIODS, BATCH_MAX)
+    return max(_count(deleted), _count(await conn.execute(CALL_PERIODS, BATCH_MAX)))
 
 
 class Looked(NamedTuple):

@@ -240,6 +240,9 @@ SIGNAL_SENT: Final = Counter("handoff.telemetry.sent", "{record}", "Records expo
 SIGNAL_DROPPED: Final = Counter(
     "handoff.telemetry.dropped", "{record}", "Records dropped since the process started.", SIGNAL
 )
+MINUTES_DROPPED: Final = Counter(
+    "handoff.minutes.dropped", "{minute}", "Minutes of this process's history that the database did not take in time."
+)
 SIGNAL_AWAY: Final = Gauge("handoff.telemetry.away", "s", "How long the receiver has not answered.", SIGNAL)
 
 # What only the leader knows. A process that stops leading no longer exports these, and queries take them from the leader.
