@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from handoff.store.connect import Connection
 from handoff.store.lifecycle import change
+from handoff.store.performance import MINUTES_KEPT
 
 BATCH_MAX: Final = 2_000
 
@@ -112,16 +113,24 @@ async def health(conn: Connection) -> int:
     return _count(await conn.execute(HEALTH, BATCH_MAX))
 
 
-async def minutes(conn: Connection) -> int:
-    """Delete what processes did in minutes that are older than MINUTES_KEPT or any policy's metrics; return how many rows."""
-    deleted = await conn.execute(PROCESS_MINUTES, MINUTES_KEPT, BATCH_MAX)
-    return max(_count(deleted), _count(await conn.execute(CALL_MINUTES, MINUTES_KEPT, BATCH_MAX)))
+async def process_minutes(conn: Connection) -> int:
+    """Delete minutes of processes that are older than MINUTES_KEPT, or than any policy keeps metrics; return how many."""
+    return _count(await conn.execute(PROCESS_MINUTES, MINUTES_KEPT, BATCH_MAX))
 
 
-async def periods(conn: Connection) -> int:
-    """Delete what processes did in hours and days that are older than any policy keeps metrics; return how many rows."""
-    deleted = await conn.execute(PROCESS_PERIODS, BATCH_MAX)
-    return max(_count(deleted), _count(await conn.execute(CALL_PERIODS, BATCH_MAX)))
+async def call_minutes(conn: Connection) -> int:
+    """Delete the calls of such minutes; return how many rows."""
+    return _count(await conn.execute(CALL_MINUTES, MINUTES_KEPT, BATCH_MAX))
+
+
+async def process_periods(conn: Connection) -> int:
+    """Delete hours and days of processes that are older than any policy keeps metrics; return how many."""
+    return _count(await conn.execute(PROCESS_PERIODS, BATCH_MAX))
+
+
+async def call_periods(conn: Connection) -> int:
+    """Delete the calls of such hours and days; return how many rows."""
+    return _count(await conn.execute(CALL_PERIODS, BATCH_MAX))
 
 
 class Looked(NamedTuple):
