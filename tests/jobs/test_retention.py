@@ -77,9 +77,13 @@ async def test_the_history_of_alerts_and_health_ends_with_the_longest_policy_and
     assert await db.fetchval("SELECT count(*) FROM health_event") == 29
 
 
-async def test_minutes_end_after_a_month_and_hours_and_days_with_the_longest_policy(app: App, db: asyncpg.Connection) -> None:
+async def test_minutes_end_after_a_month_and_hours_and_days_with_the_longest_policy(
+    app: App, db: asyncpg.Connection
+) -> None:
     for days in (89, 91, 30, 32):
-        await performance.write(db, bucket(datetime.now(UTC) - timedelta(days=days), "service", [(NOW, "t", "ok", 1.0)], [], 0))
+        await performance.write(
+            db, bucket(datetime.now(UTC) - timedelta(days=days), "service", [(NOW, "t", "ok", 1.0)], [], 0)
+        )
     await retention.run(app)
     for table in ("process_minute", "call_minute"):
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 1, table

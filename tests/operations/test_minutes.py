@@ -53,7 +53,9 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     await watched.write()
 
     first, second = await db.fetch("SELECT * FROM process_minute ORDER BY minute, seconds DESC")
-    counted = {(row["operation"], row["outcome"]): row["calls"] for row in await db.fetch(f"{CALLS} WHERE id = $1", first["id"])}
+    counted = {
+        (row["operation"], row["outcome"]): row["calls"] for row in await db.fetch(f"{CALLS} WHERE id = $1", first["id"])
+    }
     of_the_client = {key for key in counted if key[0].startswith(("initialize", "notifications/", "tools/list", "server/"))}
     assert {key: calls for key, calls in counted.items() if key not in of_the_client} == {
         ("register_session", "ok"): 1,

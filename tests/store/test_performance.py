@@ -9,6 +9,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 import asyncpg
+import orjson
 import pytest
 
 from handoff.store import performance
@@ -56,7 +57,7 @@ def bucket(at: datetime, kind: Any, seen: list[Seen], waits: list[float], number
 @pytest.fixture
 def raw() -> list[tuple[Bucket, list[Seen], list[float]]]:
     """Buckets of a service and a worker over five days, with the observations of which they are made."""
-    random, found = Random(7), []
+    random, found = Random(7), []  # noqa: S311 - repeats the same past
     for number, minute in enumerate(MINUTES):
         for kind in ("service", "worker"):
             at = BEGAN + timedelta(minutes=minute, seconds=random.uniform(0, 59))
@@ -132,8 +133,42 @@ async def test_calls_and_resources_per_period_are_those_of_the_raw_observations(
         assert (row["memory_max"], row["disk_max"]) == (largest[key][0], pytest.approx(largest[key][1]))
 
 
+async def test_points_of_series_add_up_all_processes_and_come_again_for_minutes_written_late(db: asyncpg.Connection) -> None:
+    await db.set_type_codec("jsonb", schema="pg_catalog", encoder=lambda it: orjson.dumps(it).decode(), decoder=orjson.loads)
+    now = (await db.fetchval("SELECT now()")).replace(second=0, microsecond=0)
+    early, late = now - timedelta(hours=1), now - timedelta(minutes=2)
+    ends: tuple[tuple[Outcome, float], ...] = (("ok", 0.002), ("failed", 0.3), ("refused", 0.001))
+    seen: list[Seen] = [(late, "t", outcome, seconds) for outcome, seconds in ends]
+    for at, number in ((late, 1), (late, 2), (early, 3)):
+        await performance.write(db, bucket(at, "service", seen, [0.002], number))
+    await db.execute("UPDATE process_minute SET written_at = minute + interval '1 minute'")
+
+    async def found() -> dict[tuple[str, datetime], tuple[float, float | None]]:
+        points = await performance.points(db, now - timedelta(minutes=5), now)
+        assert len({(it.spec.key, it.bucket) for it in points}) == len(points)
+        return {(it.spec.name, it.bucket): (it.value, it.of) for it in points}
+
+    of_late = {name: value for (name, at), value in (await found()).items() if at == late}
+    assert of_late == {
+        "calls": (6, None),
+        "calls.failed_ratio": (2, 6),
+        "calls.refused_ratio": (2, 6),
+        "calls.duration_p95": (pytest.approx(0.0015 + 0.95 * 0.0005), None),
+        "process.memory_bytes": (102 << 20, None),
+        "process.disk_ratio": (pytest.approx(0.02), None),
+        "process.cpus": (3 / 120, None),
+        "event_loop.lag_p99": (pytest.approx(0.001 + 0.99 * 0.004), None),
+        "pool.timeouts": (3, None),
+        "pool.wait_p95": (pytest.approx(0.001 + 0.95 * 0.004), None),
+        "cache.hit_ratio": (9, 12),
+    }
+    assert {at for _, at in await found()} == {late}
+    await performance.write(db, bucket(early, "service", seen, [], 4))  # another process, whose database was away
+    assert (await found())["calls", early] == (6, None)
+
+
 def test_a_quantile_of_a_histogram_lies_in_the_bucket_of_the_quantile_of_its_values() -> None:
-    random = Random(3)
+    random = Random(3)  # noqa: S311 - repeats the same values
     for _ in range(50):
         values = [random.lognormvariate(-5, 1.5) for _ in range(random.randrange(2, 500))]
         for percent in (50, 95, 99):

@@ -1,7 +1,7 @@
-"""Writes what this process does to the database, minute by minute: calls, CPU, memory, waits for the pool, the cache, the disk.
+"""Writes what this process does to the database, minute by minute: calls, CPU, memory, waits for the pool, the cache, disk.
 
-It reads the counters that the metrics have once a minute, so a call costs nothing more. Minutes that the database did not take
-are kept in memory, MINUTES_MAX of them, and written later.
+It reads the counters that the metrics have once per minute, so a call costs nothing more. Minutes that the database did not
+take are kept in memory, MINUTES_MAX of them, and written later.
 """
 
 import asyncio
@@ -131,7 +131,7 @@ def _counts() -> _Counts:
     for labels, counts in metrics.OPERATION_DURATION.buckets().items():
         key = _operation(labels), _outcome(labels)
         calls[key] = [a + b for a, b in zip(calls[key], counts, strict=True)] if key in calls else counts
-    cache = dict.fromkeys(("hit", "miss", "error"), 0)
+    cache: dict[str, int] = {"hit": 0, "miss": 0, "error": 0}
     for (_, _, result), counts in metrics.CACHE_DURATION.buckets().items():
         if result in cache:
             cache[result] += sum(counts)

@@ -1,20 +1,24 @@
-"""What the processes did, as each counted it: calls and their durations, CPU, memory, waits for the pool, the cache, the disk.
+"""What the processes did, as each counted it: calls and their durations, CPU, memory, waits for the pool, cache, disk.
 
-A process writes one bucket per minute. The statement that stores it also adds it to its hour and its day, so these are complete
-whenever the minute is, late ones included, and no job has to add them up. Durations are histograms: counts by bucket, which can
-be added. A quantile of them lies in the same bucket as the quantile of the durations themselves, interpolated within it.
+A process writes one bucket per minute. The statement that stores it also adds it to its hour and its day, so these are
+complete whenever the minute is, late ones included, and no job has to add them up. Durations are histograms: counts by
+bucket, which can be added. A quantile of them lies in the same bucket as the quantile of the durations themselves, and is
+interpolated within it.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Final, Literal, get_args
 from uuid import UUID
 
 from asyncpg import Record
 
 from handoff.encoding import to_json
 from handoff.store.connect import Connection
+from handoff.store.series import Point, Spec
+from handoff.telemetry.instruments import quantile
+from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S
 
 Outcome = Literal["ok", "refused", "failed", "cancelled"]  # cancelled: the caller has gone, which is no error
 Grain = Literal["hour", "day"]
@@ -92,6 +96,27 @@ PROCESSES = """
      ORDER BY 1, kind
      LIMIT $5
 """
+# Minutes from $1 to before $2, and earlier ones of which a part was written since $1: all of each, over all processes.
+MINUTES = """
+    SELECT minute, kind, sum(seconds)::float8 AS seconds, sum(cpu_s)::float8 AS cpu_s,
+           max(memory_bytes)::float8 AS memory_max, max(disk_ratio)::float8 AS disk_max,
+           sum(cache_hits)::float8 AS cache_hits, sum(cache_hits + cache_misses)::float8 AS cache_gets,
+           sum(pool_timeouts)::float8 AS pool_timeouts, array_agg(pool_waits) AS pool_waits,
+           array_agg(loop_lags) AS loop_lags
+      FROM process_minute
+     WHERE minute < $2
+       AND (minute >= $1 OR minute IN (SELECT minute FROM process_minute WHERE written_at >= $1 AND minute < $1))
+     GROUP BY minute, kind
+     ORDER BY minute, kind
+"""
+CALL_MINUTES = """
+    SELECT minute, operation, outcome, array_agg(durations) AS durations
+      FROM call_minute
+     WHERE minute < $2
+       AND (minute >= $1 OR minute IN (SELECT minute FROM process_minute WHERE written_at >= $1 AND minute < $1))
+     GROUP BY minute, operation, outcome
+     ORDER BY minute, operation, outcome
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +179,55 @@ async def calls(conn: Connection, since: datetime, until: datetime, per: str, op
 async def processes(conn: Connection, since: datetime, until: datetime, per: str) -> list[Record]:
     """Return what the processes used by `per` (hour, day, week or month, UTC) and kind, oldest first, at most ROWS_MAX."""
     return await conn.fetch(PROCESSES, _grain(per), since, until, per, ROWS_MAX)
+
+
+async def points(conn: Connection, since: datetime, until: datetime) -> list[Point]:
+    """The points of the minutes from `since` to before `until`, and again of earlier ones that were written since then.
+
+    Of each operation: calls, the ratios of those that failed and that were refused, and the 95th percentile of the duration
+    of those that succeeded. Of each kind of process: CPUs, memory, disk, the event loop's lag, the pool, the cache's hits.
+    """
+    found: list[Point] = []
+    by_operation: dict[tuple[datetime, str], dict[str, list[int]]] = {}
+    for row in await conn.fetch(CALL_MINUTES, since, until):
+        by_operation.setdefault((row["minute"], row["operation"]), {})[row["outcome"]] = _added(row["durations"])
+    for (minute, operation), durations in by_operation.items():
+        labels = {"operation": operation}
+        counts = {outcome: float(sum(durations.get(outcome, ()))) for outcome in get_args(Outcome)}
+        total = sum(counts.values())
+        found.append(Point(Spec("calls", "count", "zero", labels), minute, total))
+        found += [
+            Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, counts[outcome], total)
+            for outcome in ("failed", "refused")
+        ]
+        if "ok" in durations:
+            p95_s = quantile(0.95, CALL_S, durations["ok"])
+            found.append(Point(Spec("calls.duration_p95", "duration", "gap", labels), minute, p95_s))
+    for row in await conn.fetch(MINUTES, since, until):
+        minute, labels = row["minute"], {"kind": row["kind"]}
+        waits = _added(row["pool_waits"])
+        found += [
+            Point(Spec("process.memory_bytes", "level", "gap", labels), minute, row["memory_max"]),
+            Point(Spec("process.disk_ratio", "level", "gap", labels), minute, row["disk_max"]),
+            Point(
+                Spec("event_loop.lag_p99", "duration", "gap", labels),
+                minute,
+                quantile(0.99, LAG_S, _added(row["loop_lags"])),
+            ),
+            Point(Spec("pool.timeouts", "count", "zero", labels), minute, row["pool_timeouts"]),
+        ]
+        if row["seconds"] > 0:
+            found.append(Point(Spec("process.cpus", "level", "gap", labels), minute, row["cpu_s"] / row["seconds"]))
+        if any(waits):
+            found.append(Point(Spec("pool.wait_p95", "duration", "gap", labels), minute, quantile(0.95, WAIT_S, waits)))
+        if row["cache_gets"]:
+            spec = Spec("cache.hit_ratio", "ratio", "gap", labels)
+            found.append(Point(spec, minute, row["cache_hits"], row["cache_gets"]))
+    return found
+
+
+def _added(histograms: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(counts) for counts in zip(*histograms, strict=True)]
 
 
 def _grain(per: str) -> Grain:

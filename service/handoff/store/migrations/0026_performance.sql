@@ -16,8 +16,10 @@ CREATE TABLE process_minute (
     cache_errors  integer NOT NULL CHECK (cache_errors >= 0),
     pool_waits    integer[] NOT NULL CHECK (cardinality(pool_waits) = 10),
     loop_lags     integer[] NOT NULL CHECK (cardinality(loop_lags) = 10),
+    written_at    timestamptz NOT NULL DEFAULT now(), -- later than the minute if the database was away
     PRIMARY KEY (minute, id)
 );
+CREATE INDEX process_minute_written ON process_minute (written_at);
 CREATE TABLE call_minute (
     minute    timestamptz NOT NULL,
     id        uuid NOT NULL, -- of the bucket in process_minute
