@@ -109,15 +109,10 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Records dropped",
-                    "Telemetry records dropped per second, by signal. Should be 0.",
+                    "Telemetry records dropped per second, by signal, and minutes of the processes' history that the database did not take within three hours. Should be 0.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_DROPPED)}[$__rate_interval]))", "{{signal}}"),
-                ),
-                time_series(
-                    "Minutes of history dropped",
-                    "Minutes of what a process did that the database did not take within three hours. Should be 0.",
-                    "short",
-                    Prom(f"sum by (job) (increase({series(t.MINUTES_DROPPED)}[$__rate_interval]))", "{{job}}"),
+                    Prom(f"sum(rate({series(t.MINUTES_DROPPED)}[$__rate_interval]))", "minutes of history"),
                 ),
                 time_series(
                     "Time without an answer",

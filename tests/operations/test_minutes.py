@@ -52,7 +52,7 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     await watched.end_minute()
     await watched.write()
 
-    first, second = await db.fetch("SELECT * FROM process_minute ORDER BY minute, seconds DESC")
+    first, second = await db.fetch("SELECT * FROM process_minute WHERE instance = 'i1' ORDER BY minute, seconds DESC")
     counted = {
         (row["operation"], row["outcome"]): row["calls"] for row in await db.fetch(f"{CALLS} WHERE id = $1", first["id"])
     }
