@@ -6,7 +6,7 @@ is at most 3 times (for waits and lags 10 times) the one before, and they are in
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -19,7 +19,7 @@ from handoff.store import performance
 from handoff.store.connect import Connection
 from handoff.store.statistics import PLACES_MAX, Asked, Statistics
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S
+from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S, Row
 
 _SUMS: Final = ("seconds", "cpu_s", "memory_byte_s", "pool_timeouts", "cache_hits", "cache_misses", "cache_errors")
 Histogram = Sequence[int]
@@ -32,7 +32,7 @@ async def _performance(conn: Connection, asked: Asked, _limit_s: float) -> Stati
     for row in rows:
         by_start[row["start"]].append(row)
         by_operation[row["operation"]].append(row)
-    operations = [{"operation": name, **_calls(of_it)} for name, of_it in by_operation.items()]
+    operations: list[dict[str, Any]] = [{"operation": name, **_calls(of_it)} for name, of_it in by_operation.items()]
     operations.sort(key=lambda it: (-it["calls"], it["operation"]))
     buckets = {start: _calls(of_it) for start, of_it in by_start.items()}
     return Statistics(_calls(rows), _calls(()), buckets, {"operation": operations[:PLACES_MAX]})
@@ -46,7 +46,7 @@ async def _resources(conn: Connection, asked: Asked, _limit_s: float) -> Statist
     return Statistics(_kinds(rows), {}, {start: _kinds(of_it) for start, of_it in by_start.items()}, {})
 
 
-def _calls(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _calls(rows: Iterable[Row]) -> dict[str, Any]:
     """Calls by how they ended, and the durations of those that succeeded."""
     counts: Counter[str] = Counter()
     durations: list[Histogram] = []
@@ -63,14 +63,14 @@ def _calls(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+def _kinds(rows: Iterable[Row]) -> dict[str, Any]:
+    by_kind: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_kind[row["kind"]].append(row)
     return {kind: _used(of_it) for kind, of_it in sorted(by_kind.items())}
 
 
-def _used(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _used(rows: Sequence[Row]) -> dict[str, Any]:
     """What processes of one kind used: means per process, and the most that any of them used."""
     sums = {name: sum(row[name] for row in rows) for name in _SUMS}
     gets = sums["cache_hits"] + sums["cache_misses"]

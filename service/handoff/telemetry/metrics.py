@@ -222,6 +222,9 @@ SERIES: Final = Gauge("handoff.series", "{series}", "Series that the detector wa
 SERIES_REFUSED: Final = Gauge(
     "handoff.series.refused", "{series}", "Series that are not watched because there are as many as there may be."
 )
+PROMQL_FAILED: Final = Gauge(
+    "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
+)
 DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
 ANOMALIES: Final = Counter(
     "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
@@ -277,6 +280,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_FULL_IN,
     SERIES,
     SERIES_REFUSED,
+    PROMQL_FAILED,
     DETECTOR_LAG,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
