@@ -1,19 +1,24 @@
 """Series that operators name are read from Prometheus, whose absence is said once and fails nothing."""
 
 import json
+import re
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs
 
+import anyio.to_thread
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
 from handoff.app import open_app
+from handoff.cli.backtest import backtest_command
+from handoff.cli.parser import parser
 from handoff.context import App
 from handoff.jobs import promql
 from handoff.operations import prometheus
@@ -45,6 +50,11 @@ def matrix(asked: dict[str, str]) -> tuple[int, bytes]:
         for queue, last in (("a", "7"), ("b", "NaN"))
     ]
     return 200, json.dumps({"status": "success", "data": {"resultType": "matrix", "result": found}}).encode()
+
+
+def constant(status: int, body: bytes, _: dict[str, str]) -> tuple[int, bytes]:
+    """The same, whatever is asked."""
+    return status, body
 
 
 @pytest.fixture
@@ -87,13 +97,13 @@ async def test_what_an_operator_names_is_read_and_a_prometheus_that_is_away_is_t
         began = datetime.now(UTC).replace(second=0, microsecond=0)
         await promql.run(app)
         first = await db.fetch(POINTS)
-        for wrong in (
-            lambda _: (400, b'{"status": "error", "error": "parse error"}'),
-            lambda _: (200, b"<html>"),
-            lambda _: (200, b"[" + b"1," * 10_000),
-            lambda _: (200, b'{"status": "success", "data": {"result": [{"metric": null}]}}'),
+        for status, body in (
+            (400, b'{"status": "error", "error": "parse error"}'),
+            (200, b"<html>"),
+            (200, b"[" + b"1," * 10_000),
+            (200, b'{"status": "success", "data": {"result": [{"metric": null}]}}'),
         ):
-            answer[0] = wrong
+            answer[0] = partial(constant, status, body)
             await promql.run(app)
             assert metrics.PROMQL_FAILED.value() == 1
         assert await db.fetch(POINTS) == first
@@ -113,6 +123,26 @@ async def test_what_an_operator_names_is_read_and_a_prometheus_that_is_away_is_t
     assert ends[-1] >= began.timestamp()
     said = [(line["event"], line.get("error")) for line in logged if line["event"].startswith("promql.")]
     assert said == [("promql.failed", "it refused: parse error"), ("promql.read", None)]
+
+
+async def test_a_backtest_judges_an_expression(
+    answers: tuple[str, list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def jumps(asked: dict[str, str]) -> tuple[int, bytes]:
+        ends = range(int(float(asked["start"])), int(float(asked["end"])) + 1, int(asked["step"]))
+        usual = [[end, str(100 + end * 7_919 // 60 % 13)] for end in ends]
+        found = [
+            {"metric": {"queue": queue}, "values": [*usual[:-10], *([at, value] for at, _ in usual[-10:])]}
+            for queue, value in (("a", "100"), ("b", "900"))
+        ]
+        return 200, json.dumps({"status": "success", "data": {"result": found}}).encode()
+
+    answers[1][0] = jumps
+    asked = ["backtest", "--promql", "m", "--prometheus", answers[0], "--since", "3h"]
+    code = await anyio.to_thread.run_sync(backtest_command, parser().parse_args(asked))
+    *alerts, last = capsys.readouterr().out.splitlines()
+    assert (code, "about 2 series since" in last) == (0, True)
+    assert {re.split("strength .*%  ", line)[1].split(" is ")[0] for line in alerts} == {"m (queue b)"}
 
 
 async def test_without_an_address_nothing_is_read(app: App, db: asyncpg.Connection) -> None:
