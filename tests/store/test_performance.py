@@ -165,6 +165,10 @@ async def test_points_of_series_add_up_all_processes_and_come_again_for_minutes_
     assert {at for _, at in await found()} == {late}
     await performance.write(db, bucket(early, "service", seen, [], 4))  # another process, whose database was away
     assert (await found())["calls", early] == (6, None)
+    await performance.write(db, bucket(late, "service", [(late, "get_inbox", "ok", 30.0)], [], 5))
+    points = await performance.points(db, late, now)
+    assert {it.spec.labels["operation"] for it in points if it.spec.name == "calls"} == {"t", "get_inbox"}
+    assert {it.spec.labels["operation"] for it in points if it.spec.name == "calls.duration_p95"} == {"t"}
 
 
 def test_a_quantile_of_a_histogram_lies_in_the_bucket_of_the_quantile_of_its_values() -> None:

@@ -23,6 +23,7 @@ from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S
 Outcome = Literal["ok", "refused", "failed", "cancelled"]  # cancelled: the caller has gone, which is no error
 Grain = Literal["hour", "day"]
 MINUTES_KEPT: Final = timedelta(days=31)  # at most; hours and days are kept for as long as the longest policy keeps metrics
+WAITS: Final = frozenset({"get_inbox"})  # how long they take is how long nothing happened
 ROWS_MAX: Final = 100_000  # read at a time: a year of days, with 250 combinations of operation and outcome
 
 # A bucket that is there already changes nothing. The rows of hours and days are locked in one order by all processes.
@@ -185,7 +186,8 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
     """The points of the minutes from `since` to before `until`, and again of earlier ones that were written since then.
 
     Of each operation: calls, the ratios of those that failed and that were refused, and the 95th percentile of the duration
-    of those that succeeded. Of each kind of process: CPUs, memory, disk, the event loop's lag, the pool, the cache's hits.
+    of those that succeeded, except where a call waits for something to happen. Of each kind of process: CPUs, memory, disk,
+    the event loop's lag, the pool, and the cache's hits.
     """
     found: list[Point] = []
     by_operation: dict[tuple[datetime, str], dict[str, list[int]]] = {}
@@ -200,7 +202,7 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
             Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, counts[outcome], total)
             for outcome in ("failed", "refused")
         ]
-        if "ok" in durations:
+        if "ok" in durations and operation not in WAITS:
             p95_s = quantile(0.95, CALL_S, durations["ok"])
             found.append(Point(Spec("calls.duration_p95", "duration", "gap", labels), minute, p95_s))
     for row in await conn.fetch(MINUTES, since, until):
