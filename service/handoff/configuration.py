@@ -14,6 +14,7 @@ from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX
 POLICY_CHARS_MAX: Final = 50
 POLICIES_MAX: Final = 50
 FILTERS_MAX: Final = 100
+PROMQL_MAX: Final = 20  # expressions, of at most 100 series each; all are read within a minute
 DOCUMENT_BYTES_MAX: Final = 32 << 10  # of a version, as JSON: about 12,000 tokens
 DEFAULT_POLICY: Final = "standard"  # which register_session uses if the call names none
 JOB_INTERVAL_S_MIN: Final = 1.0
@@ -172,6 +173,14 @@ class LogFilter(_Model):
         return self
 
 
+class PromqlSeries(_Model):
+    """What is read from Prometheus once a minute and judged as a series; each set of labels is a series of its own."""
+
+    expression: Annotated[str, Field(min_length=1, max_length=1_000)]
+    kind: Literal["counter", "count", "duration", "level"] = "level"  # a ratio without its parts is a level
+    absence: Literal["zero", "gap", "alert"] = "gap"
+
+
 def _are_thresholds(value: dict[str, Any]) -> dict[str, float]:
     for name in value:
         if name not in THRESHOLDS:
@@ -187,6 +196,9 @@ def _are_intervals(value: dict[str, Any]) -> dict[str, float]:
     return {name: _number_in(it, JOB_INTERVAL_S_MIN, JOB_INTERVAL_S_MAX, name) for name, it in value.items()}
 
 
+SeriesName = Annotated[str, Field(max_length=100, pattern=NAME_PATTERN)]
+
+
 class MonitoringConfig(_Model):
     """What is watched, how often, and what is logged. What is left out has its default."""
 
@@ -194,6 +206,7 @@ class MonitoringConfig(_Model):
     job_intervals_s: Annotated[dict[str, Any], AfterValidator(_are_intervals)] = Field(default_factory=dict)
     log_level: LogLevel | None = None
     log_filters: Annotated[list[LogFilter], Field(max_length=FILTERS_MAX)] = Field(default_factory=list)  # the first decides
+    promql: Annotated[dict[SeriesName, PromqlSeries], Field(max_length=PROMQL_MAX)] = Field(default_factory=dict)
 
 
 PolicyName = Annotated[str, Field(max_length=POLICY_CHARS_MAX, pattern=NAME_PATTERN)]

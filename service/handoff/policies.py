@@ -203,6 +203,7 @@ class Policies:
             thresholds={**theirs.thresholds, **ours.thresholds},
             job_intervals_s={**theirs.job_intervals_s, **ours.job_intervals_s},
             log_level=level,
+            promql={**theirs.promql, **ours.promql},
         )
         return merged.model_copy(update={"log_filters": filters})
 

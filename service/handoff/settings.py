@@ -310,6 +310,12 @@ class Settings(BaseSettings):
         "serving process, leases stand still.",
     )
 
+    prometheus_url: SecretStr | None = Field(
+        default=None,
+        description="Address of a Prometheus, beginning with http:// or https://, from which the worker reads the series "
+        "that `monitoring.promql` of the configuration names. If not set, none is read.",
+    )
+
     # Alerts
     watchdog_timeout_s: float = Field(
         default=0.0,
@@ -388,6 +394,13 @@ class Settings(BaseSettings):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         if value is not None and "," in urlsplit(value.get_secret_value()).netloc:
             raise ValueError("must name one host; clusters and sentinels are not supported")
+        return value
+
+    @field_validator("prometheus_url")
+    @classmethod
+    def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
         return value
 
     def database_password(self) -> str | None:

@@ -1,4 +1,4 @@
-"""`handoff backtest`: what the detector would have said of a metric's past, read from a CSV file."""
+"""`handoff backtest`: what the detector would have said of a metric's past, read from a CSV file or from our history."""
 
 import csv
 import sys
@@ -24,8 +24,15 @@ class Unreadable(Exception):
 
 def backtest_command(arguments: Namespace) -> int:
     """Print what would have been told, and how often that is."""
+    if arguments.file is None:
+        from handoff.cli.backtest_history import history_command
+
+        return history_command(arguments)
+    if used := [name for name in ("since", "series", "promql", "prometheus") if getattr(arguments, name) is not None]:
+        print(f"--{used[0]} does not go with a file: a file is judged whole. Leave one of them out.", file=sys.stderr)
+        return 2
     try:
-        zone = _zone(arguments.timezone)
+        zone = zone_of(arguments.timezone)
         points = list(_points(arguments.file, zone))
     except (Unreadable, OSError) as error:
         print(error, file=sys.stderr)
@@ -66,7 +73,8 @@ def _print(found: "Replay", zone: tzinfo, weeks: float) -> None:
     print(f"{count} {'alert' if count == 1 else 'alerts'}{rate}. Nothing is said about the first 40 points.")
 
 
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
+    """The time zone of this name. Raises Unreadable."""
     try:
         return UTC if name == "UTC" else ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:

@@ -125,7 +125,18 @@ def _add_facts(facts: argparse.ArgumentParser) -> None:
 
 
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
-    backtest.add_argument("file", type=Path, help="a CSV file of times and values; an empty value was not measured")
+    backtest.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help="a CSV file of times and values; an empty value was not measured. Without one, the series in the database",
+    )
+    backtest.add_argument("--since", metavar="SPAN", help="how far back, as 12h, 30d or 4w, without a file (default 30d)")
+    backtest.add_argument(
+        "--series", metavar="NAME", help="only this series of the database: its name, with or without labels"
+    )
+    backtest.add_argument("--promql", metavar="EXPR", help="judge this expression on a Prometheus instead")
+    backtest.add_argument("--prometheus", metavar="URL", help="its address (HANDOFF_PROMETHEUS_URL)")
     backtest.add_argument(
         "--kind",
         choices=["level", "counter", "count", "duration"],

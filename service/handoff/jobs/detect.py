@@ -103,16 +103,11 @@ async def _judge(conn: Connection, rows: Sequence[Record], at: datetime, until: 
             minute = int((point["bucket"] - at) / series.MINUTE)
             values[minute, place] = point["value"]
             of[minute, place] = np.nan if point["of"] is None else point["of"]
-    given = [Series(_name(row), Kind(row["kind"]), Absence(row["absence"])) for row in rows]
+    given = [Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"])) for row in rows]
     for place, row in enumerate(rows):
         if row["version"] == _version():
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
     return await asyncio.to_thread(go_on, given, int(at.timestamp()), values, of)
-
-
-def _name(row: Record) -> str:
-    labels = ", ".join(f"{name} {value}" for name, value in row["labels"].items())
-    return f"{row['name']} ({labels})" if labels else row["name"]
 
 
 def _anomalies(rows: Sequence[Record], found: "Sequence[Found]", warm_up_s: float) -> list[Anomaly]:

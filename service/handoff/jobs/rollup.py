@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from handoff.context import App
-from handoff.store import rollups, series
+from handoff.store import performance, rollups, series
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
 
 INTERVAL_S: Final = 60.0
-SOURCES: Final = (rollups.from_events,)
+SOURCES: Final = (rollups.from_events, performance.points)
 LATE: Final = timedelta(minutes=5)  # read again each time: a transaction that began earlier may have been committed since
 FIRST: Final = timedelta(days=14)  # of the past that a new installation of the series begins with
 _RUN_MAX: Final = timedelta(hours=6)  # per transaction, so that catching up after weeks takes bounded memory

@@ -16,6 +16,7 @@ from handoff.jobs import (
     expire,
     integrity,
     measure,
+    promql,
     retention,
     rollup,
     settle,
@@ -57,6 +58,7 @@ JOBS: Final = (
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
     Job("trends", lambda _: trends.INTERVAL_S, trends.run),
     Job("rollup", lambda _: rollup.INTERVAL_S, rollup.run),
+    Job("promql", lambda _: promql.INTERVAL_S, promql.run, promql.LIMIT_S),
     Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

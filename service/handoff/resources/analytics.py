@@ -4,7 +4,9 @@ from typing import Any, Final
 
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
+from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
+from handoff.resources.analytics_performance import PERFORMANCE, RESOURCES
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
 from handoff.resources.analytics_trends import CAPACITY, TRENDS
 from handoff.resources.contract import Resource
@@ -15,6 +17,9 @@ TYPES: Final[dict[str, Type]] = {
     "context": CONTEXT,
     "trends": TRENDS,
     "capacity": CAPACITY,
+    "performance": PERFORMANCE,
+    "resources": RESOURCES,
+    "anomalies": ANOMALIES,
 }
 
 
@@ -53,8 +58,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; you see your own, the scope admin sees all. For admin only: "
-    "trends and capacity, which the worker computes once an hour.",
+    "day, week or month (granularity) from since to until; anomalies, newest first. You see your own; the scope admin sees "
+    "all, and performance (per operation), resources (CPU, memory, pool, cache), trends and capacity.",
     AnalyticsQuery,
     read_analytics,
 )

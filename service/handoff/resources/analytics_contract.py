@@ -20,6 +20,7 @@ class AnalyticsQuery(Query):
     granularity: Granularity = "day"
     agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
     policy: Annotated[str | None, Field(max_length=100, pattern=NAME_PATTERN)] = None
+    operation: Annotated[str | None, Field(max_length=100, pattern=r"^[\w/:.-]+$")] = None
     cursor: CursorArg = None
     limit: LimitArg = 50
 

@@ -21,18 +21,20 @@ _RANGE: Final[dict[Granularity, timedelta]] = {  # without `since`
     "week": timedelta(weeks=26),
     "month": timedelta(days=366),
 }
-_PART_OF: Final = {"agent": "agents", "policy": "policies", "route": "routes", "type": "types"}
+_PART_OF: Final = {"agent": "agents", "policy": "policies", "route": "routes", "type": "types", "operation": "operations"}
 
 Read = Callable[[Connection, Asked, float], Awaitable[Statistics]]
 
 
-async def _read(read: Read, name: str, call: Call, query: AnalyticsQuery, agent: str | None) -> dict[str, Any]:
+async def read_statistics(read: Read, name: str, call: Call, query: AnalyticsQuery, agent: str | None) -> dict[str, Any]:
+    """A page of the statistics that `read` reads. Raises Invalid if the range is empty or has too many buckets."""
     _asked(query, agent)  # which raises Invalid
     question = {
         "since": query.since.isoformat() if query.since else "",
         "until": query.until.isoformat() if query.until else "",
         "granularity": query.granularity,
         "policy": query.policy or "",
+        "operation": query.operation or "",
     }
     app = call.app
     key = figures_key(address(app.settings), name, agent, question)
@@ -66,7 +68,7 @@ def _asked(query: AnalyticsQuery, agent: str | None) -> Asked:
             "The range from since to until is empty, or in the future.",
             "Repeat the call with a since that is before until and before now, both with a time zone.",
         )
-    asked = Asked(since, until, granularity, query.policy, agent)
+    asked = Asked(since, until, granularity, query.policy, agent, query.operation)
     if until - since > BUCKETS_MAX * timedelta(days=31) or len(statistics.buckets_of(asked)) > BUCKETS_MAX:
         raise Invalid(
             "range_too_large",
@@ -107,6 +109,6 @@ def _page(value: dict[str, Any], query: AnalyticsQuery, bytes_max: int) -> dict[
 
 
 _PARAMETERS: Final = frozenset({"since", "until", "granularity", "agent", "policy", "cursor", "limit"})
-SESSIONS: Final = Type(partial(_read, statistics.sessions, "sessions"), _PARAMETERS)
-HANDOFFS: Final = Type(partial(_read, statistics.handoffs, "handoffs"), _PARAMETERS)
-CONTEXT: Final = Type(partial(_read, statistics.context, "context"), _PARAMETERS)
+SESSIONS: Final = Type(partial(read_statistics, statistics.sessions, "sessions"), _PARAMETERS)
+HANDOFFS: Final = Type(partial(read_statistics, statistics.handoffs, "handoffs"), _PARAMETERS)
+CONTEXT: Final = Type(partial(read_statistics, statistics.context, "context"), _PARAMETERS)

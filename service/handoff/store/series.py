@@ -48,6 +48,10 @@ PUT = """
 POINTS = """
     SELECT series_id, bucket, value, of FROM series_point WHERE bucket >= $1 AND bucket < $2 ORDER BY bucket, series_id
 """
+POINTS_OF = """
+    SELECT series_id, bucket, value, of FROM series_point
+     WHERE bucket >= $1 AND bucket < $2 AND series_id = ANY ($3) ORDER BY bucket, series_id
+"""
 PROGRESS = "SELECT at FROM analytics_progress WHERE stage = $1"
 ADVANCE = """
     INSERT INTO analytics_progress (stage, at) VALUES ($1, $2) ON CONFLICT (stage) DO UPDATE SET at = excluded.at
@@ -97,6 +101,12 @@ def label_key(labels: Mapping[str, str]) -> str:
     return to_json(dict(sorted(labels.items()))).decode()
 
 
+def shown(row: Record) -> str:
+    """The name of a series for people, with its labels."""
+    labels = ", ".join(f"{name} {value}" for name, value in row["labels"].items())
+    return f"{row['name']} ({labels})" if labels else row["name"]
+
+
 async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int:
     """Write points, and register the series that are new; return how many series were refused because there are too many.
 
@@ -135,6 +145,11 @@ async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int
 async def points(conn: Connection, since: datetime, until: datetime) -> list[Record]:
     """The points of all series from `since` to before `until`, in the order of time."""
     return await conn.fetch(POINTS, since, until)
+
+
+async def points_of(conn: Connection, ids: Sequence[int], since: datetime, until: datetime) -> list[Record]:
+    """The points of some series from `since` to before `until`, in the order of time."""
+    return await conn.fetch(POINTS_OF, since, until, ids)
 
 
 async def progress(conn: Connection, stage: Stage) -> datetime | None:

@@ -143,6 +143,7 @@ class Asked:
     granularity: Granularity
     policy: str | None = None
     agent: str | None = None
+    operation: str | None = None  # for the calls of processes only
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,6 +222,9 @@ SERIES: Final = Gauge("handoff.series", "{series}", "Series that the detector wa
 SERIES_REFUSED: Final = Gauge(
     "handoff.series.refused", "{series}", "Series that are not watched because there are as many as there may be."
 )
+PROMQL_FAILED: Final = Gauge(
+    "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
+)
 DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
 ANOMALIES: Final = Counter(
     "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
@@ -250,6 +253,9 @@ SIGNAL_SENT: Final = Counter("handoff.telemetry.sent", "{record}", "Records expo
 SIGNAL_DROPPED: Final = Counter(
     "handoff.telemetry.dropped", "{record}", "Records dropped since the process started.", SIGNAL
 )
+MINUTES_DROPPED: Final = Counter(
+    "handoff.minutes.dropped", "{minute}", "Minutes of this process's history that the database did not take in time."
+)
 SIGNAL_AWAY: Final = Gauge("handoff.telemetry.away", "s", "How long the receiver has not answered.", SIGNAL)
 
 # What only the leader knows. A process that stops leading no longer exports these, and queries take them from the leader.
@@ -274,6 +280,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_FULL_IN,
     SERIES,
     SERIES_REFUSED,
+    PROMQL_FAILED,
     DETECTOR_LAG,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(

@@ -1,0 +1,87 @@
+"""What processes counted goes through the rollup and the detector as any other series."""
+
+import re
+from dataclasses import replace
+from datetime import datetime, timedelta
+from random import Random
+
+import anyio
+import anyio.to_thread
+import asyncpg
+import pytest
+
+from handoff.cli.backtest import backtest_command
+from handoff.cli.parser import parser
+from handoff.context import App
+from handoff.jobs import detect, rollup
+from handoff.settings import Settings
+from handoff.store import performance
+from handoff.store.performance import Calls, Outcome
+from tests.store.test_performance import bucket
+
+MINUTES, FAILING = 300, 10  # of which the last ones fail
+FOUND = """
+    SELECT DISTINCT labels->>'operation' AS operation FROM anomaly JOIN series ON id = series_id
+     WHERE name = $1 AND NOT shadow
+"""
+
+SAID = """
+    SELECT bucket, sentence FROM anomaly JOIN series ON id = series_id WHERE name = 'calls.failed_ratio' ORDER BY bucket
+"""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"series_warm_up_s": 3_600.0})
+
+
+async def past(db: asyncpg.Connection) -> None:
+    """Five hours of two tools, one of which fails half of its calls at the end."""
+    random = Random(5)  # noqa: S311 - repeats the same past
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    for ago in range(MINUTES, 0, -1):
+        calls: list[Calls] = []
+        for tool in ("update_context", "get_inbox"):
+            total = random.randrange(40, 60)
+            failed = total // 2 if tool == "get_inbox" and ago <= FAILING else int(random.random() < 0.2)
+            counts: tuple[tuple[Outcome, int], ...] = (("ok", total - failed), ("failed", failed))
+            calls += [Calls(tool, outcome, [0, 0, 0, n, *[0] * 15]) for outcome, n in counts]
+        await performance.write(db, replace(bucket(now - timedelta(minutes=ago), "service", [], [], 1), calls=calls))
+
+
+async def test_a_jump_in_the_error_ratio_of_a_tool_becomes_an_anomaly_of_that_tool_and_a_backtest_says_the_same(
+    app: App,
+    database_url: str,
+    db: asyncpg.Connection,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await past(db)
+    await rollup.run(app)
+    await detect.run(app)
+    assert {row["operation"] for row in await db.fetch(FOUND, "calls.failed_ratio")} == {"get_inbox"}
+    assert not await db.fetch(FOUND, "calls")
+
+    monkeypatch.setenv("HANDOFF_DATABASE_URL", database_url)
+
+    async def backtest(*arguments: str) -> tuple[int, str, str]:
+        code = await anyio.to_thread.run_sync(backtest_command, parser().parse_args(["backtest", *arguments]))
+        out, error = capsys.readouterr()
+        return code, out, error
+
+    said = await db.fetch(SAID)
+    capsys.readouterr()
+    code, out, _ = await backtest("--since", "1d", "--series", "calls.failed_ratio (operation get_inbox)")
+    *lines, last = out.splitlines()
+    assert (code, [line[:16] for line in lines]) == (0, [f"{row['bucket']:%Y-%m-%d %H:%M}" for row in said])
+    assert all(line.endswith(row["sentence"]) for line, row in zip(lines, said, strict=True))
+    assert re.match(rf"{len(said)} alerts?, about 1 series since ", last)
+    for wrong, says in (
+        (("--series", "no.such"), "There is no series 'no.such'."),
+        (("--since", "5"), "--since '5' is not understood."),
+        (("--promql", "up"), "--promql needs a Prometheus"),
+        (("--promql", "up", "--prometheus", "http://127.0.0.1:9"), "Prometheus could not be asked: it does not answer"),
+        (("x.csv", "--since", "1d"), "--since does not go with a file"),
+    ):
+        code, _, error = await backtest(*wrong)
+        assert (code, says in error) == (2, True), error

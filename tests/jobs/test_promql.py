@@ -1,0 +1,155 @@
+"""Series that operators name are read from Prometheus, whose absence is said once and fails nothing."""
+
+import json
+import re
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs
+
+import anyio.to_thread
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from handoff.app import open_app
+from handoff.cli.backtest import backtest_command
+from handoff.cli.parser import parser
+from handoff.context import App
+from handoff.jobs import promql
+from handoff.operations import prometheus
+from handoff.settings import Settings
+from handoff.store.connect import transact
+from handoff.telemetry import metrics
+
+CONFIGURATION = """
+[monitoring.promql.queue]
+expression = "sum by (queue) (messages)"
+kind = "count"
+absence = "zero"
+"""
+POINTS = """
+    SELECT name, labels::text, kind, absence, bucket, value FROM series_point JOIN series ON id = series_id
+     WHERE name LIKE 'promql.%' ORDER BY labels, bucket
+"""
+Answer = Callable[[dict[str, str]], tuple[int, bytes]]
+
+
+def matrix(asked: dict[str, str]) -> tuple[int, bytes]:
+    """Two series, each with its time as its value; one of them is not a number at the end."""
+    ends = range(int(float(asked["start"])), int(float(asked["end"])) + 1, int(asked["step"]))
+    found = [
+        {
+            "metric": {"__name__": "m", "queue": queue},
+            "values": [[end, last if end == ends[-1] else str(end)] for end in ends],
+        }
+        for queue, last in (("a", "7"), ("b", "NaN"))
+    ]
+    return 200, json.dumps({"status": "success", "data": {"resultType": "matrix", "result": found}}).encode()
+
+
+def constant(status: int, body: bytes, _: dict[str, str]) -> tuple[int, bytes]:
+    """The same, whatever is asked."""
+    return status, body
+
+
+@pytest.fixture
+def answers() -> Generator[tuple[str, list[Answer]]]:
+    """A server that answers as Prometheus does: its address, and what answers."""
+    answer: list[Answer] = [matrix]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
+            status, body = answer[0]({name: values[0] for name, values in asked.items()})
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", answer
+        server.shutdown()
+
+
+async def test_what_an_operator_names_is_read_and_a_prometheus_that_is_away_is_told_once(
+    settings: Settings,
+    answers: tuple[str, list[Answer]],
+    tmp_path: Path,
+    db: asyncpg.Connection,
+    logged: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prometheus, "ANSWER_BYTES_MAX", 10_000)
+    url, answer = answers
+    file = tmp_path / "handoff.toml"
+    file.write_text(CONFIGURATION)
+    with_both = {"prometheus_url": SecretStr(url), "config_file": file}
+    async with open_app(settings.model_copy(update=with_both)) as app:
+        began = datetime.now(UTC).replace(second=0, microsecond=0)
+        await promql.run(app)
+        first = await db.fetch(POINTS)
+        for status, body in (
+            (400, b'{"status": "error", "error": "parse error"}'),
+            (200, b"<html>"),
+            (200, b"[" + b"1," * 10_000),
+            (200, b'{"status": "success", "data": {"result": [{"metric": null}]}}'),
+        ):
+            answer[0] = partial(constant, status, body)
+            await promql.run(app)
+            assert metrics.PROMQL_FAILED.value() == 1
+        assert await db.fetch(POINTS) == first
+        answer[0] = matrix
+        await promql.run(app)
+        assert metrics.PROMQL_FAILED.value() == 0
+        assert await transact(app.pool, lambda conn: conn.fetchval("SELECT 1")) == 1
+
+    of_a = [row for row in first if "a" in json.loads(row["labels"]).values()]
+    assert {(row["name"], row["labels"], row["kind"], row["absence"]) for row in first} == {
+        ("promql.queue", f'{{"queue": "{queue}"}}', "count", "zero") for queue in "ab"
+    }
+    ends = [row["bucket"].timestamp() + 60 for row in of_a]
+    assert [row["value"] for row in of_a] == [*ends[:-1], 7]
+    assert len(of_a) == 5
+    assert len(first) == 9  # what is not a number is no point
+    assert ends[-1] >= began.timestamp()
+    said = [(line["event"], line.get("error")) for line in logged if line["event"].startswith("promql.")]
+    assert said == [("promql.failed", "it refused: parse error"), ("promql.read", None)]
+
+
+async def test_a_backtest_judges_an_expression(
+    answers: tuple[str, list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def jumps(asked: dict[str, str]) -> tuple[int, bytes]:
+        ends = range(int(float(asked["start"])), int(float(asked["end"])) + 1, int(asked["step"]))
+        usual = [[end, str(100 + end * 7_919 // 60 % 13)] for end in ends]
+        found = [
+            {"metric": {"queue": queue}, "values": [*usual[:-10], *([at, value] for at, _ in usual[-10:])]}
+            for queue, value in (("a", "100"), ("b", "900"))
+        ]
+        return 200, json.dumps({"status": "success", "data": {"result": found}}).encode()
+
+    answers[1][0] = jumps
+    asked = ["backtest", "--promql", "m", "--prometheus", answers[0], "--since", "3h"]
+    code = await anyio.to_thread.run_sync(backtest_command, parser().parse_args(asked))
+    *alerts, last = capsys.readouterr().out.splitlines()
+    assert (code, "about 2 series since" in last) == (0, True)
+    assert {re.split("strength .*%  ", line)[1].split(" is ")[0] for line in alerts} == {"m (queue b)"}
+
+
+async def test_without_an_address_nothing_is_read(app: App, db: asyncpg.Connection) -> None:
+    await promql.run(app)
+    assert await db.fetch(POINTS) == []
+
+
+def test_an_address_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="must begin with http"):
+        Settings(prometheus_url=SecretStr("ftp://prometheus"))
