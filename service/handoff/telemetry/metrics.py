@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
-from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.model import EntryType, HandoffAction, HandoffState, Loop, RequestType, SessionStatus
 from handoff.secret_patterns import KINDS
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
@@ -51,6 +51,7 @@ COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
 TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; the archive counts as one
+LOOP: Final = Attribute("handoff.loop", get_args(Loop))
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
@@ -119,6 +120,9 @@ REPLAYS: Final = Counter(
 # Handoffs
 TRANSITIONS: Final = Counter(
     "handoff.transitions", "{transition}", "Handoff state changes that were committed.", ACTION, TYPE
+)
+LOOP_WARNINGS: Final = Counter(
+    "handoff.loop.warnings", "{handoff}", "Offers whose sender was warned that the session goes in circles.", LOOP
 )
 TIME_TO_ACCEPT: Final = Histogram("handoff.time_to_accept", "s", "Time from offer to acceptance.", PEOPLE_S, TYPE)
 TIME_TO_COMPLETE: Final = Histogram("handoff.time_to_complete", "s", "Time from acceptance to completion.", PEOPLE_S, TYPE)
