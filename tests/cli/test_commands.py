@@ -287,7 +287,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0021_quarantine.sql",
         "0022_storage_size.sql",
         "0027_handoffs_by_creation.sql",
-        "0028_handoff_loop.sql",
+        "0028_loops_and_recommendations.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

@@ -15,6 +15,7 @@ from handoff.jobs import (
     expire,
     integrity,
     measure,
+    recommend,
     retention,
     settle,
     stale_alerts,
@@ -51,6 +52,7 @@ JOBS: Final = (
     Job("certificates", lambda settings: settings.certificates_interval_s, certificates.run),
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
     Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
+    Job("recommend", lambda _: recommend.INTERVAL_S, recommend.run),
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

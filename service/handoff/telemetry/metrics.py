@@ -52,6 +52,7 @@ SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
 TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; the archive counts as one
 LOOP: Final = Attribute("handoff.loop", get_args(Loop))
+RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recommendations.py
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
@@ -214,6 +215,9 @@ STORAGE_SIZE: Final = Gauge("handoff.storage.size", "By", "What a table takes on
 STORAGE_GROWTH: Final = Gauge("handoff.storage.growth", "By", "Growth of all tables per day, over the last 7 days.")
 STORAGE_LIMIT: Final = Gauge("handoff.storage.limit", "By", "What all tables may take on disk; 0 without a limit.")
 STORAGE_FULL_IN: Final = Gauge("handoff.storage.full_in", "s", "Time until the limit is reached at the present growth.")
+RECOMMENDATIONS: Final = Gauge(
+    "handoff.recommendations", "{recommendation}", "Open recommendations, by kind.", RECOMMENDATION
+)
 QUARANTINED: Final = Gauge(
     "handoff.quarantine", "{session}", "Sessions set aside because something in them does not fit, by reason.", DAMAGE
 )
@@ -262,6 +266,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     JOB_INTERVAL,
     JOBS_PAUSED,
     QUARANTINED,
+    RECOMMENDATIONS,
     STORAGE_SIZE,
     STORAGE_GROWTH,
     STORAGE_LIMIT,
