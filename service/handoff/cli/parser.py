@@ -91,8 +91,27 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _sensitivity(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 10:
+        raise argparse.ArgumentTypeError("must be from 0.1 to 10")
+    return value
+
+
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
-    backtest.add_argument("file", type=Path, help="a CSV file of times and values; an empty value was not measured")
+    backtest.add_argument(
+        "file", nargs="+", type=Path, help="a CSV file of times and values; an empty value was not measured"
+    )
+    backtest.add_argument(
+        "--html", type=Path, metavar="OUT", help="also write a page with a plot of each series (extra report)"
+    )
+    backtest.add_argument(
+        "--sensitivity",
+        type=_sensitivity,
+        default=1.0,
+        metavar="N",
+        help="0.1 to 10; at 2, half the strength is enough for an alert (default 1)",
+    )
     backtest.add_argument(
         "--kind",
         choices=["level", "counter", "count", "duration"],
