@@ -114,6 +114,12 @@ PAGE: Final = Page(
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_DROPPED)}[$__rate_interval]))", "{{signal}}"),
                 ),
                 time_series(
+                    "Minutes of history dropped",
+                    "Minutes of what a process did that the database did not take within three hours. Should be 0.",
+                    "short",
+                    Prom(f"sum by (job) (increase({series(t.MINUTES_DROPPED)}[$__rate_interval]))", "{{job}}"),
+                ),
+                time_series(
                     "Time without an answer",
                     "How long the receiver of each signal has not been answering; 0 while it answers. The receiver is the collector, except for stdout.",
                     "s",

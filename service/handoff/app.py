@@ -19,6 +19,7 @@ from handoff.jobs.table import JOBS
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
 from handoff.operations.heartbeat import Heartbeat
+from handoff.operations.minutes import Minutes
 from handoff.operations.presence import Identity, Presence
 from handoff.policies import Policies
 from handoff.server.admission import Admission
@@ -92,7 +93,14 @@ async def open_app(
     )
     app.wakeups.on_configuration.append(policies.wake)
     app.wakeups.start()
-    running = (health.run(), policies.run(), app.alerts.run(), _follow_files(settings, pool, tokens, filters, policies))
+    minutes = Minutes(settings, identity, registry)
+    running = (
+        health.run(),
+        policies.run(),
+        minutes.run(),
+        app.alerts.run(),
+        _follow_files(settings, pool, tokens, filters, policies),
+    )
     background = [asyncio.create_task(task) for task in running]
     try:
         yield app
@@ -101,6 +109,7 @@ async def open_app(
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await app.wakeups.close()
+        await minutes.leave()
         is_drained = await _close(app)
         dropped = {name: it.dropped for name, it in signals.shipments().items()} if signals is not None else None
         log.info("process.stopped", kind=kind, appends_drained=is_drained, telemetry_dropped=dropped)

@@ -39,6 +39,25 @@ class Measured:
 
 
 KINDS: Final[Mapping[str, Kind]] = {
+    "pool_size": Kind(
+        "share of the requests for a connection that waited longer than 50 ms, in 24 hours",
+        0.05,
+        0.02,
+        "Raise HANDOFF_POOL_SIZE if Postgres has connections and CPU to spare; otherwise start another process of the "
+        "service, or look for slow statements first.",
+        "Calls no longer wait for a connection: they take less by the time in the evidence, and none fails for want of one.",
+        "HandoffDatabasePoolExhausted",
+    ),
+    "cache_lifetime": Kind(
+        "share of the reads of the cache that found nothing, in 24 hours",
+        0.95,
+        0.85,
+        "See whether entries are evicted before they are read again: give Redis more memory, or raise "
+        "HANDOFF_CACHE_LOCAL_ENTRIES_MAX without Redis. If none are evicted, sessions change between any two reads, and "
+        "nothing needs to be done.",
+        "Briefs and summaries that did not change are read from the cache instead of being put together again.",
+        "HandoffCacheHitRatioLow",
+    ),
     "slow_query": Kind(
         "mean duration of the statement since it was last measured, in ms",
         200,

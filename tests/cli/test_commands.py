@@ -286,6 +286,8 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0020_idempotency_session.sql",
         "0021_quarantine.sql",
         "0022_storage_size.sql",
+        "0024_series.sql",
+        "0026_performance.sql",
         "0027_handoffs_by_creation.sql",
         "0028_loops_and_recommendations.sql",
     ]

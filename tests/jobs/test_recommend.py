@@ -28,6 +28,11 @@ ACCEPTED = """
     INSERT INTO event (session_id, handoff_id, kind, agent, at, data)
     SELECT (SELECT max(id) FROM session), unnest($1::bigint[]), $2::text, $3::text, now(), $4::jsonb
 """
+PROCESSES = """
+    INSERT INTO process_period (grain, start, kind, seconds, cpu_s, memory_byte_s, memory_max, disk_max, pool_timeouts,
+                                cache_hits, cache_misses, cache_errors, pool_waits, loop_lags)
+    VALUES ('hour', date_trunc('hour', now()), 'service', 60, 1, 1, 1, 0.1, 0, $2, $3, 0, $1, array_fill(0, ARRAY[10]))
+"""
 AGO = "UPDATE {} SET created_at = created_at - interval '4 days'"
 # As the extension has it: what a statement took since the statistics were reset.
 STATEMENTS = """
@@ -80,6 +85,7 @@ async def test_each_kind_opens_on_its_figure_and_closes_with_what_was_measured_a
         " WHERE owner = 'old'"
     )
     await db.execute(STATEMENTS)
+    await db.execute(PROCESSES, [900, 0, 0, 0, 40, 60, 0, 0, 0, 0], 10, 990)
     await recommend.run(app)
     await recommend.run(app)  # a rerun opens nothing twice
 
@@ -92,6 +98,8 @@ async def test_each_kind_opens_on_its_figure_and_closes_with_what_was_measured_a
         "oversized_context": ("alice", 10),
         "retention": ("standard", pytest.approx(6.9, abs=0.2)),
         "slow_query": ("42", 400),
+        "pool_size": ("service", 0.06),
+        "cache_lifetime": ("service", 0.99),
     }
     assert found["oversized_context"]["evidence"]["large_bytes"] == 1_000_010
     assert found["retention"]["evidence"]["archived_days_instead"] == 15
@@ -111,6 +119,8 @@ async def test_each_kind_opens_on_its_figure_and_closes_with_what_was_measured_a
     await db.execute("DELETE FROM event WHERE kind = 'handoff.lapsed'")
     await db.execute(AGO.format("context_entry"))
     await db.execute("DELETE FROM storage_size")
+    await db.execute("DELETE FROM process_period")
+    await db.execute(PROCESSES, [1000, 0, 0, 0, 40, 10, 0, 0, 0, 0], 300, 700)
     await db.execute("UPDATE pg_stat_statements SET calls = calls + 30, total_exec_time = total_exec_time + 300")
     await recommend.run(app)
     await recommend.run(app)
@@ -123,6 +133,8 @@ async def test_each_kind_opens_on_its_figure_and_closes_with_what_was_measured_a
         "lapsing_agent": {"figure": 0, "evidence": {"lapsed": 0, "accepted": 10}},
         "oversized_context": {"figure": None, "evidence": {}},
         "retention": {"figure": None, "evidence": {}},
+        "pool_size": {"figure": 10 / 1050, "evidence": {"waits": 1050, "longer_than_50_ms": 10, "timeouts": 0}},
+        "cache_lifetime": {"figure": 0.7, "evidence": {"hits": 300, "misses": 700}},
     }
     assert closed["rejecting_route"]["measured_after"]["evidence"] == {"rejected": 6, "answered": 30}
     assert closed["slow_query"]["measured_after"]["figure"] == pytest.approx(10)

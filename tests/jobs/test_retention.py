@@ -1,13 +1,18 @@
 """What has outlived its time is deleted in batches, and nothing that is younger or still in use."""
 
+from datetime import UTC, datetime, timedelta
+
 import asyncpg
 import pytest
 
 from handoff.context import App
 from handoff.jobs import retention
+from handoff.store import performance
 from handoff.store import retention as store
 from handoff.telemetry import metrics
 from tests.agents import Agent
+from tests.store.test_performance import BEGAN as NOW
+from tests.store.test_performance import bucket
 
 
 async def test_results_are_kept_as_long_as_a_call_may_be_repeated(app: App, agent: Agent, db: asyncpg.Connection) -> None:
@@ -70,6 +75,24 @@ async def test_the_history_of_alerts_and_health_ends_with_the_longest_policy_and
 
     assert {row["fingerprint"] for row in await db.fetch("SELECT fingerprint FROM alert")} == {"recent", "fires"}
     assert await db.fetchval("SELECT count(*) FROM health_event") == 29
+
+
+async def test_minutes_end_after_a_month_and_hours_and_days_with_the_longest_policy(
+    app: App, db: asyncpg.Connection
+) -> None:
+    for days in (89, 91, 30, 32):
+        await performance.write(
+            db, bucket(datetime.now(UTC) - timedelta(days=days), "service", [(NOW, "t", "ok", 1.0)], [], 0)
+        )
+    await retention.run(app)
+    for table in ("process_minute", "call_minute"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 1, table
+    for table in ("process_period", "call_period"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 6, table
+    await db.execute("UPDATE retention_policy SET metrics_for = interval '7 days'")
+    await retention.run(app)
+    left = [await db.fetchval(f"SELECT count(*) FROM {table}") for table in ("process_minute", "call_period")]
+    assert left == [0, 0]
 
 
 async def test_an_agent_is_forgotten_only_when_nothing_refers_to_it(app: App, agent: Agent, db: asyncpg.Connection) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -113,13 +114,14 @@ async def test_a_chain_too_deep_and_a_session_handed_on_too_often_are_told(agent
 
 
 async def test_an_operator_can_have_loops_refused_and_a_refusal_changes_nothing(
-    settings: Settings, db: asyncpg.Connection
+    settings: Settings, db: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with operating(settings) as (app, agent):
+    (file := tmp_path / "handoff.toml").write_text("[monitoring.loops]\ndepth = 9\nrounds = 9\n")
+    async with operating(settings.model_copy(update={"config_file": file})) as (app, agent):
         await introduce(agent, "alice", "bob")
         await change(agent, {"monitoring": {"loops": {"rounds": 5, "refuse_rounds": 1}}})
         await until(lambda: app.policies.monitoring.loops.refuse_rounds == 1)
-        assert (app.policies.monitoring.loops.rounds, app.policies.monitoring.loops.depth) == (5, 5)
+        assert (app.policies.monitoring.loops.rounds, app.policies.monitoring.loops.depth) == (5, 9)
         key = await agent.session()
         await hand_over(agent, key, "alice", "bob")
         await hand_over(agent, key, "bob", "alice")

@@ -1,4 +1,4 @@
-"""Opens and closes recommendations by what it measures: slow statements, storage, large entries, routes, lapsing leases."""
+"""Opens and closes recommendations by what it measures: waits, cache, slow statements, storage, entries, routes, leases."""
 
 from functools import partial
 from typing import Final

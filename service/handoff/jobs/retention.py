@@ -1,4 +1,4 @@
-"""Deletes what has outlived its time: kept results of calls, the history of alerts and health, agents that left nothing."""
+"""Deletes what has outlived its time: kept results of calls, the history of alerts, health and processes, idle agents."""
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -27,6 +27,10 @@ async def run(app: App) -> None:
         "idempotency": partial(retention.results, kept_for=kept_for),
         "alert": retention.alerts,
         "health_event": retention.health,
+        "process_minute": retention.process_minutes,
+        "call_minute": retention.call_minutes,
+        "process_period": retention.process_periods,
+        "call_period": retention.call_periods,
     }
     deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)

@@ -11,12 +11,14 @@ from handoff.jobs import (
     audit,
     certificates,
     delete,
+    detect,
     dormant,
     expire,
     integrity,
     measure,
     recommend,
     retention,
+    rollup,
     settle,
     stale_alerts,
     storage,
@@ -54,5 +56,7 @@ JOBS: Final = (
     Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
     Job("recommend", lambda _: recommend.INTERVAL_S, recommend.run),
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
+    Job("rollup", lambda _: rollup.INTERVAL_S, rollup.run),
+    Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

@@ -4,12 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from time import monotonic, process_time
 from typing import Final
 
 from handoff.telemetry import metrics
-from handoff.telemetry.instruments import Labels
+from handoff.telemetry.instruments import Labels, quantile
 
 WINDOW_S: Final = 60.0
 FAILURES: Final = frozenset({"internal", "unavailable", "overloaded"})  # codes of calls that fail because of the service
@@ -77,20 +76,6 @@ class Recent:
             last.cpu_s - first.cpu_s,
             sum(active) / len(active),
         )
-
-
-def quantile(q: float, bounds: Sequence[float], counts: Sequence[int]) -> float:
-    """The q-quantile of a histogram, interpolated within its bucket as Prometheus does; 0 if nothing was counted."""
-    rank = q * sum(counts)
-    below = 0
-    for index, total in enumerate(accumulate(counts)):
-        if counts[index] and total >= rank:
-            if index == len(bounds):
-                return bounds[-1]
-            low = bounds[index - 1] if index else 0.0
-            return low + (bounds[index] - low) * (rank - below) / counts[index]
-        below = total
-    return 0.0
 
 
 def _sample() -> _Sample:

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
+from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
 from handoff.resources.analytics_recommendations import RECOMMENDATIONS
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
@@ -13,6 +14,7 @@ TYPES: Final[dict[str, Type]] = {
     "sessions": SESSIONS,
     "handoffs": HANDOFFS,
     "context": CONTEXT,
+    "anomalies": ANOMALIES,
     "recommendations": RECOMMENDATIONS,
 }
 
@@ -52,7 +54,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; recommendations. You see your own; the scope admin sees all.",
+    "day, week or month (granularity) from since to until; anomalies, newest first; recommendations. You see your own; the "
+    "scope admin sees all.",
     AnalyticsQuery,
     read_analytics,
 )

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: kept results of calls, the history of alerts and health, and agents that left nothing.
+"""Deletes what nobody needs any more: kept results of calls, the history of alerts, health and processes, idle agents.
 
 Each statement deletes a bounded number of rows, so that no call waits for it.
 """
@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from handoff.store.connect import Connection
 from handoff.store.lifecycle import change
+from handoff.store.performance import MINUTES_KEPT
 
 BATCH_MAX: Final = 2_000
 
@@ -41,6 +42,23 @@ HEALTH = """
      WHERE id = ANY (ARRAY(SELECT id FROM (SELECT id, at FROM health_event ORDER BY id LIMIT $1) oldest
                             WHERE at < now() - (SELECT max(logs_for) FROM retention_policy)))
 """
+# What processes did: minute by minute for MINUTES_KEPT at most, per hour and day for as long as any policy keeps metrics.
+PROCESS_MINUTES = """
+    DELETE FROM process_minute
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM process_minute
+                              WHERE minute < now() - least($1::interval,
+                                                           (SELECT max(metrics_for) FROM retention_policy))
+                              LIMIT $2))
+"""
+CALL_MINUTES = PROCESS_MINUTES.replace("process_minute", "call_minute")
+PROCESS_PERIODS = """
+    DELETE FROM process_period
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM process_period
+                              WHERE grain IN ('hour', 'day')
+                                AND start < date_trunc(grain, now() - (SELECT max(metrics_for) FROM retention_policy), 'UTC')
+                              LIMIT $1))
+"""
+CALL_PERIODS = PROCESS_PERIODS.replace("process_period", "call_period")
 # Of the next agents after $1 by name: those that have declared nothing for a week, and have no session and no offer.
 AGENTS = """
     WITH next AS (
@@ -93,6 +111,26 @@ async def alerts(conn: Connection) -> int:
 async def health(conn: Connection) -> int:
     """Delete changes of health that are older than any policy keeps logs; return how many."""
     return _count(await conn.execute(HEALTH, BATCH_MAX))
+
+
+async def process_minutes(conn: Connection) -> int:
+    """Delete minutes of processes that are older than MINUTES_KEPT, or than any policy keeps metrics; return how many."""
+    return _count(await conn.execute(PROCESS_MINUTES, MINUTES_KEPT, BATCH_MAX))
+
+
+async def call_minutes(conn: Connection) -> int:
+    """Delete the calls of such minutes; return how many rows."""
+    return _count(await conn.execute(CALL_MINUTES, MINUTES_KEPT, BATCH_MAX))
+
+
+async def process_periods(conn: Connection) -> int:
+    """Delete hours and days of processes that are older than any policy keeps metrics; return how many."""
+    return _count(await conn.execute(PROCESS_PERIODS, BATCH_MAX))
+
+
+async def call_periods(conn: Connection) -> int:
+    """Delete the calls of such hours and days; return how many rows."""
+    return _count(await conn.execute(CALL_PERIODS, BATCH_MAX))
 
 
 class Looked(NamedTuple):

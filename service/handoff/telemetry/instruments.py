@@ -12,8 +12,9 @@ stdio server that a desktop starts for each of its clients often exports nothing
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from time import time_ns
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
@@ -293,3 +294,17 @@ class Histogram(_Instrument[_Distribution]):
 
 
 Instrument = Counter | Gauge | Histogram
+
+
+def quantile(q: float, bounds: Sequence[float], counts: Sequence[int]) -> float:
+    """The q-quantile of a histogram, interpolated within its bucket as Prometheus does; 0 if nothing was counted."""
+    rank = q * sum(counts)
+    below = 0
+    for index, total in enumerate(accumulate(counts)):
+        if counts[index] and total >= rank:
+            if index == len(bounds):
+                return bounds[-1]
+            low = bounds[index - 1] if index else 0.0
+            return low + (bounds[index] - low) * (rank - below) / counts[index]
+        below = total
+    return 0.0

@@ -34,7 +34,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=200)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=300)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -55,6 +55,8 @@ LOOP: Final = Attribute("handoff.loop", get_args(Loop))
 RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recommendations.py
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
+SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
+SEVERITY: Final = Attribute("severity", ("warning", "critical"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
@@ -224,6 +226,14 @@ QUARANTINED: Final = Gauge(
 ENTRIES_CHECKED: Final = Counter(
     "handoff.integrity.entries", "{entry}", "Entries compared with their hash, their sequence and their receipt."
 )
+SERIES: Final = Gauge("handoff.series", "{series}", "Series that the detector watches.")
+SERIES_REFUSED: Final = Gauge(
+    "handoff.series.refused", "{series}", "Series that are not watched because there are as many as there may be."
+)
+DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
+ANOMALIES: Final = Counter(
+    "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -248,6 +258,9 @@ SIGNAL_SENT: Final = Counter("handoff.telemetry.sent", "{record}", "Records expo
 SIGNAL_DROPPED: Final = Counter(
     "handoff.telemetry.dropped", "{record}", "Records dropped since the process started.", SIGNAL
 )
+MINUTES_DROPPED: Final = Counter(
+    "handoff.minutes.dropped", "{minute}", "Minutes of this process's history that the database did not take in time."
+)
 SIGNAL_AWAY: Final = Gauge("handoff.telemetry.away", "s", "How long the receiver has not answered.", SIGNAL)
 
 # What only the leader knows. A process that stops leading no longer exports these, and queries take them from the leader.
@@ -271,6 +284,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_GROWTH,
     STORAGE_LIMIT,
     STORAGE_FULL_IN,
+    SERIES,
+    SERIES_REFUSED,
+    DETECTOR_LAG,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)
