@@ -56,6 +56,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),
     "handoff://jobs": Answer(14_000, "all jobs"),
+    "handoff://jobs": Answer(13_000, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
     "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://analytics/{type}": Answer(

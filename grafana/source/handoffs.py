@@ -15,13 +15,14 @@ from grafana.source.panels import (
 )
 from grafana.source.promql import bucket_counts, gauge, increase, label, matcher, quantile, rate, ratio
 from grafana.source.queries import Prom, Sql, percentiles
-from handoff.model import HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.model import HandoffAction, HandoffState, Loop, RequestType, SessionStatus
 from handoff.telemetry import metrics as t
 
 _TYPE: Final = (matcher(t.TYPE, "$type"),)
 _ACTION: Final = label(t.ACTION)
 _STATE: Final = label(t.STATE)
 _TARGET: Final = label(t.TARGET)
+_LOOP: Final = label(t.LOOP)
 _STATUS: Final = label(t.STATUS)
 _ACCEPTED: Final = (*_TYPE, matcher(t.ACTION, "accept", "="))
 _LAPSED: Final = (*_TYPE, matcher(t.ACTION, "lapse", "="))
@@ -131,6 +132,14 @@ PAGE: Final = Page(
                     "s",
                     Prom(gauge(t.OLDEST_OFFER, t.TARGET), f"{{{{{_TARGET}}}}}"),
                     steps=higher_is_worse(limit("offer_age_seconds")),
+                ),
+                time_series(
+                    "Going in circles",
+                    "Offers whose sender was warned, by kind: rounds (from one agent to another and back), depth (handoffs that wait for one another), handoffs (handed over too often). Number per hour. Empty while there is none.",
+                    "short",
+                    Prom(increase(t.LOOP_WARNINGS, t.LOOP, over="1h"), f"{{{{{_LOOP}}}}}"),
+                    names=get_args(Loop),
+                    width=24,
                 ),
             ],
         ),

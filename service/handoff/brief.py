@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
+from handoff import loops
 from handoff.encoding import to_json
 from handoff.facts import newest_check
 from handoff.model import ENTRY_TYPES, HELD_STATES, MARKS, EntryCounts, Mark, actions_from
@@ -302,6 +303,8 @@ def _of_handoff(row: Mapping[str, Any], last_sequence: int) -> _Candidate:
     for name in ("request_type", "holder", "deadline"):
         if row.get(name) is not None:
             extra[name] = row[name]
+    if row.get("loop") is not None and not _is_settled(row):
+        extra["notice"] = loops.notice(row["loop"])
     for name in ("outcome", "reason"):
         if row.get(name) is not None:
             extra[name] = _excerpt(row[name])

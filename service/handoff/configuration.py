@@ -17,6 +17,7 @@ FILTERS_MAX: Final = 100
 PROMQL_MAX: Final = 20  # expressions, of at most 100 series each; all are read within a minute
 DOCUMENT_BYTES_MAX: Final = 32 << 10  # of a version, as JSON: about 12,000 tokens
 DEFAULT_POLICY: Final = "standard"  # which register_session uses if the call names none
+TRAIL_MAX: Final = 200  # handoffs of a session, the newest, in which loops are looked for
 JOB_INTERVAL_S_MIN: Final = 1.0
 JOB_INTERVAL_S_MAX: Final = 7 * 86_400.0
 _PROBLEMS_SHOWN: Final = 5
@@ -88,6 +89,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "reject_ratio": _ratio(0.4),
     "rejects_min": _count(10),
     "ping_pong_sessions": _count(0),
+    "loop_warnings": _count(20),
     "jobs_late_seconds": _seconds(30),
     "jobs_age_seconds": _seconds(120),
     "job_failures": _count(3),
@@ -199,11 +201,23 @@ def _are_intervals(value: dict[str, Any]) -> dict[str, float]:
 SeriesName = Annotated[str, Field(max_length=100, pattern=NAME_PATTERN)]
 
 
+class LoopLimits(_Model):
+    """From when on an offer is told that its session goes in circles, and from when on it is refused; None never refuses."""
+
+    rounds: Annotated[int, _whole(1, TRAIL_MAX)] = 2  # from the sender to this target and back, within 24 hours
+    depth: Annotated[int, _whole(2, TRAIL_MAX)] = 5  # handoffs that wait for one another, with this one
+    handoffs: Annotated[int, _whole(1, TRAIL_MAX)] = 20  # of the session that were accepted so far
+    refuse_rounds: Annotated[int, _whole(1, TRAIL_MAX)] | None = None
+    refuse_depth: Annotated[int, _whole(2, TRAIL_MAX)] | None = None
+    refuse_handoffs: Annotated[int, _whole(1, TRAIL_MAX)] | None = None
+
+
 class MonitoringConfig(_Model):
     """What is watched, how often, and what is logged. What is left out has its default."""
 
     thresholds: Annotated[dict[str, Any], AfterValidator(_are_thresholds)] = Field(default_factory=dict)
     job_intervals_s: Annotated[dict[str, Any], AfterValidator(_are_intervals)] = Field(default_factory=dict)
+    loops: LoopLimits = Field(default_factory=LoopLimits)
     log_level: LogLevel | None = None
     log_filters: Annotated[list[LogFilter], Field(max_length=FILTERS_MAX)] = Field(default_factory=list)  # the first decides
     promql: Annotated[dict[SeriesName, PromqlSeries], Field(max_length=PROMQL_MAX)] = Field(default_factory=dict)

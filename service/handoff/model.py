@@ -65,6 +65,10 @@ RequestType = Literal["context_transfer", "full_handoff", "collaboration"]
 HandoffState = Literal["offered", "accepted", "blocked", "completed", "rejected", "cancelled", "expired"]
 HandoffAction = Literal["accept", "renew", "block", "complete", "reject", "cancel", "amend", "lapse", "expire"]
 
+# How a session that is handed on can go in circles, the most telling first: from one agent to another and back again and
+# again, handoffs that each wait for the next, and too many handoffs.
+Loop = Literal["rounds", "depth", "handoffs"]
+
 HELD_STATES: Final[tuple[HandoffState, ...]] = ("accepted", "blocked")  # the states in which an agent holds the lease
 
 # All transitions of a handoff. The store refuses any other. tests/store/test_state_machine.py holds the database to them.

@@ -24,6 +24,7 @@ from handoff.configuration import (
     File,
     LogFilter,
     LogLevel,
+    LoopLimits,
     MonitoringConfig,
     RetentionPolicy,
     document_of,
@@ -202,6 +203,7 @@ class Policies:
         merged = MonitoringConfig(
             thresholds={**theirs.thresholds, **ours.thresholds},
             job_intervals_s={**theirs.job_intervals_s, **ours.job_intervals_s},
+            loops=LoopLimits(**{**theirs.loops.model_dump(exclude_unset=True), **ours.loops.model_dump(exclude_unset=True)}),
             log_level=level,
             promql={**theirs.promql, **ours.promql},
         )

@@ -290,6 +290,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0024_series.sql",
         "0026_performance.sql",
         "0027_handoffs_by_creation.sql",
+        "0028_loops_and_recommendations.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

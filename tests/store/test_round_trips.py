@@ -14,7 +14,7 @@ STATEMENTS_MAX = {
     "register_session": 7,
     "update_context": 1,
     "get_context": 7,
-    "request_handoff": 14,  # six of them after the commit, for the preview of the brief
+    "request_handoff": 15,  # six of them after the commit, for the preview of the brief
     "get_inbox": 2,
     "accept_handoff": 12,
     "renew_handoff": 6,

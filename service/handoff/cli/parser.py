@@ -124,12 +124,19 @@ def _add_facts(facts: argparse.ArgumentParser) -> None:
     )
 
 
+def _sensitivity(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 10:
+        raise argparse.ArgumentTypeError("must be from 0.1 to 10")
+    return value
+
+
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
     backtest.add_argument(
         "file",
-        nargs="?",
+        nargs="*",
         type=Path,
-        help="a CSV file of times and values; an empty value was not measured. Without one, the series in the database",
+        help="CSV files of times and values; an empty value was not measured. Without one, the series in the database",
     )
     backtest.add_argument("--since", metavar="SPAN", help="how far back, as 12h, 30d or 4w, without a file (default 30d)")
     backtest.add_argument(
@@ -137,6 +144,16 @@ def _add_backtest(backtest: argparse.ArgumentParser) -> None:
     )
     backtest.add_argument("--promql", metavar="EXPR", help="judge this expression on a Prometheus instead")
     backtest.add_argument("--prometheus", metavar="URL", help="its address (HANDOFF_PROMETHEUS_URL)")
+    backtest.add_argument(
+        "--html", type=Path, metavar="OUT", help="also write a page with a plot of each series (extra report)"
+    )
+    backtest.add_argument(
+        "--sensitivity",
+        type=_sensitivity,
+        default=1.0,
+        metavar="N",
+        help="0.1 to 10; at 2, half the strength is enough for an alert (default 1)",
+    )
     backtest.add_argument(
         "--kind",
         choices=["level", "counter", "count", "duration"],

@@ -7,6 +7,7 @@ from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
 from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
 from handoff.resources.analytics_performance import PERFORMANCE, RESOURCES
+from handoff.resources.analytics_recommendations import RECOMMENDATIONS
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
 from handoff.resources.analytics_trends import CAPACITY, TRENDS
 from handoff.resources.contract import Resource
@@ -20,6 +21,7 @@ TYPES: Final[dict[str, Type]] = {
     "performance": PERFORMANCE,
     "resources": RESOURCES,
     "anomalies": ANOMALIES,
+    "recommendations": RECOMMENDATIONS,
 }
 
 
@@ -58,7 +60,7 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; anomalies, newest first. You see your own; the scope admin sees "
+    "day, week or month (granularity) from since to until; anomalies, newest first; recommendations. You see your own; the scope admin sees "
     "all, and performance (per operation), resources (CPU, memory, pool, cache), trends and capacity.",
     AnalyticsQuery,
     read_analytics,

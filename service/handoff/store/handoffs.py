@@ -8,6 +8,7 @@ from typing import Any, Final
 import structlog
 from asyncpg import Record
 
+from handoff.configuration import TRAIL_MAX
 from handoff.encoding import to_json
 from handoff.errors import Conflict
 from handoff.model import EVENT_OF_ACTION, HELD_STATES, TRANSITIONS, HandoffAction, actions_from
@@ -20,7 +21,8 @@ log = structlog.get_logger(__name__)
 
 COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.target_capability, h.instructions, h.priority,
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
-    h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent"""
+    h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent,
+    h.loop"""
 
 # `is_addressed`: to agent $2, by name or by a capability that it has declared; a sender cannot take its own offer to a
 # capability. `sees_session`: $2 may read the session.
@@ -97,6 +99,14 @@ LATEST_OF_SESSION = f"""
      ORDER BY h.id DESC
      LIMIT $2
 """
+# What loops are found by; a sender's own offers that were never accepted are no part of one.
+TRAIL = """
+    SELECT sender, holder, target_capability, state, accepted_at, accepted_at > now() - interval '24 hours' AS is_recent
+      FROM handoff
+     WHERE session_id = $1
+     ORDER BY id DESC
+     LIMIT $2
+"""
 
 OVERDUE = f"""
     (SELECT id FROM handoff WHERE state IN ('accepted', 'blocked') AND lease_expires_at <= {LEASE_TIME}
@@ -158,6 +168,11 @@ async def open_of_session(conn: Connection, session_id: int) -> list[int]:
 async def latest_of_session(conn: Connection, session_id: int, limit: int) -> list[Record]:
     """Return the session's handoffs, open or settled, newest first."""
     return await conn.fetch(LATEST_OF_SESSION, session_id, limit)
+
+
+async def trail(conn: Connection, session_id: int) -> list[dict[str, Any]]:
+    """Return what loops are found by: the session's newest handoffs, at most TRAIL_MAX, newest first."""
+    return [dict(row) for row in await conn.fetch(TRAIL, session_id, TRAIL_MAX)]
 
 
 async def transition(
@@ -366,6 +381,7 @@ def view(row: Record) -> dict[str, Any]:
         "reason": row["reason"],
         "as_of_sequence": row["as_of_sequence"],
         "context_digest": row["context_digest"].hex(),
+        "loop": row["loop"],
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }

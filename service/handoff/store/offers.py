@@ -6,10 +6,10 @@ from functools import partial
 from asyncpg import Record
 
 from handoff.errors import Busy
-from handoff.model import RequestType
+from handoff.model import Loop, RequestType
 from handoff.store.connect import Connection, after_commit
 from handoff.store.handoffs import COLUMNS, observe
-from handoff.telemetry import calls
+from handoff.telemetry import calls, metrics
 
 # An offer with its event and its notification, unless the sender has $12 offers to this target open already: then no row.
 # `is_known` says whether an agent that could accept it has been seen.
@@ -17,8 +17,9 @@ OFFER = f"""
     WITH h AS (
         INSERT INTO handoff (session_id, request_type, sender, target_agent, target_capability, instructions, priority,
                              deadline, state, token, lapses, as_of_sequence, context_digest, created_at, updated_at,
-                             traceparent)
-        SELECT $1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11
+                             traceparent, loop)
+        SELECT $1, $2, $3, $4, $5, $6, $7, now() + make_interval(mins => $8), 'offered', 0, 0, $9, $10, now(), now(), $11,
+               $13
          WHERE (SELECT count(*)
                   FROM (SELECT FROM handoff
                          WHERE state = 'offered' AND sender = $3 AND (target_agent = $4 OR target_capability = $5)
@@ -38,8 +39,9 @@ OFFER = f"""
         SELECT h.session_id, e.handoff_id, e.kind, h.sender, now(), e.data
           FROM h, touched, LATERAL (
             VALUES (1, NULL, 'session.reactivated', NULL),
-                   (2, h.id, 'handoff.offered', jsonb_build_object('to', coalesce(h.target_agent, h.target_capability),
-                                                                   'request_type', h.request_type))
+                   (2, h.id, 'handoff.offered', jsonb_strip_nulls(jsonb_build_object(
+                       'to', coalesce(h.target_agent, h.target_capability), 'request_type', h.request_type,
+                       'loop', h.loop)))
           ) AS e (place, handoff_id, kind, data)
          WHERE e.place = 2 OR touched.is_woken
          ORDER BY e.place
@@ -60,7 +62,7 @@ class Offer:
     """A validated offer. Exactly one of the two targets is set. `deadline_minutes` is None if there is no deadline.
 
     `context_digest` is the SHA-256 over the hashes of the entries up to `as_of_sequence`, in order. The sender may have
-    `offers_max` offers to one target open at a time.
+    `offers_max` offers to one target open at a time. `loop` is the kind and the number of the loop that the offer continues.
     """
 
     session_id: int
@@ -74,6 +76,7 @@ class Offer:
     as_of_sequence: int
     context_digest: bytes
     offers_max: int
+    loop: tuple[Loop, int] | None = None
 
 
 async def offer(conn: Connection, new: Offer) -> Record:
@@ -96,10 +99,13 @@ async def offer(conn: Connection, new: Offer) -> Record:
         new.context_digest,
         record.traceparent if record is not None else None,
         new.offers_max,
+        new.loop and {"kind": new.loop[0], "count": new.loop[1]},
     )
     if row is None:
         raise _too_many_offers(new)
     after_commit(partial(observe, "offer", row, row))
+    if new.loop:
+        after_commit(partial(metrics.LOOP_WARNINGS.add, 1, new.loop[0]))
     return row
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
-from handoff.model import EntryType, HandoffAction, HandoffState, RequestType, SessionStatus
+from handoff.model import EntryType, HandoffAction, HandoffState, Loop, RequestType, SessionStatus
 from handoff.secret_patterns import KINDS
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
@@ -34,7 +34,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=200)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=300)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
@@ -51,6 +51,8 @@ COMPONENT: Final = Attribute("component")  # admitted by operations/checks.py
 SIGNAL: Final = Attribute("signal", ("traces", "metrics", "logs", "stdout"))
 JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, which is Prometheus's own
 TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; the archive counts as one
+LOOP: Final = Attribute("handoff.loop", get_args(Loop))
+RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recommendations.py
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
@@ -121,6 +123,9 @@ REPLAYS: Final = Counter(
 # Handoffs
 TRANSITIONS: Final = Counter(
     "handoff.transitions", "{transition}", "Handoff state changes that were committed.", ACTION, TYPE
+)
+LOOP_WARNINGS: Final = Counter(
+    "handoff.loop.warnings", "{handoff}", "Offers whose sender was warned that the session goes in circles.", LOOP
 )
 TIME_TO_ACCEPT: Final = Histogram("handoff.time_to_accept", "s", "Time from offer to acceptance.", PEOPLE_S, TYPE)
 TIME_TO_COMPLETE: Final = Histogram("handoff.time_to_complete", "s", "Time from acceptance to completion.", PEOPLE_S, TYPE)
@@ -212,6 +217,9 @@ STORAGE_SIZE: Final = Gauge("handoff.storage.size", "By", "What a table takes on
 STORAGE_GROWTH: Final = Gauge("handoff.storage.growth", "By", "Growth of all tables per day, over the last 7 days.")
 STORAGE_LIMIT: Final = Gauge("handoff.storage.limit", "By", "What all tables may take on disk; 0 without a limit.")
 STORAGE_FULL_IN: Final = Gauge("handoff.storage.full_in", "s", "Time until the limit is reached at the present growth.")
+RECOMMENDATIONS: Final = Gauge(
+    "handoff.recommendations", "{recommendation}", "Open recommendations, by kind.", RECOMMENDATION
+)
 QUARANTINED: Final = Gauge(
     "handoff.quarantine", "{session}", "Sessions set aside because something in them does not fit, by reason.", DAMAGE
 )
@@ -274,6 +282,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     JOB_INTERVAL,
     JOBS_PAUSED,
     QUARANTINED,
+    RECOMMENDATIONS,
     STORAGE_SIZE,
     STORAGE_GROWTH,
     STORAGE_LIMIT,

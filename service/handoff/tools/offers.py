@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from handoff import loops
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, session_closed
 from handoff.model import (
@@ -18,7 +19,7 @@ from handoff.model import (
     SEQUENCE_MAX,
     RequestType,
 )
-from handoff.store import agents, entries, idempotency, inbox, offers, sessions
+from handoff.store import agents, entries, handoffs, idempotency, inbox, offers, sessions
 from handoff.store.append import not_a_writer
 from handoff.store.connect import Connection, connection
 from handoff.tools.amend import amend
@@ -78,7 +79,7 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
     """Offer a session, or amend an offer; return the handoff, and what its receiver's brief holds.
 
     Raises Invalid unless there is exactly one target, other than the sender; NotFound, Forbidden or Conflict when the sender
-    may not hand over this session, or the session is closed.
+    may not hand over this session, the session is closed, or it goes in circles and the operator refuses that.
     """
     agent = acting_agent(call.caller, args.agent)
     if args.handoff_id is not None:
@@ -121,6 +122,9 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
             )
         if session["status"] not in OPEN_STATUSES:
             raise session_closed(args.session_key, session["status"])
+        limits = call.app.policies.monitoring.loops
+        trail = await handoffs.trail(conn, session["id"])
+        loop = loops.find(trail, limits, agent, args.target_agent, args.target_capability)
         row = await offers.offer(
             conn,
             offers.Offer(
@@ -135,16 +139,18 @@ async def request_handoff(call: Call, args: RequestHandoff) -> dict[str, Any]:
                 as_of_sequence=session["last_sequence"],
                 context_digest=digest.digest(),
                 offers_max=call.app.settings.offers_per_target_max,
+                loop=loop and (loop.kind, loop.count),
             ),
         )
-        warning = None if row["is_known"] else await _warning(conn, agent, args)
-        return changed_view(row, agent) | ({"warning": warning} if warning else {})
+        said = "" if row["is_known"] else await _nobody(conn, agent, args)
+        said = f"{said} {loop.warning}".lstrip() if loop else said
+        return changed_view(row, agent) | ({"warning": said} if said else {})
 
     offered = await idempotency.once(call.app.pool, "request_handoff", agent, args, work)
     return offered | {"brief": await preview_of(call.app, args.session_key, agent)}
 
 
-async def _warning(conn: Connection, agent: str, args: RequestHandoff) -> str:
+async def _nobody(conn: Connection, agent: str, args: RequestHandoff) -> str:
     """Return what the sender should know about an offer that nobody here can accept so far."""
     withdraw = "If the name is wrong, withdraw the offer with resolve_handoff action=cancel and offer it again."
     if args.target_agent is None:

@@ -43,7 +43,7 @@ def test_old_offers_ping_pong_and_bad_calls_raise_alerts(drill: Drill) -> None:
             Fault(
                 "sessions handed back and forth",
                 lambda it: handed_to_and_fro(it.stack, it.ada, it.operator),
-                ("HandoffPingPong",),
+                ("HandoffPingPong", "HandoffLooping"),
             ),
             Fault(
                 "calls with an unknown session",

@@ -1,0 +1,70 @@
+"""The page that `handoff backtest --html` writes: each series with its band and its alerts, at several sensitivities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final
+
+from jinja2 import Environment
+
+from handoff.cli.band_chart import STYLE, Mark, band_chart
+
+if TYPE_CHECKING:
+    from handoff.analytics.replay import Replay
+
+SENSITIVITIES: Final = (0.5, 0.7, 1.0, 1.4, 2.0)
+_SHOWN_MAX: Final = 500  # alerts listed per series; the chart has all
+_WEEK_S: Final = 7 * 86_400
+_TEMPLATE: Final = files("handoff.cli").joinpath("backtest.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A series that was replayed, and the sentence that says what it is."""
+
+    name: str
+    said: str
+    found: "Replay"
+
+
+def page(series: Sequence[Series], sensitivity: float, zone: tzinfo) -> str:
+    """The page, which needs no other file."""
+    weaker = f"{SENSITIVITIES[-1]:g}" if sensitivity < SENSITIVITIES[-1] else ""
+    shown = [_shown(it, sensitivity, zone, number) for number, it in enumerate(series)]
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text("utf-8"))
+    return template.render(style=STYLE, sensitivity=f"{sensitivity:g}", weaker=weaker, series=shown)
+
+
+def _shown(it: Series, sensitivity: float, zone: tzinfo, number: int) -> dict[str, object]:
+    found = it.found
+    weeks = float(found.t[-1] - found.t[0]) / _WEEK_S
+    alerts = found.alerts(sensitivity)
+    weaker = [told for told in found.alerts(max(*SENSITIVITIES, sensitivity)) if told not in alerts]
+    marks = [Mark(at, finding.value, faint) for told, faint in ((alerts, False), (weaker, True)) for at, finding in told]
+    label = f"{it.name}: {len(alerts)} alerts"
+    chart = band_chart(found.t, found.x, found.lower, found.upper, marks, zone, label, number)
+    return {
+        "name": it.name,
+        "said": it.said,
+        "chart": chart,
+        "rates": [
+            {
+                "sensitivity": f"{level:g}",
+                "count": (count := len(found.alerts(level))),
+                "per_week": f"{count / weeks:.1f}" if weeks >= 1 else "",
+                "is_chosen": level == sensitivity,
+            }
+            for level in sorted({*SENSITIVITIES, sensitivity})
+        ],
+        "alerts": [
+            {
+                "at": f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M %Z}",
+                "strength": f"{told.strength * sensitivity:.1f}",
+                "confidence": f"{told.confidence:.0%}",
+                "sentence": told.sentence,
+            }
+            for at, told in alerts[:_SHOWN_MAX]
+        ],
+        "left_out": max(0, len(alerts) - _SHOWN_MAX),
+    }
