@@ -1,6 +1,7 @@
 """No answer is larger than docs/settings.md says, at the default settings: the largest of each is built here."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -270,6 +271,24 @@ async def storage(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://storage")
 
 
+async def analytics(world: World) -> dict[str, Any]:
+    await world.session("k")
+    await world.db.execute(
+        """INSERT INTO handoff (session_id, request_type, sender, target_capability, instructions, priority, deadline, state,
+                                holder, token, lease_expires_at, lapses, as_of_sequence, context_digest, created_at,
+                                accepted_at, updated_at)
+           SELECT s.id, 'full_handoff', lpad(n::text, 100, 's'), lpad(n::text, 100, 't'), 'x', 5,
+                  CASE WHEN k = 1 THEN now() - interval '300 days' END, state, 'a', 1,
+                  CASE WHEN state IN ('accepted', 'blocked') THEN now() END, 1, 1, '', at,
+                  at + interval '1 second' * 123456.789 * k, at + interval '1 second' * 623456.789 * k
+             FROM session s, generate_series(1, 100) n, generate_series(1, 12) k,
+                  unnest('{completed,rejected,cancelled,expired,offered,accepted,blocked}'::text[]) state,
+                  LATERAL (SELECT now() - interval '1 day' * n AS at) a"""
+    )
+    since = (datetime.now(UTC) - timedelta(days=100)).strftime("%Y-%m-%dT00:00:00Z")
+    return await world.agent.read(f"handoff://analytics/handoffs?limit=100&since={since}")
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -342,6 +361,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://jobs": jobs,
     "handoff://storage": storage,
     "handoff://jobs/{name}": job,
+    "handoff://analytics/{type}": analytics,
     "handoff://alerts": alerts,
     "handoff://config": config,
 }

@@ -58,6 +58,9 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://jobs": Answer(10_500, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
     "handoff://jobs/{name}": Answer(700, "one job"),
+    "handoff://analytics/{type}": Answer(
+        90_000, f"{_PAGE}; and 50 of each of agents, policies and routes, those with most", "`next_cursor`; `agent`"
+    ),
     "handoff://alerts": Answer(340_000, f"{_PAGE}, or one alert with texts of 8,000 characters", "`next_cursor`"),
 }
 

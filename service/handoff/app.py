@@ -14,6 +14,7 @@ from handoff import __version__
 from handoff.cache import open_cache
 from handoff.context import App
 from handoff.errors import HandoffError
+from handoff.figures import Figures
 from handoff.jobs.table import JOBS
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
@@ -80,6 +81,7 @@ async def open_app(
         pool=pool,
         lane=AppendLane(pool, settings),
         cache=cache,
+        figures=Figures(cache),
         wakeups=Wakeups(pool, settings),
         admission=Admission(settings),
         tokens=tokens,
@@ -136,6 +138,7 @@ def _observe_pool(pool: Pool) -> None:
 async def _close(app: App) -> bool:
     """Close what the App holds; return whether every append was answered in time."""
     await app.health.close()
+    await app.figures.close()
     is_drained = True
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):

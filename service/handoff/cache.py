@@ -1,11 +1,13 @@
 """The cache, with all its keys and TTLs.
 
-It holds only what can be computed again from Postgres. Each key contains the version of the session that its value was
-computed from, so a stale entry is never read. Without Redis, answers are slower but the same.
+It holds only what can be computed again from Postgres. A key of a session contains the version of the session that its value
+was computed from, so a stale entry is never read. Figures say when they were computed. Without Redis, answers are slower
+but the same.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import sha256
 from time import monotonic, perf_counter, time_ns
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 BRIEF_TTL_S = 3_600
 SUMMARY_TTL_S = 3_600
+FIGURES_TTL_S = 3_600
 
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
@@ -30,6 +33,11 @@ def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
 def summary_key(session: Mapping[str, Any]) -> str:
     """Return the key of a session's summary."""
     return f"handoff:summary:{_state(session)}"
+
+
+def figures_key(database: str, name: str, viewer: str | None, question: Mapping[str, str]) -> str:
+    """Return the key of figures that answer a question to a viewer. `database` tells apart those that share a Redis."""
+    return f"handoff:figures:v1:{sha256(to_json([database, name, viewer, dict(question)])).hexdigest()}"
 
 
 def _state(session: Mapping[str, Any]) -> str:

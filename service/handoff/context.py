@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from handoff.cache import Cache
+from handoff.figures import Figures
 from handoff.model import Caller
 from handoff.operations.alerts import Alerts
 from handoff.operations.health import Health
@@ -29,6 +30,7 @@ class App:
     pool: Pool
     lane: AppendLane
     cache: Cache
+    figures: Figures
     wakeups: Wakeups
     admission: Admission
     tokens: Tokens | None

@@ -100,6 +100,15 @@ def token_revoked() -> Forbidden:
     )
 
 
+def scope_missing(scope: str) -> Forbidden:
+    """Return the error for a token that lacks a scope."""
+    return Forbidden(
+        "scope_missing",
+        f"This token lacks the scope {scope}.",
+        "Do not repeat this call. The operator can add the scope to the token in the tokens file.",
+    )
+
+
 def session_not_found(key: str) -> NotFound:
     """Return the error for a session that does not exist or that the caller may not read."""
     return NotFound(

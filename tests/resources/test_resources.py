@@ -59,6 +59,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://config",
         "handoff://jobs",
         "handoff://jobs/{name}",
+        "handoff://analytics/{type}",
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",

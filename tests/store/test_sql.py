@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import AsyncGenerator, Generator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -13,7 +13,7 @@ import pytest
 
 from handoff import store
 from handoff.model import ENTRY_TYPES, MARKS
-from handoff.store import append, entries, events, handoffs, idempotency, inbox, lifecycle, sessions
+from handoff.store import append, entries, events, handoffs, idempotency, inbox, lifecycle, sessions, statistics
 from tests.conftest import _database, _execute
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
@@ -42,7 +42,8 @@ FILL = """
                          last_activity_at, last_sequence, content_bytes, version)
     SELECT 's' || n, 'a' || n % 9, 'a' || n % 9, ARRAY['a' || n % 9],
            CASE WHEN n % 10 = 0 THEN 'completed' ELSE 'active' END, 'standard', '{}',
-           now() - n * interval '1 minute', now() + interval '1 day', now(), CASE WHEN n <= 20 THEN 1500 ELSE 10 END, 100, 1
+           now() - n * interval '1 minute', now() + interval '1 day', now() - n * interval '1 minute',
+           CASE WHEN n <= 20 THEN 1500 ELSE 10 END, 100, 1
       FROM generate_series(1, 20000) n;
     INSERT INTO participant (agent, session_id, created_at) SELECT owner, id, created_at FROM session;
     INSERT INTO participant (agent, session_id, created_at) SELECT 'sees-all', id, created_at FROM session;
@@ -74,7 +75,7 @@ FILL = """
            CASE WHEN id % 3 = 0 THEN now() + interval '1 day' END,
            (ARRAY['offered', 'accepted', 'completed', 'rejected'])[1 + id / 2 % 4],
            CASE WHEN id / 2 % 4 IN (1, 2) THEN 'w' || id % 7 END, 1,
-           CASE WHEN id / 2 % 4 = 1 THEN now() + interval '1 hour' END, 0, 1, sha256('x'), now(), now()
+           CASE WHEN id / 2 % 4 = 1 THEN now() + interval '1 hour' END, 0, 1, sha256('x'), created_at, now()
       FROM session;
     ANALYZE;
 """
@@ -278,6 +279,18 @@ async def test_sessions_that_are_due_are_found_by_index(filled: asyncpg.Connecti
         scans = await plan(filled, statement, 500)
         assert most([scan for scan in scans if scan["index"] != "session_pkey"], "session") <= 6
         assert most(scans, "handoff") <= 6
+
+
+async def test_statistics_read_the_rows_of_their_range_only(filled: asyncpg.Connection) -> None:
+    now = await filled.fetchval("SELECT max(created_at) FROM session")
+    asked = (now - timedelta(minutes=100), now - timedelta(minutes=40), "day", None)
+
+    assert most(await plan(filled, statistics.SESSIONS, *asked), "session") == 60
+    assert most(await plan(filled, statistics.SESSIONS_OF_AGENT, *asked, "a7"), "participant") <= 60
+    scans = await plan(filled, statistics.HANDOFFS, *asked, None)
+    assert most([scan for scan in scans if scan["index"] != "session_pkey"], "handoff") == 60
+    scans = await plan(filled, statistics.CONTEXT, *asked, None)  # reads all sessions, but entries of the active ones only
+    assert {scan["rows"] for scan in scans if scan["table"] == "context_entry"} == {60 * 10}
 
 
 async def test_an_append_reads_only_its_own_session(filled: asyncpg.Connection) -> None:

@@ -30,7 +30,7 @@ INTERVAL_S: Final = 60.0
 LIMIT_S: Final = 600.0
 KEPT_EVERY: Final = timedelta(minutes=15)
 SETTLED: Final = timedelta(minutes=1)  # how long a minute has been over before it is judged: transactions end late
-CRITICAL_AT: Final = 2.0  # times the strength that alerts
+CRITICAL_AT: Final = 1.5  # times the strength that alerts
 NEWS_S: Final = 3_600.0  # what is older when it is found, after an outage or a start with a past, wakes nobody
 _RUN_MAX: Final = timedelta(hours=6)  # that are judged at a time, in bounded memory
 _BATCH: Final = 2_000  # series judged at a time

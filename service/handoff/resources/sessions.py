@@ -3,12 +3,12 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import Field
 
 from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
-from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
+from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource, TimeArg
 from handoff.store import events, sessions
 from handoff.store.connect import snapshot
 
@@ -16,22 +16,12 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)
 
 
-def _in_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must be between the years 1 and 9999 in UTC") from None
-
-
-SinceArg = Annotated[AwareDatetime, AfterValidator(_in_utc)]
-
-
 class SessionsQuery(Query):
     """Filters by status, agent and time of creation, and pages."""
 
     status: SessionStatus | None = None
     agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
-    since: SinceArg | None = None
+    since: TimeArg | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
 
@@ -40,7 +30,7 @@ class AgentSessionsQuery(Query):
     """Filters by status and time of creation, and pages."""
 
     status: SessionStatus | None = None
-    since: SinceArg | None = None
+    since: TimeArg | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
 

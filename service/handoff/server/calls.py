@@ -13,7 +13,7 @@ import structlog
 
 from handoff.context import App, Call
 from handoff.encoding import to_json
-from handoff.errors import Forbidden, HandoffError, Invalid, outcome_unknown
+from handoff.errors import HandoffError, Invalid, outcome_unknown, scope_missing
 from handoff.model import Caller, Scope
 from handoff.resources.contract import match, parsed_query
 from handoff.server.arguments import validated
@@ -169,11 +169,7 @@ async def _unless_gone(gone: Callable[[], Awaitable[object]], call: Awaitable[T]
 def require_scope(caller: Caller, scope: Scope) -> None:
     """Raise Forbidden if the caller's token lacks a scope. The scope `admin` includes all others here."""
     if scope not in caller.scopes and "admin" not in caller.scopes:
-        raise Forbidden(
-            "scope_missing",
-            f"This token lacks the scope {scope}.",
-            "Do not repeat this call. The operator can add the scope to the token in the tokens file.",
-        )
+        raise scope_missing(scope)
 
 
 def _cause(raised: Exception) -> str | None:

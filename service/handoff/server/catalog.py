@@ -7,6 +7,7 @@ import mcp_types as types
 
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX
 from handoff.resources import alerts as alerts_resources
+from handoff.resources import analytics as analytics_resources
 from handoff.resources import configuration as configuration_resources
 from handoff.resources import context as context_resources
 from handoff.resources import handoffs as handoff_resources
@@ -56,6 +57,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     storage_resources.STORAGE,
     jobs_resources.JOBS,
     jobs_resources.JOB,
+    analytics_resources.ANALYTICS,
 )
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 

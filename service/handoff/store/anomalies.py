@@ -22,12 +22,18 @@ ADD = """
     RETURNING severity, shadow, extract(epoch FROM now() - bucket)::float8 AS age_s,
               (SELECT kind FROM series WHERE id = series_id) AS kind
 """
-# Newest first. The cursor is the place of the last row: its minute, series and version.
+SHOWN: Final = (
+    *("at", "labels", "kind", "severity", "value", "expected", "lower", "upper", "strength", "confidence", "spoke"),
+    *("sentence", "found_at"),
+)
+# Newest first. The cursor is the place of the last row: its minute, series and version. An agent's are those of series that
+# name it.
 LIST = """
     SELECT a.bucket AS at, s.name, s.labels, s.kind, a.severity, a.shadow, a.value, a.expected, a.lower, a.upper, a.strength,
            a.confidence, a.spoke, a.sentence, a.found_at, a.series_id, a.version
       FROM anomaly a JOIN series s ON s.id = a.series_id
      WHERE a.bucket >= $1 AND a.bucket < $2 AND (a.bucket, a.series_id, a.version) < ($3, $4, $5)
+       AND ($7::text IS NULL OR $7 IN (s.labels ->> 'agent', s.labels ->> 'from', s.labels ->> 'to'))
      ORDER BY a.bucket DESC, a.series_id DESC, a.version DESC
      LIMIT $6
 """
@@ -61,7 +67,12 @@ async def add(conn: Connection, found: Sequence[Anomaly]) -> list[Record]:
 
 
 async def newest(
-    conn: Connection, since: datetime, until: datetime, after: tuple[datetime, int, int] | None, limit: int
+    conn: Connection,
+    since: datetime,
+    until: datetime,
+    agent: str | None,
+    after: tuple[datetime, int, int] | None,
+    limit: int,
 ) -> list[Record]:
-    """Anomalies from `since` to before `until`, newest first, from below the place `after`."""
-    return await conn.fetch(LIST, since, until, *(after or (until, 0, 0)), limit)
+    """Anomalies from `since` to before `until`, newest first, from below the place `after`; None is those of all agents."""
+    return await conn.fetch(LIST, since, until, *(after or (until, 0, 0)), limit, agent)

@@ -11,8 +11,8 @@ from handoff.store import configuration
 from handoff.store.connect import Connection
 
 # Between a session's expiry and the job that notices it, everyone reads that it is expired.
-_STATUS = "CASE WHEN s.status IN ('active', 'dormant') AND s.expires_at <= now() THEN 'expired' ELSE s.status END"
-COLUMNS = f"""s.id, s.key, s.created_by, s.owner, s.writers, {_STATUS} AS status, s.retention_policy,
+STATUS = "CASE WHEN s.status IN ('active', 'dormant') AND s.expires_at <= now() THEN 'expired' ELSE s.status END"
+COLUMNS = f"""s.id, s.key, s.created_by, s.owner, s.writers, {STATUS} AS status, s.retention_policy,
     s.metadata, s.created_at, s.expires_at, s.status_since, s.last_activity_at, s.last_sequence, s.content_bytes, s.version,
     s.entry_counts, s.superseded_counts"""
 
@@ -85,7 +85,7 @@ PAGE_BY_STATUS = f"""
 # inner SELECT is not an EXISTS, because Postgres may run that by reading all sessions of $7 at once.
 PAGE_BY_AGENT = f"""
     SELECT {COLUMNS},
-           ($6::text IS NULL OR {_STATUS} = $6)
+           ($6::text IS NULL OR {STATUS} = $6)
            AND ($7::text IS NULL OR (SELECT true FROM participant v WHERE v.session_id = s.id AND v.agent = $7) IS TRUE)
            AS wanted
       FROM (SELECT session_id, created_at

@@ -1,0 +1,37 @@
+"""What a type of `handoff://analytics/{type}` declares, and the parameters of all of them."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from handoff.context import Call
+from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, Scope
+from handoff.resources.contract import CursorArg, LimitArg, Query, TimeArg
+from handoff.store.statistics import Granularity
+
+
+class AnalyticsQuery(Query):
+    """Selects a range, the length of its buckets, and rows, and pages. Each type takes some of these parameters."""
+
+    since: TimeArg | None = None
+    until: TimeArg | None = None
+    granularity: Granularity = "day"
+    agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
+    policy: Annotated[str | None, Field(max_length=100, pattern=NAME_PATTERN)] = None
+    cursor: CursorArg = None
+    limit: LimitArg = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A type of analytics: how it is read, and which parameters of AnalyticsQuery it takes; others are refused.
+
+    `read` is passed the agent whose figures are asked for, which a token may have decided; None is all agents. What belongs
+    to no agent needs the scope admin.
+    """
+
+    read: Callable[[Call, AnalyticsQuery, str | None], Awaitable[dict[str, Any]]]
+    parameters: frozenset[str]
+    scope: Scope = "read"
