@@ -1,4 +1,4 @@
-"""Deletes what has outlived its time: kept results of calls, the history of alerts and health, agents that left nothing."""
+"""Deletes what has outlived its time: kept results of calls, history of alerts, health and incidents, unused agents."""
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from handoff.context import App
-from handoff.store import retention
+from handoff.store import incidents, retention
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
 
@@ -27,6 +27,8 @@ async def run(app: App) -> None:
         "idempotency": partial(retention.results, kept_for=kept_for),
         "alert": retention.alerts,
         "health_event": retention.health,
+        "incident": incidents.forget,
+        "anomaly": incidents.forget_anomalies,
     }
     deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)

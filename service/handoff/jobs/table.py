@@ -14,6 +14,7 @@ from handoff.jobs import (
     detect,
     dormant,
     expire,
+    incidents,
     integrity,
     measure,
     retention,
@@ -56,5 +57,6 @@ JOBS: Final = (
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
     Job("rollup", lambda _: rollup.INTERVAL_S, rollup.run),
     Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
+    Job("incidents", lambda _: incidents.INTERVAL_S, incidents.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

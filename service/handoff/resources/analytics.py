@@ -6,10 +6,17 @@ from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
 from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
+from handoff.resources.analytics_incidents import INCIDENTS
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
 from handoff.resources.contract import Resource
 
-TYPES: Final[dict[str, Type]] = {"sessions": SESSIONS, "handoffs": HANDOFFS, "context": CONTEXT, "anomalies": ANOMALIES}
+TYPES: Final[dict[str, Type]] = {
+    "sessions": SESSIONS,
+    "handoffs": HANDOFFS,
+    "context": CONTEXT,
+    "anomalies": ANOMALIES,
+    "incidents": INCIDENTS,
+}
 
 
 async def read_analytics(call: Call, path: dict[str, str], query: AnalyticsQuery) -> dict[str, Any]:
@@ -47,8 +54,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; anomalies, newest first. You see your own; the scope admin sees "
-    "all.",
+    "day, week or month (granularity) from since to until; anomalies and, for admin, incidents, newest first. You see your "
+    "own; the scope admin sees all.",
     AnalyticsQuery,
     read_analytics,
 )
