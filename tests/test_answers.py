@@ -13,6 +13,7 @@ from docs.source.answers import ANSWERS
 from handoff.app import open_app
 from handoff.context import App
 from handoff.encoding import to_json
+from handoff.jobs import incidents
 from handoff.model import INSTRUCTIONS_CHARS_MAX, RETRACTION
 from handoff.operations.notification import VALUE_CHARS_MAX
 from handoff.resources.operations import selected
@@ -299,6 +300,30 @@ async def control_job(world: World) -> dict[str, Any]:
     return await world.agent.ok("job", agent="alice", job="certificates", action="run", reason="x")
 
 
+async def explain_anomaly(world: World) -> dict[str, Any]:
+    """An incident of 250 anomalies, in series with the longest labels, as its job writes it."""
+    await world.db.execute(
+        """WITH s AS (
+               INSERT INTO series (name, labels, kind, absence, begins_at)
+               SELECT 'handoffs.rejected', jsonb_build_object('from', repeat('a', 196) || n, 'to', repeat('b', 196) || n),
+                      'ratio', 'zero', now() FROM generate_series(1000, 1249) n RETURNING id),
+           p AS (
+               INSERT INTO series_point (bucket, series_id, value, of)
+               SELECT date_trunc('minute', now()) - n * interval '1 minute', id, 1234.56789, 4567.89123
+                 FROM s, generate_series(0, 400) n),
+           progress AS (INSERT INTO analytics_progress VALUES ('judged', now()) ON CONFLICT (stage) DO UPDATE SET at = now())
+           INSERT INTO anomaly (series_id, bucket, version, severity, shadow, value, expected, lower, upper, strength,
+                                confidence, spoke, sentence)
+           SELECT id, date_trunc('minute', now()) - interval '10 minutes', 1, 'critical', false, 1234.56789, 1234.56789,
+                  1234.56789, 1234.56789, 12.3456789, 0.98, '{"level of hours": 12.34, "level of days": 12.34}',
+                  repeat('s', 1000)
+             FROM s"""
+    )
+    await incidents.run(world.app)
+    number = await world.db.fetchval("SELECT max(id) FROM incident")
+    return await world.agent.ok("explain_anomaly", agent=ADA, incident=number, feedback="useful")
+
+
 async def health(world: World) -> dict[str, Any]:
     await world.db.execute(
         """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
@@ -349,6 +374,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://lifecycle": lifecycle_of_all,
     "configuration": configuration,
     "job": control_job,
+    "explain_anomaly": explain_anomaly,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,

@@ -4,7 +4,7 @@ import json
 import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -18,7 +18,7 @@ from mcp import Client
 
 from handoff import policies
 from handoff.app import open_app
-from handoff.configuration import ORDERED, THRESHOLDS
+from handoff.configuration import ORDERED, THRESHOLDS, Watching
 from handoff.context import App
 from handoff.jobs.runner import run_jobs
 from handoff.jobs.table import Job
@@ -30,6 +30,7 @@ from tests.processes import HANDOFF, PATIENCE_S, environment, serving
 
 ROOT = Path(__file__).parents[1]
 log = structlog.get_logger("test")
+HOUR = timedelta(hours=1)
 TEAM = {"active_hours": 48, "archived_days": 60, "logs_days": 14, "metrics_days": 60, "dormant_minutes": 90}
 
 PERIODS = "SELECT name, extract(epoch FROM active_for)::float8 / 3600 AS hours FROM retention_policy"
@@ -114,6 +115,28 @@ async def test_a_change_is_a_version_with_author_reason_and_difference_and_can_b
     assert json.loads(audited[0]["details"]) == {"reason": "a test", "changes": second["changes"]}
 
 
+async def test_how_series_are_watched_is_configured_like_all_else(running: tuple[App, Agent]) -> None:
+    app, agent = running
+    window = {"muted": True, "tool": "get_inbox", "since": "2026-11-29T22:00:00+01:00", "until": "2026-11-29T23:00:00+01:00"}
+    rules = [window, {"sensitivity": 2, "series": "calls.failed"}, {"sensitivity": 0.5, "tell": "always"}]
+    changed = await change(agent, {"analytics": {"series": rules}})
+    assert [it["field"] for it in changed["changes"]] == ["analytics.series"]
+    shown = (await agent.ok("configuration", agent="ops"))["in_force"]["analytics"]["series"]
+    assert shown[0] == {**window, "since": "2026-11-29T21:00:00Z", "until": "2026-11-29T22:00:00Z"}
+
+    def watched(name: str, minute: int = 0, **labels: str) -> Watching:
+        return app.policies.analytics.watching(name, labels, datetime(2026, 11, 29, 22, minute, tzinfo=UTC) - HOUR)
+
+    assert watched("calls.failed", tool="get_inbox") == Watching(2, muted=True, tell="always")
+    assert watched("calls.failed", tool="get_context") == Watching(2, muted=False, tell="always")
+    assert watched("handoffs.offered") == Watching(0.5, muted=False, tell="always")
+    at_the_end = datetime(2026, 11, 29, 22, tzinfo=UTC)
+    assert not app.policies.analytics.watching("calls.failed", {"tool": "get_inbox"}, at_the_end).muted
+    await change(agent, {"analytics": None}, version=2)
+    await agent.ok("configuration", agent="ops")  # which reads what is in force
+    assert watched("calls.failed") == Watching()
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     (thresholds(error_ratio=2), "error_ratio must be a number from 0.001 to 1"),
     (thresholds(error_ratio="1"), "error_ratio must be a number from 0.001 to 1"),
@@ -131,6 +154,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"retention": {"short": {"active_hours": 0}}}, "retention.short.active_hours: must be a whole number from 1 to 8760"),
     ({"retention": {"short": {"logs_days": 1.5}}}, "retention.short.logs_days: must be a whole number from 1 to 3650"),
     ({"retention": {"short": {"dormant_minutes": 500}}}, "dormant_minutes must be at most 240, which is active_hours in"),
+    ({"analytics": {"series": [{}]}}, "analytics.series.0: needs at least one of sensitivity, muted and tell"),
+    ({"analytics": {"series": [{"sensitivity": 5}]}}, "sensitivity must be a number from 0.25 to 4"),
+    (
+        {"analytics": {"series": [{"muted": True, "until": "tonight"}]}},
+        "analytics.series.0.until: must be a time in ISO 8601",
+    ),
+    ({"analytics": {"series": [{"muted": True, "until": "2026-11-29T22:00:00"}]}}, "with a time zone"),
+    ({"analytics": {"series": [{"muted": True, "series": "A B"}]}}, "analytics.series.0.series: String should match"),
     ({"retention": {f"p{n}": TEAM for n in range(50)}}, "retention: Dictionary should have at most 50 items"),
 ]
 

@@ -139,6 +139,11 @@ def _annotations(shown: str) -> tuple[_Marks, ...]:
     kinds = (
         _annotation(CRITICAL_ALERTS, BAD, Sql(_alerts("= 'critical'"))),
         _annotation("Other alerts", WARN, Sql(_alerts("<> 'critical'"))),
+        _annotation("Incidents", WARN, Sql("""
+            SELECT opened_at AS time, coalesce(closed_at, now()) AS timeend, summary AS text, severity || ',' || component AS tags
+              FROM reporting.incident
+             WHERE opened_at <= $__timeTo() AND coalesce(closed_at, now()) >= $__timeFrom()
+             ORDER BY opened_at DESC LIMIT 200""")),
         _annotation("Health changes", WARN, Sql("""
             SELECT at AS time, component || ' changed from ' || was || ' to ' || status AS text, component AS tags
               FROM reporting.health_event WHERE $__timeFilter(at) ORDER BY at DESC LIMIT 200""")),

@@ -5,6 +5,7 @@ A configuration holds only what differs from the defaults, except for the retent
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +16,10 @@ POLICY_CHARS_MAX: Final = 50
 POLICIES_MAX: Final = 50
 FILTERS_MAX: Final = 100
 PROMQL_MAX: Final = 20  # expressions, of at most 100 series each; all are read within a minute
+SERIES_RULES_MAX: Final = 100
+SENSITIVITY_MIN: Final = 0.25
+SENSITIVITY_MAX: Final = 4.0
+LABEL_CHARS_MAX: Final = 200
 DOCUMENT_BYTES_MAX: Final = 32 << 10  # of a version, as JSON: about 12,000 tokens
 DEFAULT_POLICY: Final = "standard"  # which register_session uses if the call names none
 TRAIL_MAX: Final = 200  # handoffs of a session, the newest, in which loops are looked for
@@ -223,6 +228,87 @@ class MonitoringConfig(_Model):
     promql: Annotated[dict[SeriesName, PromqlSeries], Field(max_length=PROMQL_MAX)] = Field(default_factory=dict)
 
 
+def _is_a_time(value: object) -> object:
+    """Read a time from JSON, which has none of its own."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            found = None
+    if not isinstance(found, datetime) or found.tzinfo is None:
+        raise ValueError("must be a time in ISO 8601 with a time zone, for instance 2026-11-29T22:00:00Z")
+    return found.astimezone(UTC)
+
+
+def _is_sensitivity(value: object) -> float:
+    return _number_in(value, SENSITIVITY_MIN, SENSITIVITY_MAX, "sensitivity")
+
+
+Time = Annotated[datetime, BeforeValidator(_is_a_time)]
+LabelValue = Annotated[str, Field(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class SeriesRule(_Model):
+    """What is different for the series that it selects: those of this name and with these labels; without any, for all.
+
+    It applies from `since` to `until`, so that muting within a time is a maintenance window.
+    """
+
+    series: Annotated[str, Field(max_length=LABEL_CHARS_MAX, pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$")] | None = None
+    agent: LabelValue | None = None
+    tool: LabelValue | None = None
+    sender: LabelValue | None = None  # of a route
+    target: LabelValue | None = None
+    since: Time | None = None
+    until: Time | None = None
+    sensitivity: Annotated[float, BeforeValidator(_is_sensitivity)] | None = None  # 2: half as unusual is told, too
+    muted: bool | None = None  # shown, told to nobody
+    tell: Literal["learnt", "always"] | None = None  # always: from now on, although the series is still being learnt
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "SeriesRule":
+        if self.sensitivity is None and self.muted is None and self.tell is None:
+            raise ValueError("needs at least one of sensitivity, muted and tell")
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError("since must be before until")
+        return self
+
+    def applies_to(self, name: str, labels: Mapping[str, str], at: datetime) -> bool:
+        """Whether it selects a series at this time."""
+        wanted = {"agent": self.agent, "tool": self.tool, "from": self.sender, "to": self.target}
+        return (
+            self.series in (None, name)
+            and all(value in (None, labels.get(label)) for label, value in wanted.items())
+            and (self.since is None or self.since <= at)
+            and (self.until is None or at < self.until)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """How a series is watched: what the strength of its findings is multiplied by, and who is told of them."""
+
+    sensitivity: float = 1.0
+    muted: bool = False
+    tell: Literal["learnt", "always"] = "learnt"
+
+
+class AnalyticsConfig(_Model):
+    """How series are watched. For each field of a rule, the first rule that selects the series and has the field decides."""
+
+    series: Annotated[list[SeriesRule], Field(max_length=SERIES_RULES_MAX)] = Field(default_factory=list)
+
+    def watching(self, name: str, labels: Mapping[str, str], at: datetime) -> Watching:
+        """How a series is watched at this time."""
+        found: dict[str, Any] = {}
+        for rule in self.series:
+            if rule.applies_to(name, labels, at):
+                said = {"sensitivity": rule.sensitivity, "muted": rule.muted, "tell": rule.tell}
+                found = {field: value for field, value in said.items() if value is not None} | found
+        return Watching(**found)
+
+
 PolicyName = Annotated[str, Field(max_length=POLICY_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
@@ -231,6 +317,7 @@ class Configuration(_Model):
 
     retention: Annotated[dict[PolicyName, RetentionPolicy], Field(max_length=POLICIES_MAX)]
     monitoring: MonitoringConfig = Field(default_factory=MonitoringConfig)
+    analytics: AnalyticsConfig = Field(default_factory=AnalyticsConfig)
 
     @model_validator(mode="after")
     def _has_the_default_policy(self) -> "Configuration":

@@ -104,6 +104,10 @@ EVENT_OF_ACTION: Final[Mapping[HandoffAction, str]] = MappingProxyType(
     }
 )
 
+# The parts of the system that an incident may come from.
+Part = Literal["route", "tool", "agent", "service", "pool", "database", "cache", "host"]
+Severity = Literal["warning", "critical"]
+
 Scope = Literal["read", "write", "admin", "alerts"]
 ALL_SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 

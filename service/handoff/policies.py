@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from handoff.configuration import (
     DOCUMENT_BYTES_MAX,
     THRESHOLDS,
+    AnalyticsConfig,
     Configuration,
     File,
     LogFilter,
@@ -58,7 +59,9 @@ class Policies:
         self._database = database
         self._path = settings.config_file
         self._jobs = frozenset(jobs)
-        self._stored = Configuration.model_construct(retention={}, monitoring=MonitoringConfig())
+        self._stored = Configuration.model_construct(
+            retention={}, monitoring=MonitoringConfig(), analytics=AnalyticsConfig()
+        )
         self._file = File()
         self._seen: Stamp | None = None
         self._read: Stamp | None = None
@@ -78,6 +81,11 @@ class Policies:
     def retention(self) -> Mapping[str, RetentionPolicy]:
         """The retention policies, by name. Empty until the database has answered."""
         return self._stored.retention
+
+    @property
+    def analytics(self) -> AnalyticsConfig:
+        """How series are watched."""
+        return self._stored.analytics
 
     @property
     def problem(self) -> str:
@@ -213,7 +221,8 @@ class Policies:
         """Everything that is in force, as JSON values: retention policies, every threshold, and what else is configured."""
         monitoring = self.monitoring.model_dump(mode="json", exclude_none=True)
         monitoring["thresholds"] = {name: self.threshold(name) for name in THRESHOLDS}
-        return {"retention": document_of(self._stored)["retention"], "monitoring": monitoring}
+        analytics = self.analytics.model_dump(mode="json", exclude_none=True)
+        return {"retention": document_of(self._stored)["retention"], "monitoring": monitoring, "analytics": analytics}
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -288,6 +288,17 @@ async def configuration_view(app: App) -> dict[str, Any]:
     return shown | ({"refused": app.policies.problem} if app.policies.problem else {})
 
 
+_INCIDENT_FIELDS: Final = (
+    "id", "state", "severity", "component", "summary", "causes", "anomalies", "opened_at", "last_at", "escalated_at",
+    "closed_at", "feedback", "feedback_by", "feedback_at",
+)  # fmt: skip
+
+
+def incident_view(row: Record) -> dict[str, Any]:
+    """An incident, without what is not known."""
+    return {name: row[name] for name in _INCIDENT_FIELDS if row[name] is not None}
+
+
 _JOB_FIELDS: Final = (
     "runs", "successes", "failures", "mean_s", "last_s", "last_success_at", "last_failure_at", "last_error", "next_run_at",
     "paused_at", "paused_by", "asked_at",

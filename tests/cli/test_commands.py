@@ -289,6 +289,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0027_statistics.sql",
         "0024_series.sql",
         "0026_performance.sql",
+        "0025_incidents.sql",
         "0027_handoffs_by_creation.sql",
         "0028_loops_and_recommendations.sql",
     ]

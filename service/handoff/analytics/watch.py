@@ -33,6 +33,7 @@ class Series:
     absence: Absence
     state: bytes = b""
     carried: tuple[float, float, float] = NOTHING_CARRIED
+    told_at: float = 1.0  # the strength from which a finding is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,12 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
     steps = np.full(len(series), float(STEP_S))
     detector = unpack([it.state for it in series], steps)
     per_day = bins_per_day(steps)
+    told_at = np.array([it.told_at for it in series])
     found: list[Found] = []
     for number in range(minutes):
         bins = bin_of(np.full(len(series), t[number] % _DAY_S), per_day)
         verdict = detector.step(levels[number], bins, gaps[number])
-        for place in np.flatnonzero(verdict.strength >= 1).tolist():
+        for place in np.flatnonzero(verdict.strength >= told_at).tolist():
             finding = explain(verdict, place, float(levels[number, place]), series[place].name, series[place].kind)
             found.append(Found(place, int(t[number]), int(verdict.seen[place]), finding))
     return Watch(found, pack(detector), carried)

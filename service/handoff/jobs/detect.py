@@ -61,8 +61,9 @@ async def _judge_some(app: App) -> bool:
             for start in range(0, len(of_time), _BATCH):
                 batch = of_time[start : start + _BATCH]
                 if at < until:
-                    watch = await _judge(conn, batch, at, until)
-                    found += _anomalies(batch, watch.found, app.settings.series_warm_up_s)
+                    told_at = [_told_at(app, row, until) for row in batch]
+                    watch = await _judge(conn, batch, told_at, at, until)
+                    found += _anomalies(app, batch, told_at, watch.found)
                     kept.append(([row["id"] for row in batch], watch))
     is_kept = until - oldest >= KEPT_EVERY or until < end
 
@@ -75,7 +76,7 @@ async def _judge_some(app: App) -> bool:
         return added
 
     for row in await transact(app.pool, work):
-        if not row["shadow"] and row["age_s"] < NEWS_S:
+        if not row["shadow"] and not row["muted"] and row["age_s"] < NEWS_S:
             metrics.ANOMALIES.add(1, row["kind"], row["severity"])
             log.warning("anomaly.found", kind=row["kind"], severity=row["severity"])
     metrics.DETECTOR_LAG.set(max(0.0, time() - until.timestamp()))
@@ -87,7 +88,14 @@ def _stands_at(row: Record) -> datetime:
     return row["judged_to"] if row["version"] == _version() else row["begins_at"]
 
 
-async def _judge(conn: Connection, rows: Sequence[Record], at: datetime, until: datetime) -> "Watch":
+def _told_at(app: App, row: Record, at: datetime) -> float:
+    """The strength from which a series is told: what feedback made of it, over what the configuration says."""
+    return row["threshold"] / app.policies.analytics.watching(row["name"], row["labels"], at).sensitivity
+
+
+async def _judge(
+    conn: Connection, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime
+) -> "Watch":
     """Judge some series that stand at the same minute, in a thread: the event loop goes on."""
     import numpy as np  # only the process that leads loads it
 
@@ -103,32 +111,42 @@ async def _judge(conn: Connection, rows: Sequence[Record], at: datetime, until: 
             minute = int((point["bucket"] - at) / series.MINUTE)
             values[minute, place] = point["value"]
             of[minute, place] = np.nan if point["of"] is None else point["of"]
-    given = [Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"])) for row in rows]
+    given = [
+        Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"]), told_at=limit)
+        for row, limit in zip(rows, told_at, strict=True)
+    ]
     for place, row in enumerate(rows):
         if row["version"] == _version():
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
     return await asyncio.to_thread(go_on, given, int(at.timestamp()), values, of)
 
 
-def _anomalies(rows: Sequence[Record], found: "Sequence[Found]", warm_up_s: float) -> list[Anomaly]:
-    return [
-        Anomaly(
-            series_id=rows[it.place]["id"],
-            bucket=datetime.fromtimestamp(it.t, UTC),
-            version=_version(),
-            severity="critical" if it.finding.strength >= CRITICAL_AT else "warning",
-            shadow=it.t - rows[it.place]["begins_at"].timestamp() < warm_up_s,
-            value=it.finding.value,
-            expected=it.finding.expected,
-            lower=it.finding.lower,
-            upper=it.finding.upper,
-            strength=it.finding.strength,
-            confidence=it.finding.confidence,
-            spoke=dict(it.finding.spoke),
-            sentence=it.finding.sentence,
+def _anomalies(app: App, rows: Sequence[Record], told_at: Sequence[float], found: "Sequence[Found]") -> list[Anomaly]:
+    made: list[Anomaly] = []
+    for it in found:
+        row, bucket, finding = rows[it.place], datetime.fromtimestamp(it.t, UTC), it.finding
+        watching = app.policies.analytics.watching(row["name"], row["labels"], bucket)
+        is_learnt = bucket - row["begins_at"] >= timedelta(seconds=app.settings.series_warm_up_s)
+        strength = finding.strength / told_at[it.place]
+        made.append(
+            Anomaly(
+                series_id=row["id"],
+                bucket=bucket,
+                version=_version(),
+                severity="critical" if strength >= CRITICAL_AT else "warning",
+                shadow=not is_learnt and watching.tell == "learnt",
+                muted=watching.muted,
+                value=finding.value,
+                expected=finding.expected,
+                lower=finding.lower,
+                upper=finding.upper,
+                strength=strength,
+                confidence=finding.confidence,
+                spoke=dict(finding.spoke),
+                sentence=finding.sentence,
+            )
         )
-        for it in found
-    ]
+    return made
 
 
 def _version() -> int:

@@ -1,4 +1,4 @@
-"""Deletes what has outlived its time: kept results of calls, the history of alerts, health and processes, idle agents."""
+"""Deletes what has outlived its time: results of calls, history of alerts, health, processes, incidents; idle agents."""
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from handoff.context import App
-from handoff.store import retention
+from handoff.store import incidents, retention
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
 
@@ -31,6 +31,8 @@ async def run(app: App) -> None:
         "call_minute": retention.call_minutes,
         "process_period": retention.process_periods,
         "call_period": retention.call_periods,
+        "incident": incidents.forget,
+        "anomaly": incidents.forget_anomalies,
     }
     deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)

@@ -14,6 +14,7 @@ from handoff.jobs import (
     detect,
     dormant,
     expire,
+    incidents,
     integrity,
     measure,
     promql,
@@ -62,5 +63,6 @@ JOBS: Final = (
     Job("rollup", lambda _: rollup.INTERVAL_S, rollup.run),
     Job("promql", lambda _: promql.INTERVAL_S, promql.run, promql.LIMIT_S),
     Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
+    Job("incidents", lambda _: incidents.INTERVAL_S, incidents.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

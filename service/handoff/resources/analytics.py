@@ -6,6 +6,7 @@ from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
 from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
+from handoff.resources.analytics_incidents import INCIDENTS
 from handoff.resources.analytics_performance import PERFORMANCE, RESOURCES
 from handoff.resources.analytics_recommendations import RECOMMENDATIONS
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
@@ -21,6 +22,7 @@ TYPES: Final[dict[str, Type]] = {
     "performance": PERFORMANCE,
     "resources": RESOURCES,
     "anomalies": ANOMALIES,
+    "incidents": INCIDENTS,
     "recommendations": RECOMMENDATIONS,
 }
 
@@ -61,7 +63,7 @@ ANALYTICS = Resource(
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
     "day, week or month (granularity) from since to until; anomalies, newest first; recommendations. You see your own; the scope admin sees "
-    "all, and performance (per operation), resources (CPU, memory, pool, cache), trends and capacity.",
+    "all, and incidents, performance (per operation), resources (CPU, memory, pool, cache), trends and capacity.",
     AnalyticsQuery,
     read_analytics,
 )

@@ -33,7 +33,8 @@ async def _read(call: Call, query: AnalyticsQuery, agent: str | None) -> dict[st
         judged_to = await series.progress(conn, "judged")
         rows = await anomalies.newest(conn, since, until, agent, after, query.limit + 1)
     views = [
-        {name: row[name] for name in anomalies.SHOWN} | {"series": row["name"], "shadow": row["shadow"]}
+        {name: row[name] for name in anomalies.SHOWN}
+        | {"series": row["name"], "shadow": row["shadow"], "muted": row["muted"]}
         for row in rows[: query.limit]
     ]
     shown = that_fit(views, call.app.settings.page_bytes_max)

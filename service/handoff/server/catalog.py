@@ -19,7 +19,7 @@ from handoff.resources import storage as storage_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.tools import configuration, context, jobs, leases, offers, session_data, sessions
+from handoff.tools import configuration, context, incidents, jobs, leases, offers, session_data, sessions
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -39,6 +39,7 @@ ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (
     session_data.SESSION_DATA,
     configuration.CONFIGURATION,
     jobs.JOB,
+    incidents.EXPLAIN_ANOMALY,
 )
 RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.SESSIONS,

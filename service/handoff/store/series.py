@@ -57,7 +57,7 @@ ADVANCE = """
     INSERT INTO analytics_progress (stage, at) VALUES ($1, $2) ON CONFLICT (stage) DO UPDATE SET at = excluded.at
 """
 WATCHED = """
-    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, d.version, d.judged_to, d.state, d.carried
+    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried
       FROM series s LEFT JOIN detector_state d ON d.series_id = s.id
      ORDER BY s.id
 """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, get_args
 
 from handoff import __version__
-from handoff.model import EntryType, HandoffAction, HandoffState, Loop, RequestType, SessionStatus
+from handoff.model import EntryType, HandoffAction, HandoffState, Loop, Part, RequestType, SessionStatus, Severity
 from handoff.secret_patterns import KINDS
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
@@ -56,7 +56,8 @@ RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recom
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
-SEVERITY: Final = Attribute("severity", ("warning", "critical"))
+SEVERITY: Final = Attribute("severity", get_args(Severity))
+PART: Final = Attribute("handoff.part", get_args(Part))  # where the likeliest cause of an incident is
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
@@ -237,6 +238,13 @@ DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minu
 ANOMALIES: Final = Counter(
     "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
 )
+INCIDENTS_OPEN: Final = Gauge(
+    "handoff.incidents.open",
+    "{incident}",
+    "Open incidents of the detector, by where their likeliest cause is.",
+    SEVERITY,
+    PART,
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -291,6 +299,7 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     SERIES_REFUSED,
     PROMQL_FAILED,
     DETECTOR_LAG,
+    INCIDENTS_OPEN,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

@@ -33,7 +33,7 @@ JsonArg = Annotated[str, Field(max_length=_JSON_CHARS_MAX)]
 
 
 class ChangeConfiguration(Arguments):
-    """Retention policies, thresholds, job intervals and log levels.
+    """Retention policies, thresholds, job intervals, log levels and how series are watched.
 
     set: changes is the text of a JSON merge patch; null restores a default. rollback: to version. import: document, as
     exported. These three need expected_version (from get) and reason.

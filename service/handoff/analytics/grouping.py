@@ -1,0 +1,238 @@
+"""Which findings belong together, and what their likely causes are.
+
+Findings belong together if they are close in time and one of their places depends on the other: a route on its agents,
+agents and tools on the service, the service on its connection pool, database, cache and host. Three places that only share
+something on which all of them depend belong together too.
+
+A cause explains its own findings, those of what depends on it, and those of a total most of whose deviation is its own.
+It is excused by what explains it in the same way. docs/incidents.md has the reasons.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from handoff.model import Part
+
+TOGETHER_S: Final = 900  # findings of one fault come within minutes; the detector needs up to 15 for a slow one
+SIBLINGS_MIN: Final = 3  # two that are unusual at once may be a coincidence
+MAJORITY: Final = 0.5  # of a total's deviation
+INFERRED: Final = 0.8  # what a cause is worth of which nothing unusual was measured
+SCORE_MIN: Final = 0.05
+CAUSES_MAX: Final = 5
+SIGNS_SHOWN: Final = 5  # per cause
+
+_BELOW: Final[Mapping[Part, tuple[Part, ...]]] = {
+    "route": ("service", "pool", "database", "cache", "host"),
+    "agent": ("service", "pool", "database", "cache", "host"),
+    "tool": ("service", "pool", "database", "cache", "host"),
+    "service": ("pool", "database", "cache", "host"),
+    "pool": ("database", "host"),
+    "database": ("host",),
+    "cache": ("host",),
+    "host": (),
+}
+# The part that a series without labels is about, by the first word of its name; all others are about the service.
+_PARTS: Final[Mapping[str, Part]] = {
+    "pool": "pool",
+    "database": "database",
+    "db": "database",
+    "statements": "database",
+    "cache": "cache",
+    "host": "host",
+    "cpu": "host",
+    "memory": "host",
+    "disk": "host",
+    "process": "host",
+    "event_loop": "host",
+}
+_ADDS_UP: Final = ("count", "counter")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A part of the system: an agent, a tool, a route from agent to agent, or one of the parts of which there is one."""
+
+    part: Part
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return its name as people read it."""
+        return f"{self.part} {' -> '.join(self.names)}" if self.names else f"the {self.part}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A finding about a series at the time `at`, in seconds since 1970."""
+
+    series_id: int
+    name: str
+    kind: str
+    place: Place
+    at: int
+    strength: float
+    value: float
+    expected: float
+    sentence: str
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Findings that belong together; `incident` is the incident that they are known as, None if they are new."""
+
+    signs: list[Sign] = field(default_factory=list[Sign])
+    incident: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A likely cause. `score` is the share of what was found that it explains and nothing else excuses, 0 to 1."""
+
+    place: Place
+    score: float
+    signs: tuple[Sign, ...]  # its own, the strongest first
+    sentence: str
+
+
+def place_of(name: str, labels: Mapping[str, str]) -> Place:
+    """The place that a series is about."""
+    if "from" in labels and "to" in labels:
+        return Place("route", (labels["from"], labels["to"]))
+    for part in ("agent", "tool"):
+        if part in labels:
+            return Place(part, (labels[part],))
+    return Place(_PARTS.get(name.split(".", 1)[0], "service"))
+
+
+def dependencies(place: Place) -> frozenset[Place]:
+    """Everything on which a place depends."""
+    agents = {Place("agent", (name,)) for name in place.names} if place.part == "route" else set[Place]()
+    return frozenset(agents | {Place(part) for part in _BELOW[place.part]})
+
+
+def gather(known: Iterable[Cluster], new: Sequence[Sign]) -> list[Cluster]:
+    """Put new findings, in the order of time, to the clusters that are known, or into new ones; return all that changed.
+
+    Clusters that are known are not merged: each has been told already.
+    """
+    clusters = list(known)
+    changed: dict[int, Cluster] = {}
+    for sign in new:
+        joined = [cluster for cluster in clusters if any(_belong(sign, other) for other in cluster.signs)]
+        if not joined:
+            joined = _siblings(sign, clusters)
+        target = min(joined, key=_seniority, default=None)
+        if target is None:
+            target = Cluster()
+            clusters.append(target)
+        for cluster in joined:
+            if cluster is not target and cluster.incident is None:
+                target.signs += cluster.signs
+                clusters.remove(cluster)
+                changed.pop(id(cluster), None)
+        target.signs.append(sign)
+        changed[id(target)] = target
+    return list(changed.values())
+
+
+def _seniority(cluster: Cluster) -> tuple[bool, int]:
+    return cluster.incident is None, cluster.incident or cluster.signs[0].at
+
+
+def _belong(one: Sign, other: Sign) -> bool:
+    if one.series_id == other.series_id:
+        return True  # a known cluster is open: it still goes on
+    return abs(one.at - other.at) <= TOGETHER_S and (
+        one.place == other.place or other.place in dependencies(one.place) or one.place in dependencies(other.place)
+    )
+
+
+def _siblings(sign: Sign, clusters: Sequence[Cluster]) -> list[Cluster]:
+    """The clusters of other places that became unusual at the same time, if there are enough for it to be no coincidence."""
+    near = [it for it in clusters if any(abs(sign.at - other.at) <= TOGETHER_S for other in it.signs)]
+    places = {other.place for it in near for other in it.signs if dependencies(other.place) & dependencies(sign.place)}
+    return near if len(places) >= SIBLINGS_MIN - 1 else []
+
+
+def suspects(signs: Sequence[Sign]) -> list[Suspect]:
+    """Rank the likely causes of findings that belong together, the likeliest first; at most CAUSES_MAX."""
+    strongest = {sign.series_id: sign for sign in sorted(signs, key=lambda it: (it.strength, -it.at))}
+    found = sorted(strongest.values(), key=lambda it: (it.at, -it.strength, it.series_id))
+    own: dict[Place, list[Sign]] = {}
+    for sign in found:
+        own.setdefault(sign.place, []).append(sign)
+    total = sum(sign.strength for sign in found)
+    ranked: list[Suspect] = []
+    for place in {**own, **dict.fromkeys(_shared(own))}:
+        explained = sum(sign.strength * _explains(place, own, sign) for sign in found) / total
+        if place in own:
+            score = explained * (1 - _excused(place, own))
+            sentence = _said(place, own[place], score)
+        else:
+            score = explained * INFERRED
+            count = sum(place in dependencies(other) for other in own)
+            sentence = (
+                f"{count} parts that depend on {place} became unusual together; nothing unusual was measured of it itself."
+            )
+        mine = tuple(sorted(own.get(place, ()), key=lambda it: -it.strength))
+        ranked.append(Suspect(place, round(score, 2), mine, sentence))
+    ranked.sort(key=lambda it: (-it.score, it.signs[0].at if it.signs else found[0].at, it.place))
+    return [it for it in ranked if it.score >= SCORE_MIN][:CAUSES_MAX] or ranked[:1]
+
+
+def _said(place: Place, signs: Sequence[Sign], score: float) -> str:
+    count = f"{len(signs)} of its series are" if len(signs) > 1 else "one of its series is"
+    return f"{count} unusual; {place} accounts for {score:.0%} of what was found."
+
+
+def _explains(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
+    """How much of a finding a place explains, 0 to 1."""
+    if sign.place == place or place in dependencies(sign.place):
+        return 1.0
+    return max((_share(part, sign) for part in own.get(place, ())), default=0.0)
+
+
+def _share(part: Sign, whole: Sign) -> float:
+    """The share of a total's deviation that is one of its parts' own; 0 if that is not most of it."""
+    if part.name != whole.name or part.kind not in _ADDS_UP or abs(part.at - whole.at) > TOGETHER_S:
+        return 0.0
+    is_part = whole.place.part == "service" and part.place.part != "service"
+    is_part |= part.place.part == "route" and whole.place.part == "agent" and whole.place.names[0] in part.place.names
+    more, all_more = part.value - part.expected, whole.value - whole.expected
+    if not is_part or more * all_more <= 0:
+        return 0.0
+    share = min(1.0, more / all_more)
+    return share if share >= MAJORITY else 0.0
+
+
+def _excused(place: Place, own: Mapping[Place, Sequence[Sign]]) -> float:
+    """How much of a place's own findings others account for: what it depends on, or most of what it is the total of."""
+    total = excused = 0.0
+    for sign in own[place]:
+        shares = [
+            1.0 if other in dependencies(place) and not _is_part_of(place, other, own) else _explains_total(other, own, sign)
+            for other in own
+            if other != place
+        ]
+        total += sign.strength
+        excused += sign.strength * max(shares, default=0.0)
+    return excused / total
+
+
+def _explains_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
+    return max((_share(part, sign) for part in own[place]), default=0.0)
+
+
+def _is_part_of(place: Place, other: Place, own: Mapping[Place, Sequence[Sign]]) -> bool:
+    """Whether a place is most of every finding of another one, which then is no excuse for it."""
+    return all(_explains_total(place, own, sign) > 0 for sign in own[other])
+
+
+def _shared(own: Mapping[Place, Sequence[Sign]]) -> list[Place]:
+    """What SIBLINGS_MIN places or more depend on, of which nothing was found: the nearest only, not what is below it."""
+    counts: dict[Place, int] = {}
+    for place in own:
+        for below in dependencies(place):
+            counts[below] = counts.get(below, 0) + 1
+    shared = [place for place, count in counts.items() if count >= SIBLINGS_MIN and place not in own]
+    return sorted(it for it in shared if not any(it in dependencies(other) for other in shared))
