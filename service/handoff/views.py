@@ -224,9 +224,7 @@ def inbox_view(found: inbox.Inbox, agent: str, limit: int, bytes_max: int, since
     Texts share INBOX_TEXT_CHARS_MAX, and the page ends after `bytes_max` bytes. `since` is the mark since which the page
     lists what is new; its cursor continues that list.
     """
-    rows = found.rows[:limit]
-    chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
-    shown = that_fit([_cut(handoff_view(row, agent), chars) for row in rows], bytes_max)
+    shown = handoffs_page(found.rows[:limit], agent, bytes_max)
     page: dict[str, Any] = {"handoffs": shown}
     if len(found.rows) > len(shown):
         last = found.rows[len(shown) - 1]
@@ -240,6 +238,12 @@ def _cut(view: dict[str, Any], chars: int) -> dict[str, Any]:
         name: view[name][:chars] + "…" for name in ("instructions", "reason", "outcome") if len(view.get(name, "")) > chars
     }
     return view | longer | ({"cut": True} if longer else {})
+
+
+def handoffs_page(rows: Sequence[Record], agent: str, bytes_max: int) -> list[dict[str, Any]]:
+    """Return the first of these handoffs that fit into `bytes_max` bytes, as `agent` sees them; their texts are cut."""
+    chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
+    return that_fit([_cut(handoff_view(row, agent), chars) for row in rows], bytes_max)
 
 
 def inbox_position(cursor: str | None) -> tuple[tuple[int, int], str | None]:

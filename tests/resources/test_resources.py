@@ -49,6 +49,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://context/{key}",
         "handoff://summary/{key}",
         "handoff://agents/{agent}/inbox",
+        "handoff://agents/{agent}/sent",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
         "handoff://lifecycle",

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from handoff.context import Call
 from handoff.errors import Invalid
@@ -15,6 +16,16 @@ from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX, 
 
 CursorArg = Annotated[str | None, Field(max_length=200)]
 LimitArg = Annotated[int, Field(ge=1, le=100)]
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
+TimeArg = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 _NAME = re.compile(NAME_PATTERN)
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
