@@ -287,6 +287,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0021_quarantine.sql",
         "0022_storage_size.sql",
         "0023_lists.sql",
+        "0029_released_and_not_archived.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

@@ -156,3 +156,29 @@ async def test_entries_are_filtered_by_author_and_time_from_either_end_in_an_arc
     number = await db.fetchval("SELECT id FROM session WHERE key = $1", key)
     assert await transact(app.pool, lambda conn: move(conn, number))
     await check()
+
+
+async def test_the_first_page_of_a_context_says_what_the_session_holds_by_type_and_how_fast_it_grows(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    await agent.ok(
+        "update_context",
+        agent="alice",
+        session_key=key,
+        entries=[{"type": "decision", "content": "é"}, {"type": "decision", "content": "b", "supersedes": [1]}],
+    )
+    assert "entries_per_hour" not in (await agent.read(f"handoff://context/{key}"))["totals"]
+    await db.execute("UPDATE session SET created_at = last_activity_at - interval '30 minutes'")
+
+    page = await agent.read(f"handoff://context/{key}?limit=1")
+    stored = await db.fetchval("SELECT content_bytes FROM session")
+    assert page["totals"] == {
+        "entries": 3,
+        "by_type": {"system": 1, "decision": 2},
+        "superseded": 1,
+        "content_bytes": stored,
+        "entries_per_hour": 6.0,
+        "bytes_per_hour": 2 * stored,
+    }
+    assert "totals" not in await agent.read(f"handoff://context/{key}?limit=1&cursor={quote(page['next_cursor'])}")

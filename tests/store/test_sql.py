@@ -13,7 +13,21 @@ import pytest
 
 from handoff import store
 from handoff.model import ENTRY_TYPES, MARKS
-from handoff.store import append, entries, events, handoffs, idempotency, inbox, lifecycle, lists, sessions
+from handoff.store import (
+    append,
+    archive,
+    entries,
+    events,
+    handoffs,
+    idempotency,
+    inbox,
+    integrity,
+    lifecycle,
+    lists,
+    retention,
+    sessions,
+    storage,
+)
 from tests.conftest import _database, _execute
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
@@ -346,3 +360,23 @@ async def test_visibility_and_the_newest_handoffs_are_found_by_index(filled: asy
     assert most(await plan(filled, idempotency.FIND, "a5", "s5"), "idempotency") == 1
     assert most(await plan(filled, entries.EDGES, 5, 280), "context_entry") == 1
     assert most(await plan(filled, handoffs.LATEST_OF_SESSION, 5, 3), "handoff") <= 3
+
+
+async def test_the_jobs_that_go_through_everything_read_bounded_parts_of_it_along_an_index(
+    filled: asyncpg.Connection,
+) -> None:
+    await filled.execute("UPDATE idempotency SET created_at = now() - interval '40 days' WHERE ctid < '(50,0)'")
+    await filled.execute("ANALYZE idempotency")
+    batch = 50
+
+    results = await plan(filled, retention.RESULTS, "7 days", batch)
+    assert most([scan for scan in results if scan["table"] == "session"], "session") <= 2 * batch
+    assert most(await plan(filled, retention.AGENTS, "", batch), "handoff") <= batch
+    checked = await plan(filled, integrity.CHECK, 20, 1_490, batch, 1 << 24)
+    assert most(checked, "context_entry") <= 2 * batch
+    assert most(checked, "session") <= batch
+    await filled.execute("UPDATE session SET status = 'archived' WHERE id % 50 = 0")
+    await filled.execute("ANALYZE session")
+    assert most(await plan(filled, storage.ARCHIVED, batch), "session") <= 20_000 / 50
+    await filled.execute("UPDATE session SET status_since = now() - interval '9 days' WHERE status = 'completed'")
+    assert 0 < most(await plan(filled, archive.DUE, "1 day", batch), "session") <= batch

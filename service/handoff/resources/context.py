@@ -63,6 +63,8 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
     page: dict[str, Any] = {"session_key": path["key"], "entries": shown}
     if len(shown) < len(rows):
         last = shown[-1]["sequence"]
+    if query.cursor is None:
+        page["totals"] = entries.totals(session)
     if last is not None:
         page["next_cursor"] = to_cursor(last)
     return page

@@ -296,6 +296,23 @@ async def counts(conn: Connection, session: Record) -> EntryCounts:
     )
 
 
+def totals(session: Record) -> dict[str, Any]:
+    """Return what a session's row says of its entries: how many per type, superseded ones, bytes, and growth per hour.
+
+    Growth is the average from the session's creation to its last activity, if that is at least a minute.
+    """
+    found: dict[str, Any] = {"entries": session["last_sequence"], "content_bytes": session["content_bytes"]}
+    if sum(session["entry_counts"]) == session["last_sequence"]:  # or an older release has appended since
+        by_type = zip(ENTRY_TYPES, session["entry_counts"], strict=True)
+        found["by_type"] = {name: count for name, count in by_type if count}
+        found["superseded"] = sum(session["superseded_counts"])
+    hours = (session["last_activity_at"] - session["created_at"]).total_seconds() / 3_600
+    if hours >= 1 / 60:
+        found["entries_per_hour"] = round(session["last_sequence"] / hours, 1)
+        found["bytes_per_hour"] = round(session["content_bytes"] / hours)
+    return found
+
+
 async def authors(conn: Connection, session: Record) -> dict[str, int]:
     """Return the number of entries per author, largest first, at most 50 authors."""
     return {row["author"]: row["entries"] for row in await conn.fetch(_of(session, PEOPLE), session["id"])}
