@@ -6,6 +6,7 @@ computed from, so a stale entry is never read. Without Redis, answers are slower
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import sha256
 from time import monotonic, perf_counter, time_ns
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 BRIEF_TTL_S = 3_600
 SUMMARY_TTL_S = 3_600
+PAGE_TTL_S = 300  # a page is read again soon or never
+PAGE_BYTES_MAX = 16 << 10  # a larger one is read from Postgres each time, so that pages take 8 MiB at most in a process
 
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
@@ -30,6 +33,11 @@ def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
 def summary_key(session: Mapping[str, Any]) -> str:
     """Return the key of a session's summary."""
     return f"handoff:summary:{_state(session)}"
+
+
+def page_key(session: Mapping[str, Any], resource: str, query: str) -> str:
+    """Return the key of a page of a list that belongs to a session; `query` is everything that the page depends on."""
+    return f"handoff:page:{resource}:{_state(session)}:{sha256(query.encode()).hexdigest()}"
 
 
 def _state(session: Mapping[str, Any]) -> str:

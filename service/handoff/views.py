@@ -1,14 +1,15 @@
 """Views that tools and resources share: briefs and summaries, both cached, inboxes, the configuration, and jobs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
 from asyncpg import Record
+from pydantic import BaseModel
 
 from handoff import brief, cache
 from handoff.configuration import differences
-from handoff.context import App
+from handoff.context import App, Call
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
 from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
@@ -112,6 +113,31 @@ async def summary_of(app: App, session_key: str, viewer: str | None, *, reader: 
             summary = await _summarise(conn, session)
         await app.cache.put(cache.summary_key(dict(session)), summary, cache.SUMMARY_TTL_S)
     return summary
+
+
+async def page_of(
+    call: Call,
+    session_key: str,
+    resource: str,
+    query: BaseModel,
+    read: Callable[[Connection, Record], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return a page of a list that belongs to a session, from the cache or as `read` returns it, of one state of it.
+
+    Raises NotFound if the caller may not read the session.
+    """
+    app, viewer = call.app, call.caller.viewer(None)
+    asked = f"{query.model_dump_json()}{app.settings.page_bytes_max}"
+    async with connection(app.pool) as conn:
+        session = await sessions.see(conn, session_key, viewer)
+    page = await app.cache.get(cache.page_key(dict(session), resource, asked))
+    if page is None:
+        async with snapshot(app.pool) as conn:
+            session = await sessions.see(conn, session_key, viewer)
+            page = await read(conn, session)
+        if len(to_json(page)) <= cache.PAGE_BYTES_MAX:
+            await app.cache.put(cache.page_key(dict(session), resource, asked), page, cache.PAGE_TTL_S)
+    return page
 
 
 def _turn(app: App, reader: str | None) -> AbstractAsyncContextManager[None]:

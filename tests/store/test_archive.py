@@ -125,7 +125,7 @@ async def test_a_session_that_would_read_differently_stays_as_it_is_and_delays_n
 
     for attempts, seconds in ((2, 120), (3, 240), (30, 86_400)):
         await archive.run(app)  # too early: nothing is tried
-        await db.execute("UPDATE archive_failure SET next_at = now(), attempts = $1", attempts - 1)
+        await db.execute("UPDATE archive_failure SET next_at = failed_at, attempts = $1", attempts - 1)
         await archive.run(app)
         told = (await agent.read("handoff://lifecycle"))["not_archived"]
         assert [(it["session_key"], it["attempts"], it["error"]) for it in told] == [(broken, attempts, "NotArchivable")]
@@ -135,7 +135,7 @@ async def test_a_session_that_would_read_differently_stays_as_it_is_and_delays_n
 
     await db.execute("UPDATE session SET last_sequence = 2 WHERE key = $1", broken)
     await db.execute("UPDATE context_entry SET sequence = 2 WHERE sequence = 3")
-    await db.execute("UPDATE archive_failure SET next_at = now()")
+    await db.execute("UPDATE archive_failure SET next_at = failed_at")
     await archive.run(app)
     assert (await agent.read(f"handoff://sessions/{broken}"))["status"] == "archived"
     assert (await agent.read("handoff://lifecycle"))["not_archived"] == []

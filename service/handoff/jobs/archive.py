@@ -9,6 +9,7 @@ import structlog
 
 from handoff.context import App
 from handoff.errors import Unavailable
+from handoff.jobs.pace import pause_after
 from handoff.store import archive
 from handoff.store.connect import connection, transact
 
@@ -24,7 +25,7 @@ async def run(app: App) -> None:
     async with connection(app.pool) as conn:
         due = await archive.due(conn, timedelta(seconds=app.settings.archive_after_s), BATCH_MAX)
     for session_id in due:
-        if monotonic() - began > _RUN_S:
+        if (began_one := monotonic()) - began > _RUN_S:
             break
         try:
             moved += await transact(app.pool, partial(archive.move, session_id=session_id)) is not None
@@ -37,5 +38,6 @@ async def run(app: App) -> None:
                 log.exception(
                     "archive.failed", session_id=session_id, attempts=failed["attempts"], next_at=failed["next_at"]
                 )
+        await pause_after(began_one)
     if moved:
         log.info("session.archived", sessions=moved)

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
+from asyncpg import Record
 from pydantic import Field, model_validator
 
 from handoff.context import Call
 from handoff.encoding import from_cursor, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SEQUENCE_MAX, EntryType, Mark
 from handoff.resources.contract import LimitArg, NoQuery, Query, Resource, TimeArg
-from handoff.store import entries, sessions
-from handoff.store.connect import snapshot
-from handoff.views import entries_page, summary_of
+from handoff.store import entries
+from handoff.store.connect import Connection
+from handoff.views import entries_page, page_of, summary_of
 
 
 class ContextQuery(Query):
@@ -47,8 +48,8 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
     position: int | None = from_cursor(query.cursor, int)[0] if query.cursor is not None else None
     newest_first = query.order == "newest"
     bytes_max = call.app.settings.page_bytes_max
-    async with snapshot(call.app.pool) as conn:
-        session = await sessions.see(conn, path["key"], call.caller.viewer(None))
+
+    async def read(conn: Connection, session: Record) -> dict[str, Any]:
         rows, last = await entries.filtered(
             conn,
             session,
@@ -59,15 +60,17 @@ async def read_context(call: Call, path: dict[str, str], query: ContextQuery) ->
             limit=1 if query.offset else query.limit,
             bytes_max=bytes_max,
         )
-    shown = entries_page(rows, bytes_max, query.offset)
-    page: dict[str, Any] = {"session_key": path["key"], "entries": shown}
-    if len(shown) < len(rows):
-        last = shown[-1]["sequence"]
-    if query.cursor is None:
-        page["totals"] = entries.totals(session)
-    if last is not None:
-        page["next_cursor"] = to_cursor(last)
-    return page
+        shown = entries_page(rows, bytes_max, query.offset)
+        page: dict[str, Any] = {"session_key": path["key"], "entries": shown}
+        if len(shown) < len(rows):
+            last = shown[-1]["sequence"]
+        if query.cursor is None:
+            page["totals"] = entries.totals(session)
+        if last is not None:
+            page["next_cursor"] = to_cursor(last)
+        return page
+
+    return await page_of(call, path["key"], "context", query, read)
 
 
 async def read_summary(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Resource(Generic[Q]):
     is_subscribable: bool = False  # subscribers are notified when it changes
     scope: Scope = "read"
     mime_type: str = "application/json"
+    ttl_ms: int = 0  # for how long a client may keep it: not at all what agents act on, else as long as it is measured for
 
     @cached_property
     def uri_template(self) -> str:

@@ -34,4 +34,5 @@ LIFECYCLE = Resource(
     NoQuery,
     read_lifecycle,
     scope="admin",
+    ttl_ms=5_000,  # it counts every session
 )

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
+from asyncpg import Record
 from pydantic import Field, model_validator
 
 from handoff.configuration import POLICY_CHARS_MAX
@@ -10,8 +11,9 @@ from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource, TimeArg
-from handoff.store import events, lists, sessions
-from handoff.store.connect import snapshot
+from handoff.store import events, lists
+from handoff.store.connect import Connection, snapshot
+from handoff.views import page_of
 
 _AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
@@ -70,16 +72,18 @@ async def read_session(call: Call, path: dict[str, str], _: NoQuery) -> dict[str
 async def read_lifecycle(call: Call, path: dict[str, str], query: LifecycleQuery) -> dict[str, Any]:
     """A page of the session's events, oldest first. Raises NotFound when the caller may not read the session."""
     after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else 0
-    async with snapshot(call.app.pool) as conn:
-        session = await sessions.see(conn, path["key"], call.caller.viewer(None))
+
+    async def read(conn: Connection, session: Record) -> dict[str, Any]:
         rows = await events.of_session(conn, session["id"], after=after, limit=query.limit + 1)
-    fields = ("id", "kind", "agent", "handoff_id", "at", "data")
-    found = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]]
-    shown = that_fit(found, call.app.settings.page_bytes_max)
-    page: dict[str, Any] = {"session_key": path["key"], "events": shown}
-    if len(rows) > len(shown):
-        page["next_cursor"] = to_cursor(shown[-1]["id"])
-    return page
+        fields = ("id", "kind", "agent", "handoff_id", "at", "data")
+        found = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]]
+        shown = that_fit(found, call.app.settings.page_bytes_max)
+        page: dict[str, Any] = {"session_key": path["key"], "events": shown}
+        if len(rows) > len(shown):
+            page["next_cursor"] = to_cursor(shown[-1]["id"])
+        return page
+
+    return await page_of(call, path["key"], "session-lifecycle", query, read)
 
 
 async def _page(call: Call, query: AgentSessionsQuery, agent: str | None) -> dict[str, Any]:
