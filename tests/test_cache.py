@@ -188,9 +188,9 @@ async def test_a_client_is_told_for_how_long_it_may_keep_what_is_measured_and_ne
         "agents/bob/inbox": 0,
         f"handoffs/{number}": 0,
         "alerts": 0,
+        "jobs": 0,
+        "lifecycle": 0,
         "health": 1_000,
-        "jobs": 1_000,
-        "lifecycle": 5_000,
         "storage": 60_000,
     }.items():
         result = await agent.client.read_resource(f"handoff://{path}")

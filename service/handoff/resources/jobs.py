@@ -32,7 +32,6 @@ JOBS = Resource(
     NoQuery,
     list_jobs,
     scope="admin",
-    ttl_ms=1_000,
 )
 JOB = Resource(
     "handoff://jobs/{name}", "job", "One job of the worker. Needs the scope admin.", NoQuery, read_job, scope="admin"

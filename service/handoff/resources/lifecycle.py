@@ -34,5 +34,4 @@ LIFECYCLE = Resource(
     NoQuery,
     read_lifecycle,
     scope="admin",
-    ttl_ms=5_000,  # it counts every session
 )
