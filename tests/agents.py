@@ -39,8 +39,8 @@ class Agent:
         return json.loads(await self.read_text(uri))
 
     async def read_text(self, uri: str) -> str:
-        """Read a resource; return its text."""
-        result = await self.client.read_resource(uri)
+        """Read a resource from the service, not from what the client has kept; return its text."""
+        result = await self.client.read_resource(uri, cache_mode="bypass")
         return getattr(result.contents[0], "text", "")
 
     async def session(self, agent: str = "alice", **arguments: Any) -> str:

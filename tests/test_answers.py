@@ -152,6 +152,12 @@ async def inbox(world: World) -> dict[str, Any]:
     return await world.agent.read(f"handoff://agents/{BOB}/inbox?limit=100")
 
 
+async def sent(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.blocked()
+    return await world.agent.read(f"handoff://agents/{ADA}/sent?limit=100")
+
+
 async def accept_handoff(world: World) -> dict[str, Any]:
     await world.session()
     await world.entries()
@@ -381,6 +387,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://context/{key}": context,
     "handoff://summary/{key}": summary,
     "handoff://agents/{agent}/inbox": inbox,
+    "handoff://agents/{agent}/sent": sent,
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
     "handoff://health": health,

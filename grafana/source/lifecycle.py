@@ -1,11 +1,12 @@
 """Does the service look after itself: do the jobs run, is anything damaged, and how long will the storage last?"""
 
-from typing import Final
+from typing import Final, get_args
 
 from grafana.source.page import Page, link_to
 from grafana.source.panels import GOOD, WARN, higher_is_worse, limit, stat_panel, table_panel, time_series
 from grafana.source.promql import gauge, increase, label, rate
 from grafana.source.queries import Prom, Sql
+from handoff.model import SessionStatus
 from handoff.telemetry import metrics as t
 
 _FULL_IN: Final = gauge(t.STORAGE_FULL_IN, aggregate="min")
@@ -67,6 +68,19 @@ PAGE: Final = Page(
                     Prom(_FULL_IN),
                     steps=[(None, WARN), (limit("storage_forecast_seconds"), GOOD)],
                     width=4,
+                ),
+            ],
+        ),
+        (
+            "Sessions",
+            [
+                time_series(
+                    "Sessions by status",
+                    "Number of sessions, by status.",
+                    "short",
+                    Prom(gauge(t.SESSIONS, t.STATUS, aggregate="sum"), f"{{{{{label(t.STATUS)}}}}}"),
+                    names=get_args(SessionStatus),
+                    width=24,
                 ),
             ],
         ),

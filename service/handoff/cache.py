@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 BRIEF_TTL_S = 3_600
 SUMMARY_TTL_S = 3_600
 FIGURES_TTL_S = 3_600
+PAGE_TTL_S = 300  # a page is read again soon or never
+PAGE_BYTES_MAX = 16 << 10  # a larger one is read from Postgres each time, so that pages take 8 MiB at most in a process
 
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
@@ -38,6 +40,11 @@ def summary_key(session: Mapping[str, Any]) -> str:
 def figures_key(database: str, name: str, viewer: str | None, question: Mapping[str, str]) -> str:
     """Return the key of figures that answer a question to a viewer. `database` tells apart those that share a Redis."""
     return f"handoff:figures:v1:{sha256(to_json([database, name, viewer, dict(question)])).hexdigest()}"
+
+
+def page_key(session: Mapping[str, Any], resource: str, query: str) -> str:
+    """Return the key of a page of a list that belongs to a session; `query` is everything that the page depends on."""
+    return f"handoff:page:{resource}:{_state(session)}:{sha256(query.encode()).hexdigest()}"
 
 
 def _state(session: Mapping[str, Any]) -> str:

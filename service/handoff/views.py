@@ -1,14 +1,15 @@
 """Views that tools and resources share: briefs and summaries, both cached, inboxes, the configuration, and jobs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
 from asyncpg import Record
+from pydantic import BaseModel
 
 from handoff import brief, cache
 from handoff.configuration import differences
-from handoff.context import App
+from handoff.context import App, Call
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
 from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
@@ -112,6 +113,31 @@ async def summary_of(app: App, session_key: str, viewer: str | None, *, reader: 
             summary = await _summarise(conn, session)
         await app.cache.put(cache.summary_key(dict(session)), summary, cache.SUMMARY_TTL_S)
     return summary
+
+
+async def page_of(
+    call: Call,
+    session_key: str,
+    resource: str,
+    query: BaseModel,
+    read: Callable[[Connection, Record], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return a page of a list that belongs to a session, from the cache or as `read` returns it, of one state of it.
+
+    Raises NotFound if the caller may not read the session.
+    """
+    app, viewer = call.app, call.caller.viewer(None)
+    asked = f"{query.model_dump_json()}{app.settings.page_bytes_max}"
+    async with connection(app.pool) as conn:
+        session = await sessions.see(conn, session_key, viewer)
+    page = await app.cache.get(cache.page_key(dict(session), resource, asked))
+    if page is None:
+        async with snapshot(app.pool) as conn:
+            session = await sessions.see(conn, session_key, viewer)
+            page = await read(conn, session)
+        if len(to_json(page)) <= cache.PAGE_BYTES_MAX:
+            await app.cache.put(cache.page_key(dict(session), resource, asked), page, cache.PAGE_TTL_S)
+    return page
 
 
 def _turn(app: App, reader: str | None) -> AbstractAsyncContextManager[None]:
@@ -224,9 +250,7 @@ def inbox_view(found: inbox.Inbox, agent: str, limit: int, bytes_max: int, since
     Texts share INBOX_TEXT_CHARS_MAX, and the page ends after `bytes_max` bytes. `since` is the mark since which the page
     lists what is new; its cursor continues that list.
     """
-    rows = found.rows[:limit]
-    chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
-    shown = that_fit([_cut(handoff_view(row, agent), chars) for row in rows], bytes_max)
+    shown = handoffs_page(found.rows[:limit], agent, bytes_max)
     page: dict[str, Any] = {"handoffs": shown}
     if len(found.rows) > len(shown):
         last = found.rows[len(shown) - 1]
@@ -240,6 +264,12 @@ def _cut(view: dict[str, Any], chars: int) -> dict[str, Any]:
         name: view[name][:chars] + "…" for name in ("instructions", "reason", "outcome") if len(view.get(name, "")) > chars
     }
     return view | longer | ({"cut": True} if longer else {})
+
+
+def handoffs_page(rows: Sequence[Record], agent: str, bytes_max: int) -> list[dict[str, Any]]:
+    """Return the first of these handoffs that fit into `bytes_max` bytes, as `agent` sees them; their texts are cut."""
+    chars = max(_INBOX_TEXT_CHARS_MIN, INBOX_TEXT_CHARS_MAX // max(1, len(rows)))
+    return that_fit([_cut(handoff_view(row, agent), chars) for row in rows], bytes_max)
 
 
 def inbox_position(cursor: str | None) -> tuple[tuple[int, int], str | None]:

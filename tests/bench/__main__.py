@@ -52,7 +52,7 @@ def main() -> int:
     with ExitStack() as stack:
         folder = stack.enter_context(passable_folder())
         database = asyncio.run(ensure_database(stack.enter_context(postgres(folder))))
-        noop = stack.enter_context(_server([sys.executable, "-m", "tests.bench.noop"], {}))
+        noop = stack.enter_context(server([sys.executable, "-m", "tests.bench.noop"], {}))
         tokens = folder / "tokens"
         tokens.write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} ada read,write\n")
         environment = {
@@ -61,13 +61,13 @@ def main() -> int:
             "HANDOFF_SESSION_ENTRIES_MAX": "10000000",  # more than a real session should ever hold
         }
         handoff = [str(Path(sys.executable).parent / "handoff"), "serve", "--port"]
-        service = stack.enter_context(_server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
-        logging = stack.enter_context(_server(handoff, environment))
-        sink = stack.enter_context(_server([sys.executable, "-m", "tests.bench.sink"], {}))
+        service = stack.enter_context(server(handoff, environment | {"HANDOFF_LOG_LEVEL": "warning"}))
+        logging = stack.enter_context(server(handoff, environment))
+        sink = stack.enter_context(server([sys.executable, "-m", "tests.bench.sink"], {}))
         ops = _free_port()
-        observed = stack.enter_context(_server(handoff, environment | _telemetry(sink[1], ops)))
+        observed = stack.enter_context(server(handoff, environment | _telemetry(sink[1], ops)))
         postmaster = int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
-        keys = asyncio.run(_sessions(service[1], 32))
+        keys = asyncio.run(register_sessions(service[1], 32))
         health = _health(options.seconds, observed[1], ops, keys)
         servers = {"no-op": noop, "update_context": service, LOGGED: logging, OBSERVED: observed}
         rows = _measure(options.rounds, options.seconds, servers, postmaster, keys)
@@ -240,7 +240,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(command: list[str], environment: dict[str, str]) -> Generator[tuple[int, int]]:
+def server(command: list[str], environment: dict[str, str]) -> Generator[tuple[int, int]]:
     """Run a server until the end of the block; yield its process id and port once it accepts connections."""
     port = _free_port()
     process = subprocess.Popen([*command, str(port)], env=os.environ | environment, stdout=subprocess.DEVNULL)
@@ -259,7 +259,7 @@ def _server(command: list[str], environment: dict[str, str]) -> Generator[tuple[
         process.wait(15)
 
 
-async def _sessions(port: int, count: int) -> list[str]:
+async def register_sessions(port: int, count: int) -> list[str]:
     from mcp.client.streamable_http import streamable_http_client
 
     async with (

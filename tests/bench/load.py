@@ -55,17 +55,27 @@ class Connection(asyncio.Protocol):
         self._load.fail(b"the server closed the connection")
 
     def _next(self) -> None:
+        begins_at = self._load.begins_at()
+        if (waits := begins_at - time.perf_counter()) > 0:
+            asyncio.get_running_loop().call_later(waits, self._send, begins_at)
+        else:
+            self._send(begins_at)
+
+    def _send(self, begins_at: float) -> None:
         request = self._load.request()
         if request is None:
             self._transport.abort()
             self._load.finished()
             return
-        self._sent = time.perf_counter()
+        self._sent = begins_at
         self._transport.write(request)
 
 
 class Load:
-    """A run of a plan: port, in_flight, seconds, tool, arguments (one set per session, used in turn) and token."""
+    """A run of a plan: port, in_flight, seconds, tool, arguments (one set per session, used in turn) and token.
+
+    With a `rate`, the calls begin at this many per second. A call that has to wait for a connection is late from then on.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
@@ -74,7 +84,16 @@ class Load:
         self._done = asyncio.get_running_loop().create_future()
         self._numbers = count()
         self._until = time.perf_counter() + plan["seconds"]
+        self._rate: float = plan.get("rate", 0.0)
+        self._slot = time.perf_counter()
         self._requests = [self._build(arguments) for arguments in plan["arguments"]]
+
+    def begins_at(self) -> float:
+        """Return when the next call should begin: at once, or in its turn."""
+        if not self._rate:
+            return time.perf_counter()
+        self._slot += 1 / self._rate
+        return self._slot
 
     def request(self) -> bytes | None:
         """Return the next request, or None if the time is up."""

@@ -292,6 +292,8 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0025_incidents.sql",
         "0027_handoffs_by_creation.sql",
         "0028_loops_and_recommendations.sql",
+        "0023_lists.sql",
+        "0029_released_and_not_archived.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

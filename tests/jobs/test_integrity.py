@@ -7,6 +7,7 @@ import pytest
 
 from handoff.context import App
 from handoff.jobs import archive, delete, integrity
+from handoff.settings import Settings
 from handoff.store import integrity as store
 from handoff.telemetry import metrics
 from tests.agents import Agent
@@ -19,6 +20,11 @@ DAMAGE = {
     "sequence of all": f"DELETE FROM context_entry WHERE {OF_KEY}",
     "receipt": f"UPDATE context_entry SET content = 'x', content_hash = sha256('x') WHERE {OF_KEY} AND sequence = 2",
 }
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"admin": True})
 
 
 async def worked_on(agent: Agent) -> str:
@@ -83,3 +89,32 @@ async def test_a_session_that_is_set_aside_is_neither_archived_nor_deleted(
     left = [row["key"] for row in await db.fetch("SELECT key FROM session ORDER BY id")]
     assert left == keys[:2]
     assert [it["session_key"] for it in (await agent.read("handoff://lifecycle"))["quarantine"]] == keys[:2]
+
+
+async def test_a_session_that_is_readmitted_stays_out_of_quarantine_until_something_else_does_not_fit(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    key, whole = await worked_on(agent), await worked_on(agent)
+    await db.execute(DAMAGE["content"], key)
+    await integrity.run(app)
+    asked = {"agent": "root", "action": "readmit", "of": "session", "name": key, "reason": "Restored by hand."}
+
+    done = await agent.ok("session_data", **asked)
+    assert (done["quarantine"]["reason"], done["quarantine"]["sequence"]) == ("content", 2)
+    audited = await db.fetchrow("SELECT actor, action, details FROM audit ORDER BY id DESC LIMIT 1")
+    assert audited is not None
+    assert (audited["actor"], audited["action"]) == ("root", "data.readmitted")
+    for refused in ({**asked}, {**asked, "name": whole}, {**asked, "name": "no-such"}, {**asked, "of": "policy"}):
+        error = await agent.refused("session_data", **refused)
+        assert error["code"] == ("invalid_arguments" if refused["of"] == "policy" else "nothing_found")
+    assert await db.fetchval("SELECT count(*) FROM audit WHERE action = 'data.readmitted'") == 1
+
+    for _ in range(2):
+        await integrity.run(app)
+        assert await store.listed(db) == []
+        assert metrics.QUARANTINED.value("content") == 0
+    assert not (await agent.read(f"handoff://sessions/{key}"))["held"]
+
+    await db.execute(DAMAGE["sequence"], key)
+    await integrity.run(app)
+    assert [(row["session_key"], row["reason"]) for row in await store.listed(db)] == [(key, "sequence")]

@@ -37,7 +37,7 @@ async def test_growth_is_measured_per_table_and_forecasts_when_the_limit_is_reac
     assert metrics.STORAGE_LIMIT.value() == LIMIT
 
 
-async def test_measurements_are_kept_for_a_week_and_the_archive_is_one_table(
+async def test_measurements_are_kept_as_long_as_a_policy_keeps_metrics_and_the_archive_is_one_table(
     app: App, agent: Agent, db: asyncpg.Connection
 ) -> None:
     keys = [await agent.session(retention_policy=policy) for policy in ("standard", "extended")]
@@ -46,7 +46,16 @@ async def test_measurements_are_kept_for_a_week_and_the_archive_is_one_table(
         await agent.ok("close_session", agent="alice", session_key=key)
     await db.execute("UPDATE session SET status_since = status_since - interval '2 days'")
     await archive.run(app)
-    await db.execute("INSERT INTO storage_size VALUES ('event', now() - interval '8 days', 1)")
+    await db.execute(
+        "INSERT INTO storage_size SELECT 'event', now() - interval '1 day' * n, 1 FROM unnest('{89,91}'::int[]) n"
+    )
+    await storage.run(app)
+    assert await db.fetchval("SELECT count(DISTINCT measured_at) FROM storage_size") == 2
+    await db.execute("UPDATE retention_policy SET metrics_for = '1 day'")
+    await db.execute("UPDATE storage_size SET measured_at = now() - interval '6 days' WHERE bytes = 1")
+    await storage.run(app)
+    assert await db.fetchval("SELECT count(*) FROM storage_size WHERE bytes = 1") == 1  # growth needs a week
+    await db.execute("DELETE FROM storage_size")
     await storage.run(app)
     assert await db.fetchval("SELECT count(DISTINCT measured_at) FROM storage_size") == 1
     names = {table["name"] for table in (await agent.read("handoff://storage"))["tables"]}

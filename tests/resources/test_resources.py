@@ -36,7 +36,7 @@ async def test_metrics_can_be_read_without_telemetry(app: App, agent: Agent) -> 
     admin = Caller(None, ALL_SCOPES)
     result = await read_resource(app, admin, "handoff://metrics?name=handoff_context_entries", Arrival(monotonic()))
     assert not isinstance(result, Failure), result
-    assert "handoff_context_entries_total{" in result[0].decode()
+    assert "handoff_context_entries_total{" in result.body.decode()
 
 
 async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
@@ -49,6 +49,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://context/{key}",
         "handoff://summary/{key}",
         "handoff://agents/{agent}/inbox",
+        "handoff://agents/{agent}/sent",
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs/{id}",
         "handoff://lifecycle",

@@ -135,6 +135,9 @@ async def test_an_agents_inbox_and_sessions_are_hidden_from_other_agents(http: h
 
     assert (await read(http, "bob", "handoff://agents/alice/inbox"))["error"]["data"]["code"] == "agent_mismatch"
     assert "result" in await read(http, "root", "handoff://agents/alice/inbox")
+    refused = (await read(http, "bob", "handoff://agents/alice/sent"))["error"]["data"]
+    assert (refused["code"], "handoff://agents/bob/sent" in refused["try"]) == ("agent_mismatch", True)
+    assert [("result" in await read(http, who, "handoff://agents/alice/sent")) for who in ("alice", "root")] == [True, True]
     own = await read(http, "alice", "handoff://agents/alice/sessions")
     foreign = await read(http, "bob", "handoff://agents/alice/sessions")
     assert len(json.loads(own["result"]["contents"][0]["text"])["sessions"]) == 1

@@ -43,7 +43,15 @@ HOSTILE_NAMES = [
     "😀",
 ]
 TELLS_TOO_MUCH = re.compile(r"Traceback|SELECT|INSERT|asyncpg|pydantic|\.py\b|Value error")
-NAMED = ("sessions/{}", "sessions/{}/lifecycle", "context/{}", "summary/{}", "agents/{}/inbox", "agents/{}/sessions")
+NAMED = (
+    "sessions/{}",
+    "sessions/{}/lifecycle",
+    "context/{}",
+    "summary/{}",
+    "agents/{}/inbox",
+    "agents/{}/sent",
+    "agents/{}/sessions",
+)
 DEEP: dict[str, Any] = json.loads('{"a":' * 40 + "1" + "}" * 40)
 
 
@@ -184,6 +192,18 @@ BAD_URIS = [
     "handoff://sessions?agent=../../x",
     "handoff://sessions?cursor=AAAA",
     "handoff://sessions?unknown=1",
+    "handoff://sessions?owner=../../x",
+    "handoff://sessions?created_by=",
+    "handoff://sessions?retention_policy=a%20b",
+    "handoff://sessions?active_since=yesterday",
+    "handoff://sessions?since=2026-01-02T00:00:00Z&until=2026-01-02T00:00:00Z",
+    "handoff://agents/bob/sessions?agent=bob",
+    "handoff://agents/bob/sent?state=open",
+    f"handoff://agents/bob/sent?cursor={cursor('x')}",
+    "handoff://context/s?order=newest&offset=1",
+    "handoff://context/s?order=latest",
+    "handoff://context/s?author=a%20b",
+    "handoff://context/s?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z",
     "handoff://sessions?%00",
     "handoff://sessions/a/b/c",
     "handoff://sessions/%2e%2e%2fx",

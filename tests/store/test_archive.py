@@ -1,5 +1,6 @@
 """The entries of closed sessions move to the archive, where they take less space and every read answers as before."""
 
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -121,6 +122,23 @@ async def test_a_session_that_would_read_differently_stays_as_it_is_and_delays_n
     assert statuses == {broken: "completed", sound: "archived"}
     assert await db.fetchval("SELECT count(*) FROM context_entry") == 2
     assert [line["event"] for line in logged if line["level"] == "error"] == ["archive.failed"]
+
+    for attempts, seconds in ((2, 120), (3, 240), (30, 86_400)):
+        await archive.run(app)  # too early: nothing is tried
+        await db.execute("UPDATE archive_failure SET next_at = failed_at, attempts = $1", attempts - 1)
+        await archive.run(app)
+        told = (await agent.read("handoff://lifecycle"))["not_archived"]
+        assert [(it["session_key"], it["attempts"], it["error"]) for it in told] == [(broken, attempts, "NotArchivable")]
+        waits = datetime.fromisoformat(told[0]["next_at"]) - datetime.fromisoformat(told[0]["failed_at"])
+        assert waits == timedelta(seconds=seconds)
+    assert sum(line["event"] == "archive.failed" for line in logged) == 4
+
+    await db.execute("UPDATE session SET last_sequence = 2 WHERE key = $1", broken)
+    await db.execute("UPDATE context_entry SET sequence = 2 WHERE sequence = 3")
+    await db.execute("UPDATE archive_failure SET next_at = failed_at")
+    await archive.run(app)
+    assert (await agent.read(f"handoff://sessions/{broken}"))["status"] == "archived"
+    assert (await agent.read("handoff://lifecycle"))["not_archived"] == []
 
 
 async def test_the_archive_of_the_demos_prose_takes_a_fifth_of_the_space(

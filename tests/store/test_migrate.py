@@ -98,3 +98,45 @@ async def test_a_database_newer_than_this_release_is_left_unchanged(settings: Se
     assert await migrate(settings) == []
     assert await pending(conn) == []
     await conn.close()
+
+
+async def test_an_index_is_built_while_the_service_writes_and_again_after_a_run_that_was_cut_off(
+    agent: Agent, db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = "CREATE INDEX CONCURRENTLY one_more ON context_entry (session_id)"
+    sql = f"-- concurrently: a comment; with a semicolon\nDROP INDEX CONCURRENTLY IF EXISTS one_more;\n{index};\n"
+    known = migrations()
+    key = await agent.session()
+    builders = "pg_stat_activity WHERE query LIKE '%INDEX CONCURRENTLY%one_more%' AND pid <> pg_backend_pid()"
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('one_more')"
+    writer, watcher = await connect(settings), await connect(settings)
+    writing = writer.transaction()
+    await writing.start()
+    await writer.execute("UPDATE context_entry SET type = type")  # the build has to wait for it, and calls must not
+
+    async def building_waits() -> None:
+        found = f"SELECT count(*) FROM {builders} AND wait_event_type = 'Lock'"
+        while not await watcher.fetchval(found):
+            await anyio.sleep(0.01)
+
+    monkeypatch.setattr(module, "migrations", lambda: (*known, Migration(9_998, "9998_index.sql", sql, "1" * 64)))
+    async with anyio.create_task_group() as group:
+        group.start_soon(cut_off, settings)
+        await building_waits()
+        await agent.says(key, "while the index is built")
+        await watcher.execute(f"SELECT pg_terminate_backend(pid) FROM {builders}")
+    assert await db.fetchval(valid) is False
+    async with anyio.create_task_group() as group:
+        group.start_soon(migrate, settings)
+        await building_waits()
+        await agent.says(key, "while the index is built again")
+        await writing.commit()
+    assert await db.fetchval(valid) is True
+    assert await migrate(settings) == []
+    await writer.close()
+    await watcher.close()
+
+
+async def cut_off(settings: Settings) -> None:
+    with pytest.raises((asyncpg.PostgresError, OSError, asyncpg.InterfaceError)):
+        await migrate(settings)

@@ -13,7 +13,22 @@ import pytest
 
 from handoff import store
 from handoff.model import ENTRY_TYPES, MARKS
-from handoff.store import append, entries, events, handoffs, idempotency, inbox, lifecycle, sessions, statistics
+from handoff.store import (
+    append,
+    archive,
+    entries,
+    events,
+    handoffs,
+    idempotency,
+    inbox,
+    integrity,
+    lifecycle,
+    lists,
+    retention,
+    sessions,
+    statistics,
+    storage,
+)
 from tests.conftest import _database, _execute
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE", "(SELECT")
@@ -34,7 +49,7 @@ SQL = dict(statements())
 
 def test_the_statements_are_discovered() -> None:
     assert len(SQL) > 35
-    assert {"append.APPEND", "inbox.WHOLE", "sessions.PAGE_BY_AGENT", "events.RECORD"} <= set(SQL)
+    assert {"append.APPEND", "inbox.WHOLE", "lists.SESSIONS_BY_AGENT", "events.RECORD"} <= set(SQL)
 
 
 FILL = """
@@ -164,34 +179,59 @@ def most(scans: list[dict[str, Any]], table: str) -> float:
     return max((scan["rows"] for scan in scans if scan["table"] == table), default=0)
 
 
-EVER, NEWEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+EVER, NEWEST = lists.EVER, lists.NEWEST[0]
+
+
+NO_FILTERS = (None,) * 6
+ALONG: list[tuple[str, tuple[str, ...]]] = [
+    (lists.SESSIONS, ()),
+    (lists.SESSIONS_BY_STATUS, ("completed",)),
+    (lists.SESSIONS_BY_POLICY, ("standard",)),
+    (lists.SESSIONS_BY_AGENT, ("a7",)),
+]
 
 
 async def test_lists_of_sessions_read_one_page(filled: asyncpg.Connection) -> None:
-    position = (NEWEST, 0, EVER, 21)
-
-    assert most(await plan(filled, sessions.PAGE, *position), "session") <= 21
-    assert most(await plan(filled, sessions.PAGE_BY_STATUS, *position, "completed"), "session") <= 21
-    of_agent = await plan(filled, sessions.PAGE_BY_AGENT, *position, "a7", None, None)
-    assert most(of_agent, "session") <= 21
-    assert most(of_agent, "participant") <= 21
     middle = await filled.fetchrow("SELECT created_at, id FROM session WHERE key = 's10000'")
     assert middle is not None
-    for statement, arguments in (
-        (sessions.PAGE, ()),
-        (sessions.PAGE_BY_STATUS, ("completed",)),
-        (sessions.PAGE_BY_AGENT, ("a7", None, None)),
-    ):
-        scans = await plan(filled, statement, middle["created_at"], middle["id"], EVER, 21, *arguments)
-        assert 0 < most(scans, "session") <= 21
+    for statement, along in ALONG:
+        for position in ((NEWEST, 0), (middle["created_at"], middle["id"])):
+            scans = await plan(filled, statement, *position, EVER, 21, 21, *NO_FILTERS, "1 day", *along)
+            assert 0 < most(scans, "session") <= 21
+            assert most(scans, "participant") <= 21
+            assert most(scans, "handoff") <= 21
 
 
-async def test_a_filter_without_an_index_reads_no_more_than_its_read_ahead(filled: asyncpg.Connection) -> None:
-    ahead = 20 * 4 + 1  # four rows per row requested, and one to see whether there are more
-    for agent, status, viewer in (("sees-all", "completed", None), ("sees-all", None, "a7"), ("a7", "active", "sees-all")):
-        scans = await plan(filled, sessions.PAGE_BY_AGENT, NEWEST, 0, EVER, ahead, agent, status, viewer)
-        assert most(scans, "session") <= ahead
-        assert 0 < most(scans, "participant") <= ahead
+async def test_a_filter_without_an_index_reads_no_more_than_its_limit(filled: asyncpg.Connection) -> None:
+    limit = lists.ROWS_READ_MAX
+    for statement, along in ALONG:
+        which = ("active",) if along == ("completed",) else along  # few are completed, so all of these may be read
+        for filters in (
+            ("dormant", None, None, None, None, None),
+            (None, "a7", None, None, None, None),
+            (None, None, "a8", "a8", None, NEWEST),
+            ("active", "sees-all", "a7", None, "standard", EVER),
+        ):
+            scans = await plan(filled, statement, NEWEST, 0, EVER, limit, 21, *filters, "1 day", *which)
+            assert 0 < most(scans, "session") <= limit * 1.2  # nine of ten are active: by creation or by status is the same
+            assert most(scans, "participant") <= limit
+
+
+async def test_what_an_agent_sent_is_read_one_page_at_a_time(filled: asyncpg.Connection) -> None:
+    await filled.execute("UPDATE handoff SET sender = 'rare' WHERE id % 200 = 0")
+    await filled.execute("ANALYZE handoff")
+    scans = await plan(filled, lists.SENT, "rare", 9_000, 21, 21, None)
+
+    assert "handoff_sent" in {scan["index"] for scan in scans}
+    assert 0 < most(scans, "handoff") <= 21
+    scans = await plan(filled, lists.SENT, "a7", 20_001, lists.ROWS_READ_MAX, 21, "cancelled")
+    assert 0 < most(scans, "handoff") <= lists.ROWS_READ_MAX
+
+
+async def test_a_page_of_entries_with_filters_reads_only_the_entries_that_it_looks_at(filled: asyncpg.Connection) -> None:
+    filters = ("decision", None, "nobody", EVER, NEWEST)
+    for statement in (entries.PAGE_FILTERED, entries.PAGE_NEWEST_FIRST):
+        assert most(await plan(filled, statement, 5, 700, 901, 20, 1 << 20, *filters), "context_entry") <= 200
 
 
 async def test_a_lifecycle_reads_one_page(filled: asyncpg.Connection) -> None:
@@ -334,3 +374,23 @@ async def test_visibility_and_the_newest_handoffs_are_found_by_index(filled: asy
     assert most(await plan(filled, idempotency.FIND, "a5", "s5"), "idempotency") == 1
     assert most(await plan(filled, entries.EDGES, 5, 280), "context_entry") == 1
     assert most(await plan(filled, handoffs.LATEST_OF_SESSION, 5, 3), "handoff") <= 3
+
+
+async def test_the_jobs_that_go_through_everything_read_bounded_parts_of_it_along_an_index(
+    filled: asyncpg.Connection,
+) -> None:
+    await filled.execute("UPDATE idempotency SET created_at = now() - interval '40 days' WHERE ctid < '(50,0)'")
+    await filled.execute("ANALYZE idempotency")
+    batch = 50
+
+    results = await plan(filled, retention.RESULTS, "7 days", batch)
+    assert most([scan for scan in results if scan["table"] == "session"], "session") <= 2 * batch
+    assert most(await plan(filled, retention.AGENTS, "", batch), "handoff") <= batch
+    checked = await plan(filled, integrity.CHECK, 20, 1_490, batch, 1 << 24)
+    assert most(checked, "context_entry") <= 2 * batch
+    assert most(checked, "session") <= batch
+    await filled.execute("UPDATE session SET status = 'archived' WHERE id % 50 = 0")
+    await filled.execute("ANALYZE session")
+    assert most(await plan(filled, storage.ARCHIVED, batch), "session") <= 20_000 / 50
+    await filled.execute("UPDATE session SET status_since = now() - interval '9 days' WHERE status = 'completed'")
+    assert 0 < most(await plan(filled, archive.DUE, "1 day", batch), "session") <= batch

@@ -8,6 +8,7 @@ import structlog
 
 from handoff.context import App
 from handoff.errors import Unavailable
+from handoff.jobs.pace import pause_after
 from handoff.store import erasure
 from handoff.store.connect import connection, transact
 
@@ -25,7 +26,7 @@ async def run(app: App) -> None:
     async with connection(app.pool) as conn:
         due = await erasure.due(conn, BATCH_MAX)
     for session_id in due:
-        if monotonic() - began > _RUN_S:
+        if (began_one := monotonic()) - began > _RUN_S:
             break
         try:
             done = await transact(app.pool, partial(erasure.erase, session_id=session_id, actor=None, reason=_REASON))
@@ -34,6 +35,7 @@ async def run(app: App) -> None:
             raise
         except Exception:  # one that can't be deleted must not block the others
             log.exception("delete.failed", session_id=session_id)
+        await pause_after(began_one)
     async with connection(app.pool) as conn:
         over = await erasure.buckets_over(conn, _BUCKETS_MAX)
     for name in over:

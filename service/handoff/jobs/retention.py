@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from handoff.context import App
+from handoff.jobs.pace import pause_after
 from handoff.store import incidents, retention
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
@@ -34,30 +35,33 @@ async def run(app: App) -> None:
         "incident": incidents.forget,
         "anomaly": incidents.forget_anomalies,
     }
-    deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
+    deleted = {table: await _batches(app, work, until, table) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)
     expired = await _batches(app, retention.expire_unused, until)
-    for table, count in deleted.items():
-        metrics.ROWS_DELETED.add(count, table)
     if expired or any(deleted.values()):
         log.info("retention.done", sessions_expired=expired, **deleted)
 
 
-async def _batches(app: App, work: Callable[[Connection], Awaitable[int]], until: float) -> int:
+async def _batches(app: App, work: Callable[[Connection], Awaitable[int]], until: float, table: str | None = None) -> int:
     total = 0
-    while monotonic() < until:
+    while (began := monotonic()) < until:
         count = await transact(app.pool, work)
         total += count
+        if table is not None:
+            metrics.ROWS_DELETED.add(count, table)
         if count < retention.BATCH_MAX:
             break
+        await pause_after(began)
     return total
 
 
 async def _agents(app: App, until: float) -> int:
     total, after = 0, ""
-    while monotonic() < until:
+    while (began := monotonic()) < until:
         found = await transact(app.pool, partial(retention.agents, after=after))
         total, after = total + found.deleted, found.last
+        metrics.ROWS_DELETED.add(found.deleted, "agent")
         if found.looked_at < retention.BATCH_MAX:
             break
+        await pause_after(began)
     return total

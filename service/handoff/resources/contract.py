@@ -16,8 +16,6 @@ from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SESSION_KEY_CHARS_MAX, 
 
 CursorArg = Annotated[str | None, Field(max_length=200)]
 LimitArg = Annotated[int, Field(ge=1, le=100)]
-_NAME = re.compile(NAME_PATTERN)
-_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -28,6 +26,8 @@ def _in_utc(value: datetime) -> datetime:
 
 
 TimeArg = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+_NAME = re.compile(NAME_PATTERN)
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 
 class Query(BaseModel):
@@ -55,6 +55,7 @@ class Resource(Generic[Q]):
     is_subscribable: bool = False  # subscribers are notified when it changes
     scope: Scope = "read"
     mime_type: str = "application/json"
+    ttl_ms: int = 0  # for how long a client may keep it: not at all what agents act on, else as long as it is measured for
 
     @cached_property
     def uri_template(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from handoff.context import Call
 from handoff.encoding import that_fit, to_json
 from handoff.resources.contract import NoQuery, Resource
-from handoff.store import holds, integrity, lifecycle
+from handoff.store import archive, holds, integrity, lifecycle
 from handoff.store.connect import snapshot
 
 
@@ -17,8 +17,9 @@ async def read_lifecycle(call: Call, _: dict[str, str], __: NoQuery) -> dict[str
         found = await lifecycle.overview(conn, timedelta(seconds=settings.archive_after_s))
         held = await holds.all_holds(conn)
         damaged = await integrity.listed(conn)
+        failures = await archive.failures(conn)
     room = settings.page_bytes_max
-    for name, whole in (("archive", found["archive"]), ("quarantine", damaged), ("holds", held)):
+    for name, whole in (("archive", found["archive"]), ("quarantine", damaged), ("not_archived", failures), ("holds", held)):
         found[name] = that_fit(whole, room)
         if len(found[name]) < len(whole):
             found[f"{name}_left_out"] = len(whole) - len(found[name])

@@ -63,6 +63,7 @@ HEALTH = Resource(
     "Health of the service and of each component: figures, thresholds, remedies and the latest changes.",
     HealthQuery,
     read_health,
+    ttl_ms=1_000,
 )
 METRICS = Resource(
     "handoff://metrics",

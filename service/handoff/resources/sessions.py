@@ -1,38 +1,47 @@
 """Sessions as resources: lists of them, a single one, and its events."""
 
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import Field
+from asyncpg import Record
+from pydantic import Field, model_validator
 
+from handoff.configuration import POLICY_CHARS_MAX
 from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource, TimeArg
-from handoff.store import events, sessions
-from handoff.store.connect import snapshot
+from handoff.store import events, lists
+from handoff.store.connect import Connection, snapshot
+from handoff.views import page_of
 
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
-_NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)
-
-
-class SessionsQuery(Query):
-    """Filters by status, agent and time of creation, and pages."""
-
-    status: SessionStatus | None = None
-    agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
-    since: TimeArg | None = None
-    cursor: CursorArg = None
-    limit: LimitArg = 20
+_AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
 
 class AgentSessionsQuery(Query):
-    """Filters by status and time of creation, and pages."""
+    """Filters by status, owner, creator, policy, time of creation and of the last activity, and pages."""
 
     status: SessionStatus | None = None
+    owner: _AgentArg = None
+    created_by: _AgentArg = None
+    retention_policy: Annotated[str | None, Field(max_length=POLICY_CHARS_MAX, pattern=NAME_PATTERN)] = None
     since: TimeArg | None = None
+    until: TimeArg | None = None
+    active_since: TimeArg | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> "AgentSessionsQuery":
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise ValueError("until must be later than since")
+        return self
+
+
+class SessionsQuery(AgentSessionsQuery):
+    """Filters by an agent that takes part, too."""
+
+    agent: _AgentArg = None
 
 
 class LifecycleQuery(Query):
@@ -44,67 +53,76 @@ class LifecycleQuery(Query):
 
 async def list_sessions(call: Call, _: dict[str, str], query: SessionsQuery) -> dict[str, Any]:
     """A page of the sessions that the caller may read, newest first."""
-    return await _page(call, query.agent, query.status, query.since, query.cursor, query.limit)
+    return await _page(call, query, query.agent)
 
 
 async def list_sessions_of_agent(call: Call, path: dict[str, str], query: AgentSessionsQuery) -> dict[str, Any]:
     """A page of the sessions that an agent takes part in and the caller may read, newest first."""
-    return await _page(call, path["agent"], query.status, query.since, query.cursor, query.limit)
+    return await _page(call, query, path["agent"])
 
 
 async def read_session(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
-    """The session. Raises NotFound when the caller may not read it."""
+    """The session and how it stands. Raises NotFound when the caller may not read it."""
+    settings = call.app.settings
     async with snapshot(call.app.pool) as conn:
-        return sessions.view(await sessions.see(conn, path["key"], call.caller.viewer(None)))
+        row = await lists.one(conn, path["key"], call.caller.viewer(None), timedelta(seconds=settings.archive_after_s))
+    return lists.view(row, settings.session_entries_max)
 
 
 async def read_lifecycle(call: Call, path: dict[str, str], query: LifecycleQuery) -> dict[str, Any]:
     """A page of the session's events, oldest first. Raises NotFound when the caller may not read the session."""
     after: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else 0
-    async with snapshot(call.app.pool) as conn:
-        session = await sessions.see(conn, path["key"], call.caller.viewer(None))
+
+    async def read(conn: Connection, session: Record) -> dict[str, Any]:
         rows = await events.of_session(conn, session["id"], after=after, limit=query.limit + 1)
-    fields = ("id", "kind", "agent", "handoff_id", "at", "data")
-    found = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]]
-    shown = that_fit(found, call.app.settings.page_bytes_max)
-    page: dict[str, Any] = {"session_key": path["key"], "events": shown}
-    if len(rows) > len(shown):
-        page["next_cursor"] = to_cursor(shown[-1]["id"])
-    return page
+        fields = ("id", "kind", "agent", "handoff_id", "at", "data")
+        found = [{name: row[name] for name in fields if row[name] is not None} for row in rows[: query.limit]]
+        shown = that_fit(found, call.app.settings.page_bytes_max)
+        page: dict[str, Any] = {"session_key": path["key"], "events": shown}
+        if len(rows) > len(shown):
+            page["next_cursor"] = to_cursor(shown[-1]["id"])
+        return page
+
+    return await page_of(call, path["key"], "session-lifecycle", query, read)
 
 
-async def _page(
-    call: Call,
-    agent: str | None,
-    status: SessionStatus | None,
-    since: datetime | None,
-    cursor: str | None,
-    limit: int,
-) -> dict[str, Any]:
-    before = from_cursor(cursor, datetime, int) if cursor is not None else _NEWEST
+async def _page(call: Call, query: AgentSessionsQuery, agent: str | None) -> dict[str, Any]:
+    settings = call.app.settings
+    at: list[Any] = from_cursor(query.cursor, datetime, int) if query.cursor is not None else [*lists.NEWEST]
+    filters = lists.Filters(
+        status=query.status,
+        agent=agent,
+        owner=query.owner,
+        created_by=query.created_by,
+        retention_policy=query.retention_policy,
+        since=query.since or lists.EVER,
+        until=query.until or lists.NEWEST[0],
+        active_since=query.active_since,
+    )
     async with snapshot(call.app.pool) as conn:
-        rows, last = await sessions.page(
+        rows, last = await lists.page(
             conn,
-            before=(before[0], before[1]),
-            since=since or _EVER,
-            limit=limit,
-            status=status,
-            agent=agent,
+            filters,
+            before=(at[0], at[1]),
+            limit=query.limit,
             viewer=call.caller.viewer(None),
+            archive_after=timedelta(seconds=settings.archive_after_s),
         )
-    shown = that_fit([sessions.view(row) for row in rows], call.app.settings.page_bytes_max)
+    shown = that_fit([lists.view(row, settings.session_entries_max) for row in rows], settings.page_bytes_max)
     page: dict[str, Any] = {"sessions": shown}
     if len(shown) < len(rows):
-        last = rows[len(shown) - 1]
+        last = (rows[len(shown) - 1]["created_at"], rows[len(shown) - 1]["id"])
     if last is not None:
-        page["next_cursor"] = to_cursor(last["created_at"], last["id"])
+        page["next_cursor"] = to_cursor(*last)
     return page
 
 
 SESSIONS = Resource(
     "handoff://sessions", "sessions", "Sessions that you may read, newest first.", SessionsQuery, list_sessions
 )
-SESSION = Resource("handoff://sessions/{key}", "session", "One session.", NoQuery, read_session)
+SESSION = Resource(
+    "handoff://sessions/{key}", "session", "One session: idle time, due changes, open handoffs, size.", NoQuery, read_session
+)
 LIFECYCLE = Resource(
     "handoff://sessions/{key}/lifecycle",
     "session-lifecycle",

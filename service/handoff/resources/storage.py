@@ -37,4 +37,5 @@ STORAGE = Resource(
     NoQuery,
     read_storage,
     scope="admin",
+    ttl_ms=60_000,  # it is measured once an hour
 )

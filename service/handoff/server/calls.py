@@ -7,7 +7,7 @@ Transports (edge.py, stdio.py) and the SDK's binding (protocol.py) hand calls in
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
@@ -90,14 +90,14 @@ async def call_tool(
     return Reply(result.body, is_error=True) if isinstance(result, Failure) else Reply(result, is_error=False)
 
 
-async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> "tuple[bytes, str] | Failure":
+async def read_resource(app: App, caller: Caller, uri: str, arrival: Arrival) -> "Content | Failure":
     """Read a resource as one recorded call. Returns its text and its MIME type, or the failure."""
     subject = Subject(RESOURCES_READ, agent=caller.agent, uri=uri)
     return await perform(app, subject, arrival, lambda: read(app, caller, uri, arrival.received, subject))
 
 
-async def read(app: App, caller: Caller, uri: str, received: float, subject: Subject | None = None) -> tuple[bytes, str]:
-    """Read a resource; return its text and its MIME type. Raises HandoffError."""
+async def read(app: App, caller: Caller, uri: str, received: float, subject: Subject | None = None) -> "Content":
+    """Read a resource. Raises HandoffError."""
     found = match(RESOURCES, uri)
     if found is None:
         raise Invalid(
@@ -110,7 +110,16 @@ async def read(app: App, caller: Caller, uri: str, received: float, subject: Sub
     require_scope(caller, resource.scope)
     args = validated(resource.query, parsed_query(query))
     value = await resource.read(Call(app, caller, received), path, args)
-    return value.encode() if isinstance(value, str) else to_json(value), resource.mime_type
+    body = value.encode() if isinstance(value, str) else to_json(value)
+    return Content(body, resource.mime_type, resource.ttl_ms)
+
+
+class Content(NamedTuple):
+    """What a resource says: its text, its MIME type, and for how many milliseconds a client may keep it."""
+
+    body: bytes
+    mime_type: str
+    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     context_resources.CONTEXT,
     context_resources.SUMMARY,
     handoff_resources.INBOX,
+    handoff_resources.SENT,
     session_resources.AGENT_SESSIONS,
     lifecycle_resources.LIFECYCLE,
     handoff_resources.HANDOFF,

@@ -97,10 +97,8 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         result = await read_resource(app, caller_of(ctx), str(params.uri), _arrival.get())
         if isinstance(result, Failure):
             raise _as_mcp_error(result.error, str(params.uri)) from result.error
-        text, mime_type = result
-        return types.ReadResourceResult(
-            contents=[types.TextResourceContents(uri=params.uri, mime_type=mime_type, text=text.decode())]
-        )
+        content = types.TextResourceContents(uri=params.uri, mime_type=result.mime_type, text=result.body.decode())
+        return types.ReadResourceResult(contents=[content], ttl_ms=result.ttl_ms)
 
     async def on_listen(
         ctx: ServerRequestContext[Any], params: types.SubscriptionsListenRequestParams

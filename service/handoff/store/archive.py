@@ -6,7 +6,7 @@ statement that reads entries has a second form, made by `archived`, which reads 
 
 import re
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from asyncpg import Record
 
@@ -24,6 +24,7 @@ DUE = f"""
     SELECT s.id FROM session s
      WHERE s.status IN ('completed', 'cancelled', 'expired') AND s.status_since <= now() - $1::interval
        AND NOT {SET_ASIDE}
+       AND NOT EXISTS (SELECT FROM archive_failure f WHERE f.session_id = s.id AND f.next_at > now())
      ORDER BY s.status_since
      LIMIT $2
 """
@@ -61,6 +62,23 @@ COMPARE = f"""
                                   EXCEPT ALL
                                   SELECT {_COMPARED} FROM archived_entry WHERE session_id = $1) missing) AS different
 """
+# Tried again after a minute, then after twice as long each time, up to a day.
+FAILED = """
+    INSERT INTO archive_failure AS f (session_id, attempts, error, failed_at, next_at)
+    SELECT id, 1, $2, now(), now() + interval '1 minute' FROM session WHERE id = $1
+        ON CONFLICT (session_id) DO UPDATE
+       SET attempts = f.attempts + 1, error = excluded.error, failed_at = now(),
+           next_at = now() + least(interval '1 minute' * 2 ^ least(f.attempts, 11), interval '1 day')
+ RETURNING attempts, next_at
+"""
+SUCCEEDED = "DELETE FROM archive_failure WHERE session_id = $1"
+FAILURES = """
+    SELECT s.key AS session_key, f.attempts, f.error, f.failed_at, f.next_at
+      FROM archive_failure f JOIN session s ON s.id = f.session_id
+     ORDER BY f.failed_at DESC, f.session_id
+     LIMIT $1
+"""
+_FAILURES_LISTED_MAX: Final = 100
 CLEAR = "DELETE FROM context_entry WHERE session_id = $1"
 
 
@@ -96,4 +114,18 @@ async def move(conn: Connection, session_id: int) -> Record | None:
     if compared is None or compared["archived"] != session["last_sequence"] or compared["different"]:
         raise NotArchivable(f"session {session_id}: {session['last_sequence']} entries, {dict(compared or {})}")
     await conn.execute(CLEAR, session_id, timeout=MOVE_S_MAX)
+    await conn.execute(SUCCEEDED, session_id)
     return await change(conn, session, "archive", None)
+
+
+async def failed(conn: Connection, session_id: int, error: str) -> Record | None:
+    """Record that a session could not be archived; return how often so far and the time of the next attempt.
+
+    None if the session no longer exists.
+    """
+    return await conn.fetchrow(FAILED, session_id, error[:200])
+
+
+async def failures(conn: Connection) -> list[dict[str, Any]]:
+    """Return the sessions that could not be archived, why, and when that is tried again: at most 100, the latest first."""
+    return [dict(row) for row in await conn.fetch(FAILURES, _FAILURES_LISTED_MAX)]

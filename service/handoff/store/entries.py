@@ -1,6 +1,8 @@
 """Reads context entries: pages, the input of a brief, and counts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from asyncpg import Record
@@ -47,6 +49,26 @@ PAGE_BY_TYPE = _PAGE.replace("{which}", "type = $5")
 PAGE_OF_PINNED = _PAGE.replace("{which}", _PINNED)
 PAGE_OF_QUESTIONS = _PAGE.replace("{which}", _QUESTION)
 PAGE_OF_TODOS = _PAGE.replace("{which}", _TODO)
+# The same with any filters, oldest or newest first, of the entries between sequence numbers $2 and $3, both exclusive.
+_FILTERED = f"""
+    SELECT sequence, type, content, metadata, supersedes, {REPLACED.format(entry="p")},
+           size_bytes, content_hash, author, created_at
+      FROM (SELECT *, sum(size_bytes) OVER (ORDER BY sequence {{order}}) - size_bytes AS before_bytes
+              FROM (SELECT * FROM context_entry
+                     WHERE session_id = $1 AND sequence > $2 AND sequence < $3
+                       AND ($6::text IS NULL OR type = $6)
+                       AND ($7::jsonb IS NULL OR (superseded_by IS NULL AND metadata @> $7))
+                       AND ($8::text IS NULL OR author = $8)
+                       AND ($9::timestamptz IS NULL OR created_at >= $9)
+                       AND ($10::timestamptz IS NULL OR created_at < $10)
+                     ORDER BY sequence {{order}} LIMIT $4) t) p
+     WHERE before_bytes < $5
+     ORDER BY sequence {{order}}
+"""
+PAGE_FILTERED = _FILTERED.replace("{order}", "ASC")
+PAGE_NEWEST_FIRST = _FILTERED.replace("{order}", "DESC")
+FILTERED_MAX: Final = 2_000  # entries that a page with filters looks at
+
 _PAGE_OF: Final[dict[Mark, str]] = {"pinned": PAGE_OF_PINNED, "question": PAGE_OF_QUESTIONS, "todo": PAGE_OF_TODOS}
 
 # The newest valid entries: of type $2[n] at most $3[n], of each mark at most $6, and of each no more than could fit into $5
@@ -125,6 +147,8 @@ PAGE_BY_TYPE_ARCHIVED = archived(PAGE_BY_TYPE)
 PAGE_OF_PINNED_ARCHIVED = archived(PAGE_OF_PINNED)
 PAGE_OF_QUESTIONS_ARCHIVED = archived(PAGE_OF_QUESTIONS)
 PAGE_OF_TODOS_ARCHIVED = archived(PAGE_OF_TODOS)
+PAGE_FILTERED_ARCHIVED = archived(PAGE_FILTERED).replace("sequence < $3", "block_first < $3 AND sequence < $3")
+PAGE_NEWEST_FIRST_ARCHIVED = archived(PAGE_NEWEST_FIRST).replace("sequence < $3", "block_first < $3 AND sequence < $3")
 BRIEF_ARCHIVED = archived(BRIEF)
 COUNTS_ARCHIVED = archived(COUNTS)
 COUNT_MARKED_ARCHIVED = archived(COUNT_MARKED)
@@ -136,6 +160,8 @@ _ARCHIVED: Final = {
     PAGE_OF_PINNED: PAGE_OF_PINNED_ARCHIVED,
     PAGE_OF_QUESTIONS: PAGE_OF_QUESTIONS_ARCHIVED,
     PAGE_OF_TODOS: PAGE_OF_TODOS_ARCHIVED,
+    PAGE_FILTERED: PAGE_FILTERED_ARCHIVED,
+    PAGE_NEWEST_FIRST: PAGE_NEWEST_FIRST_ARCHIVED,
     BRIEF: BRIEF_ARCHIVED,
     COUNTS: COUNTS_ARCHIVED,
     COUNT_MARKED: COUNT_MARKED_ARCHIVED,
@@ -173,6 +199,59 @@ async def page(
         return await conn.fetch(_of(session, PAGE_BY_TYPE), session["id"], after, limit, bytes_max, type_)
     statement = PAGE if mark is None else _PAGE_OF[mark]
     return await conn.fetch(_of(session, statement), session["id"], after, limit, bytes_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which entries a page has; with a mark, only valid ones. `since` and `until` are about the time of writing."""
+
+    type: EntryType | None = None
+    mark: Mark | None = None
+    author: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def filtered(
+    conn: Connection,
+    session: Record,
+    of: Filters,
+    *,
+    after: int,
+    before: int,
+    newest_first: bool,
+    limit: int,
+    bytes_max: int,
+) -> tuple[list[Record], int | None]:
+    """Return entries between two sequence numbers, both exclusive, and the last number looked at if there are more after it.
+
+    At most `limit`, about `bytes_max` bytes of content, and those of the first FILTERED_MAX that the filters let through.
+    """
+    if not newest_first and of == Filters(type=of.type, mark=of.mark):  # there is an index for each
+        rows = await page(conn, session, after=after, limit=limit, bytes_max=bytes_max, type_=of.type, mark=of.mark)
+        return rows, rows[-1]["sequence"] if rows and rows[-1]["sequence"] < session["last_sequence"] else None
+    before = min(before, session["last_sequence"] + 1)
+    low, high = after, before
+    if newest_first:
+        low = max(after, before - FILTERED_MAX - 1)
+    else:
+        high = min(before, after + FILTERED_MAX + 1)
+    rows = await conn.fetch(
+        _of(session, PAGE_NEWEST_FIRST if newest_first else PAGE_FILTERED),
+        session["id"],
+        low,
+        high,
+        limit,
+        bytes_max,
+        of.type,
+        {of.mark: True} if of.mark is not None else None,
+        of.author,
+        of.since,
+        of.until,
+    )
+    looked_at_last: int = low + 1 if newest_first else high - 1
+    last = rows[-1]["sequence"] if rows else looked_at_last
+    return rows, last if (last > after + 1 if newest_first else last < before - 1) else None
 
 
 async def for_brief(
@@ -215,6 +294,23 @@ async def counts(conn: Connection, session: Record) -> EntryCounts:
         {name: count for name, count in gone.items() if count},
         marked,
     )
+
+
+def totals(session: Record) -> dict[str, Any]:
+    """Return what a session's row says of its entries: how many per type, superseded ones, bytes, and growth per hour.
+
+    Growth is the average from the session's creation to its last activity, if that is at least a minute.
+    """
+    found: dict[str, Any] = {"entries": session["last_sequence"], "content_bytes": session["content_bytes"]}
+    if sum(session["entry_counts"]) == session["last_sequence"]:  # or an older release has appended since
+        by_type = zip(ENTRY_TYPES, session["entry_counts"], strict=True)
+        found["by_type"] = {name: count for name, count in by_type if count}
+        found["superseded"] = sum(session["superseded_counts"])
+    hours = (session["last_activity_at"] - session["created_at"]).total_seconds() / 3_600
+    if hours >= 1 / 60:
+        found["entries_per_hour"] = round(session["last_sequence"] / hours, 1)
+        found["bytes_per_hour"] = round(session["content_bytes"] / hours)
+    return found
 
 
 async def authors(conn: Connection, session: Record) -> dict[str, int]:

@@ -6,6 +6,8 @@ not those of which the newest handoff's digest was made. Entries in the archive 
 
 from typing import Final, Literal, NamedTuple, get_args
 
+from asyncpg import Record
+
 from handoff.store.connect import Connection
 
 Reason = Literal["content", "sequence", "receipt"]
@@ -53,22 +55,33 @@ CHECK = f"""
     ), set_aside AS (
         INSERT INTO quarantine (session_id, reason, sequence)
         SELECT DISTINCT ON (session_id) session_id, reason, sequence FROM found ORDER BY session_id, reason
-        ON CONFLICT DO NOTHING
+        ON CONFLICT (session_id) DO UPDATE -- one that was released, in which something else does not fit now
+              SET (reason, sequence, found_at, released_at, released_by)
+                  = (excluded.reason, excluded.sequence, now(), NULL, NULL)
+            WHERE quarantine.released_at IS NOT NULL
+              AND (quarantine.reason, quarantine.sequence) IS DISTINCT FROM (excluded.reason, excluded.sequence)
      RETURNING session_id, reason, sequence
     )
     SELECT ended.session_id, coalesce(ended.sequence, 0) AS sequence, ended.entries,
            (SELECT json_agg(set_aside)::text FROM set_aside) AS set_aside
       FROM ended
 """
-COUNTS = "SELECT reason, count(*) AS sessions FROM quarantine GROUP BY reason"
+COUNTS = "SELECT reason, count(*) AS sessions FROM quarantine WHERE released_at IS NULL GROUP BY reason"
 LIST = """
     SELECT s.key AS session_key, q.reason, q.sequence, q.found_at
       FROM quarantine q JOIN session s ON s.id = q.session_id
+     WHERE q.released_at IS NULL
      ORDER BY q.found_at, q.session_id
      LIMIT $1
 """
 # Whether session `s` is set aside.
-SET_ASIDE: Final = "EXISTS (SELECT FROM quarantine q WHERE q.session_id = s.id)"
+SET_ASIDE: Final = "EXISTS (SELECT FROM quarantine q WHERE q.session_id = s.id AND q.released_at IS NULL)"
+READMIT = """
+    UPDATE quarantine q SET released_at = now(), released_by = $2
+      FROM session s
+     WHERE s.key = $1 AND q.session_id = s.id AND q.released_at IS NULL
+ RETURNING q.reason, q.sequence, q.found_at, q.released_at
+"""
 
 
 class Checked(NamedTuple):
@@ -92,6 +105,14 @@ async def counts(conn: Connection) -> dict[Reason, int]:
     """Return how many sessions are set aside, by reason."""
     rows = {row["reason"]: row["sessions"] for row in await conn.fetch(COUNTS)}
     return {reason: rows.get(reason, 0) for reason in get_args(Reason)}
+
+
+async def readmit(conn: Connection, key: str, by: str) -> Record | None:
+    """Release the session with this key from quarantine and return what had been found; None if it is not in quarantine.
+
+    The same damage does not put it back; damage of another kind, or at another entry, does.
+    """
+    return await conn.fetchrow(READMIT, key, by)
 
 
 async def listed(conn: Connection) -> list[dict[str, object]]:

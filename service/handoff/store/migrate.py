@@ -1,8 +1,13 @@
-"""Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. There is no way back."""
+"""Applies migrations/*.sql in order, each in its own transaction, all under one advisory lock. There is no way back.
+
+A migration whose first line begins with `-- concurrently` has no transaction: its statements, which end with a semicolon at
+the end of a line, are run one by one, as CREATE INDEX CONCURRENTLY demands. If one fails, the next start runs all again.
+"""
 
 import asyncio
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,6 +18,7 @@ from handoff.store.connect import Connection, connect_alone
 LOCK_KEY = 0x68616E64  # "hand" in ASCII; advisory lock keys must be unique within a database
 _APPLY_S_MAX = 24 * 3_600.0  # how long one migration may take: that depends on the amount of data
 _RETRY_S = 0.1
+_CONCURRENTLY = "-- concurrently"
 _FILE_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 
 CREATE_LEDGER = """
@@ -37,6 +43,13 @@ class Migration:
     name: str
     sql: str
     sha256: str
+
+    @property
+    def statements(self) -> list[str]:
+        """What is sent to Postgres at once: the whole file, or each statement of one that has no transaction."""
+        if not self.sql.startswith(_CONCURRENTLY):
+            return [self.sql]
+        return [found for found in re.split(r";[ \t]*(?:\n|$)", self.sql) if found.strip()]
 
 
 class MigrationError(Exception):
@@ -92,7 +105,8 @@ async def _pending(conn: Connection) -> list[Migration]:
 
 
 async def _apply(conn: Connection, migration: Migration) -> bool:
-    async with conn.transaction():
-        await conn.execute(migration.sql, timeout=_APPLY_S_MAX)
+    async with nullcontext() if migration.sql.startswith(_CONCURRENTLY) else conn.transaction():
+        for statement in migration.statements:
+            await conn.execute(statement, timeout=_APPLY_S_MAX)
         await conn.execute(RECORD, migration.version, migration.name, migration.sha256)
     return True

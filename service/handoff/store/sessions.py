@@ -1,12 +1,10 @@
-"""Sessions: creating, reading, listing and closing them."""
+"""Sessions: creating, reading and locking them."""
 
-from datetime import datetime
 from typing import Any
 
 from asyncpg import Record
 
 from handoff.errors import Invalid, session_not_found
-from handoff.model import SessionStatus
 from handoff.store import configuration
 from handoff.store.connect import Connection
 
@@ -66,37 +64,6 @@ SEES = """({viewer}::text IS NULL
                                                             WHERE name = {viewer}))))"""
 SEE = f"SELECT {COLUMNS} FROM session s WHERE s.key = $1 AND {SEES.format(session='s.id', viewer='$2')}"
 
-PAGE = f"""
-    SELECT {COLUMNS}
-      FROM session s
-     WHERE (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
-     ORDER BY s.created_at DESC, s.id DESC
-     LIMIT $4
-"""
-PAGE_BY_STATUS = f"""
-    SELECT {COLUMNS}
-      FROM session s
-     WHERE s.status = $5 AND (s.expires_at > now() OR s.status NOT IN ('active', 'dormant'))
-       AND (s.created_at, s.id) < ($1, $2) AND s.created_at >= $3
-     ORDER BY s.created_at DESC, s.id DESC
-     LIMIT $4
-"""
-# $4 limits the rows read. Rows that are not `wanted` are skipped, and the next page continues after the last row read. The
-# inner SELECT is not an EXISTS, because Postgres may run that by reading all sessions of $7 at once.
-PAGE_BY_AGENT = f"""
-    SELECT {COLUMNS},
-           ($6::text IS NULL OR {STATUS} = $6)
-           AND ($7::text IS NULL OR (SELECT true FROM participant v WHERE v.session_id = s.id AND v.agent = $7) IS TRUE)
-           AS wanted
-      FROM (SELECT session_id, created_at
-              FROM participant
-             WHERE agent = $5 AND (created_at, session_id) < ($1, $2) AND created_at >= $3
-             ORDER BY created_at DESC, session_id DESC
-             LIMIT $4) p
-      JOIN session s ON s.id = p.session_id
-     ORDER BY s.created_at DESC, s.id DESC
-"""
-
 # Of the policy of a new session, or else that of a session or of a handoff's session; null if there is none.
 KEEPS_SECRETS = """
     SELECT p.keeps_secrets
@@ -105,8 +72,6 @@ KEEPS_SECRETS = """
                              (SELECT s.retention_policy FROM handoff h JOIN session s ON s.id = h.session_id
                                WHERE h.id = $3))
 """
-
-_READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
 async def create(conn: Connection, key: str, agent: str, policy: str, metadata: dict[str, Any]) -> Record | None:
@@ -153,41 +118,6 @@ async def lock_for_offer(conn: Connection, session_id: int, sender: str, target:
     if row is None:
         raise LookupError(f"session {session_id} does not exist")
     return row
-
-
-async def page(
-    conn: Connection,
-    *,
-    before: tuple[datetime, int],
-    since: datetime,
-    limit: int,
-    status: SessionStatus | None = None,
-    agent: str | None = None,
-    viewer: str | None = None,
-) -> tuple[list[Record], Record | None]:
-    """Return a page of sessions, newest first, and the last row read if there may be more after it (otherwise None).
-
-    The sessions were created at or after `since` and come after the position `before` (created_at, id). At most `limit` are
-    returned; with a filter, a page may be shorter although more follow. `agent` limits the list to the sessions in which it
-    participates, and so does `viewer`, whose sessions are the ones that are read: the last row is one that it may see.
-    """
-    of_agent = viewer or agent
-    if of_agent is None:
-        query = (PAGE_BY_STATUS, status) if status else (PAGE,)
-        rows = await conn.fetch(query[0], *before, since, limit + 1, *query[1:])
-        return rows[:limit], rows[limit - 1] if len(rows) > limit else None
-    second = agent if agent != of_agent else None
-    read = limit + 1 if status is None and second is None else limit * _READ_AHEAD + 1
-    rows = await conn.fetch(PAGE_BY_AGENT, *before, since, read, of_agent, status, second)
-    wanted: list[Record] = []
-    last: Record | None = None
-    for row in rows:
-        if len(wanted) == limit:
-            return wanted, last
-        if row["wanted"]:
-            wanted.append(row)
-        last = row
-    return wanted, last if len(rows) == read else None
 
 
 def view(row: Record) -> dict[str, Any]:

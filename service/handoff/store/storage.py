@@ -21,7 +21,10 @@ MEASURE = """
      GROUP BY 1
         ON CONFLICT DO NOTHING
 """
-FORGET = "DELETE FROM storage_size WHERE measured_at < now() - $1::interval"
+FORGET = """
+    DELETE FROM storage_size
+     WHERE measured_at < now() - greatest($1::interval, (SELECT max(metrics_for) FROM retention_policy))
+"""
 GROWTH = """
     SELECT name, (array_agg(bytes ORDER BY measured_at DESC))[1] AS bytes,
            coalesce(regr_slope(bytes, extract(epoch FROM measured_at)) * 86400, 0)::float8 AS bytes_per_day,
@@ -65,7 +68,7 @@ class Storage:
 
 
 async def measure(conn: Connection) -> None:
-    """Measure the tables, and forget measurements that are too old to count."""
+    """Measure the tables, and forget what was measured longer ago than any policy keeps metrics, and not within WINDOW."""
     await conn.execute(MEASURE)
     await conn.execute(FORGET, WINDOW)
 

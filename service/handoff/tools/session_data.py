@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from handoff.context import Call
 from handoff.errors import Conflict, Invalid, NotFound, session_not_found
 from handoff.model import NAME_PATTERN, SESSION_KEY_CHARS_MAX
-from handoff.store import audit, erasure, holds, sessions
+from handoff.store import audit, erasure, holds, integrity, sessions
 from handoff.store.connect import Connection, connection, transact
 from handoff.tools.contract import AgentArg, Arguments, Tool, acting_agent, no_nul, result_with
 
@@ -20,20 +20,20 @@ REASON_CHARS_MAX: Final = 2_000
 
 
 class SessionData(Arguments):
-    """Hold data, so that nothing deletes it; release it; or delete it for good.
+    """Hold data, so that nothing deletes it; release it; delete it for good; or readmit a session from quarantine.
 
     of: session (by key), agent (hold: all sessions it takes part in; delete: all it owns or created), policy (hold only).
     """
 
     agent: AgentArg = None
-    action: Literal["hold", "release", "delete"]
+    action: Literal["hold", "release", "delete", "readmit"]
     of: Literal["session", "agent", "policy"]
     name: Annotated[str, Field(max_length=SESSION_KEY_CHARS_MAX, pattern=NAME_PATTERN)]
     reason: Annotated[str, Field(min_length=1, max_length=REASON_CHARS_MAX), AfterValidator(no_nul)]
 
 
 async def session_data(call: Call, args: SessionData) -> dict[str, Any]:
-    """Hold, release or delete, and record it in the audit; return what was done.
+    """Hold, release, delete or readmit, and record it in the audit; return what was done.
 
     Raises NotFound when there is nothing of that name, Invalid when a policy is to be deleted, and Conflict when everything
     that is to be deleted is held, which the audit records as well.
@@ -44,6 +44,8 @@ async def session_data(call: Call, args: SessionData) -> dict[str, Any]:
             return await transact(call.app.pool, partial(_hold, by=by, args=args))
         case "release":
             return await transact(call.app.pool, partial(_release, by=by, args=args))
+        case "readmit":
+            return await transact(call.app.pool, partial(_readmit, by=by, args=args))
         case "delete":
             return await _delete(call, by, args)
 
@@ -70,6 +72,21 @@ async def _release(conn: Connection, *, by: str, args: SessionData) -> dict[str,
         raise _nothing(args, "handoff://lifecycle lists the holds.", "no hold on")
     await audit.append(conn, actor=by, action="data.released", target=_target(args), details={"reason": args.reason})
     return {"action": args.action, "hold": dict(ended)}
+
+
+async def _readmit(conn: Connection, *, by: str, args: SessionData) -> dict[str, Any]:
+    if args.of != "session":
+        raise Invalid(
+            "invalid_arguments",
+            "Only a session can be in quarantine.",
+            "Repeat the call with of=session and the session's key as name.",
+        )
+    found = await integrity.readmit(conn, args.name, by)
+    if found is None:
+        raise _nothing(args, "handoff://lifecycle lists the sessions in quarantine.", "no quarantine of")
+    details = {"reason": args.reason, "found": found["reason"], "sequence": found["sequence"]}
+    await audit.append(conn, actor=by, action="data.readmitted", target=_target(args), details=details)
+    return {"action": args.action, "quarantine": dict(found)}
 
 
 async def _delete(call: Call, by: str, args: SessionData) -> dict[str, Any]:
@@ -105,7 +122,7 @@ async def _delete(call: Call, by: str, args: SessionData) -> dict[str, Any]:
             f"{'the session is' if held == 1 else f'all {held} sessions are'} under a legal hold or in "
             "quarantine.",
             "handoff://lifecycle lists the holds and the sessions in quarantine. Delete only after whoever made the hold "
-            "has released it, or an operator has released the session from quarantine.",
+            "has released it, or after action=readmit for a session in quarantine.",
             sessions_held=held,
         )
     log.info("data.deleted", of=args.of, sessions=totals["sessions"], sessions_held=held, by=by)
