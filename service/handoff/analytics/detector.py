@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from handoff.analytics import codebook, counts, features, incidents, levels, pooling, profile
-from handoff.analytics.calibration import Histograms, Tails, rarity, refit
+from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
 
 WARM_UP: Final = 30  # points that are kept as they are until the unit is known
@@ -97,7 +97,6 @@ class Detector:
         count = len(self.step_s)
         self.memory = memory or Memory.empty(count)
         self.warm_up = warm_up or WarmUp.empty(count)
-        self._tails = Tails.of(self.memory.histograms)
         self._hourly = pooling.is_hourly(self.step_s)
 
     def step(self, values: Double, bins: Index, gaps: Flags) -> Verdict:
@@ -137,7 +136,6 @@ class Detector:
         everywhere = np.ones(len(ready), np.bool_)
         for value, bins, gap in zip(first.values, first.bins, first.gaps, strict=True):
             young._judge(value, bins.astype(np.int64), gap > 0, everywhere)
-        young.memory.histograms.phase[:] = self.memory.histograms.phase[ready]
         for part, other in zip(self.memory.parts(), young.memory.parts(), strict=True):
             part.put(ready, other)
 
@@ -192,8 +190,8 @@ class Detector:
         counted[:] = measured & (seen > WARM_UP)
         # Zeros in their place would make the second day look like nothing ever seen.
         counted[features.SEASONAL] &= known
-        rare = rarity(histograms, self._tails, found, counted)
-        refit(histograms, self._tails, seen)
+        rare = rarity(histograms, found, counted)
+        refit(histograms, seen, measured)
         return np.where(seen > SILENT, rare, np.float32(0))
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
