@@ -1,7 +1,7 @@
 """Calibration: how rare a feature's value is in the whole past of its own series.
 
-Each feature has a histogram of its logarithm over everything the series has done. Every `_POINTS` points a curve of two parts
-is fitted to it: an exponential tail from the top twentieth on, so that a value never seen gets a sensible probability, and
+Each feature has a histogram of its logarithm over everything the series has done. Every few points a curve of two parts is
+fitted to it: an exponential tail from the top twentieth on, so that a value never seen gets a sensible probability, and
 below it a line through the median. The tail leans on a prior until there are many values in it. Rarity is -log10 of the
 probability, at most `RARITY_MAX`.
 
@@ -20,9 +20,9 @@ from handoff.analytics.features import FEATURES, RAW, RELATIVE
 BINS: Final = 48
 _WIDTH: Final = 1 / 3
 _LOWEST: Final = -10.0  # of the logarithm; what is smaller counts in the first bin
-_POINTS: Final = 32  # between two fits
+_POINTS: Final = 32  # between two fits; a power of two
 _EARLY_POINTS: Final = 8  # the same, while the series is young
-_EARLY_UNTIL: Final = 200
+_EARLY_UNTIL: Final = 600  # with five-minute points, the day on which the time of day is new is over
 _TAIL: Final = np.float32(0.05)
 _HALF: Final = np.float32(0.5)
 _TAIL_RARITY: Final = -np.log10(_TAIL)
@@ -83,7 +83,7 @@ def rarity(histograms: Histograms, features: Single, counted: Flags) -> Single:
 
 def refit(histograms: Histograms, seen: np.ndarray, measured: Flags) -> None:
     """Fit again where it is time. `seen` counts the points with this one."""
-    due = (seen % _POINTS == 0) | ((seen % _EARLY_POINTS == 0) & (seen < _EARLY_UNTIL))
+    due = seen & np.where(seen < _EARLY_UNTIL, np.int32(_EARLY_POINTS - 1), np.int32(_POINTS - 1)) == 0
     due &= measured
     if due.all():
         _fit(histograms, histograms.counts, slice(None))
