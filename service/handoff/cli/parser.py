@@ -69,8 +69,11 @@ def parser() -> argparse.ArgumentParser:
     connect.add_argument(
         "--token-env", metavar="NAME", help="the environment variable from which the client takes its token"
     )
+    connect.add_argument("--hooks", action="store_true", help="also install session hooks, where the client has them")
+    connect.add_argument("--agent", help="as whom the hooks act (default: the client's name, or the agent of the token)")
     connect.add_argument("--dry-run", action="store_true", help="show the change, and write nothing")
-    connect.add_argument("--remove", action="store_true", help="remove the entry instead")
+    connect.add_argument("--remove", action="store_true", help="remove the entry and the hooks instead")
+    _add_hook(command("hook", "handoff.cli.hook:hook_command", "what a client's session hook runs; see `connect --hooks`"))
     _add_backtest(
         command(
             "backtest",
@@ -89,6 +92,13 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_work(demo)
     return top
+
+
+def _add_hook(hook: argparse.ArgumentParser) -> None:
+    hook.add_argument("event", help="the event, as the client calls it: SessionStart, PreCompact, Stop ...")
+    hook.add_argument("--url", default="http://127.0.0.1:8642/mcp", help="the MCP address (default: %(default)s)")
+    hook.add_argument("--agent", help="as whom it acts (default: the agent of the token)")
+    hook.add_argument("--token-env", metavar="NAME", help="the environment variable that has the token")
 
 
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
