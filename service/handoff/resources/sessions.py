@@ -12,9 +12,6 @@ from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Reso
 from handoff.store import events, sessions
 from handoff.store.connect import snapshot
 
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
-_NEWEST = (datetime(9999, 1, 1, tzinfo=UTC), 0)
-
 
 def _in_utc(value: datetime) -> datetime:
     try:
@@ -91,12 +88,12 @@ async def _page(
     cursor: str | None,
     limit: int,
 ) -> dict[str, Any]:
-    before = from_cursor(cursor, datetime, int) if cursor is not None else _NEWEST
+    before = from_cursor(cursor, datetime, int) if cursor is not None else sessions.NEWEST
     async with snapshot(call.app.pool) as conn:
         rows, last = await sessions.page(
             conn,
             before=(before[0], before[1]),
-            since=since or _EVER,
+            since=since or sessions.EVER,
             limit=limit,
             status=status,
             agent=agent,

@@ -1,4 +1,4 @@
-"""The list of tools and resources, and what models are shown of them."""
+"""The list of tools, resources and prompts, and what models are shown of them."""
 
 from functools import cache
 from typing import Any, Final
@@ -6,6 +6,8 @@ from typing import Any, Final
 import mcp_types as types
 
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX
+from handoff.prompts import handoffs as handoff_prompts
+from handoff.prompts.contract import Prompt
 from handoff.resources import alerts as alerts_resources
 from handoff.resources import configuration as configuration_resources
 from handoff.resources import context as context_resources
@@ -57,6 +59,9 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     jobs_resources.JOBS,
     jobs_resources.JOB,
 )
+PROMPTS: Final[dict[str, Prompt[Any]]] = {
+    prompt.name: prompt for prompt in (handoff_prompts.HAND_OVER, handoff_prompts.TAKE_OVER, handoff_prompts.CATCH_UP)
+}
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 
 
@@ -118,6 +123,22 @@ def list_resource_templates() -> list[types.ResourceTemplate]:
             mime_type=resource.mime_type,
         )
         for resource in RESOURCES
+    ]
+
+
+def list_prompts() -> list[types.Prompt]:
+    """The prompts, with what people are asked for."""
+    return [
+        types.Prompt(
+            name=prompt.name,
+            title=prompt.title,
+            description=prompt.description,
+            arguments=[
+                types.PromptArgument(name=name, description=argument.description, required=argument.is_required())
+                for name, argument in prompt.arguments.model_fields.items()
+            ],
+        )
+        for prompt in PROMPTS.values()
     ]
 
 

@@ -1,7 +1,7 @@
 """Sessions: creating, reading, listing and closing them."""
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from asyncpg import Record
 
@@ -106,6 +106,8 @@ KEEPS_SECRETS = """
                                WHERE h.id = $3))
 """
 
+EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)  # before all sessions
+NEWEST: Final = (datetime(9999, 1, 1, tzinfo=UTC), 0)  # the position before the newest
 _READ_AHEAD = 4  # rows read per row requested when a filter has no index
 
 
