@@ -15,12 +15,13 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from handoff.cli.tool_call import Away, Refused, Service
+
 if TYPE_CHECKING:
     import argparse
 
 _URL: Final = "http://127.0.0.1:8642/mcp"
 _TIMEOUT_S: Final = 2.0  # for each step of a call; clients wait for 5 seconds in all
-_PROTOCOL: Final = "2026-07-28"
 _BRIEF_TOKENS: Final = 1_500  # of a session start, beside whatever else the client shows its model
 _OFFERS_SHOWN: Final = 5
 _HELD_SHOWN: Final = 2  # each with its brief
@@ -49,93 +50,6 @@ _HOW: Final = (
 )
 
 
-class _Away(Exception):
-    """The service does not answer."""
-
-
-class _Refused(Exception):
-    """The service refuses a call. The message is for whoever looks after the hook."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class _Service:
-    """The service, called as an agent."""
-
-    def __init__(self, url: str, agent: str | None, token: str | None) -> None:
-        self._url, self.agent, self._token = url, agent, token
-
-    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Call a tool. Raises _Away and _Refused."""
-        if self.agent is not None:
-            arguments["agent"] = self.agent
-        meta = {
-            "io.modelcontextprotocol/protocolVersion": _PROTOCOL,
-            "io.modelcontextprotocol/clientInfo": {"name": "handoff-hook", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": {},
-        }
-        params = {"name": tool, "arguments": arguments, "_meta": meta}
-        answer = self._posted(tool, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-        if "result" not in answer:
-            error = answer.get("error")
-            raise _Refused("refused", str(error.get("message") if isinstance(error, dict) else error))
-        result = answer["result"]
-        if result.get("isError"):
-            error = json.loads(result["content"][0]["text"])["error"]
-            raise _Refused(error["code"], f"{error['message']} {error['try']}")
-        return result["structuredContent"]
-
-    def _posted(self, tool: str, request: dict[str, Any]) -> dict[str, Any]:
-        body = json.dumps(request).encode()
-        scheme, _, rest = self._url.partition("://")
-        authority, _, path = rest.partition("/")
-        host, _, port = authority.rpartition(":") if re.search(r":\d+$", authority) else (authority, "", "")
-        head = {
-            "host": authority,
-            "content-type": "application/json",
-            "accept": "application/json, text/event-stream",
-            "mcp-protocol-version": _PROTOCOL,
-            "mcp-method": "tools/call",
-            "mcp-name": tool,
-            "content-length": str(len(body)),
-            **({"authorization": f"Bearer {self._token}"} if self._token else {}),
-        }
-        lines = [f"POST /{path} HTTP/1.0", *(f"{name}: {value}" for name, value in head.items())]
-        usual_port = 443 if scheme == "https" else 80
-        sent = "\r\n".join([*lines, "", ""]).encode() + body
-        received = _exchanged(scheme, (host.strip("[]"), int(port or usual_port)), sent)
-        _, _, answer = received.partition(b"\r\n\r\n")
-        try:
-            return json.loads(answer)
-        except ValueError:
-            status = received.split(b"\r\n", 1)[0].decode("latin-1")
-            raise _Refused("refused", f"{self._url} answered {status[:100]!r}.") from None
-
-
-def _exchanged(scheme: str, address: tuple[str, int], request: bytes) -> bytes:
-    """Send a request of HTTP/1.0, after whose answer the server ends the connection. Raises _Away."""
-    import socket  # http.client would take twice as long to load as all of the rest
-
-    try:
-        connection = socket.create_connection(address, timeout=_TIMEOUT_S)
-        if scheme == "https":
-            import ssl
-
-            connection = ssl.create_default_context().wrap_socket(connection, server_hostname=address[0])
-        with connection:
-            connection.sendall(request)
-            received = bytearray()
-            while part := connection.recv(65_536):
-                received += part
-    except OSError as error:
-        raise _Away from error
-    if not received:
-        raise _Away
-    return bytes(received)
-
-
 def from_words(words: list[str]) -> int | None:
     """Run it with the words of a command line; None if they need the parser, which says what is wrong or helps."""
     event, pairs = (words[0] if words else "-"), words[1:]
@@ -152,16 +66,16 @@ def hook_command(arguments: "argparse.Namespace") -> int:
 
 def _run(event: str, url: str, agent: str | None, token_env: str | None) -> int:
     """Always 0: no client may stop because of us. A refusal is said on standard error, which clients show on request."""
-    service = _Service(url, agent, os.environ.get(token_env) if token_env is not None else None)
+    service = Service(url, agent, os.environ.get(token_env) if token_env is not None else None, _TIMEOUT_S)
     try:
         given = _input()
         if event in _STARTS:
             _print_start(service, given, event)
         elif event in _SAVES:
             _save(service, given)
-    except _Away:
+    except Away:
         pass
-    except _Refused as error:
+    except Refused as error:
         print(f"handoff hook: {error}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - a client must go on whatever its hook meets
         print(f"handoff hook: {type(error).__name__}: {error}", file=sys.stderr)
@@ -178,7 +92,7 @@ def _input() -> dict[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
-def _print_start(service: _Service, given: dict[str, Any], event: str) -> None:
+def _print_start(service: Service, given: dict[str, Any], event: str) -> None:
     found = service.call("get_inbox")["handoffs"]
     own = _own_session(service, given)
     offers = [it for it in found if it["state"] == "offered"]
@@ -206,11 +120,11 @@ def _print_start(service: _Service, given: dict[str, Any], event: str) -> None:
         print(json.dumps({"hookSpecificOutput": {"hookEventName": event, "additionalContext": text}}))
 
 
-def _brief(service: _Service, session_key: str) -> str:
+def _brief(service: Service, session_key: str) -> str:
     """The session's brief as JSON, empty if there is no such session."""
     try:
         return json.dumps(service.call("get_context", session_key=session_key, token_budget=_BRIEF_TOKENS)["brief"])
-    except _Refused:
+    except Refused:
         return "{}"
 
 
@@ -219,13 +133,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= _INSTRUCTIONS_CHARS else text[:_INSTRUCTIONS_CHARS] + "…"
 
 
-def _own_session(service: _Service, given: dict[str, Any]) -> str:
+def _own_session(service: Service, given: dict[str, Any]) -> str:
     """The key of the session to which a client's own session is saved."""
     own = str(given.get("session_id") or given.get("conversation_id") or "unknown")
     return re.sub(r"[^A-Za-z0-9_.:@+=~-]", "-", f"{service.agent or 'chat'}-{own}")[:255]
 
 
-def _save(service: _Service, given: dict[str, Any]) -> None:
+def _save(service: Service, given: dict[str, Any]) -> None:
     own = _own_session(service, given)
     state_file = _state_file(own)
     state = _state(state_file)
@@ -242,7 +156,7 @@ def _save(service: _Service, given: dict[str, Any]) -> None:
         _keep(state_file, {"offset": offset, "saved": [*state["saved"], *new][-_SAVED_MAX:]})
 
 
-def _append(service: _Service, held: dict[str, Any] | None, own: str, entries: list[dict[str, Any]]) -> None:
+def _append(service: Service, held: dict[str, Any] | None, own: str, entries: list[dict[str, Any]]) -> None:
     """Append to the session of the one handoff that the agent holds, or to its own, which is registered on first use."""
     key = f"hook-{_digest(own + json.dumps(entries))}"
     if held is not None:
@@ -252,7 +166,7 @@ def _append(service: _Service, held: dict[str, Any] | None, own: str, entries: l
         return
     try:
         service.call("update_context", session_key=own, entries=entries, idempotency_key=key)
-    except _Refused as error:
+    except Refused as error:
         if error.code != "session_not_found":
             raise
         service.call("register_session", session_key=own, idempotency_key=f"hook-{_digest(own)}")

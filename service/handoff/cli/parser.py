@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     connect.add_argument("--dry-run", action="store_true", help="show the change, and write nothing")
     connect.add_argument("--remove", action="store_true", help="remove the entry and the hooks instead")
     _add_hook(command("hook", "handoff.cli.hook:hook_command", "what a client's session hook runs; see `connect --hooks`"))
+    _add_wait(command("wait", "handoff.cli.wait:wait_command", "wait for offers; print each, or run a command for it"))
     _add_backtest(
         command(
             "backtest",
@@ -96,9 +97,26 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_hook(hook: argparse.ArgumentParser) -> None:
     hook.add_argument("event", help="the event, as the client calls it: SessionStart, PreCompact, Stop ...")
-    hook.add_argument("--url", default="http://127.0.0.1:8642/mcp", help="the MCP address (default: %(default)s)")
-    hook.add_argument("--agent", help="as whom it acts (default: the agent of the token)")
-    hook.add_argument("--token-env", metavar="NAME", help="the environment variable that has the token")
+    _add_caller(hook)
+
+
+def _add_wait(wait: argparse.ArgumentParser) -> None:
+    _add_caller(wait)
+    wait.add_argument("--once", action="store_true", help="exit after the first offer that was passed on")
+    wait.add_argument("--timeout", type=float, metavar="SECONDS", help="exit with 3 if no offer was passed on for this long")
+    wait.add_argument(
+        "--exec",
+        nargs=argparse.REMAINDER,
+        metavar="CMD",
+        help="run this once per offer, the rest of the line; it gets the offer and the brief on standard input, and in"
+        " HANDOFF_OFFER_*",
+    )
+
+
+def _add_caller(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", default="http://127.0.0.1:8642/mcp", help="the MCP address (default: %(default)s)")
+    command.add_argument("--agent", help="as whom it acts (default: the agent of the token)")
+    command.add_argument("--token-env", metavar="NAME", help="the environment variable that has the token")
 
 
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:
