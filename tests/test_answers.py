@@ -1,7 +1,8 @@
 """No answer is larger than docs/settings.md says, at the default settings: the largest of each is built here."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, get_args
 
 import asyncpg
 import orjson
@@ -22,6 +23,7 @@ from handoff.store.handoffs import WRITERS_MAX
 from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
 from handoff.tools.session_data import REASON_CHARS_MAX
+from handoff.webhooks import AGENTS_MAX, ENDPOINTS_MAX, Event
 from tests.agents import Agent
 
 ADA, BOB = "a" * 100, "b" * 100
@@ -34,8 +36,10 @@ WRITERS: Final = [ADA, BOB, *(f"{number:0100}" for number in range(WRITERS_MAX -
 
 
 @pytest.fixture
-async def serving(settings: Settings) -> AsyncGenerator[App]:
-    async with open_app(settings.model_copy(update={"admin": True})) as opened:
+async def serving(settings: Settings, tmp_path: Path) -> AsyncGenerator[App]:
+    webhooks_file = tmp_path / "webhooks.toml"
+    webhooks_file.touch()
+    async with open_app(settings.model_copy(update={"admin": True, "webhooks_file": webhooks_file})) as opened:
         yield opened
 
 
@@ -270,6 +274,21 @@ async def storage(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://storage")
 
 
+async def webhooks(world: World) -> dict[str, Any]:
+    file = Path(str(world.app.settings.webhooks_file))
+    agents = [f"{'a' * 97}{number:03}" for number in range(AGENTS_MAX)]
+    events = list(get_args(Event))
+    one = '[[endpoint]]\nname = "{0}{1:02}"\nurl = "https://e.com/"\nagents = {2}\nevents = {3}\nsecret_files = ["/s"]\n'
+    file.write_text("".join(one.format("e" * 98, number, agents, events) for number in range(ENDPOINTS_MAX)))
+    await world.db.execute(
+        """INSERT INTO webhook_delivery
+           SELECT repeat('e', 98) || to_char(n, 'FM00'), 1, n, 'k', now() - interval '9 days', '{}', 15, now(), false,
+                  repeat('p', 60)
+             FROM generate_series(0, 19) n"""
+    )
+    return await world.agent.read("handoff://webhooks")
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -341,6 +360,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://health": health,
     "handoff://jobs": jobs,
     "handoff://storage": storage,
+    "handoff://webhooks": webhooks,
     "handoff://jobs/{name}": job,
     "handoff://alerts": alerts,
     "handoff://config": config,

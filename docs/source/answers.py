@@ -57,6 +57,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://config": Answer(40_000, "32 KiB per version"),
     "handoff://jobs": Answer(10_500, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
+    "handoff://webhooks": Answer(54_000, "20 endpoints, with 20 agents each"),
     "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://alerts": Answer(340_000, f"{_PAGE}, or one alert with texts of 8,000 characters", "`next_cursor`"),
 }

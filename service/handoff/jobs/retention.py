@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from handoff.context import App
-from handoff.store import retention
+from handoff.store import retention, webhooks
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
 
@@ -27,6 +27,7 @@ async def run(app: App) -> None:
         "idempotency": partial(retention.results, kept_for=kept_for),
         "alert": retention.alerts,
         "health_event": retention.health,
+        "webhook_delivery": webhooks.forget,
     }
     deleted = {table: await _batches(app, work, until) for table, work in deletions.items()}
     deleted["agent"] = await _agents(app, until)

@@ -20,6 +20,7 @@ from handoff.jobs import (
     stale_alerts,
     storage,
     watchdog,
+    webhooks,
 )
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -52,5 +53,6 @@ JOBS: Final = (
     Job("audit", lambda _: audit.INTERVAL_S, audit.run),
     Job("integrity", lambda _: integrity.INTERVAL_S, integrity.run),
     Job("storage", lambda _: storage.INTERVAL_S, storage.run),
+    Job("webhooks", lambda _: webhooks.INTERVAL_S, webhooks.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

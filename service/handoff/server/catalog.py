@@ -17,6 +17,7 @@ from handoff.resources import lifecycle as lifecycle_resources
 from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources import storage as storage_resources
+from handoff.resources import webhooks as webhook_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -56,6 +57,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     alerts_resources.ALERTS,
     configuration_resources.CONFIGURATION,
     storage_resources.STORAGE,
+    webhook_resources.WEBHOOKS,
     jobs_resources.JOBS,
     jobs_resources.JOB,
 )

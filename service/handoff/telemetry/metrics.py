@@ -54,6 +54,7 @@ TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; th
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
+DELIVERY: Final = Attribute("outcome", ("delivered", "failed", "dead"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
 THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
@@ -216,6 +217,15 @@ QUARANTINED: Final = Gauge(
 ENTRIES_CHECKED: Final = Counter(
     "handoff.integrity.entries", "{entry}", "Entries compared with their hash, their sequence and their receipt."
 )
+WEBHOOK_DELIVERIES: Final = Counter(
+    "handoff.webhook.deliveries",
+    "{attempt}",
+    "Attempts to deliver a webhook; dead is the last one, after which it is given up.",
+    DELIVERY,
+)
+WEBHOOKS_PENDING: Final = Gauge("handoff.webhook.pending", "{delivery}", "Webhooks that are yet to be delivered.")
+WEBHOOKS_DEAD: Final = Gauge("handoff.webhook.dead", "{delivery}", "Webhooks that were given up in the last 30 days.")
+WEBHOOK_OLDEST: Final = Gauge("handoff.webhook.oldest", "s", "Age of the oldest webhook that is yet to be delivered.")
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -262,6 +272,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_GROWTH,
     STORAGE_LIMIT,
     STORAGE_FULL_IN,
+    WEBHOOKS_PENDING,
+    WEBHOOKS_DEAD,
+    WEBHOOK_OLDEST,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)
