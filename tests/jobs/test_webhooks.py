@@ -163,6 +163,7 @@ async def test_what_was_tried_often_enough_or_is_gone_is_given_up_and_the_next_i
     first, second = await agent.offer(key), await agent.offer(key, to="carol")
     receiver.status_of = {first: 500, second: 410}
     await webhooks.run(app)
+    assert await waiting(db) == [("offered", 1, "500")], "410 is the end at once"
     await db.execute("UPDATE webhook_delivery SET attempts = $1", webhooks.ATTEMPTS_MAX - 1)
     await due_now(db)
     await agent.accept(first)
