@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, get_args
 
 import asyncpg
 import orjson
@@ -24,6 +25,7 @@ from handoff.store.handoffs import WRITERS_MAX
 from handoff.telemetry import metrics
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
 from handoff.tools.session_data import REASON_CHARS_MAX
+from handoff.webhooks import AGENTS_MAX, ENDPOINTS_MAX, Event
 from tests.agents import Agent
 
 ADA, BOB = "a" * 100, "b" * 100
@@ -36,8 +38,10 @@ WRITERS: Final = [ADA, BOB, *(f"{number:0100}" for number in range(WRITERS_MAX -
 
 
 @pytest.fixture
-async def serving(settings: Settings) -> AsyncGenerator[App]:
-    async with open_app(settings.model_copy(update={"admin": True})) as opened:
+async def serving(settings: Settings, tmp_path: Path) -> AsyncGenerator[App]:
+    webhooks_file = tmp_path / "webhooks.toml"
+    webhooks_file.touch()
+    async with open_app(settings.model_copy(update={"admin": True, "webhooks_file": webhooks_file})) as opened:
         yield opened
 
 
@@ -296,6 +300,21 @@ async def analytics(world: World) -> dict[str, Any]:
     return await world.agent.read(f"handoff://analytics/handoffs?limit=100&since={since}")
 
 
+async def webhooks(world: World) -> dict[str, Any]:
+    file = Path(str(world.app.settings.webhooks_file))
+    agents = [f"{'a' * 97}{number:03}" for number in range(AGENTS_MAX)]
+    events = list(get_args(Event))
+    one = '[[endpoint]]\nname = "{0}{1:02}"\nurl = "https://e.com/"\nagents = {2}\nevents = {3}\nsecret_files = ["/s"]\n'
+    file.write_text("".join(one.format("e" * 98, number, agents, events) for number in range(ENDPOINTS_MAX)))
+    await world.db.execute(
+        """INSERT INTO webhook_delivery
+           SELECT repeat('e', 98) || to_char(n, 'FM00'), 1, n, 'k', now() - interval '9 days', '{}', 15, now(), false,
+                  repeat('p', 60)
+             FROM generate_series(0, 19) n"""
+    )
+    return await world.agent.read("handoff://webhooks")
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -393,6 +412,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://health": health,
     "handoff://jobs": jobs,
     "handoff://storage": storage,
+    "handoff://webhooks": webhooks,
     "handoff://jobs/{name}": job,
     "handoff://analytics/{type}": analytics,
     "handoff://alerts": alerts,

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 from handoff.configuration import THRESHOLDS
 from handoff.model import TRANSITIONS
 from handoff.operations.checks import LIMITS, limits_of
-from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
+from handoff.server.catalog import ADMIN_TOOLS, PROMPTS, RESOURCES, TOOLS
 from handoff.settings import Settings
 from tests.processes import HANDOFF, PATIENCE_S, Service, environment, free_port, serving
 from tests.test_packaging import targets_in
@@ -87,7 +87,8 @@ def test_the_diagram_and_the_tables_are_those_of_the_code() -> None:
     tools, settings = (DOCS / "tools.md").read_text(), (DOCS / "settings.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", tools, re.MULTILINE))
     assert drawn == {(origin, target, action) for (origin, action), target in TRANSITIONS.items()}
-    assert re.findall(r"^\| `([a-z_]+)` \| [A-Z]", tools, re.MULTILINE) == [it.name for it in (*TOOLS, *ADMIN_TOOLS)]
+    named = re.findall(r"^\| `([a-z_]+)` \| [A-Z]", tools, re.MULTILINE)
+    assert named == [*(it.name for it in (*TOOLS, *ADMIN_TOOLS)), *PROMPTS]
     assert re.findall(r"^\| `(handoff:\S+)` \|", tools, re.MULTILINE) == [it.path for it in RESOURCES]
     rows = re.findall(r"^\| `HANDOFF_(\w+)` \| (.*?) ?\|", settings, re.MULTILINE)
     assert [name.lower() for name, _ in rows] == list(Settings.model_fields)

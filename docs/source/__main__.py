@@ -16,6 +16,7 @@ PAGES: Final = Path(__file__).parents[1]
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "tools": calls.tools,
     "resources": calls.resources,
+    "prompts": calls.prompts,
     "limits": calls.limits,
     "answers": answers.answers,
     "errors": errors.error_codes,

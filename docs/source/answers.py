@@ -62,6 +62,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://jobs": Answer(14_000, "all jobs"),
     "handoff://jobs": Answer(13_000, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
+    "handoff://webhooks": Answer(54_000, "20 endpoints, with 20 agents each"),
     "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://analytics/{type}": Answer(
         90_000, f"{_PAGE}; and 50 of each of agents, policies and routes, those with most", "`next_cursor`; `agent`"

@@ -13,7 +13,7 @@ from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Resource
 from handoff.resources.sessions import SessionsQuery
 from handoff.server import admission, auth, connections, edge, gate, protocol, waiting
-from handoff.server.catalog import ADMIN_TOOLS, RESOURCES, TOOLS
+from handoff.server.catalog import ADMIN_TOOLS, PROMPTS, RESOURCES, TOOLS
 from handoff.settings import CERTIFICATES_MAX
 from handoff.store import migrate as migrations
 from handoff.store import search
@@ -34,6 +34,12 @@ def tools() -> str:
 def resources() -> str:
     """Every resource: its URI, what its query takes, the scope it needs."""
     return table(("URI", "What it shows", "Query", "Scope"), [_resource(resource) for resource in RESOURCES])
+
+
+def prompts() -> str:
+    """Every prompt: what it asks the model to do, and its arguments."""
+    rows = [(code(it.name), escaped(it.description), _arguments(it.arguments)) for it in PROMPTS.values()]
+    return table(("Prompt", "What it asks the model to do", "Arguments"), rows)
 
 
 def limits() -> str:
@@ -89,8 +95,12 @@ def limits() -> str:
 def _tool(tool: Tool[Any], note: str) -> tuple[str, str, str, str]:
     fields = tool.arguments.model_fields
     order = sorted(fields, key=lambda name: not fields[name].is_required())
-    arguments = [code(name) if fields[name].is_required() else f"{code(name)}?" for name in order]
-    return code(tool.name), escaped(tool.arguments.__doc__ or ""), ", ".join(arguments), f"{tool.scope}{note}"
+    return code(tool.name), escaped(tool.arguments.__doc__ or ""), _arguments(tool.arguments, order), f"{tool.scope}{note}"
+
+
+def _arguments(model: type[BaseModel], order: Iterable[str] | None = None) -> str:
+    fields = model.model_fields
+    return ", ".join(code(name) if fields[name].is_required() else f"{code(name)}?" for name in order or fields)
 
 
 def _resource(resource: Resource[Any]) -> tuple[str, str, str, str]:

@@ -157,6 +157,32 @@ PAGE: Final = Page(
             ],
         ),
         (
+            "Webhooks",
+            [
+                time_series(
+                    "Attempts by outcome",
+                    "Attempts to deliver a webhook, per second, by outcome; dead is the last one. Empty without endpoints.",
+                    "ops",
+                    Prom(rate(t.WEBHOOK_DELIVERIES, t.DELIVERY), f"{{{{{label(t.DELIVERY)}}}}}"),
+                    many=True,
+                ),
+                time_series(
+                    "Pending and given up",
+                    "Webhooks that are yet to be delivered, and those given up in the last 30 days. Empty without endpoints.",
+                    "short",
+                    Prom(gauge(t.WEBHOOKS_PENDING), "pending"),
+                    Prom(gauge(t.WEBHOOKS_DEAD), "given up"),
+                    many=True,
+                ),
+                time_series(
+                    "Oldest pending webhook",
+                    "Age of the oldest webhook that is yet to be delivered. Empty without endpoints.",
+                    "s",
+                    Prom(gauge(t.WEBHOOK_OLDEST), "age"),
+                ),
+            ],
+        ),
+        (
             "Damage",
             [
                 table_panel(

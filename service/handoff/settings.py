@@ -329,6 +329,11 @@ class Settings(BaseSettings):
         description="File that contains the address to which the worker posts when the Watchdog's heartbeat goes missing or "
         "returns. If the file does not exist, nothing is posted.",
     )
+    webhooks_file: Path | None = Field(
+        default=None,
+        description="TOML file of the webhook endpoints that are told what happens to handoffs, read again whenever it "
+        "is needed. Every process needs it. Without it, nothing is recorded for webhooks.",
+    )
     certificates: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Addresses whose TLS certificates are checked for expiry, as host:port, comma-separated."
     )

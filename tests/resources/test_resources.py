@@ -57,6 +57,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://health",
         "handoff://metrics",
         "handoff://storage",
+        "handoff://webhooks",
         "handoff://config",
         "handoff://jobs",
         "handoff://jobs/{name}",
@@ -70,6 +71,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://alerts",
         "handoff://config",
         "handoff://storage",
+        "handoff://webhooks",
         "handoff://jobs",
     ]
     assert len(RESOURCES) == len(listed)

@@ -49,6 +49,7 @@ SINCE_THE_QUIET_HOUR: Final = {"handoff_job_interval_seconds", "handoff_loop_war
 }  # fmt: skip
 ONLY_WHERE_THERE_IS_ONE: Final = {
     "handoff_storage_full_in_seconds",
+    "handoff_webhook_oldest_seconds",
     "handoff_certificate_expiry_timestamp_seconds",
     "handoff_db_slow_statements_total",
 }

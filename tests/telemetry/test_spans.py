@@ -141,7 +141,8 @@ async def test_the_http_span_is_what_was_measured_around_the_call(http: httpx2.A
     [
         ("tools/call", {"name": "no_such_tool", "arguments": {}}, -32602, "invalid_params"),
         ("tools/call", {"name": "get_inbox", "arguments": 7}, -32602, "invalid_params"),
-        ("prompts/list", {}, -32601, "method_not_found"),
+        ("prompts/get", {"name": "dance", "arguments": {}}, -32602, "prompt_not_found"),
+        ("logging/setLevel", {"level": "info"}, -32601, "method_not_found"),
         ("rosebud/unheard_of", {}, -32601, "method_not_found"),
         ("resources/read", {"uri": "handoff://sessions/nobody-knows"}, -32602, "session_not_found"),
         ("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["x://y"]}}, -32602, "resource_not_found"),

@@ -1,4 +1,4 @@
-"""`handoff connect`: writes this service into MCP clients' configuration, and removes it again."""
+"""`handoff connect`: writes this service into MCP clients' configuration, and hooks if asked to; and removes it again."""
 
 import argparse
 import difflib
@@ -7,11 +7,15 @@ import re
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from handoff.cli.start import fail, mcp_address, read_settings
+from handoff.clients.hooks import HOOKS
 from handoff.clients.table import CLIENTS, Client, NotPossible, Service, Unreadable
+from handoff.model import NAME_PATTERN
 from handoff.settings import Settings
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -24,6 +28,8 @@ def connect_command(arguments: argparse.Namespace) -> int:
         return fail(f"There is no client {unknown[0]!r}. Choose from {', '.join(CLIENTS)}.")
     if arguments.token_env and not _VARIABLE.fullmatch(arguments.token_env):
         return fail("--token-env takes the name of an environment variable, not a token.")
+    if arguments.agent and not re.fullmatch(NAME_PATTERN, arguments.agent):
+        return fail(f"--agent must match {NAME_PATTERN}.")
     here = [it for it in CLIENTS.values() if it.is_there]
     if not arguments.client and not arguments.all:
         print(f"Found here: {', '.join(it.name for it in here) or 'none'}.")
@@ -34,16 +40,56 @@ def connect_command(arguments: argparse.Namespace) -> int:
     failed = 0
     for client in chosen:
         try:
-            _change(client, arguments, settings)
+            if arguments.hooks and not arguments.remove and client.name not in HOOKS:
+                raise NotPossible(f"Only {', '.join(HOOKS)} have hooks. Repeat the command without --hooks.")
+            for file, parts in _files(client, arguments).items():
+                _change(_Parts(client.title, parts), file, arguments, settings)
         except (NotPossible, Unreadable, OSError, UnicodeDecodeError) as error:
             failed += 1
             print(f"{client.title}: not changed. {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _change(client: Client, arguments: argparse.Namespace, settings: Settings) -> None:
-    """Connect or disconnect one client. Raises NotPossible, Unreadable, OSError or UnicodeDecodeError."""
-    file = client.file(arguments.scope, Path.cwd()).resolve()  # a link, as dotfiles are kept, stays one
+class _Part(Protocol):
+    """What we write into a client's file: the entry of the service, or the hooks."""
+
+    def connected(self, text: str, service: Service) -> str: ...
+    def disconnected(self, text: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """All that we write into one file."""
+
+    title: str
+    parts: list[_Part]
+
+    def connected(self, text: str, service: Service) -> str:
+        for part in self.parts:
+            text = part.connected(text, service)
+        return text
+
+    def disconnected(self, text: str) -> str:
+        for part in reversed(self.parts):
+            text = part.disconnected(text)
+        return text
+
+
+def _files(client: Client, arguments: argparse.Namespace) -> dict[Path, list[_Part]]:
+    """What belongs into which file: the entry and, if asked for, the hooks. Hooks are removed wherever they are."""
+    project = Path.cwd()
+    file = client.file(arguments.scope, project).resolve()  # a link, as dotfiles are kept, stays one
+    files: dict[Path, list[_Part]] = {file: [client]}
+    hooks = HOOKS.get(client.name)
+    if hooks is not None:
+        place = hooks.file(arguments.scope, project).resolve()
+        if arguments.hooks or (arguments.remove and place.exists()):
+            files.setdefault(place, []).append(hooks)
+    return files
+
+
+def _change(client: _Parts, file: Path, arguments: argparse.Namespace, settings: Settings) -> None:
+    """Connect or disconnect one file of a client. Raises NotPossible, Unreadable, OSError or UnicodeDecodeError."""
     before = _read(file)
     backup = file.with_name(f"{file.name}.before-handoff")
     try:
@@ -72,7 +118,7 @@ def _change(client: Client, arguments: argparse.Namespace, settings: Settings) -
     print(f"{client.title}: disconnected. Restart it.")
 
 
-def _connect(client: Client, file: Path, before: str, after: str, backup: Path) -> None:
+def _connect(client: _Parts, file: Path, before: str, after: str, backup: Path) -> None:
     if before and client.disconnected(before) == before:  # what was there before us, not an older entry of ours
         _write(backup, before, like=file)
     _write(file, after, like=file)
@@ -80,7 +126,7 @@ def _connect(client: Client, file: Path, before: str, after: str, backup: Path) 
     print(f"{client.title}: connected in {file}. Restart it.{kept}")
 
 
-def _restored(client: Client, now: str, backup: Path) -> str:
+def _restored(client: _Parts, now: str, backup: Path) -> str:
     """The text without our entry: that of the backup, if nothing else has changed since. Raises Unreadable."""
     without = client.disconnected(now)
     saved = _read(backup)
@@ -95,10 +141,11 @@ def _service(arguments: argparse.Namespace, settings: Settings) -> Service:
     url = arguments.url or mcp_address(settings.host, settings.port)
     if urlsplit(url).password:
         raise NotPossible("The address contains a password. Name a variable that has the token with --token-env instead.")
-    program = Path(sys.executable).with_name("handoff")
-    command = (str(program), "serve", "--stdio", "--agent", "claude-desktop")
+    program = str(Path(sys.executable).with_name("handoff"))
+    command = (program, "serve", "--stdio", "--agent", "claude-desktop")
     if settings.database_url is None:
-        return Service(url, arguments.token_env, command, (("HANDOFF_DATABASE_URL", _own_database(settings)),))
+        env = [("HANDOFF_DATABASE_URL", _own_database(settings))]
+        return Service(url, arguments.token_env, command, tuple(env), program, arguments.agent)
     database = settings.database_url.get_secret_value()
     env = [("HANDOFF_DATABASE_URL", database)]
     if settings.database_password_file is not None:
@@ -107,7 +154,7 @@ def _service(arguments: argparse.Namespace, settings: Settings) -> Service:
         raise NotPossible(
             "HANDOFF_DATABASE_URL contains a password. Put it into a file, and name that in HANDOFF_DATABASE_PASSWORD_FILE."
         )
-    return Service(url, arguments.token_env, command, tuple(env))
+    return Service(url, arguments.token_env, command, tuple(env), program, arguments.agent)
 
 
 def _own_database(settings: Settings) -> str:

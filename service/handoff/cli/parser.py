@@ -69,8 +69,10 @@ def parser() -> argparse.ArgumentParser:
     connect.add_argument(
         "--token-env", metavar="NAME", help="the environment variable from which the client takes its token"
     )
+    connect.add_argument("--hooks", action="store_true", help="also install session hooks, where the client has them")
+    connect.add_argument("--agent", help="as whom the hooks act (default: the client's name, or the agent of the token)")
     connect.add_argument("--dry-run", action="store_true", help="show the change, and write nothing")
-    connect.add_argument("--remove", action="store_true", help="remove the entry instead")
+    connect.add_argument("--remove", action="store_true", help="remove the entry and the hooks instead")
     _add_facts(
         command(
             "facts",
@@ -78,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
             "say what can be checked of the work tree here: commit, changed files, how the last test command ended",
         )
     )
+    _add_hook(command("hook", "handoff.cli.hook:hook_command", "what a client's session hook runs; see `connect --hooks`"))
+    _add_wait(command("wait", "handoff.cli.wait:wait_command", "wait for offers; print each, or run a command for it"))
     _add_backtest(
         command(
             "backtest",
@@ -129,6 +133,30 @@ def _sensitivity(text: str) -> float:
     if not 0.1 <= value <= 10:
         raise argparse.ArgumentTypeError("must be from 0.1 to 10")
     return value
+
+
+def _add_hook(hook: argparse.ArgumentParser) -> None:
+    hook.add_argument("event", help="the event, as the client calls it: SessionStart, PreCompact, Stop ...")
+    _add_caller(hook)
+
+
+def _add_wait(wait: argparse.ArgumentParser) -> None:
+    _add_caller(wait)
+    wait.add_argument("--once", action="store_true", help="exit after the first offer that was passed on")
+    wait.add_argument("--timeout", type=float, metavar="SECONDS", help="exit with 3 if no offer was passed on for this long")
+    wait.add_argument(
+        "--exec",
+        nargs=argparse.REMAINDER,
+        metavar="CMD",
+        help="run this once per offer, the rest of the line; it gets the offer and the brief on standard input, and in"
+        " HANDOFF_OFFER_*",
+    )
+
+
+def _add_caller(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", default="http://127.0.0.1:8642/mcp", help="the MCP address (default: %(default)s)")
+    command.add_argument("--agent", help="as whom it acts (default: the agent of the token)")
+    command.add_argument("--token-env", metavar="NAME", help="the environment variable that has the token")
 
 
 def _add_backtest(backtest: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ class _Node:
     end: int
     value: Any
     members: dict[str, _Member] | None = None  # of an object
+    items: "list[_Node] | None" = None  # of an array
 
 
 def parse(text: str) -> Any:
@@ -96,6 +97,46 @@ def remove(text: str, path: tuple[str, ...]) -> str:
         return text[: node.start + 1] + inner + text[node.end - 1 :]
     comma = _after_space(text, members[names[at - 1]].end)
     return text[:comma] + text[comma + 1 : gone.start].rstrip() + text[gone.end :]
+
+
+def add(text: str, path: tuple[str, ...], item: Any) -> str:
+    """Add an item to the end of the list at a path, which is created if it is absent. Raises NotJson."""
+    node = _find(text, path)
+    if node is None:
+        return put(text, path, [item])
+    if node.items is None:
+        raise NotJson(f"line {_line(text, node.start)}: expected a list")
+    if not node.items:
+        return text[: node.start] + _dumped(text, [item], len(path)) + text[node.end :]
+    last = node.items[-1]
+    before = text.rfind("\n", 0, last.start) + 1
+    lead = text[before : last.start]
+    joint = f"\n{lead}" if lead.strip() == "" and before > node.start else " "
+    return f"{text[: last.end]},{joint}{_dumped(text, item, len(path) + 1)}{text[last.end :]}"
+
+
+def take_out(text: str, path: tuple[str, ...], place: int) -> str:
+    """Remove an item of the list at a path, with its comma. A list that this leaves empty stays. Raises NotJson."""
+    node = _find(text, path)
+    if node is None or node.items is None or place >= len(node.items):
+        return text
+    items = node.items
+    if place:
+        return text[: items[place - 1].end] + text[items[place].end :]
+    if len(items) > 1:
+        return text[: items[0].start] + text[items[1].start :]
+    return f"{text[: node.start]}[]{text[node.end :]}"
+
+
+def _find(text: str, path: tuple[str, ...]) -> _Node | None:
+    node = _root(text)
+    for depth, key in enumerate(path):
+        if node.members is None:
+            raise NotJson(f"line {_line(text, node.start)}: {'.'.join(path[:depth]) or 'the file'} is not an object")
+        if key not in node.members:
+            return None
+        node = node.members[key].value
+    return node
 
 
 def _nested(path: tuple[str, ...], value: Any) -> Any:
@@ -182,13 +223,13 @@ def _object(text: str, start: int, depth: int) -> _Node:
 
 
 def _array(text: str, start: int, depth: int) -> _Node:
-    values: list[Any] = []
+    items: list[_Node] = []
     at = _after_space(text, start + 1)
     while text[at : at + 1] != "]":
         item = _node(text, at, depth + 1)
-        values.append(item.value)
+        items.append(item)
         at = _separated(text, item.end, "]")
-    return _Node(start, at + 1, values)
+    return _Node(start, at + 1, [it.value for it in items], items=items)
 
 
 def _separated(text: str, end: int, closing: str) -> int:

@@ -32,6 +32,8 @@ class Service:
     token_env: str | None = None
     command: tuple[str, ...] = ()  # for a client that starts the service over stdio
     env: tuple[tuple[str, str], ...] = ()
+    program: str = "handoff"  # what hooks run
+    agent: str | None = None  # as whom hooks act, if not as the client
 
 
 @dataclass(frozen=True, slots=True)

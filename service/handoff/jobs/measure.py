@@ -5,7 +5,7 @@ from typing import get_args
 
 from handoff.context import App
 from handoff.model import HandoffState, RequestType, SessionStatus
-from handoff.store import state
+from handoff.store import state, webhooks
 from handoff.store.connect import connection
 from handoff.telemetry import metrics
 
@@ -24,5 +24,16 @@ async def run(app: App) -> None:
         metrics.INBOX_DEPTH.set(found.get(("depth", target, ""), 0), target)
         metrics.OLDEST_OFFER.set(found.get(("oldest", target, ""), 0), target)
         metrics.DEEPEST_INBOX.set(found.get(("deepest", target, ""), 0), target)
+    if app.settings.webhooks_file is not None:
+        await _measure_webhooks(app)
     metrics.PING_PONG.set(found.get(("ping_pong", "", ""), 0))
     metrics.MEASURED_AT.set(time())
+
+
+async def _measure_webhooks(app: App) -> None:
+    async with connection(app.pool) as conn:
+        found = await webhooks.totals(conn)
+    if found is not None:
+        metrics.WEBHOOKS_PENDING.set(found["pending"])
+        metrics.WEBHOOKS_DEAD.set(found["dead"])
+        metrics.WEBHOOK_OLDEST.set(found["oldest_s"])

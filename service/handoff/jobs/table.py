@@ -26,6 +26,7 @@ from handoff.jobs import (
     storage,
     trends,
     watchdog,
+    webhooks,
 )
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -64,5 +65,6 @@ JOBS: Final = (
     Job("promql", lambda _: promql.INTERVAL_S, promql.run, promql.LIMIT_S),
     Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
     Job("incidents", lambda _: incidents.INTERVAL_S, incidents.run),
+    Job("webhooks", lambda _: webhooks.INTERVAL_S, webhooks.run),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))

@@ -17,8 +17,8 @@ from handoff.errors import HandoffError, Invalid, outcome_unknown, scope_missing
 from handoff.model import Caller, Scope
 from handoff.resources.contract import match, parsed_query
 from handoff.server.arguments import validated
-from handoff.server.catalog import RESOURCES, tools_of
-from handoff.server.record import CANCELLED, RESOURCES_READ, TOOLS_CALL, Subject, jsonrpc_code, record_call
+from handoff.server.catalog import PROMPTS, RESOURCES, tools_of
+from handoff.server.record import CANCELLED, PROMPTS_GET, RESOURCES_READ, TOOLS_CALL, Subject, jsonrpc_code, record_call
 from handoff.server.redacting import may_hold_secret, redacted, without_secrets
 from handoff.telemetry import calls, metrics
 from handoff.telemetry.calls import Arrival
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ)
+metrics.METHOD.admit(TOOLS_CALL, RESOURCES_READ, PROMPTS_GET)
 
 
 @dataclass(slots=True)  # not frozen: one is built for every call
@@ -120,6 +120,34 @@ class Content(NamedTuple):
     body: bytes
     mime_type: str
     ttl_ms: int
+
+
+async def write_prompt(app: App, caller: Caller, name: str, arguments: dict[str, str], arrival: Arrival) -> "str | Failure":
+    """Write a prompt as one recorded call. Returns the text of its message, or the failure."""
+    subject = Subject(PROMPTS_GET, agent=caller.agent)
+
+    async def run() -> str:
+        prompt = PROMPTS.get(name)
+        if prompt is None:
+            raise Invalid("prompt_not_found", "No prompt has this name.", f"The prompts are {', '.join(PROMPTS)}.")
+        subject.prompt = name
+        require_scope(caller, "read")
+        args = validated(prompt.arguments, {key: value for key, value in arguments.items() if value})
+        known = args.__dict__
+        subject.session, subject.handoff = known.get("session_key"), known.get("handoff_id")
+        return await prompt.write(Call(app, caller, arrival.received), args)
+
+    return await perform(app, subject, arrival, run)
+
+
+async def completions(app: App, caller: Caller, prompt: str, argument: str, typed: str, received: float) -> list[str]:
+    """What the value of a prompt's argument may be, from what is typed so far. Raises HandoffError."""
+    found = PROMPTS.get(prompt)
+    complete = found.completers.get(argument) if found is not None else None
+    if complete is None:
+        return []
+    require_scope(caller, "read")
+    return await complete(Call(app, caller, received), typed)
 
 
 @dataclass(frozen=True, slots=True)

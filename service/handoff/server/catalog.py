@@ -1,4 +1,4 @@
-"""The list of tools and resources, and what models are shown of them."""
+"""The list of tools, resources and prompts, and what models are shown of them."""
 
 from functools import cache
 from typing import Any, Final
@@ -6,6 +6,8 @@ from typing import Any, Final
 import mcp_types as types
 
 from handoff.model import NAME_PATTERN, SEQUENCE_MAX
+from handoff.prompts import handoffs as handoff_prompts
+from handoff.prompts.contract import Prompt
 from handoff.resources import alerts as alerts_resources
 from handoff.resources import analytics as analytics_resources
 from handoff.resources import configuration as configuration_resources
@@ -16,6 +18,7 @@ from handoff.resources import lifecycle as lifecycle_resources
 from handoff.resources import operations as operations_resources
 from handoff.resources import sessions as session_resources
 from handoff.resources import storage as storage_resources
+from handoff.resources import webhooks as webhook_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
@@ -57,10 +60,14 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     alerts_resources.ALERTS,
     configuration_resources.CONFIGURATION,
     storage_resources.STORAGE,
+    webhook_resources.WEBHOOKS,
     jobs_resources.JOBS,
     jobs_resources.JOB,
     analytics_resources.ANALYTICS,
 )
+PROMPTS: Final[dict[str, Prompt[Any]]] = {
+    prompt.name: prompt for prompt in (handoff_prompts.HAND_OVER, handoff_prompts.TAKE_OVER, handoff_prompts.CATCH_UP)
+}
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
 
 
@@ -122,6 +129,22 @@ def list_resource_templates() -> list[types.ResourceTemplate]:
             mime_type=resource.mime_type,
         )
         for resource in RESOURCES
+    ]
+
+
+def list_prompts() -> list[types.Prompt]:
+    """The prompts, with what people are asked for."""
+    return [
+        types.Prompt(
+            name=prompt.name,
+            title=prompt.title,
+            description=prompt.description,
+            arguments=[
+                types.PromptArgument(name=name, description=argument.description, required=argument.is_required())
+                for name, argument in prompt.arguments.model_fields.items()
+            ],
+        )
+        for prompt in PROMPTS.values()
     ]
 
 

@@ -1,4 +1,4 @@
-"""The binding to the MCP SDK: a server for our tools and resources, for every transport and both protocol eras."""
+"""The binding to the MCP SDK: a server for our tools, resources and prompts, for every transport and both protocol eras."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,11 +30,13 @@ from handoff.server.calls import (
     Reply,
     UnknownTool,
     call_tool,
+    completions,
     crashed,
     read,
     read_resource,
+    write_prompt,
 )
-from handoff.server.catalog import RESOURCES, list_resource_templates, list_resources, list_tools
+from handoff.server.catalog import RESOURCES, list_prompts, list_resource_templates, list_resources, list_tools
 from handoff.server.record import CANCELLED, JSONRPC_NAMES, Subject, jsonrpc_code, record_call
 from handoff.telemetry import calls, metrics
 from handoff.telemetry.calls import Arrival
@@ -126,6 +128,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
             "tools/list": _LIST_HINT,
             "resources/list": _LIST_HINT,
             "resources/templates/list": _LIST_HINT,
+            "prompts/list": _LIST_HINT,
             "resources/read": CacheHint(ttl_ms=0, scope="private"),
             "server/discover": _LIST_HINT,
         },
@@ -135,6 +138,7 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         on_list_resources=_answer(resources),
         on_list_resource_templates=_answer(templates),
         on_read_resource=on_read_resource,
+        **_prompt_handlers(app, caller_of),
         on_subscriptions_listen=on_listen,
     )
 
@@ -142,11 +146,12 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
         capabilities = server.get_capabilities(protocol_version=ctx.protocol_version)
         return types.DiscoverResult(
             supported_versions=list(MODERN_PROTOCOL_VERSIONS),
-            # Single resources can change, but the lists of tools and resources never do.
+            # Single resources can change, but the lists of tools, resources and prompts never do.
             capabilities=capabilities.model_copy(
                 update={
                     "tools": types.ToolsCapability(list_changed=False),
                     "resources": types.ResourcesCapability(subscribe=True, list_changed=False),
+                    "prompts": types.PromptsCapability(list_changed=False),
                 }
             ),
             instructions=INSTRUCTIONS,
@@ -155,6 +160,29 @@ def build_server(app: App, local: Caller | None = None) -> Server[Any]:
     server.add_request_handler("server/discover", types.RequestParams, on_discover)
     server.middleware[:] = [_recording(app, caller_of)]  # instead of the SDK's, whose spans would be a second record
     return server
+
+
+def _prompt_handlers(app: App, caller_of: Callable[[ServerRequestContext[Any]], Caller]) -> dict[str, Any]:
+    """The handlers of prompts, by the names of the SDK's arguments."""
+
+    async def on_get_prompt(ctx: ServerRequestContext[Any], params: types.GetPromptRequestParams) -> types.GetPromptResult:
+        result = await write_prompt(app, caller_of(ctx), params.name, params.arguments or {}, _arrival.get())
+        if isinstance(result, Failure):
+            raise _as_mcp_error(result.error) from result.error
+        return types.GetPromptResult(messages=[types.PromptMessage(role="user", content=types.TextContent(text=result))])
+
+    async def on_completion(ctx: ServerRequestContext[Any], params: types.CompleteRequestParams) -> types.CompleteResult:
+        values: list[str] = []
+        if isinstance(params.ref, types.PromptReference):
+            prompt, asked, received = params.ref.name, params.argument, _arrival.get().received
+            try:
+                values = await completions(app, caller_of(ctx), prompt, asked.name, asked.value, received)
+            except HandoffError as error:
+                raise _as_mcp_error(error) from error
+        return types.CompleteResult(completion=types.Completion(values=values))
+
+    listed = types.ListPromptsResult(prompts=list_prompts())
+    return {"on_list_prompts": _answer(listed), "on_get_prompt": on_get_prompt, "on_completion": on_completion}
 
 
 def _answer(result: R) -> Callable[[ServerRequestContext[Any], types.PaginatedRequestParams | None], Awaitable[R]]:

@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 TOOLS_CALL: Final = "tools/call"
 RESOURCES_READ: Final = "resources/read"
+PROMPTS_GET: Final = "prompts/get"
 _PROTOCOL_VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 CANCELLED: Final = "cancelled"  # the caller has gone or given up, which is no error: the recording rules leave it out
 _TEXT_MAX: Final = 500  # characters of a caller's text in an attribute of a span
@@ -65,6 +66,7 @@ class Subject:
     method: str
     tool: str = ""
     resource: str | None = None
+    prompt: str | None = None
     agent: str | None = None
     session: str | None = None
     handoff: int | str | None = None
@@ -104,7 +106,7 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
             arrival.kept = record
             tracer.export_call(
                 record,
-                f"{metrics.METHOD.allowed(subject.method)} {subject.tool}".rstrip(),
+                f"{metrics.METHOD.allowed(subject.method)} {subject.tool or subject.prompt or ''}".rstrip(),
                 _attributes(subject, arrival, code),
                 "" if code == CANCELLED else error,
             )
@@ -136,6 +138,7 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
             "request.failed",
             method=metrics.METHOD.allowed(subject.method),
             resource=subject.resource,
+            prompt=subject.prompt,
             outcome=code,
             duration_ms=round(duration_s * 1e3, 3),
             agent=subject.agent,
@@ -152,6 +155,8 @@ def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, Attr
     }
     if subject.tool:
         attributes |= {"gen_ai.tool.name": subject.tool, "gen_ai.operation.name": "execute_tool"}
+    if subject.prompt is not None:
+        attributes["gen_ai.prompt.name"] = subject.prompt
     if code:
         attributes["handoff.error.code"] = code
     if subject.rpc_code:

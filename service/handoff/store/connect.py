@@ -211,6 +211,9 @@ def server_settings(settings: Settings) -> dict[str, str]:
         "tcp_keepalives_idle": "60",
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",
+        **(
+            {"handoff.webhooks": "on"} if settings.webhooks_file is not None else {}
+        ),  # read by a trigger (0029_webhooks.sql)
     }
 
 

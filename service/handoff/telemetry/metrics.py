@@ -59,6 +59,7 @@ SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "coun
 SEVERITY: Final = Attribute("severity", get_args(Severity))
 PART: Final = Attribute("handoff.part", get_args(Part))  # where the likeliest cause of an incident is
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
+DELIVERY: Final = Attribute("outcome", ("delivered", "failed", "dead"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
 THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
@@ -245,6 +246,15 @@ INCIDENTS_OPEN: Final = Gauge(
     SEVERITY,
     PART,
 )
+WEBHOOK_DELIVERIES: Final = Counter(
+    "handoff.webhook.deliveries",
+    "{attempt}",
+    "Attempts to deliver a webhook; dead is the last one, after which it is given up.",
+    DELIVERY,
+)
+WEBHOOKS_PENDING: Final = Gauge("handoff.webhook.pending", "{delivery}", "Webhooks that are yet to be delivered.")
+WEBHOOKS_DEAD: Final = Gauge("handoff.webhook.dead", "{delivery}", "Webhooks that were given up in the last 30 days.")
+WEBHOOK_OLDEST: Final = Gauge("handoff.webhook.oldest", "s", "Age of the oldest webhook that is yet to be delivered.")
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -300,6 +310,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     PROMQL_FAILED,
     DETECTOR_LAG,
     INCIDENTS_OPEN,
+    WEBHOOKS_PENDING,
+    WEBHOOKS_DEAD,
+    WEBHOOK_OLDEST,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

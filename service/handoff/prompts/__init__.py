@@ -1,0 +1,1 @@
+"""Prompts: what a person can ask a client for, one module per noun."""
