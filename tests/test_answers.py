@@ -144,6 +144,12 @@ async def get_inbox(world: World) -> dict[str, Any]:
     return await world.agent.ok("get_inbox", agent=BOB)
 
 
+async def open_handoffs(world: World) -> dict[str, Any]:
+    await world.session()
+    await world.blocked()
+    return await world.agent.read("handoff://handoffs?state=held&limit=100")
+
+
 async def inbox(world: World) -> dict[str, Any]:
     await world.session()
     await world.blocked()
@@ -335,6 +341,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://sessions/{key}/lifecycle": lifecycle,
     "handoff://context/{key}": context,
     "handoff://summary/{key}": summary,
+    "handoff://handoffs": open_handoffs,
     "handoff://agents/{agent}/inbox": inbox,
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,

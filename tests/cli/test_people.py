@@ -14,7 +14,7 @@ import pytest
 
 from handoff.cli.parser import parser
 from handoff.cli.portable import verified
-from handoff.cli.terminal import printable
+from handoff.encoding import printable
 from tests.processes import HANDOFF, PATIENCE_S, Service, environment, free_port, serving
 from tests.requests import body, headers
 from tests.server.test_auth import line

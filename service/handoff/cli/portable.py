@@ -18,7 +18,7 @@ from handoff.cli.remote import DAMAGED, Failed, Remote, with_service
 from handoff.cli.start import fail
 from handoff.cli.terminal import print_json
 
-FORMAT: Final = "handoff-session/1"
+FILE_FORMAT: Final = "handoff-session/1"
 _ENTRIES_PER_CALL: Final = 50
 _BYTES_PER_CALL: Final = 2 << 20
 _PROVENANCE_METADATA_BYTES_MAX: Final = 16_000  # an entry with more keeps its metadata as they are: the service takes 16,384
@@ -88,8 +88,8 @@ def verified(text: str) -> Exported:
     """What an exported file holds. Raises ValueError that says what is wrong, if anything was changed or cut off."""
     lines = text.splitlines(keepends=True)
     parsed = [_object(number, line) for number, line in enumerate(lines, 1)]
-    if not parsed or parsed[0].get("format") != FORMAT:
-        raise ValueError(f"its first line does not say {FORMAT!r}")
+    if not parsed or parsed[0].get("format") != FILE_FORMAT:
+        raise ValueError(f"its first line does not say {FILE_FORMAT!r}")
     end = parsed[-1].get("end")
     sha256 = hashlib.sha256("".join(lines[:-1]).encode()).hexdigest()
     if end is None:
@@ -122,7 +122,7 @@ def _as_lines(
     session: dict[str, Any], entries: Sequence[dict[str, Any]], handoffs: Iterable[Any], events: Iterable[Any]
 ) -> str:
     records = [
-        {"format": FORMAT, "session": session},
+        {"format": FILE_FORMAT, "session": session},
         *({"entry": it} for it in entries),
         *({"handoff": it} for it in handoffs),
         *({"event": it} for it in events),

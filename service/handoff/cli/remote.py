@@ -15,7 +15,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 from handoff.cli.start import fail, mcp_address, read_settings
-from handoff.cli.terminal import printable
+from handoff.encoding import printable
 
 REFUSED, NOT_FOUND, NOT_ALLOWED, AWAY, DAMAGED = 1, 3, 4, 5, 6  # 2 is a usage error; docs/people.md lists them
 _TIMEOUT_S: Final = 30.0  # for a step of a call

@@ -1,44 +1,26 @@
 """What commands print for people: text that can't steer the terminal, tables, and JSON.
 
-What agents write is hostile until proven otherwise: an escape sequence in it could rewrite the screen, set the clipboard or
-hide what follows. So control characters, and those that reverse the order of text, are shown as what they are.
+Every text that an agent may have written goes through `printable`.
 """
 
 import json
 import os
-import unicodedata
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from handoff.encoding import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-_KEPT: Final = "\n\t"
-_SHOWN_AS_CODE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's control, format, surrogate and separator kinds
-_JOINERS: Final = "\u200c\u200d"  # of Persian, Indic scripts and emoji
 _CHARS_IN_FILES: Final = 200  # per line of what is read by other programs
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 STATES: Final = {
     "offered": "yellow", "accepted": "cyan", "blocked": "magenta", "completed": "green", "rejected": "red",
     "cancelled": "dim", "expired": "red", "active": "green", "dormant": "dim", "archived": "dim",
 }  # fmt: skip
-
-
-def printable(text: str) -> str:
-    """The text with control and format characters replaced by their escapes, except line breaks, tabs and joiners."""
-    if text.isprintable():
-        return text
-    return "".join(
-        it if it in _KEPT or it in _JOINERS or unicodedata.category(it) not in _SHOWN_AS_CODE else _escaped(it)
-        for it in text
-    )
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def one_line(text: str, chars: int) -> str:

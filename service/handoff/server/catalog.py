@@ -45,6 +45,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.LIFECYCLE,
     context_resources.CONTEXT,
     context_resources.SUMMARY,
+    handoff_resources.OPEN,
     handoff_resources.INBOX,
     session_resources.AGENT_SESSIONS,
     lifecycle_resources.LIFECYCLE,
