@@ -221,6 +221,11 @@ def ago(time: str) -> str:
     return span(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()))
 
 
+def when(time: str) -> str:
+    """An RFC 3339 time in UTC, to the second."""
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def span(seconds: float) -> str:
     """A duration in its largest unit."""
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))

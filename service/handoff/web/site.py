@@ -53,7 +53,9 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update({it.__name__: it for it in (pages.ago, pages.lateness, pages.receiver, pages.target)})
+        self._templates.filters.update(
+            {it.__name__: it for it in (pages.ago, pages.lateness, pages.receiver, pages.target, pages.when)}
+        )
 
     async def answer(self, scope: Scope, send: Send, headers: dict[str, str], body: bytes) -> int:
         """Answer a request for /ui or a path below it; return the status."""
