@@ -143,6 +143,7 @@ def test_a_file_that_was_changed_or_cut_off_is_not_imported(handoff: Line, servi
     lines = whole.splitlines(keepends=True)
     damaged = [
         whole.replace("The task.", "Another task."),
+        whole.replace('"owner":"ada"', '"owner":"eve"'),  # of the session, which has no hash of its own
         "".join(lines[:-1]),
         "".join(lines[:1] + lines[2:]),
         whole[:-20],
