@@ -150,6 +150,13 @@ async def get_inbox(world: World) -> dict[str, Any]:
     return await world.agent.ok("get_inbox", agent=BOB)
 
 
+async def open_handoffs(world: World) -> dict[str, Any]:
+    await world.session()
+    for number in range(26):
+        await world.offer(f"{number}{BOB}"[: len(BOB)])
+    return await world.agent.read("handoff://handoffs?limit=100")
+
+
 async def inbox(world: World) -> dict[str, Any]:
     await world.session()
     await world.blocked()
@@ -405,6 +412,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://sessions/{key}/lifecycle": lifecycle,
     "handoff://context/{key}": context,
     "handoff://summary/{key}": summary,
+    "handoff://handoffs": open_handoffs,
     "handoff://agents/{agent}/inbox": inbox,
     "handoff://agents/{agent}/sent": sent,
     "handoff://agents/{agent}/sessions": agent_sessions,

@@ -55,6 +55,9 @@ ANSWERS: Final[dict[str, Answer]] = {
     ),
     "handoff://agents/{agent}/sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://lifecycle": Answer(66_000, f"{_PAGE}; the newest weeks of the archive, then the oldest holds"),
+    "handoff://handoffs": Answer(
+        66_000, f"{_PAGE}; each text cut to 280 characters", "`next_cursor`; `handoff://handoffs/{id}`"
+    ),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),

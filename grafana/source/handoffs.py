@@ -2,7 +2,7 @@
 
 from typing import Final, get_args
 
-from grafana.source.page import Page, choice_variable, link_to
+from grafana.source.page import Page, address_variable, choice_variable, link_to
 from grafana.source.panels import (
     GOOD,
     WARN,
@@ -28,6 +28,7 @@ _ACCEPTED: Final = (*_TYPE, matcher(t.ACTION, "accept", "="))
 _LAPSED: Final = (*_TYPE, matcher(t.ACTION, "lapse", "="))
 _REJECTED: Final = (*_TYPE, matcher(t.ACTION, "reject", "="))
 _ANSWERED: Final = (*_TYPE, matcher(t.ACTION, "accept|reject"))
+_UI: Final = "http://127.0.0.1:8642/ui"
 _OPEN: Final = """
     SELECT id AS handoff, request_type AS type, sender AS "from", coalesce(target_agent, 'any agent with ' || target_capability) AS "to",
            state, holder, lapses, extract(epoch FROM now() - updated_at) AS "unchanged for", lease_expires_at AS "lease expires", trace_id AS trace
@@ -43,7 +44,10 @@ PAGE: Final = Page(
     "handoffs",
     "Handoffs and sessions",
     "Are handoffs accepted, how soon, and where do they get stuck?",
-    variables=[choice_variable("type", "Type", "The types of handoff to show.", get_args(RequestType))],
+    variables=[
+        choice_variable("type", "Type", "The types of handoff to show.", get_args(RequestType)),
+        address_variable("ui", "Pages", "The address of Handoff's pages, to which the numbers of handoffs lead.", _UI),
+    ],
     rows=[
         (
             "At a glance",
@@ -194,7 +198,10 @@ PAGE: Final = Page(
                         "unchanged for": higher_is_worse(limit("offer_age_seconds")),
                         "lapses": [(None, GOOD), (1, WARN)],
                     },
-                    links={"trace": {"Log lines and trace": link_to("logs", trace="${__value.raw}")}},
+                    links={
+                        "handoff": {"The handoff's page": "${ui}/handoffs/${__value.raw}"},
+                        "trace": {"Log lines and trace": link_to("logs", trace="${__value.raw}")},
+                    },
                 ),
             ],
         ),

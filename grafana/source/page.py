@@ -68,6 +68,11 @@ def link_to(page: str, **variables: str) -> str:
     )
 
 
+def address_variable(name: str, title: str, description: str, address: str) -> builders.TextBoxVariable:
+    """A variable with the address of another program, which a reader can change; links begin with it."""
+    return builders.TextBoxVariable(name).label(title).description(description).default_value(address)
+
+
 def choice_variable(name: str, title: str, description: str, values: Sequence[str]) -> builders.CustomVariable:
     """A variable with a fixed set of values; by default all of them are selected."""
     options = [models.VariableOption(selected=False, text=value, value=value) for value in values]

@@ -1,15 +1,18 @@
-"""The JSON form of everything that is sent or stored as jsonb, and the opaque cursors of lists."""
+"""The JSON form of everything that is sent or stored as jsonb, the opaque cursors of lists, and texts as people see them."""
 
 import base64
 import binascii
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from handoff.errors import Invalid
 
+_ESCAPED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format, surrogates, separators
+_PRINTED: Final = "\n\t\u200c\u200d"  # the last two join letters and emoji
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 
 
@@ -67,3 +70,19 @@ def _as(kind: type | range, value: Any) -> Any:
     if kind is str and "\0" in value:
         raise ValueError("a text that Postgres can't hold")
     return value
+
+
+def printable(text: str) -> str:
+    """Return the text with control and format characters as their escapes, except line breaks, tabs and joiners.
+
+    What agents write is hostile until proven otherwise: an escape sequence could rewrite a terminal's screen, and
+    a character that reverses the order of text could make it read as something else.
+    """
+    if text.isprintable():
+        return text
+    return "".join(it if it in _PRINTED or unicodedata.category(it) not in _ESCAPED else _escaped(it) for it in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -292,6 +292,11 @@ def handoff_view(row: Record, viewer: str | None) -> dict[str, Any]:
     return view
 
 
+def cut_view(row: Record, viewer: str | None) -> dict[str, Any]:
+    """Return the same for a list, in which the beginnings of texts are enough."""
+    return _cut(handoff_view(row, viewer), EXCERPT_CHARS)
+
+
 def changed_view(row: Record, viewer: str | None) -> dict[str, Any]:
     """Return the same for the agent that changed it and so knows its texts: long ones are cut."""
     return _cut(handoff_view(row, viewer), _TEXT_REPEATED_CHARS_MAX)

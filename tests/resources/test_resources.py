@@ -51,6 +51,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/inbox",
         "handoff://agents/{agent}/sent",
         "handoff://agents/{agent}/sessions",
+        "handoff://handoffs",
         "handoff://handoffs/{id}",
         "handoff://lifecycle",
         "handoff://alerts",
@@ -65,6 +66,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
     }
     assert [str(resource.uri) for resource in (await agent.client.list_resources()).resources] == [
         "handoff://sessions",
+        "handoff://handoffs",
         "handoff://lifecycle",
         "handoff://health",
         "handoff://metrics",
@@ -381,3 +383,24 @@ async def test_an_entry_of_any_size_is_stored_even_if_search_can_index_only_part
         read += part["content"]
         offset = part.get("next_offset")
     assert read == content
+
+
+async def test_open_handoffs_are_listed_by_how_long_they_wait_and_only_to_those_who_may_see_them(
+    app: App, agent: Agent
+) -> None:
+    key = await agent.session()
+    offers = [await agent.offer(key, to=f"bob-{n}") for n in range(5)]
+    held = [offers.pop(1), offers.pop(2)]
+    for number, lease_s in zip(held, (600, 300), strict=True):
+        holder = (await agent.read(f"handoff://handoffs/{number}"))["target_agent"]
+        await agent.accept(number, agent=holder, lease_seconds=lease_s)
+
+    for limit in (1, 2, 100):
+        listed = await pages(agent, f"handoff://handoffs?limit={limit}", "handoffs")
+        assert [it["handoff_id"] for it in listed] == offers
+        listed = await pages(agent, f"handoff://handoffs?state=held&limit={limit}", "handoffs")
+        assert [it["handoff_id"] for it in listed] == held[::-1]
+    for name, sees in (("alice", offers), ("bob-0", offers), ("eve", [])):
+        read = await read_resource(app, Caller(name, ALL_SCOPES - {"admin"}), "handoff://handoffs", Arrival(monotonic()))
+        assert not isinstance(read, Failure)
+        assert [it["handoff_id"] for it in orjson.loads(read[0])["handoffs"]] == sees

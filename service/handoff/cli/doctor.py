@@ -26,6 +26,7 @@ from handoff.telemetry.environment import is_disabled, unheeded
 _TIMEOUT_S = 5.0
 _POSTGRES_MIN = 180_000
 _PYTHON_MIN = (3, 11)
+_OF_COMMANDS = frozenset({"HANDOFF_URL", "HANDOFF_TOKEN", "HANDOFF_AGENT"})  # remote.py reads them
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ def _configuration(settings: Settings) -> Finding:
     unknown = sorted(
         name
         for name in os.environ
-        if name.startswith("HANDOFF_") and name.removeprefix("HANDOFF_").lower() not in Settings.model_fields
+        if name.startswith("HANDOFF_")
+        and name.removeprefix("HANDOFF_").lower() not in Settings.model_fields
+        and name not in _OF_COMMANDS
     )
     if unknown:
         return Finding("configuration", f"unknown settings: {', '.join(unknown)}", "Correct the spelling or unset them.")

@@ -13,6 +13,11 @@ _BARE: Final = ("mcp", "mcp.server")  # packages whose modules are used, but not
 _ABSENT: Final = ("rich", "uvicorn")  # what others import only if it is installed
 
 
+def without_rich() -> None:
+    """Let nothing load rich, which structlog would, for colours in tracebacks that are never printed."""
+    sys.modules["rich"] = None  # pyright: ignore[reportArgumentType] - the documented way to make an import fail
+
+
 def load_little() -> None:
     """Let what is imported from now on load less, and without collecting garbage, until `loaded` is called."""
     gc.disable()

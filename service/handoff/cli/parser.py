@@ -6,11 +6,14 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 import handoff
-from handoff.cli.light import load_little
+from handoff.cli.light import load_little, without_rich
+from handoff.cli.people_options import add_people
 
 INTERRUPTED = 130
+_WITH_COLOURS: Final = frozenset({"handoff.cli.people"})
 
 
 def main() -> None:
@@ -20,6 +23,8 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         arguments = parser().parse_args()
         module, _, command = arguments.run.partition(":")
+        if module not in _WITH_COLOURS:
+            without_rich()
         if getattr(arguments, "stdio", False):
             load_little()
         status: int = getattr(import_module(module), command)(arguments)  # only what this command needs is loaded
@@ -108,6 +113,11 @@ def parser() -> argparse.ArgumentParser:
         "--token", action="append", default=[], metavar="AGENT=TOKEN", help="an agent's token, if the service needs tokens"
     )
     _add_work(demo)
+    add_people(command)
+    completion = command(
+        "completion", "handoff.cli.completion:completion_command", "print what completes commands in a shell"
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="which shell")
     return top
 
 

@@ -1,19 +1,28 @@
-"""Handoffs as resources: what an agent has received and sent, and a single handoff."""
+"""Handoffs as resources: all that are open, what an agent has received and sent, and a single handoff."""
 
 import re
+from datetime import datetime
 from typing import Any
 
 from handoff.context import Call
-from handoff.encoding import from_cursor, to_cursor
+from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.errors import Forbidden, handoff_not_found
 from handoff.model import HandoffState
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
-from handoff.store import handoffs, inbox, lists
+from handoff.store import handoffs, inbox, lists, waiting
 from handoff.store.connect import connection
-from handoff.views import handoff_view, handoffs_page, inbox_position, inbox_view
+from handoff.views import cut_view, handoff_view, handoffs_page, inbox_position, inbox_view
 
 _ID_MAX = 2**63 - 1
 _ID = re.compile(r"[1-9][0-9]{0,14}")  # no leading zeros, so each handoff has one URI
+
+
+class OpenQuery(Query):
+    """Chooses between those on offer and those that are held, and pages."""
+
+    state: waiting.Which = "offered"
+    cursor: CursorArg = None
+    limit: LimitArg = 20
 
 
 class InboxQuery(Query):
@@ -29,6 +38,22 @@ class SentQuery(Query):
     state: HandoffState | None = None
     cursor: CursorArg = None
     limit: LimitArg = 20
+
+
+async def list_open(call: Call, _: dict[str, str], query: OpenQuery) -> dict[str, Any]:
+    """A page of the open handoffs that the caller may see, their texts cut."""
+    given = from_cursor(query.cursor, datetime, int) if query.cursor is not None else waiting.START
+    async with connection(call.app.pool) as conn:
+        rows, more = await waiting.page(
+            conn, query.state, after=(given[0], given[1]), viewer=call.caller.viewer(None), limit=query.limit
+        )
+    shown = that_fit([cut_view(row, call.caller.agent) for row in rows], call.app.settings.page_bytes_max)
+    page: dict[str, Any] = {"handoffs": shown}
+    if len(shown) < len(rows):
+        more = waiting.position(query.state, rows[len(shown) - 1])
+    if more is not None:
+        page["next_cursor"] = to_cursor(*more)
+    return page
 
 
 async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dict[str, Any]:
@@ -77,6 +102,13 @@ def _check_own(call: Call, agent: str, what: str) -> None:
         )
 
 
+OPEN = Resource(
+    "handoff://handoffs",
+    "handoffs",
+    "Open handoffs that you may see: those on offer, longest waiting first; with state=held, by the end of their lease.",
+    OpenQuery,
+    list_open,
+)
 INBOX = Resource(
     "handoff://agents/{agent}/inbox",
     "inbox",

@@ -50,6 +50,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.LIFECYCLE,
     context_resources.CONTEXT,
     context_resources.SUMMARY,
+    handoff_resources.OPEN,
     handoff_resources.INBOX,
     handoff_resources.SENT,
     session_resources.AGENT_SESSIONS,

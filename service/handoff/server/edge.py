@@ -51,10 +51,13 @@ log = structlog.get_logger(__name__)
 
 metrics.HTTP_ROUTE.admit(MCP_PATH, "/healthz", "/readyz", "/alerts", "/watchdog")
 CallTool = Callable[[Caller, str, dict[str, Any], Arrival, Callable[[], Awaitable[object]]], Awaitable[Reply]]
+Pages = Callable[[Scope, Send, dict[str, str], bytes], Awaitable[int]]
 Readiness = Callable[[], Awaitable[str | None]]
 
 _ANYONE: Final = Caller()
 _REFUSED: Final = 400  # the lowest status of a request that is refused
+UI_PATH: Final = "/ui"
+_FORM_BYTES_MAX: Final = 256 << 10  # the longest instructions, percent-encoded
 JSON_VALUES_MAX: Final = 50_000  # names included; more would hold up the event loop for too long to parse
 _TOO_DEEP: Final = to_json(  # worded as the SDK refuses JSON that it can't parse
     {"jsonrpc": "2.0", "id": None, "error": {"code": types.PARSE_ERROR, "message": "Parse error"}}
@@ -94,6 +97,7 @@ class Edge:
         tokens: Tokens | None = None,
         call_tool: CallTool | None = None,
         alerts: Alerts | None = None,
+        pages: Pages | None = None,
         is_ending: Callable[[], bool] = lambda: False,
         stateless: bool = True,
         json_response: bool = True,
@@ -105,6 +109,7 @@ class Edge:
         self._is_ending = is_ending
         self._bodies = Bodies(settings)
         self._call_tool = call_tool
+        self._pages = pages
         self._notifications = Notifications(alerts, self._bodies, self.refusals)
         self._gate = Gate(settings, self.refusals)
         self.readable = self._gate.readable  # for what is refused before it comes here
@@ -135,11 +140,12 @@ class Edge:
             status = await self._answer(scope, receive, send)
         finally:
             duration_s = monotonic() - received
-            metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), scope["path"])
+            route = scope.get("handoff.route", scope["path"])
+            metrics.HTTP_DURATION.record(duration_s, scope["method"], str(status), route)
             arrival: Arrival | None = scope.get("handoff.arrival")
             if arrival is not None and arrival.kept is not None and (tracer := spans.tracer()) is not None:
                 method = metrics.HTTP_METHOD.allowed(scope["method"])
-                tracer.export_http(arrival.kept, method, MCP_PATH, duration_s, _about(scope, arrival.headers or {}), status)
+                tracer.export_http(arrival.kept, method, route, duration_s, _about(scope, arrival.headers or {}), status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer a request; return the status that was sent, or 0 if none was."""
@@ -157,6 +163,8 @@ class Edge:
             return await respond(send, 200 if problem is None else 503, to_json(state))
         is_notification = scope["path"] in self._notifications.paths
         if not is_notification and scope["path"] != MCP_PATH:
+            if self._pages is not None and (scope["path"] == UI_PATH or scope["path"].startswith(f"{UI_PATH}/")):
+                return await self._page(self._pages, scope, receive, send, headers)
             return await self._gate.refuse_path(scope, send, needs_token=self._tokens is not None)
         if is_notification and scope["method"] != "POST":
             return await self.refusals.refuse(
@@ -181,6 +189,30 @@ class Edge:
             return await self._notifications.answer(scope, receive, send, headers, caller)
         scope["handoff.caller"] = caller
         return await self._mcp(scope, receive, send, headers, caller)
+
+    async def _page(self, pages: Pages, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> int:
+        """Answer a request for a page, or a form that was sent from one; return the status."""
+        if scope["method"] != "POST":
+            return await pages(scope, send, headers, b"")
+        try:
+            body = await self._bodies.read(receive, headers, None, _FORM_BYTES_MAX)
+        except RequestCutOff:
+            return 0
+        except BodyRefused as refused:
+            if refused.too_large != "body":
+                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
+            return await self.refusals.refuse(
+                scope,
+                send,
+                413,
+                "body_too_large",
+                f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts.",
+                CLOSE,
+            )
+        try:
+            return await pages(scope, send, headers, body)
+        finally:
+            self._bodies.give_back(len(body), None)
 
     async def _mcp(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], caller: Caller) -> int:
         try:

@@ -12,12 +12,13 @@ from typing import Any, Final, cast
 
 import structlog
 import uvicorn
+from starlette.types import Scope, Send
 
 from handoff.context import App
 from handoff.operations.readiness import Readiness
 from handoff.server.calls import call_tool
 from handoff.server.connections import SPARE_CONNECTIONS, Connections
-from handoff.server.edge import Edge
+from handoff.server.edge import Edge, Pages
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 
@@ -43,6 +44,7 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         tokens=app.tokens,
         call_tool=partial(call_tool, app),
         alerts=app.alerts,
+        pages=pages_of(app),
         is_ending=lambda: app.wakeups.closing,
     )
     connections_max, backlog = share_of_descriptors(app.settings)
@@ -59,6 +61,24 @@ async def serve_http(app: App, listener: socket.socket, ready: Callable[[], None
         timeout_graceful_shutdown=_GRACE_S,
     )
     await _Server(config, connections, ready, app.wakeups.release, app.pool.terminate).serve(sockets=[listener])
+
+
+def pages_of(app: App) -> Pages:
+    """The pages at /ui. What makes them is loaded, beside the event loop, when somebody asks for the first one."""
+    loading: asyncio.Task[Pages] | None = None
+
+    def load() -> Pages:
+        from handoff.web.site import Site
+
+        return Site(app).answer
+
+    async def answer(scope: Scope, send: Send, headers: dict[str, str], body: bytes) -> int:
+        nonlocal loading
+        if loading is None:
+            loading = asyncio.create_task(asyncio.to_thread(load))
+        return await (await asyncio.shield(loading))(scope, send, headers, body)
+
+    return answer
 
 
 class _Server(uvicorn.Server):
