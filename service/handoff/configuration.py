@@ -91,6 +91,7 @@ THRESHOLDS: Final[Mapping[str, Threshold]] = {
     "jobs_age_seconds": _seconds(120),
     "job_failures": _count(3),
     "job_late_seconds": _seconds(300),
+    "detector_lag_seconds": _seconds(900),
     "telemetry_away_seconds": _seconds(60),
     "tokens_refused_seconds": _seconds(10),
     "configuration_refused_seconds": _seconds(10),

@@ -258,6 +258,20 @@ class Settings(BaseSettings):
         description="What all tables may take on disk, in bytes, for the forecast in handoff://storage and the alert "
         "HandoffStorageFilling; 0 for no limit. Nothing is refused when it is reached.",
     )
+    series_max: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="How many series the detector watches; more are refused, and the alert HandoffSeriesRefused says so. "
+        "Each takes 4 KB of its state.",
+    )
+    series_warm_up_s: float = Field(
+        default=172_800,
+        ge=0,
+        le=7_776_000,
+        description="For how long a new series is only learnt, in seconds: what is found meanwhile is kept and shown, and "
+        "nobody is told.",
+    )
     jobs: bool = Field(
         default=True,
         description="Whether this process runs the background jobs when no other process does. "

@@ -104,6 +104,8 @@ def test_every_alert_has_a_drill() -> None:
         "Watchdog",  # its silence has one
         "HandoffCpuHigh",  # a process that uses up its CPU for as long as that slows every other drill down, and one that is
         "HandoffCpuCritical",  # throttled instead stalls, which other alerts tell; promtool has the cases
+        "HandoffDetectorBehind",  # whose usual fault, a job that hangs or is paused, has a drill of HandoffJobLate
+        "HandoffSeriesRefused",  # its limit is set by a restart
         "HandoffStorageFilling",  # its forecast needs a day of measurements, and a limit that a restart sets
     }
 

@@ -159,11 +159,11 @@ class Detector:
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
         strength = incidents.advance(memory.life, level, unusual, self.step_s, measured)
+        usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
         seen += measured
-        usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])
         self._widen_unit(measured)
         return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, memory.life.since > 0)
 

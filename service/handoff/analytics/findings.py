@@ -1,5 +1,6 @@
 """Findings: what the detector has to say to people about one point of one series."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from handoff.analytics import features
 from handoff.analytics.detector import Verdict
+from handoff.analytics.kinds import Kind
 
 _SPOKE_MIN: Final = 1.301  # rarity: one in twenty
 _REASONS_MAX: Final = 3
@@ -49,11 +51,12 @@ class Finding:
     sentence: str
 
 
-def explain(verdict: Verdict, number: int, value: float, name: str) -> Finding:
-    """Say what was found about the series at this position, which is called `name` and has this value."""
+def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind = Kind.LEVEL) -> Finding:
+    """Say what was found about the series at this position, which is called `name` and has this level."""
     rarity = verdict.rarity[:, number]
     order = [int(it) for it in np.argsort(-rarity, kind="stable") if rarity[it] >= _SPOKE_MIN]
-    expected, lower, upper = (float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper))
+    levels = (level, *(float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper)))
+    value, expected, lower, upper = (math.exp(it) for it in levels) if kind is Kind.DURATION else levels
     strength = float(verdict.strength[number])
     reasons = list(dict.fromkeys(_SAYS[it][-1 if value < expected else 0] for it in order))[:_REASONS_MAX]
     because = f": {'; '.join(reasons)}" if reasons else ""

@@ -46,24 +46,31 @@ class Season(StrEnum):
     WEEK = "week"
 
 
-def rate(t: Index, total: Double) -> Double:
-    """Increase of a counter per second, from the measured point before; NaN for the first. A fall is a restart at 0."""
+def rate(t: Index, total: Double, last: float = np.nan, last_t: float = np.nan) -> Double:
+    """Increase of a counter per second, from the measured point before. A fall is a restart at 0.
+
+    `last` at the time `last_t` is the point before the first one; without it, the first has no rate and is NaN.
+    """
     out = np.full(len(t), np.nan)
     at = np.nonzero(np.isfinite(total))[0]
-    values = total[at]
+    values, times = np.concatenate(([last], total[at])), np.concatenate(([last_t], t[at]))
     rise = np.diff(values)
-    out[at[1:]] = np.where(rise < 0, values[1:], rise) / np.maximum(np.diff(t[at]), 1)
+    out[at] = np.where(rise < 0, values[1:], rise) / np.maximum(np.diff(times), 1)
     return out
 
 
-def ratio(numerator: Double, denominator: Double) -> Double:
+def ratio(numerator: Double, denominator: Double, some_before: float = 0, of_before: float = 0) -> Double:
     """The share of each point, drawn towards the share of all points before it where there were few events; NaN for none.
 
-    This is the mean of a beta distribution whose prior is the past: 1 of 1 is no reason to wake anybody.
+    This is the mean of a beta distribution whose prior is the past: 1 of 1 is no reason to wake anybody. `some_before` of
+    `of_before` is the past before the first point.
     """
     measured = np.isfinite(numerator) & np.isfinite(denominator) & (denominator > 0)
     some, of = np.where(measured, numerator, 0), np.where(measured, denominator, 0)
-    before = (np.cumsum(some) - some + 0.5) / (np.cumsum(of) - of + 1)
+    # The sum goes on from the one before, term by term: pieces of a series then give the same bits as the whole.
+    sum_some = np.cumsum(np.concatenate(([some_before], some)))[:-1]
+    sum_of = np.cumsum(np.concatenate(([of_before], of)))[:-1]
+    before = (sum_some + 0.5) / (sum_of + 1)
     return np.where(measured, (some + _RATIO_PRIOR * before) / (of + _RATIO_PRIOR), np.nan)
 
 

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from handoff.context import Call
 from handoff.errors import Forbidden, Invalid, NotFound, scope_missing
+from handoff.resources.analytics_anomalies import ANOMALIES
 from handoff.resources.analytics_contract import AnalyticsQuery, Type
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
 from handoff.resources.analytics_trends import CAPACITY, TRENDS
@@ -15,6 +16,7 @@ TYPES: Final[dict[str, Type]] = {
     "context": CONTEXT,
     "trends": TRENDS,
     "capacity": CAPACITY,
+    "anomalies": ANOMALIES,
 }
 
 
@@ -53,8 +55,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; you see your own, the scope admin sees all. For admin only: "
-    "trends and capacity, which the worker computes once an hour.",
+    "day, week or month (granularity) from since to until; anomalies, newest first. You see your own; the scope admin sees "
+    "all, and trends and capacity, which the worker computes once an hour.",
     AnalyticsQuery,
     read_analytics,
 )

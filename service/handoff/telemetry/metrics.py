@@ -53,6 +53,8 @@ JOB: Final = Attribute("handoff.job")  # admitted by jobs/table.py; not `job`, w
 TABLE: Final = Attribute("db.collection.name", learned_max=48)  # our tables; the archive counts as one
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
+SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
+SEVERITY: Final = Attribute("severity", ("warning", "critical"))
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
@@ -216,6 +218,14 @@ QUARANTINED: Final = Gauge(
 ENTRIES_CHECKED: Final = Counter(
     "handoff.integrity.entries", "{entry}", "Entries compared with their hash, their sequence and their receipt."
 )
+SERIES: Final = Gauge("handoff.series", "{series}", "Series that the detector watches.")
+SERIES_REFUSED: Final = Gauge(
+    "handoff.series.refused", "{series}", "Series that are not watched because there are as many as there may be."
+)
+DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
+ANOMALIES: Final = Counter(
+    "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
+)
 JOB_INTERVAL: Final = Gauge("handoff.job.interval", "s", "Interval between the runs of the job.", JOB)
 JOBS_PAUSED: Final = Gauge("handoff.jobs.paused", "{job}", "Jobs that an operator has paused.")
 LEADER: Final = Gauge("handoff.worker.leader", "", "1 in the process that runs the jobs.")
@@ -262,6 +272,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_GROWTH,
     STORAGE_LIMIT,
     STORAGE_FULL_IN,
+    SERIES,
+    SERIES_REFUSED,
+    DETECTOR_LAG,
 )
 INSTRUMENTS: Final[tuple[Instrument, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Instrument)

@@ -1,0 +1,78 @@
+"""Anomalies: what the detector found, one row per series, minute and version of the detector."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from asyncpg import Record
+
+from handoff.store.connect import Connection
+
+Severity = Literal["warning", "critical"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("warning", "critical")
+
+# A repetition finds the same and changes nothing; what is returned is new.
+ADD = """
+    INSERT INTO anomaly (series_id, bucket, version, severity, shadow, value, expected, lower, upper, strength, confidence,
+                         spoke, sentence)
+    SELECT * FROM unnest($1::int[], $2::timestamptz[], $3::smallint[], $4::text[], $5::bool[], $6::float8[], $7::float8[],
+                         $8::float8[], $9::float8[], $10::float8[], $11::float8[], $12::jsonb[], $13::text[])
+        ON CONFLICT DO NOTHING
+    RETURNING severity, shadow, extract(epoch FROM now() - bucket)::float8 AS age_s,
+              (SELECT kind FROM series WHERE id = series_id) AS kind
+"""
+SHOWN: Final = (
+    *("at", "labels", "kind", "severity", "value", "expected", "lower", "upper", "strength", "confidence", "spoke"),
+    *("sentence", "found_at"),
+)
+# Newest first. The cursor is the place of the last row: its minute, series and version. An agent's are those of series that
+# name it.
+LIST = """
+    SELECT a.bucket AS at, s.name, s.labels, s.kind, a.severity, a.shadow, a.value, a.expected, a.lower, a.upper, a.strength,
+           a.confidence, a.spoke, a.sentence, a.found_at, a.series_id, a.version
+      FROM anomaly a JOIN series s ON s.id = a.series_id
+     WHERE a.bucket >= $1 AND a.bucket < $2 AND (a.bucket, a.series_id, a.version) < ($3, $4, $5)
+       AND ($7::text IS NULL OR $7 IN (s.labels ->> 'agent', s.labels ->> 'from', s.labels ->> 'to'))
+     ORDER BY a.bucket DESC, a.series_id DESC, a.version DESC
+     LIMIT $6
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """A finding about the minute that begins at `bucket`. A `shadow` is told to nobody."""
+
+    series_id: int
+    bucket: datetime
+    version: int
+    severity: Severity
+    shadow: bool
+    value: float
+    expected: float
+    lower: float
+    upper: float
+    strength: float
+    confidence: float
+    spoke: dict[str, float]
+    sentence: str
+
+
+async def add(conn: Connection, found: Sequence[Anomaly]) -> list[Record]:
+    """Write what was found; return severity, shadow, age and kind of series of what was not there before."""
+    if not found:
+        return []
+    columns = [list(column) for column in zip(*(astuple(it) for it in found), strict=True)]
+    return await conn.fetch(ADD, *columns)
+
+
+async def newest(
+    conn: Connection,
+    since: datetime,
+    until: datetime,
+    agent: str | None,
+    after: tuple[datetime, int, int] | None,
+    limit: int,
+) -> list[Record]:
+    """Anomalies from `since` to before `until`, newest first, from below the place `after`; None is those of all agents."""
+    return await conn.fetch(LIST, since, until, *(after or (until, 0, 0)), limit, agent)

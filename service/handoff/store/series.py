@@ -1,0 +1,166 @@
+"""Series: numbers by the minute. Their points, the packed days of the past, and what the detector knows of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from asyncpg import Record
+
+from handoff.encoding import to_json
+from handoff.store.connect import Connection
+
+MINUTE: Final = timedelta(minutes=1)
+
+Kind = Literal["counter", "ratio", "count", "duration", "level"]  # as analytics/kinds.py explains them
+Absence = Literal["zero", "gap", "alert"]
+Stage = Literal["rolled_up", "judged"]
+
+# A series whose kind has changed is learnt anew: what was known of it would be of another number.
+REGISTER = """
+    WITH changed AS (
+        UPDATE series s SET kind = w.kind, absence = w.absence
+          FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[]) AS w (name, labels, kind, absence)
+         WHERE s.name = w.name AND s.labels = w.labels AND (s.kind, s.absence) <> (w.kind, w.absence)
+        RETURNING s.id),
+    forgotten AS (DELETE FROM detector_state WHERE series_id IN (SELECT id FROM changed)),
+    added AS (
+        INSERT INTO series (name, labels, kind, absence, begins_at)
+        SELECT w.name, w.labels, w.kind, w.absence, w.begins_at
+          FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[], $6::timestamptz[])
+               WITH ORDINALITY AS w (name, labels, kind, absence, begins_at, place)
+         WHERE NOT EXISTS (SELECT FROM series s WHERE s.name = w.name AND s.labels = w.labels)
+         ORDER BY w.place
+         LIMIT greatest($5 - (SELECT count(*) FROM series), 0)
+            ON CONFLICT DO NOTHING
+        RETURNING id, name, labels)
+    SELECT id, name, labels FROM added
+    UNION ALL
+    SELECT s.id, s.name, s.labels FROM series s
+      JOIN unnest($1::text[], $2::jsonb[]) AS w (name, labels) ON s.name = w.name AND s.labels = w.labels
+"""
+PUT = """
+    INSERT INTO series_point (bucket, series_id, value, of)
+    SELECT * FROM unnest($1::timestamptz[], $2::int[], $3::float8[], $4::float8[])
+        ON CONFLICT (bucket, series_id) DO UPDATE SET value = excluded.value, of = excluded.of
+     WHERE (series_point.value, series_point.of) IS DISTINCT FROM (excluded.value, excluded.of)
+"""
+POINTS = """
+    SELECT series_id, bucket, value, of FROM series_point WHERE bucket >= $1 AND bucket < $2 ORDER BY bucket, series_id
+"""
+PROGRESS = "SELECT at FROM analytics_progress WHERE stage = $1"
+ADVANCE = """
+    INSERT INTO analytics_progress (stage, at) VALUES ($1, $2) ON CONFLICT (stage) DO UPDATE SET at = excluded.at
+"""
+WATCHED = """
+    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, d.version, d.judged_to, d.state, d.carried
+      FROM series s LEFT JOIN detector_state d ON d.series_id = s.id
+     ORDER BY s.id
+"""
+KEEP = """
+    INSERT INTO detector_state (series_id, version, judged_to, state, carried)
+    SELECT id, $2, $3, state, ARRAY[part, whole, measured_at]
+      FROM unnest($1::int[], $4::bytea[], $5::float8[], $6::float8[], $7::float8[])
+           AS t (id, state, part, whole, measured_at)
+        ON CONFLICT (series_id) DO UPDATE
+       SET version = excluded.version, judged_to = excluded.judged_to, state = excluded.state, carried = excluded.carried
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a series is: its name and labels identify it."""
+
+    name: str
+    kind: Kind
+    absence: Absence
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and labels, as a key."""
+        return self.name, label_key(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What was measured of a series in the minute that begins at `bucket`; `of` for a ratio only."""
+
+    spec: Spec
+    bucket: datetime
+    value: float
+    of: float | None = None
+
+
+def label_key(labels: Mapping[str, str]) -> str:
+    """Labels as text that is equal for equal labels."""
+    return to_json(dict(sorted(labels.items()))).decode()
+
+
+async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int:
+    """Write points, and register the series that are new; return how many series were refused because there are too many.
+
+    Points that are there already are replaced, so that a repetition changes nothing.
+    """
+    specs: dict[tuple[str, str], Spec] = {}
+    begins: dict[tuple[str, str], datetime] = {}
+    for point in points:
+        key = point.spec.key
+        specs.setdefault(key, point.spec)
+        begins[key] = min(begins.get(key, point.bucket), point.bucket)
+    if not specs:
+        return 0
+    wanted = list(specs.values())
+    rows = await conn.fetch(
+        REGISTER,
+        [it.name for it in wanted],
+        [dict(it.labels) for it in wanted],
+        [it.kind for it in wanted],
+        [it.absence for it in wanted],
+        series_max,
+        list(begins.values()),
+    )
+    ids = {(row["name"], label_key(row["labels"])): row["id"] for row in rows}
+    known = {(ids[point.spec.key], point.bucket): point for point in points if point.spec.key in ids}
+    await conn.execute(
+        PUT,
+        [bucket for _, bucket in known],
+        [series_id for series_id, _ in known],
+        [point.value for point in known.values()],
+        [point.of for point in known.values()],
+    )
+    return len(specs) - len(ids)
+
+
+async def points(conn: Connection, since: datetime, until: datetime) -> list[Record]:
+    """The points of all series from `since` to before `until`, in the order of time."""
+    return await conn.fetch(POINTS, since, until)
+
+
+async def progress(conn: Connection, stage: Stage) -> datetime | None:
+    """Up to when a stage is done; None if it has never begun."""
+    return await conn.fetchval(PROGRESS, stage)
+
+
+async def advance(conn: Connection, stage: Stage, at: datetime) -> None:
+    """Note up to when a stage is done."""
+    await conn.execute(ADVANCE, stage, at)
+
+
+async def watched(conn: Connection) -> list[Record]:
+    """All series, with what the detector knew of each when it was written last."""
+    return await conn.fetch(WATCHED)
+
+
+async def keep(
+    conn: Connection,
+    ids: Sequence[int],
+    states: Sequence[bytes],
+    carried: Sequence[Sequence[float]],
+    *,
+    version: int,
+    judged_to: datetime,
+) -> None:
+    """Write what the detector knows of series after the minute that ends at `judged_to`."""
+    part, whole, measured_at = zip(*carried, strict=True) if carried else ((), (), ())
+    await conn.execute(KEEP, ids, version, judged_to, states, part, whole, measured_at)

@@ -1,0 +1,139 @@
+"""What happened becomes series by the minute, and what is unusual in them is found once, whatever ends or begins again."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handoff.context import App
+from handoff.jobs import detect, rollup
+from handoff.settings import Settings
+from handoff.store import anomalies, series
+from handoff.store.connect import transact
+from handoff.store.series import Point, Spec
+from handoff.telemetry import metrics
+from tests.agents import Agent
+
+# A quiet past of `minutes`, with `per_minute` offers in each, and then 60 in each of the last half hour.
+PAST = """
+    INSERT INTO event (session_id, handoff_id, kind, agent, at)
+    SELECT $1, $2, 'handoff.offered', 'ada',
+           date_trunc('minute', now()) - minute * interval '1 minute' + n * interval '0.5 s'
+      FROM generate_series(2, $3::int) minute,
+           generate_series(1, CASE WHEN minute BETWEEN 3 AND 30 THEN 60 ELSE 2 + (minute * 7919 % 3) END) n
+     ORDER BY 5
+"""
+FOUND = """
+    SELECT bucket, name, labels, severity, shadow, strength, sentence FROM anomaly JOIN series ON id = series_id
+     ORDER BY bucket, series_id
+"""
+STATES = "SELECT series_id, judged_to, state, carried FROM detector_state ORDER BY 1"
+RAW = """
+    SELECT s.name, p.bucket, p.value FROM series_point p JOIN series s ON s.id = p.series_id
+     WHERE s.name = 'handoffs.offered' AND s.labels = '{}' ORDER BY 2
+"""
+SLOW = """
+    SELECT 'handoffs.offered' AS name, date_trunc('minute', at) AS bucket, count(*)::float8 AS value
+      FROM event WHERE kind = 'handoff.offered' AND at < (SELECT at FROM analytics_progress WHERE stage = 'rolled_up')
+     GROUP BY 2 ORDER BY 2
+"""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"series_warm_up_s": 3_600.0})
+
+
+async def past(agent: Agent, db: asyncpg.Connection, minutes: int) -> None:
+    handoff_id = await agent.offer(await agent.session())
+    session_id = await db.fetchval("SELECT session_id FROM handoff WHERE id = $1", handoff_id)
+    await db.execute("DELETE FROM event")
+    await db.execute(PAST, session_id, handoff_id, minutes)
+
+
+async def test_a_burst_becomes_one_anomaly_that_is_counted_once(app: App, agent: Agent, db: asyncpg.Connection) -> None:
+    await past(agent, db, 2_000)
+    counted = metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning")
+    await rollup.run(app)
+    await rollup.run(app)  # a repetition changes nothing
+    assert [tuple(row) for row in await db.fetch(RAW)] == [tuple(row) for row in await db.fetch(SLOW)]
+    await detect.run(app)
+
+    found = await db.fetch(FOUND)
+    of_all = [row for row in found if row["labels"] == {} or row["labels"] == "{}"]
+    assert {row["name"] for row in of_all} == {"handoffs.offered"}
+    assert not of_all[0]["shadow"]
+    assert of_all[0]["sentence"].startswith("handoffs.offered is 60; ")
+    assert {str(row["labels"]) for row in found} > {"{}"}  # the same burst, by route and by agent
+    after = metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning")
+    assert after == counted + len(found)
+    assert metrics.DETECTOR_LAG.value() < 180
+
+    read = await agent.read("handoff://analytics/anomalies?limit=2")
+    assert [it["sentence"] for it in read["anomalies"]] == [row["sentence"] for row in reversed(found)][:2]
+    rest = await agent.read(f"handoff://analytics/anomalies?cursor={read['next_cursor']}")
+    assert len(rest["anomalies"]) == len(found) - 2
+    of_ada = (await agent.read("handoff://analytics/anomalies?agent=ada"))["anomalies"]
+    assert {json.dumps(it["labels"]) for it in of_ada} == {'{"agent": "ada"}'}
+
+    await detect.run(app)
+    await db.execute("DELETE FROM detector_state; DELETE FROM analytics_progress WHERE stage = 'judged'")  # a rerun of all
+    await detect.run(app)
+    assert await db.fetch(FOUND) == found
+    assert metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning") == after
+
+
+async def test_pieces_leave_the_same_bits_as_the_whole(
+    app: App, agent: Agent, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await past(agent, db, 300)
+    monkeypatch.setattr(detect, "KEPT_EVERY", timedelta(0))
+    await rollup.run(app)
+    await detect.run(app)
+    whole, found = await db.fetch(STATES), await db.fetch(FOUND)
+    await db.execute(
+        "DELETE FROM detector_state; DELETE FROM anomaly; DELETE FROM analytics_progress WHERE stage = 'judged'"
+    )
+    monkeypatch.setattr(detect, "_RUN_MAX", timedelta(minutes=37))
+    added = anomalies.add
+    killed = 0
+
+    async def killed_now_and_then(conn: asyncpg.Connection, rows: Any) -> Any:
+        nonlocal killed
+        result = await added(conn, rows)
+        if killed < 5:
+            killed += 1
+            raise KeyError("killed before the commit")
+        return result
+
+    monkeypatch.setattr(anomalies, "add", killed_now_and_then)
+    for _ in range(5):
+        with pytest.raises(KeyError):
+            await detect.run(app)
+    await detect.run(app)
+    assert str(await db.fetch(STATES)) == str(whole)  # as text: what is not carried is NaN, which equals nothing
+    assert await db.fetch(FOUND) == found
+
+
+async def test_series_beyond_the_limit_are_refused_and_told(settings: Settings, app: App, db: asyncpg.Connection) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+
+    def points(*names: str) -> list[Point]:
+        return [Point(Spec(name, "level", "gap", {"of": "test"}), now, 1.0) for name in names]
+
+    async def put(*names: str, most: int) -> int:
+        return await transact(app.pool, lambda conn: series.put(conn, points(*names), most))
+
+    assert await put("a", "b", most=3) == 0
+    assert await put("b", "c", "d", most=3) == 1
+    assert [row["name"] for row in await db.fetch("SELECT name FROM series ORDER BY id")] == ["a", "b", "c"]
+    assert await put("c", "b", most=3) == 0
+    changed = [Point(Spec("a", "count", "zero", {"of": "test"}), now, 1.0)]
+    await db.execute("INSERT INTO detector_state SELECT id, 1, now(), '', '{0,0,0}' FROM series")
+    assert await transact(app.pool, lambda conn: series.put(conn, changed, 3)) == 0
+    known = await db.fetch(
+        "SELECT name, kind FROM series LEFT JOIN detector_state ON series_id = id WHERE series_id IS NULL"
+    )
+    assert [tuple(row) for row in known] == [("a", "count")]  # it is another number now, and is learnt anew
