@@ -286,6 +286,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0020_idempotency_session.sql",
         "0021_quarantine.sql",
         "0022_storage_size.sql",
+        "0024_series.sql",
         "0027_statistics.sql",
         "0024_series.sql",
         "0026_performance.sql",

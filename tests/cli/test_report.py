@@ -26,6 +26,14 @@ _ALERT: Final = """
     VALUES ('f', now() - interval '2 hours', now() - interval '1 hour', 'resolved',
             '{"alertname": "HandoffSlow", "severity": "critical"}', jsonb_build_object('summary', $1::text))
 """
+_ANOMALY: Final = """
+    WITH s AS (INSERT INTO series (name, labels, kind, absence, begins_at)
+               VALUES ('handoffs.offered', jsonb_build_object('agent', $1::text), 'count', 'zero', now()) RETURNING id)
+    INSERT INTO anomaly (series_id, bucket, version, severity, shadow, value, expected, lower, upper, strength, confidence,
+                         spoke, sentence)
+    SELECT s.id, now() - n * interval '1 hour', 1, 'warning', n = 3, 0, 5, 1, 9, 2, 0.5, '{}', 'finding ' || n
+      FROM s, generate_series(1, 3) n
+"""
 
 
 class Page(HTMLParser):
@@ -52,6 +60,7 @@ async def past(url: str) -> None:
     await conn.execute("UPDATE handoff SET sender = $1 WHERE sender = 'ada'", HOSTILE)
     await conn.execute("UPDATE context_entry SET author = $1 WHERE author = 'ada'", HOSTILE)
     await conn.execute(_ALERT, HOSTILE)
+    await conn.execute(_ANOMALY, HOSTILE)
     chance = np.random.default_rng(5)
     grown = (20 << 30) + np.cumsum(chance.uniform(0.5, 1.5, 40) * (1 << 30))
     known = {
@@ -106,7 +115,7 @@ def test_the_report_is_one_page_that_needs_nothing_from_elsewhere(report: str) -
 
 def test_hostile_names_are_text(report: str) -> None:
     assert HOSTILE not in report
-    assert Page(report).text.count(HOSTILE) >= 3  # the alert, a route and an author
+    assert Page(report).text.count(HOSTILE) >= 5  # an alert, two anomalies, a route and an author
 
 
 def test_the_report_says_what_happened_what_was_unusual_and_what_to_change(report: str) -> None:
@@ -122,6 +131,8 @@ def test_the_report_says_what_happened_what_was_unusual_and_what_to_change(repor
     assert "The tables reach their limit" in page.text
     assert "The time until a handoff is accepted has changed by" in page.text
     assert "1 h" in page.text  # how long the alert lasted
+    assert page.text.index("finding 1") < page.text.index("finding 2")  # the newest first
+    assert "finding 3" not in page.text  # the series was still being learnt
     for name in ("Routes", "Who wrote", "Trends"):
         assert name in page.text
 

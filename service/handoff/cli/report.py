@@ -19,7 +19,7 @@ from handoff.cli.advice import FIGURES, advice, route_name
 from handoff.cli.start import fail, read_settings
 from handoff.errors import Invalid, Unavailable
 from handoff.settings import Settings
-from handoff.store import alerts, days, statistics, storage
+from handoff.store import alerts, anomalies, days, statistics, storage
 from handoff.store.connect import Connection, address, open_pool, snapshot
 from handoff.store.statistics import Asked, Granularity, Statistics
 
@@ -27,6 +27,7 @@ _UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta
 SINCE_MAX: Final = timedelta(days=366)
 UNUSUAL_MAX: Final = 100  # rows
 _ALERTS_READ_MAX: Final = 1_000
+_ANOMALIES_READ_MAX: Final = 1_000
 _ROUTES_SHOWN: Final = 20
 _AGENTS_SHOWN: Final = 20
 _OPEN: Final = ("offered", "accepted", "blocked")
@@ -47,6 +48,7 @@ class Material:
     stored: Mapping[date, float]
     saving: dict[str, Any] | None
     alerts: list[Record]
+    anomalies: list[Record]
 
 
 def report_command(arguments: Namespace) -> int:
@@ -117,13 +119,14 @@ async def _gather(settings: Settings, length: timedelta) -> Material:
             known = await days.read(conn, now.date() - timedelta(days=90))
             saving = (await storage.read(conn, settings.storage_bytes_max)).advice
             fired = await _alerts(conn, since)
+            found = await anomalies.newest(conn, since, now, None, None, _ANOMALIES_READ_MAX)
     finally:
         await pool.close()
     return Material(
         asked, sessions, handoffs, context, (before[0], before[1], before[2]),
         trends["document"]["trends"] if trends is not None else [],
         capacity["document"]["forecasts"] if capacity is not None else [],
-        known.get("storage_bytes", {}), saving, fired,
+        known.get("storage_bytes", {}), saving, fired, [row for row in found if not row["shadow"]],
     )  # fmt: skip
 
 
@@ -184,17 +187,27 @@ def _card(name: str, value: str, before: str) -> dict[str, str]:
 
 
 def _unusual(material: Material) -> list[dict[str, str]]:
-    return [
-        {
-            "at": f"{row['starts_at']:%Y-%m-%d %H:%M}",
-            "lasted": amounts.seconds((row["ends_at"] - row["starts_at"]).total_seconds())
-            if row["ends_at"]
-            else "it still fires",
-            "severity": row["severity"] or "",
-            "what": row["summary"] or row["alertname"] or "",
-        }
+    """Alerts and anomalies, newest first."""
+    found = [
+        (
+            row["starts_at"],
+            amounts.seconds((row["ends_at"] - row["starts_at"]).total_seconds()) if row["ends_at"] else "it still fires",
+            row["severity"] or "",
+            row["summary"] or row["alertname"] or "",
+        )
         for row in material.alerts
     ]
+    found += [(row["at"], "", row["severity"], _named(row)) for row in material.anomalies]
+    found.sort(key=lambda it: it[0], reverse=True)
+    return [
+        {"at": f"{at:%Y-%m-%d %H:%M}", "lasted": lasted, "severity": severity, "what": what}
+        for at, lasted, severity, what in found
+    ]
+
+
+def _named(row: Record) -> str:
+    labels = ", ".join(f"{name} {value}" for name, value in row["labels"].items())
+    return f"{row['sentence']} ({labels})" if labels else row["sentence"]
 
 
 def _charts(material: Material, forecast: Mapping[str, Any] | None) -> list[dict[str, str]]:
