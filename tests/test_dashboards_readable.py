@@ -120,7 +120,14 @@ def test_limits_are_drawn_only_over_what_they_apply_to() -> None:
 def test_one_kind_of_marks_is_on_when_a_page_is_opened_and_the_others_are_one_click_away() -> None:
     for uid, page in dashboards().items():
         kinds = {it["name"]: it["enable"] for it in page["annotations"]["list"]}
-        assert set(kinds) == {"Critical alerts", "Other alerts", "Incidents", "Health changes", "Deployments", "Process starts"}
+        assert set(kinds) == {
+            "Critical alerts",
+            "Other alerts",
+            "Incidents",
+            "Health changes",
+            "Deployments",
+            "Process starts",
+        }
         shown = "Critical alerts" if uid == "handoff-overview" else "Deployments"
         assert [name for name, on in kinds.items() if on] == [shown], uid
         red = [it["name"] for it in page["annotations"]["list"] if it["iconColor"] == "red"]

@@ -10,6 +10,7 @@ It is excused by what explains it in the same way. docs/incidents.md has the rea
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from handoff.model import Part
@@ -21,6 +22,7 @@ INFERRED: Final = 0.8  # what a cause is worth of which nothing unusual was meas
 SCORE_MIN: Final = 0.05
 CAUSES_MAX: Final = 5
 SIGNS_SHOWN: Final = 5  # per cause
+SERIES_MAX: Final = 100  # the strongest, of which causes are ranked: that takes the square of their number
 
 _BELOW: Final[Mapping[Part, tuple[Part, ...]]] = {
     "route": ("service", "pool", "database", "cache", "host"),
@@ -104,6 +106,7 @@ def place_of(name: str, labels: Mapping[str, str]) -> Place:
     return Place(_PARTS.get(name.split(".", 1)[0], "service"))
 
 
+@lru_cache(4_096)
 def dependencies(place: Place) -> frozenset[Place]:
     """Everything on which a place depends."""
     agents = {Place("agent", (name,)) for name in place.names} if place.part == "route" else set[Place]()
@@ -157,7 +160,8 @@ def _siblings(sign: Sign, clusters: Sequence[Cluster]) -> list[Cluster]:
 def suspects(signs: Sequence[Sign]) -> list[Suspect]:
     """Rank the likely causes of findings that belong together, the likeliest first; at most CAUSES_MAX."""
     strongest = {sign.series_id: sign for sign in sorted(signs, key=lambda it: (it.strength, -it.at))}
-    found = sorted(strongest.values(), key=lambda it: (it.at, -it.strength, it.series_id))
+    worst = sorted(strongest.values(), key=lambda it: (-it.strength, it.at, it.series_id))[:SERIES_MAX]
+    found = sorted(worst, key=lambda it: (it.at, -it.strength, it.series_id))
     own: dict[Place, list[Sign]] = {}
     for sign in found:
         own.setdefault(sign.place, []).append(sign)

@@ -18,7 +18,7 @@ from asyncpg import Record
 from handoff.context import App
 from handoff.store import anomalies, series
 from handoff.store.anomalies import Anomaly
-from handoff.store.connect import Connection, snapshot, transact
+from handoff.store.connect import Connection, connection, snapshot, transact
 from handoff.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -51,20 +51,20 @@ async def _judge_some(app: App) -> bool:
         metrics.SERIES.set(len(rows))
         if rolled_up is None or not rows:
             return False
-        end = rolled_up - SETTLED
-        oldest = min((_stands_at(row) for row in rows), default=end)
-        until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
-        found: list[Anomaly] = []
-        kept: list[tuple[list[int], Watch]] = []
-        for at, group in groupby(sorted(rows, key=_stands_at), key=_stands_at):
-            of_time = list(group)
-            for start in range(0, len(of_time), _BATCH):
-                batch = of_time[start : start + _BATCH]
-                if at < until:
-                    told_at = [_told_at(app, row, until) for row in batch]
-                    watch = await _judge(conn, batch, told_at, at, until)
-                    found += _anomalies(app, batch, told_at, watch.found)
-                    kept.append(([row["id"] for row in batch], watch))
+    end = rolled_up - SETTLED
+    oldest = min((_stands_at(row) for row in rows), default=end)
+    until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
+    found: list[Anomaly] = []
+    kept: list[tuple[list[int], Watch]] = []
+    for at, group in groupby(sorted(rows, key=_stands_at), key=_stands_at):
+        of_time = list(group)
+        for start in range(0, len(of_time), _BATCH):
+            batch = of_time[start : start + _BATCH]
+            if at < until:
+                told_at = [_told_at(app, row, until) for row in batch]
+                watch = await _judge(app, batch, told_at, at, until)
+                found += _anomalies(app, batch, told_at, watch.found)
+                kept.append(([row["id"] for row in batch], watch))
     is_kept = until - oldest >= KEPT_EVERY or until < end
 
     async def work(conn: Connection) -> list[Record]:
@@ -93,9 +93,7 @@ def _told_at(app: App, row: Record, at: datetime) -> float:
     return row["threshold"] / app.policies.analytics.watching(row["name"], row["labels"], at).sensitivity
 
 
-async def _judge(
-    conn: Connection, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime
-) -> "Watch":
+async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime) -> "Watch":
     """Judge some series that stand at the same minute, in a thread: the event loop goes on."""
     import numpy as np  # only the process that leads loads it
 
@@ -105,7 +103,9 @@ async def _judge(
     minutes = int((until - at) / series.MINUTE)
     values, of = np.full((minutes, len(rows)), np.nan), np.full((minutes, len(rows)), np.nan)
     places = {row["id"]: place for place, row in enumerate(rows)}
-    for point in await series.points(conn, at, until):
+    async with connection(app.pool) as conn:  # not held while they are judged: Postgres ends what idles in a transaction
+        points = await series.points(conn, at, until)
+    for point in points:
         place = places.get(point["series_id"])
         if place is not None:
             minute = int((point["bucket"] - at) / series.MINUTE)

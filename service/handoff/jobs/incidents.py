@@ -1,5 +1,6 @@
 """Puts anomalies that belong together into incidents with their likely causes, and closes those that are over."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -53,7 +54,7 @@ async def _group_some(conn: Connection) -> bool:
         rows = {(row["series_id"], int(row["bucket"].timestamp()), row["version"]): row for row in waiting}
         new = {id(sign := _sign(row)): (sign, row) for row in rows.values()}
         severities: dict[int, Severity] = {row["id"]: row["severity"] for row in opened}
-        for cluster in gather(known.values(), [sign for sign, _ in new.values()]):
+        for cluster in await asyncio.to_thread(gather, known.values(), [sign for sign, _ in new.values()]):
             added = [new[id(sign)][1] for sign in cluster.signs if id(sign) in new]
             await _write(conn, cluster, added, severities)
     for row in await incidents.close(conn, judged_to):
@@ -64,7 +65,7 @@ async def _group_some(conn: Connection) -> bool:
 async def _write(conn: Connection, cluster: "Cluster", added: Sequence[Record], severities: Mapping[int, Severity]) -> None:
     from handoff.analytics.grouping import suspects
 
-    causes = suspects(cluster.signs)
+    causes = await asyncio.to_thread(suspects, cluster.signs)
     before = severities.get(cluster.incident or 0, "warning")
     is_critical = before == "critical" or any(row["severity"] == "critical" for row in added)
     verdict = Verdict(
