@@ -268,7 +268,23 @@ async def test_a_signal_ends_the_simulation_and_leaves_nothing_open(database_url
             assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") == 0
 
 
-def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url: str, tmp_path: Path) -> None:
+async def test_a_second_signal_leaves_open_what_is_open(database_url: str) -> None:
+    with serving(database_url=database_url) as service, working(service, "--pace", "20") as demo:
+        await asyncio.to_thread(printed_until, demo, "Press Ctrl-C")
+        service.process.send_signal(signal.SIGSTOP)  # whatever is open can't be closed
+        try:
+            demo.send_signal(signal.SIGINT)
+            await asyncio.to_thread(printed_until, demo, "to leave it open")
+            demo.send_signal(signal.SIGINT)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+    assert (demo.returncode, said.splitlines()[-1].split()[0]) == (0, "Stopped")
+
+
+async def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(
+    database_url: str, tmp_path: Path, db: asyncpg.Connection
+) -> None:
     known, theirs = tmp_path / "tokens", tmp_path / "theirs"
     names = ("ada", "grace", "zoe")
     known.write_text(
@@ -277,13 +293,21 @@ def test_a_tokens_file_names_the_agents_and_for_ends_the_simulation(database_url
     theirs.write_text("# who works here\n" + "".join(f"{name}={name}\n" for name in names))
     with serving(database_url=database_url, tokens_file=known) as service:
         began = time.monotonic()
-        with working(service, "--for", "3", "--pace", "40", "--fault", "failing", "--tokens-file", str(theirs)) as demo:
+        with working(service, "--for", "1", "--tokens-file", str(theirs)) as demo:
             said, _ = demo.communicate(timeout=PATIENCE_S)
-        took_s = time.monotonic() - began
+        assert demo.returncode == 0, said
+        assert time.monotonic() - began > 1  # and it ended: nothing but the time ends it
+
+        async def all_have_acted() -> bool:
+            return await db.fetchval("SELECT count(DISTINCT agent) = 3 AND count(*) > 100 FROM event")
+
+        with working(service, "--pace", "40", "--fault", "failing", "--tokens-file", str(theirs)) as demo:
+            await until(all_have_acted)
+            demo.send_signal(signal.SIGINT)
+            said, _ = demo.communicate(timeout=PATIENCE_S)
         made = calls(stop(service))
 
     assert demo.returncode == 0, said
-    assert took_s > 3  # and it ended: nothing but the time ends it
     assert "unexpected" not in said
     assert {call["agent"] for call in made if call["outcome"] == "ok"} == set(names)
     assert "agent_mismatch" in {call["outcome"] for call in made}

@@ -70,18 +70,23 @@ def schedule_for(options: SimulationOptions) -> Generator[ScheduledScenario]:
 async def run_simulation(options: SimulationOptions, schedule: Generator[ScheduledScenario]) -> int:
     """Run the simulation until its time is over or SIGINT or SIGTERM arrives, and return 0.
 
+    A second signal leaves open what is still open.
     If the agents can't work with the service, print what to do and return 1.
     """
     runner = Runner(options, schedule, _print)
-    began, stop = monotonic(), asyncio.Event()
-    _print_introduction(options)
+    began, stop, leave = monotonic(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        (leave if stop.is_set() else stop).set()
+
     for signal_number in STOP_SIGNALS:
-        loop.add_signal_handler(signal_number, stop.set)
+        loop.add_signal_handler(signal_number, signalled)
+    _print_introduction(options)
     progress = asyncio.create_task(_print_progress(runner, began))
     progress.add_done_callback(lambda _: stop.set())  # it ends early only if standard output is closed
     try:
-        await runner.run(stop)
+        await runner.run(stop, leave)
     except ServiceUnusable as error:
         print(error)
         return 1

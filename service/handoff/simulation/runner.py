@@ -19,10 +19,11 @@ from handoff.simulation.totals import Totals
 PAUSE_S_MAX: Final = 600.0
 SCENARIOS_PER_AGENT_MAX: Final = 8
 # At the end, one after another.
-PENDING_CALLS_S: Final = 1.5  # what a call that is cut off has begun is known to nobody, and stays open
+PENDING_CALLS_S: Final = 15.0  # what a call that is cut off has begun is known to nobody, and stays open
 CANCEL_S: Final = 0.1
 RETRY_S: Final = 0.1
-CLEANUP_S: Final = 5.0  # what is open takes under a second to close, unless the machine or the service is slow
+CLEANUP_S: Final = 60.0  # what is open takes under a second to close, unless the machine or the service is slow
+SLOW_S: Final = 2.0  # after which whoever waits is told why
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,7 @@ class RunningScenario:
     steps: Steps
     next_step: Step
     cleaning_up: bool = False
+    asked: bool = False  # whether its first call was made
     traceparents: dict[Task, str] = field(default_factory=dict[Task, str])
 
     def traceparent(self) -> str:
@@ -100,10 +102,10 @@ class Runner:
         """How many scenarios have begun and not ended."""
         return len(self._running)
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, leave: asyncio.Event) -> None:
         """Let the agents work until `stop` is set or the time is over, and clean up. Raises ServiceUnusable.
 
-        While the service is unreachable, the agents wait for it.
+        While the service is unreachable, the agents wait for it. Once `leave` is set, what is still open stays open.
         """
         self._connections = [asyncio.create_task(client.run()) for client in self._clients.values()]
         calls = asyncio.create_task(self._make_calls())
@@ -115,13 +117,20 @@ class Runner:
             task.result()  # raises what went wrong
         self._finishing.set()
         self._queue_changed.set()
+        finish = asyncio.create_task(self._finish(calls))
+        left = asyncio.create_task(leave.wait())
+        self._tasks += [finish, left]
+        done, _ = await asyncio.wait((finish, left), timeout=SLOW_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            self._report("Closing what is open. Press Ctrl-C again to leave it open.")
+            await asyncio.wait((finish, left), timeout=CLEANUP_S, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _finish(self, calls: "asyncio.Task[None]") -> None:
+        """Let the pending calls end, then close what is open."""
         await asyncio.wait((calls,), timeout=PENDING_CALLS_S)
         calls.cancel()
         await asyncio.wait((calls,), timeout=CANCEL_S)
-        cleanup = asyncio.create_task(self._clean_up())
-        self._tasks.append(cleanup)
-        await asyncio.wait((cleanup,), timeout=CLEANUP_S)
-        cleanup.cancel()
+        await self._clean_up()
 
     async def close(self) -> None:
         """End the calls, then close the agents' connections."""
@@ -208,6 +217,7 @@ class Runner:
 
     async def _call(self, scenario: RunningScenario) -> Answer:
         step = scenario.next_step
+        scenario.asked = True
         return await self._clients[step.task.agent].call(step, scenario.traceparent())
 
     async def _clean_up(self) -> None:
@@ -215,15 +225,22 @@ class Runner:
         await asyncio.gather(*(self._clean_up_scenario(scenario) for scenario in self._running))
 
     async def _clean_up_scenario(self, scenario: RunningScenario) -> None:
+        if scenario.asked and not scenario.session.key:  # its session may be there: the same call, repeated, tells
+            await self._answered(scenario)
         has_step = scenario.cleaning_up or scenario.start_cleanup()
         while has_step:
+            has_step = await self._answered(scenario)
+
+    async def _answered(self, scenario: RunningScenario) -> bool:
+        """Make the scenario's next call until it is answered; return whether there is another one."""
+        while True:
             try:
                 answer = await self._call(scenario)
             except NoAnswer:  # also when all scenarios together ask for more than an agent's share
                 await asyncio.sleep(RETRY_S)
                 continue
             self.totals.add(scenario.next_step, answer)
-            has_step = scenario.advance(answer)
+            return scenario.advance(answer)
 
     def _unreachable(self) -> None:
         if self._reachable.is_set():
