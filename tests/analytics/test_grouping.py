@@ -1,5 +1,6 @@
 """Findings of one fault become one cluster, whose likeliest cause is where the fault is."""
 
+from dataclasses import replace
 from itertools import count
 from typing import Final
 
@@ -119,6 +120,6 @@ def test_what_was_told_goes_on_and_is_not_told_again() -> None:
     first, second = route("handoffs.rejected", "ada", "bob"), route("handoffs.rejected", "cyd", "dan")
     known = [Cluster([first], 7), Cluster([second], 8)]
     both = sign("handoffs.rejected", at=5)  # of all routes
-    again = Sign(second.series_id, *(getattr(second, name) for name in ("name", "kind", "place")), 9_000, 2, 1, 0, "again")
+    again = replace(second, at=9_000, strength=2, value=1, expected=0, sentence="again")
     changed = gather(known, [both, again])
     assert [(it.incident, it.signs[1:]) for it in changed] == [(7, [both]), (8, [again])]

@@ -286,16 +286,14 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0020_idempotency_session.sql",
         "0021_quarantine.sql",
         "0022_storage_size.sql",
-        "0024_series.sql",
-        "0027_statistics.sql",
-        "0024_series.sql",
-        "0026_performance.sql",
-        "0025_incidents.sql",
-        "0027_handoffs_by_creation.sql",
-        "0028_loops_and_recommendations.sql",
         "0023_lists.sql",
-        "0029_released_and_not_archived.sql",
+        "0024_series.sql",
+        "0025_incidents.sql",
+        "0026_performance.sql",
+        "0027_statistics.sql",
+        "0028_loops_and_recommendations.sql",
         "0029_webhooks.sql",
+        "0030_released_and_not_archived.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

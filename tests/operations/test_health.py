@@ -22,11 +22,12 @@ from handoff.jobs.runner import jobs_beside
 from handoff.operations.checks import CHECKS, FAILURES_MIN, cpu_limit, memory_limit
 from handoff.operations.health import CHECK_TIMEOUT_S, Health
 from handoff.operations.readiness import Readiness
-from handoff.operations.recent import LONG_WAIT_S, Figures, quantile
+from handoff.operations.recent import LONG_WAIT_S, Figures
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.connect import connection
 from handoff.telemetry import metrics
+from handoff.telemetry.instruments import quantile
 from handoff.telemetry.shipper import Shipment
 from tests.agents import Agent, until
 from tests.processes import PATIENCE_S, free_port, serving, start, stop, wait_until_ready

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import AsyncGenerator, Generator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg

@@ -12,7 +12,7 @@ Direction = Literal["rising", "falling", "steady"]
 
 POINTS_MIN: Final = 14  # two weeks of days: with fewer, even a straight line would hardly be significant
 POINTS_MAX: Final = 400  # all pairs are compared
-SIGNIFICANT: Final = 0.01  # p: at ten figures, less than one false trend in ten weeks of independent looks
+SIGNIFICANT: Final = 0.01  # p; docs/analytics.md says how often series without a trend get below it
 CHANGE_MIN: Final = 0.1  # of the median, over the whole series: less does not matter to anybody
 _CORRELATION_MAX: Final = 0.95  # above, a walk at random is not told from a trend
 _CYCLES_MIN: Final = 4  # of which a median says more than noise

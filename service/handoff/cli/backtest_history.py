@@ -148,5 +148,5 @@ def _replayed(arguments: Namespace, values: "Values", zone: tzinfo) -> Iterator[
     )
     labels = ", ".join(f"{name} {value}" for name, value in sorted(values.labels.items()))
     name = f"{arguments.promql} ({labels})" if labels else arguments.promql
-    for at, it in replay(t, x, np.array([it.total_seconds() for it in offsets], np.int64), name).findings:
+    for at, it in replay(t, x, np.array([it.total_seconds() for it in offsets], np.int64), name).alerts():
         yield _Told(at, it.strength, it.confidence, it.sentence)

@@ -62,8 +62,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; anomalies, newest first; recommendations. You see your own; the scope admin sees "
-    "all, and incidents, performance (per operation), resources (CPU, memory, pool, cache), trends and capacity.",
+    "day, week or month (granularity) from since to until; anomalies and recommendations, newest first. You see your own; "
+    "the scope admin sees all, and incidents, performance, resources, trends and capacity.",
     AnalyticsQuery,
     read_analytics,
 )
