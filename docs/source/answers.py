@@ -55,7 +55,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),
-    "handoff://jobs": Answer(10_500, "all jobs"),
+    "handoff://jobs": Answer(12_000, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
     "handoff://jobs/{name}": Answer(700, "one job"),
     "handoff://analytics/{type}": Answer(
