@@ -306,7 +306,8 @@ async def explain_anomaly(world: World) -> dict[str, Any]:
         """WITH s AS (
                INSERT INTO series (name, labels, kind, absence, begins_at)
                SELECT 'handoffs.rejected' || n % 5,
-                      jsonb_build_object('from', repeat('a', 196) || n / 5, 'to', repeat('b', 196) || n / 5), 'ratio', 'zero', now() FROM generate_series(1000, 1249) n RETURNING id),
+                      jsonb_build_object('from', repeat('a', 196) || n / 5, 'to', repeat('b', 196) || n / 5), 'ratio',
+                      'zero', now() FROM generate_series(1000, 1249) n RETURNING id),
            p AS (
                INSERT INTO series_point (bucket, series_id, value, of)
                SELECT date_trunc('minute', now()) - n * interval '1 minute', id, 1234.56789, 4567.89123
