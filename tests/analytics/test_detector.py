@@ -54,7 +54,7 @@ def test_the_state_of_a_series_is_small_has_a_version_and_nothing_else_is_accept
     (blob,) = pack(watch(QUIET[:100, :1])[1])
     assert len(blob) == GROWN_BYTES <= BYTES_MAX
     assert len(pack(watch(QUIET[:20, :1])[1])[0]) < 500
-    with pytest.raises(ValueError, match="has version 9; this program reads version 1"):
+    with pytest.raises(ValueError, match="has version 9; this program reads version 2"):
         unpack([bytes((9,)) + blob[1:]], np.array([300.0]))
     with pytest.raises(ValueError, match="bytes instead of"):
         unpack([blob[:-1]], np.array([300.0]))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from handoff.analytics.incidents import Life, advance, sensitivity
+from handoff.analytics.incidents import Life, Pace, advance, sensitivity
 from handoff.analytics.levels import SLOW, Levels
 
 STEP_S = np.array([300.0])
@@ -13,8 +13,8 @@ def test_a_level_that_left_its_band_is_told_again_only_if_it_gets_half_as_bad_ag
     levels.slow_lowest[:], levels.slow_highest[:], levels.means[SLOW] = 0, 1, 0.5
 
     def tell(unusual: float, points: int = 1) -> list[bool]:
-        steps, measured = STEP_S.repeat(2), np.ones(2, np.bool_)
-        found = [advance(life, levels, np.full(2, unusual, np.float32), steps, measured) > 0 for _ in range(points)]
+        pace, measured = Pace.of(STEP_S.repeat(2)), np.ones(2, np.bool_)
+        found = [advance(life, levels, np.full(2, unusual, np.float32), pace, measured) > 0 for _ in range(points)]
         return np.any(found, axis=0).tolist()
 
     assert tell(12) == [True, True]
@@ -28,4 +28,4 @@ def test_a_level_that_left_its_band_is_told_again_only_if_it_gets_half_as_bad_ag
 
 
 def test_finer_steps_have_to_be_clearer() -> None:
-    assert sensitivity(np.array([15.0, 60.0, 300.0, 3_600.0])).tolist() == np.array([0.7, 0.7, 1, 1], np.float32).tolist()
+    assert sensitivity(np.array([15.0, 60.0, 300.0, 3_600.0])).tolist() == np.array([0.67, 0.67, 1, 1], np.float32).tolist()

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handoff.analytics import codebook
-from handoff.analytics.calibration import Histograms, Tails, rarity, refit
+from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.features import FEATURES, RAW, RELATIVE
 from handoff.analytics.sampling import fold
 from tests.analytics import twins
@@ -36,16 +36,15 @@ def test_the_nearest_triple_is_the_one_that_a_loop_finds(seed: int, series: int)
 def test_rarity_is_what_all_past_values_say(seed: int) -> None:
     rng = np.random.default_rng(seed)
     past = rng.lognormal(-1, 1.5, (480, len(FEATURES), 2)).astype(np.float32)
-    histograms, tails = Histograms.empty(2), Tails.unknown(2)
+    histograms = Histograms.empty(2)
     histograms.base[:] = 1
     counted = np.ones(past.shape[1:], np.bool_)
     for number, point in enumerate(past):
-        rarity(histograms, tails, point.copy(), counted)
-        refit(histograms, tails, np.full(2, number))
+        rarity(histograms, point.copy(), counted)
+        refit(histograms, np.full(2, number + 1, np.int32), counted[0])
     for size in (0.01, 0.3, 3.0, 30.0, 300.0):
         point = np.full(past.shape[1:], size, np.float32)
-        found = rarity(histograms, tails, point.copy(), counted)
-        histograms.phase[:] = 0
+        found = rarity(histograms, point.copy(), counted)
         for feature in (RAW.start, RELATIVE.start):
             wanted = twins.rarity(past[:, feature, 1].tolist(), size, is_raw=feature < RAW.stop)
             assert abs(found[feature, 1] - wanted) < 0.02

@@ -35,7 +35,10 @@ def rarity(past: Sequence[float], value: float, *, is_raw: bool) -> float:
     x = value if is_raw else log(max(value, 1e-9))
     if x > start:
         return min(5.0, -log10(max(len(tail), 1) / len(bins)) + (x - start) / (excess * log(10)))
-    return min(-log10(max(above[bin_of(value)], 1e-9)), 1.301)
+    middle = read(-10 + next(edge for edge in range(49) if above[edge] <= 0.5) / 3)
+    at_start = -log10(max(len(tail), 1) / len(bins))
+    below = at_start + (x - start) * (at_start - log10(2)) / max(start - middle, 1e-6)
+    return min(max(below, 0.0), 1.301)
 
 
 def fold(points: Sequence[tuple[int, float]], step_s: float, into_s: int) -> list[tuple[int, float, int]]:

@@ -20,7 +20,7 @@ _FAR: Final = 4.0  # times the usual distance: a rare triple
 _CAP: Final = 5.0  # times the usual distance: more than that does not move it further
 _RATE_MIN: Final = 0.002
 _SPREAD: Final = 40_503  # odd, near 2**16 / golden ratio: which ordinary triple is overwritten next
-_BLOCK: Final = 256  # series at a time: their triples and distances stay in the processor's cache
+_BLOCK: Final = 1_024  # series at a time: their distances stay in the processor's cache
 
 
 @dataclass(slots=True)
@@ -59,29 +59,33 @@ def learn(
     book: Codebook, x: Single, before: Single, earlier: Single, distance: Single, seen: np.ndarray, measured: Flags
 ) -> None:
     """Keep the triples that add something."""
-    rate = np.where(seen < 20, np.float32(0.2), np.maximum(1 / (seen + 1), _RATE_MIN)).astype(np.float32) * measured
-    capped = np.minimum(distance, _CAP * book.usual + np.where(seen < 50, distance, np.float32(0)))
-    book.usual += rate * (capped - book.usual)
+    change = np.minimum(distance, _CAP * book.usual + np.where(seen < 50, distance, np.float32(0)))
+    change -= book.usual
+    change *= np.maximum(1 / (seen + np.float32(1)), _RATE_MIN, dtype=np.float32)
+    change *= measured
+    book.usual += change
     full = book.ordinary >= ORDINARY
-    _insert_ordinary(book, x, before, earlier, measured & ((distance > _NEAR * book.usual) | (book.ordinary < _START)), seen)
-    _insert_rare(book, x, before, earlier, measured & full & (distance > _FAR * book.usual))
+    triple = np.stack((x, before, earlier))
+    _insert_ordinary(book, triple, measured & ((distance > _NEAR * book.usual) | (book.ordinary < _START)), seen)
+    _insert_rare(book, triple, measured & full & (distance > _FAR * book.usual))
 
 
-def _insert_ordinary(book: Codebook, x: Single, before: Single, earlier: Single, chosen: Flags, seen: np.ndarray) -> None:
+def _insert_ordinary(book: Codebook, triple: Single, chosen: Flags, seen: np.ndarray) -> None:
     at = np.nonzero(chosen)[0]
     full = book.ordinary[at] >= ORDINARY
     slot = np.where(full, (seen[at].astype(np.int64) * _SPREAD) % ORDINARY, book.ordinary[at])
-    _write(book, slot, at, x, before, earlier)
+    _write(book, slot, at, triple)
     book.ordinary[at] += ~full
 
 
-def _insert_rare(book: Codebook, x: Single, before: Single, earlier: Single, chosen: Flags) -> None:
+def _insert_rare(book: Codebook, triple: Single, chosen: Flags) -> None:
     at = np.nonzero(chosen)[0]
-    number = book.rare[at]
-    _write(book, ORDINARY + number.astype(np.int64) % RARE, at, x, before, earlier)
-    book.rare[at] = np.where(number == 2 * RARE - 1, RARE, number + 1)  # from RARE on all slots are used
+    if len(at):
+        number = book.rare[at]
+        _write(book, ORDINARY + number.astype(np.int64) % RARE, at, triple)
+        book.rare[at] = np.where(number == 2 * RARE - 1, RARE, number + 1)  # from RARE on all slots are used
 
 
-def _write(book: Codebook, slot: np.ndarray, at: np.ndarray, x: Single, before: Single, earlier: Single) -> None:
-    for axis, values in enumerate((x, before, earlier)):
-        book.triples[axis, slot, at] = to_half(values[at])
+def _write(book: Codebook, slot: np.ndarray, at: np.ndarray, triple: Single) -> None:
+    places = slot * triple.shape[1] + at
+    book.triples.reshape(3, -1)[:, places] = to_half(np.take(triple, at, axis=1))

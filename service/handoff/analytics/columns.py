@@ -50,12 +50,6 @@ def to_half(values: Single) -> Single:
     return np.minimum(np.maximum(values, -HALF_MAX), HALF_MAX).astype(np.float16).astype(np.float32)
 
 
-def sum_rows(rows: Single) -> Single:
-    """Sum down the first axis. numpy adds up a single column in another order than one of many, so it gets a neighbour."""
-    count = rows.shape[1]
-    return (rows if count > 1 else np.repeat(rows, 2, axis=1)).sum(axis=0)[:count]
-
-
 def _in_memory(form: Form) -> Any:
     return {"half": np.float32, "nibble": np.uint8}.get(form.stored) or _STORED[form.stored]
 

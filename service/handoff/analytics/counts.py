@@ -10,12 +10,14 @@ from typing import Final
 import numpy as np
 from scipy.special import gammainc
 
-from handoff.analytics.columns import Columns, Double, Single, column
+from handoff.analytics.columns import Columns, Double, Index, Single, column
 
 _POINTS_MIN: Final = 40
 _SHARE_MAX: Final = 0.25  # of points that are not zero
 _MEAN_MAX: Final = 5.0  # of those
-_CAP: Final = 20.0  # a larger count says no more about what is usual
+_CAP: Final = np.float32(20.0)  # a larger count says no more about what is usual
+_VALUE_MAX: Final = 3e38  # a float32 ends at 3.4e38
+_ROUNDING: Final = 1e-6
 _WINDOWS: Final = np.array([[12.0], [96.0]], np.float32)
 RARITY_OF_ALERT: Final = 5.0  # 40 series of Poisson(.02) pass 4.94 five times in 1.7 weeks
 _LEAST: Final = 1e-30
@@ -36,33 +38,41 @@ def cap(counts: Counts, raw: Double, seen: np.ndarray, unusual: Single, alert_at
     """Limit how unusual a sparse count may be said to be to what its probability allows; then learn it.
 
     `raw` has the values as measured, 0 where nothing was; `unusual` is what `pooling.pool` gave, and `alert_at` which of it
-    alerts.
+    alerts. A series with anything but whole numbers is no longer looked at.
     """
-    whole = np.where(np.abs(raw - np.round(raw)) < 1e-6, np.round(raw), raw)
-    value = np.clip(whole, -3e38, 3e38).astype(np.float32)
-    counts.lately *= 1 - 1 / _WINDOWS
-    counts.lately += value
-    sparse = (counts.is_integer > 0) & (seen > _POINTS_MIN)
-    sparse &= (counts.positive < _SHARE_MAX * seen) & (counts.total < _MEAN_MAX * counts.positive)
-    sparse &= (value > 0) | (unusual >= 1)
-    if sparse.any():
-        at = np.nonzero(sparse)[0]
+    at = np.nonzero(counts.is_integer)[0]
+    if len(at):
         unusual = unusual.copy()
-        unusual[at] = np.minimum(unusual[at], alert_at * _rarity(counts, value, seen, at) / RARITY_OF_ALERT)
-    counts.is_integer &= (whole >= 0) & (whole == np.floor(whole))
-    capped = np.clip(value, 0, _CAP)
-    counts.positive += value > 0
-    counts.total += capped
-    counts.squares += capped * capped
+        unusual[at] = _cap(counts, raw[at], seen[at], unusual[at], alert_at, at)
     return unusual
 
 
-def _rarity(counts: Counts, value: Single, seen: np.ndarray, at: np.ndarray) -> Double:
+def _cap(counts: Counts, raw: Double, seen: np.ndarray, unusual: Single, alert_at: float, at: Index) -> Single:
+    whole = np.round(raw)
+    is_integer = (whole >= 0) & (np.abs(raw - whole) < _ROUNDING)
+    value = np.clip(whole, 0, _VALUE_MAX).astype(np.float32)
+    lately = counts.lately[:, at] * (1 - 1 / _WINDOWS) + value
+    positive, total, squares = counts.positive[at], counts.total[at], counts.squares[at]
+    sparse = is_integer & (seen > _POINTS_MIN) & (positive < _SHARE_MAX * seen) & (total < _MEAN_MAX * positive)
+    sparse &= (value > 0) | (unusual >= 1)
+    if sparse.any():
+        rarity = _rarity(value[sparse], lately[:, sparse], seen[sparse], total[sparse], squares[sparse])
+        unusual[sparse] = np.minimum(unusual[sparse], alert_at * rarity / RARITY_OF_ALERT)
+    capped = np.minimum(value, _CAP)
+    counts.is_integer[at] = is_integer
+    counts.lately[:, at] = lately
+    counts.positive[at] = positive + (value > 0)
+    counts.total[at] = total + capped
+    counts.squares[at] = squares + capped * capped
+    return unusual
+
+
+def _rarity(value: Single, lately: Single, seen: np.ndarray, total: Single, squares: Single) -> Double:
     """-log10 of the probability of as many or more, the rarest of the three windows."""
-    rate = (counts.total[at] + 0.5) / (seen[at] + 10.0)
-    wider = np.maximum(1.0, counts.squares[at] / np.maximum(counts.total[at], 1) - rate)  # than a Poisson distribution
-    rarest = np.zeros(len(at))
-    observed = [value[at], *(2 * counts.lately[:, at])]
+    rate = (total + 0.5) / (seen + 10.0)
+    wider = np.maximum(1.0, squares / np.maximum(total, 1) - rate)  # than a Poisson distribution
+    rarest = np.zeros(len(value))
+    observed = [value, *(2 * lately)]
     windows = [1.0, *(2.0 * _WINDOWS[:, 0])]
     for count, window in zip(observed, windows, strict=True):
         upper = gammainc(np.maximum(count, 1e-9) / wider, window * rate / wider)

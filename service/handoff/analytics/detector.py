@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from handoff.analytics import codebook, counts, features, incidents, levels, pooling, profile
-from handoff.analytics.calibration import Histograms, Tails, rarity, refit
+from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
 
 WARM_UP: Final = 30  # points that are kept as they are until the unit is known
@@ -97,8 +97,8 @@ class Detector:
         count = len(self.step_s)
         self.memory = memory or Memory.empty(count)
         self.warm_up = warm_up or WarmUp.empty(count)
-        self._tails = Tails.of(self.memory.histograms)
-        self._hourly = pooling.is_hourly(self.step_s)
+        self._pools = pooling.Pace.of(self.step_s)
+        self._life = incidents.Pace.of(self.step_s)
 
     def step(self, values: Double, bins: Index, gaps: Flags) -> Verdict:
         """Judge one point of each series, then learn it.
@@ -137,7 +137,6 @@ class Detector:
         everywhere = np.ones(len(ready), np.bool_)
         for value, bins, gap in zip(first.values, first.bins, first.gaps, strict=True):
             young._judge(value, bins.astype(np.int64), gap > 0, everywhere)
-        young.memory.histograms.phase[:] = self.memory.histograms.phase[ready]
         for part, other in zip(self.memory.parts(), young.memory.parts(), strict=True):
             part.put(ready, other)
 
@@ -155,10 +154,10 @@ class Detector:
         found = features.measure(level, expected, x, residual, distances, seen)
         rare = self._calibrate(found, expected.known, measured)
         score = pooling.score(memory.pools, rare, measured)
-        unusual = pooling.pool(memory.pools, rare, self._hourly)
+        unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        strength = incidents.advance(memory.life, level, unusual, self.step_s, measured)
+        strength = incidents.advance(memory.life, level, unusual, self._life, measured)
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
@@ -187,14 +186,16 @@ class Detector:
         histograms, seen = self.memory.histograms, self.memory.scale.seen + measured
         step = found[features.STEP]
         base = histograms.base
-        base[:] = np.where(measured & ((seen <= WARM_UP) | (base <= 0)), np.maximum(base, step), base)
+        np.maximum(base, step, out=base, where=measured & ((seen <= WARM_UP) | (base <= 0)))
         counted = np.empty(found.shape, np.bool_)
         counted[:] = measured & (seen > WARM_UP)
         # Zeros in their place would make the second day look like nothing ever seen.
         counted[features.SEASONAL] &= known
-        rare = rarity(histograms, self._tails, found, counted)
-        refit(histograms, self._tails, seen)
-        return np.where(seen > SILENT, rare, np.float32(0))
+        rare = rarity(histograms, found, counted)
+        refit(histograms, seen, measured)
+        if (seen <= SILENT).any():
+            rare *= seen > SILENT
+        return rare
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
         """The first step of a series that has been constant is its unit. Until then all it remembers is 0."""

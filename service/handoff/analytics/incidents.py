@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from handoff.analytics.columns import Columns, Flags, Single, column
+from handoff.analytics.columns import Columns, Flags, Index, Single, column
 from handoff.analytics.levels import SLOW, Levels
 
 ALERT_AT: Final = np.float32(10.0)  # how unusual a series has to be: the smallest round value that keeps quiet series quiet
@@ -26,8 +26,8 @@ _HELD_BELOW_S: Final = 1_200.0  # with a longer step the slow mean is that of da
 _MEMORY_S: Final = 7 * 86_400.0
 _FREE: Final = np.float32(2.0)  # alerts in that time that cost nothing
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
-_MINUTE_FACTOR: Final = 0.7  # with more points per day there are more chances to be wrong
-_LONG_AGO: Final = 100_000_000
+_MINUTE_FACTOR: Final = 0.67  # with more points per day there are more chances to be wrong
+_LONG_AGO: Final = 16_000_000  # points; a float32 counts up to 16,777,216 and then stays
 _SINCE_MAX: Final = 65_535
 
 
@@ -36,7 +36,7 @@ class Life(Columns):
     """Where the incident of each series stands."""
 
     worst: Single = column("single")  # at the last onset
-    age: np.ndarray = column("long", fill=_LONG_AGO)  # points since it
+    age: Single = column("single", fill=_LONG_AGO)  # points since it
     alerts: Single = column("single")  # leaky count
     since: np.ndarray = column("word")  # points since the incident opened, from 1 on; 0 if none is open
     peak: Single = column("single")  # the worst of the open incident
@@ -50,40 +50,70 @@ def sensitivity(step_s: np.ndarray) -> Single:
     return np.clip(_MINUTE_FACTOR + (1 - _MINUTE_FACTOR) * share, _MINUTE_FACTOR, 1).astype(np.float32)
 
 
-def advance(life: Life, levels: Levels, unusual: Single, step_s: np.ndarray, measured: Flags) -> Single:
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What follows from the sampling steps."""
+
+    sensitivity: Single
+    refractory: Single  # points
+    remembered: Single  # the share of `alerts` that is left after a point
+    accepted_after: Single  # points
+    can_hold: Flags
+
+    @classmethod
+    def of(cls, step_s: np.ndarray) -> "Pace":
+        """For series with these steps in seconds."""
+        return cls(
+            sensitivity(step_s),
+            np.maximum(_REFRACTORY_POINTS_MIN, _REFRACTORY_S / step_s).astype(np.float32),
+            np.exp(-step_s / _MEMORY_S).astype(np.float32),
+            (_ACCEPTED_AFTER_S / step_s).astype(np.float32),
+            step_s < _HELD_BELOW_S,
+        )
+
+
+def advance(life: Life, levels: Levels, unusual: Single, pace: Pace, measured: Flags) -> Single:
     """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates."""
-    refractory = np.maximum(_REFRACTORY_POINTS_MIN, _REFRACTORY_S / step_s).astype(np.float32)
-    life.alerts *= np.exp(-step_s / _MEMORY_S).astype(np.float32)
+    life.alerts *= pace.remembered
     life.age += 1
-    share = life.age / refractory
-    falling = np.where(share < _HOLD, 1, 1 - (share - _HOLD) / (1 - _HOLD))
-    barrier = np.where(share > 1, 0, life.worst * _ESCALATION * falling)
-    is_held = _hold_or_close(life, levels, step_s, measured)
+    # From 1 at `_HOLD` of the refractory period to 0 at its end.
+    barrier = life.age / pace.refractory
+    np.subtract(1, barrier, out=barrier)
+    barrier *= 1 / (1 - _HOLD)
+    np.minimum(np.maximum(barrier, 0, out=barrier), 1, out=barrier)
+    barrier *= life.worst * _ESCALATION
+    is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
-    onset = measured & (unusual >= _OPEN_MIN) & (unusual > barrier)
-    crowded = 1 + _COST * np.maximum(0, life.alerts - _FREE)
-    strength = np.where(onset, sensitivity(step_s) * unusual / crowded, 0) / ALERT_AT
-    life.worst = np.where(onset, unusual, life.worst).astype(np.float32)
-    life.age[onset] = 0
-    alerting = onset & (unusual >= ALERT_AT)
-    life.alerts += alerting
-    life.peak = np.where(onset, np.maximum(unusual, life.peak), life.peak).astype(np.float32)
-    _open(life, levels, unusual, alerting & (life.since == 0))
-    return strength.astype(np.float32)
+    at = np.nonzero(measured & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
+    strength = np.zeros_like(unusual)
+    if len(at):
+        now = unusual[at]
+        crowded = 1 + _COST * np.maximum(0, life.alerts[at] - _FREE)
+        strength[at] = pace.sensitivity[at] * now / crowded / ALERT_AT
+        alerting = now >= ALERT_AT
+        life.worst[at] = now
+        life.age[at] = 0
+        life.alerts[at] += alerting
+        life.peak[at] = np.maximum(now, life.peak[at])
+        _open(life, levels, unusual, at[alerting & (life.since[at] == 0)])
+    return strength
 
 
-def _hold_or_close(life: Life, levels: Levels, step_s: np.ndarray, measured: Flags) -> Flags:
+def _hold_or_close(life: Life, levels: Levels, pace: Pace, measured: Flags) -> Flags:
     """Close what is back in its band or has lasted too long; which of the others have left their band, and are held."""
-    is_open = life.since > 0
-    life.since = np.minimum(life.since + is_open.astype(np.uint16), _SINCE_MAX).astype(np.uint16)
-    slow = levels.means[SLOW]
-    is_out = (slow < life.lowest) | (slow > life.highest)
-    goes_on = (is_out | (life.since <= _LEAVES_WITHIN + 1)) & (life.since <= _ACCEPTED_AFTER_S / step_s)
-    life.since[is_open & measured & ~goes_on] = 0
-    return (life.since > 0) & is_out & (step_s < _HELD_BELOW_S)
+    at = np.nonzero(life.since)[0]
+    is_held = np.zeros(len(life.since), np.bool_)
+    if len(at):
+        since = np.minimum(life.since[at].astype(np.int32) + 1, _SINCE_MAX)
+        slow = levels.means[SLOW, at]
+        is_out = (slow < life.lowest[at]) | (slow > life.highest[at])
+        goes_on = (is_out | (since <= _LEAVES_WITHIN + 1)) & (since <= pace.accepted_after[at])
+        life.since[at] = np.where(measured[at] & ~goes_on, 0, since)
+        is_held[at] = (life.since[at] > 0) & is_out & pace.can_hold[at]
+    return is_held
 
 
-def _open(life: Life, levels: Levels, unusual: Single, opens: Flags) -> None:
+def _open(life: Life, levels: Levels, unusual: Single, opens: Index) -> None:
     life.since[opens] = 1
     life.peak[opens] = unusual[opens]
     life.lowest[opens] = levels.slow_lowest[opens]

@@ -1,7 +1,8 @@
 """Pooling: rarities are pooled over time before they are summed. This matters more than anything else here.
 
 A single odd point is noise far more often than not; a fault lasts. So each feature counts by its present value, by the
-second largest of the last three, and by its mean over the last 10 and 30. Hourly points are their own pool: an hour is long.
+second largest of the last three, and by its running means over some 10 and 30 points. An hour is long, so one hourly point
+may alert on its own; it has to be odder than a point of five minutes that the next two confirm.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from handoff.analytics.columns import Columns, Flags, Single, column, sum_rows, to_half
+from handoff.analytics.columns import Columns, Flags, Index, Single, column
 from handoff.analytics.features import (
     BAND_OF_DAY,
-    FEATURES,
     LEVEL_OF_DAYS,
     LEVEL_OF_HOURS,
     NOISE_CHANGE,
@@ -25,9 +25,8 @@ from handoff.analytics.features import (
     TWO,
 )
 
-# Means of five sets of weights, each found on half of the labelled series, rounded. Set by hand they did nearly as well.
-_POINT: Final = {THREE: 0.3, BAND_OF_DAY: 0.4, RANGE: 0.5, LEVEL_OF_HOURS: 0.9, LEVEL_OF_DAYS: 0.7, NOISE_CHANGE: 0.6}
-_OF_THREE: Final = {THREE: 1.0, BAND_OF_DAY: 1.0, RANGE: 0.8, SMOOTHED_RANGE: 0.6, SEASONAL_LEVEL: 0.6, LEVEL_OF_DAYS: 0.2}
+_SCORED: Final = (TWO, THREE, STEP, TIME_OF_DAY)
+_KEPT: Final = (THREE, BAND_OF_DAY, RANGE, SMOOTHED_RANGE, SEASONAL_LEVEL, LEVEL_OF_DAYS)
 _OF_TEN: Final = {
     THREE: 0.8,
     BAND_OF_DAY: 0.8,
@@ -37,23 +36,38 @@ _OF_TEN: Final = {
     TIME_OF_DAY: 0.2,
 }
 _OF_THIRTY: Final = {BAND_OF_DAY: 0.2}
-_SCORED: Final = {TWO: 1.0, THREE: 1.0, STEP: 1.0, TIME_OF_DAY: 1.0}
-_TEN: Final = 10
-_THIRTY: Final = 30
-_HOURLY_TEN: Final = 3
-_HOURLY_THIRTY: Final = 10
-_HOURLY_FROM_S: Final = 1_200.0  # from this step on a point is its own pool
+_RATES: Final = np.array([[0.11], [0.05]], np.float32)  # of the running means
+_HOURLY_RATES: Final = np.array([[0.08], [0.05]], np.float32)
 _SCORE_RATES: Final = np.array([[0.3], [0.05]], np.float32)
+_HOURLY_FROM_S: Final = 1_200.0
 
 
-def _weights(of: dict[int, float]) -> Single:
-    return np.array([[of.get(it, 0.0)] for it in range(len(FEATURES))], np.float32)
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Of each feature at the present point, and of the second largest of the last three in the order of `_KEPT`."""
+
+    point: dict[int, float]
+    second: tuple[float, ...]
 
 
-_KEPT: Final = list(_OF_THREE)
-_KEPT_WEIGHTS: Final = np.array([[it] for it in _OF_THREE.values()], np.float32)
-_POINT_WEIGHTS, _TEN_WEIGHTS, _THIRTY_WEIGHTS, _SCORE_WEIGHTS = (
-    _weights(it) for it in (_POINT, _OF_TEN, _OF_THIRTY, _SCORED)
+# Means of five sets of weights, each found on half of the labelled series, rounded. Set by hand they did nearly as well.
+_FINE: Final = _Weights(
+    {THREE: 0.3, BAND_OF_DAY: 0.4, RANGE: 0.5, LEVEL_OF_HOURS: 0.9, LEVEL_OF_DAYS: 0.7, NOISE_CHANGE: 0.6},
+    (1.0, 1.0, 0.8, 0.6, 0.6, 0.2),
+)
+# Found on hourly series, so that quiet ones stay quiet; a plateau: a tenth more or less of any of them changes little.
+_HOURLY: Final = _Weights(
+    {
+        THREE: 0.8,
+        BAND_OF_DAY: 0.7,
+        RANGE: 0.5,
+        LEVEL_OF_HOURS: 0.65,
+        LEVEL_OF_DAYS: 0.6,
+        NOISE_CHANGE: 0.4,
+        SMOOTHED_RANGE: 0.3,
+        SEASONAL_LEVEL: 0.3,
+    },
+    (1.0, 1.0, 0.4, 0.3, 0.3, 0.0),
 )
 
 
@@ -61,50 +75,57 @@ _POINT_WEIGHTS, _TEN_WEIGHTS, _THIRTY_WEIGHTS, _SCORE_WEIGHTS = (
 class Pools(Columns):
     """The last rarities, newest first. Those that only enter a mean are kept as their weighted sum."""
 
-    recent: Single = column("half", 2, len(_OF_THREE))
-    ten: Single = column("half", _TEN)
-    thirty: Single = column("half", _THIRTY)
+    recent: Single = column("single", 2, len(_KEPT))
+    means: Single = column("single", 2)  # over some 10 and 30 points
     scores: Single = column("single", 2)  # the score's two running means
 
 
-def is_hourly(step_s: np.ndarray) -> Flags:
-    """Whether a series' points are so far apart that each is its own pool."""
-    return step_s >= _HOURLY_FROM_S
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What follows from the sampling steps."""
+
+    hourly: Index  # the series whose points are far apart
+    rates: Single
+
+    @classmethod
+    def of(cls, step_s: np.ndarray) -> "Pace":
+        """For series with these steps in seconds."""
+        is_hourly = step_s >= _HOURLY_FROM_S
+        return cls(np.nonzero(is_hourly)[0], np.where(is_hourly, _HOURLY_RATES, _RATES))
 
 
-def pool(pools: Pools, rarity: Single, hourly: Flags) -> Single:
+def pool(pools: Pools, rarity: Single, pace: Pace) -> Single:
     """Take in the rarities of one point (features, series); how unusual the series is now, shape (series,)."""
-    kept = to_half(rarity[_KEPT])
+    kept = np.take(rarity, _KEPT, axis=0)
     newer, older = pools.recent
     second = np.maximum(np.minimum(kept, newer), np.minimum(np.maximum(kept, newer), older))
-    if hourly.any():
-        second = np.where(hourly, kept, second)
     pools.recent[1] = newer
     pools.recent[0] = kept
-    _push(pools.ten, _sum(rarity, _TEN_WEIGHTS))
-    _push(pools.thirty, _sum(rarity, _THIRTY_WEIGHTS))
-    total = _sum(rarity, _POINT_WEIGHTS) + _sum(second, _KEPT_WEIGHTS)
-    return total + _mean(pools.ten, _HOURLY_TEN, hourly) + _mean(pools.thirty, _HOURLY_THIRTY, hourly)
+    total = _total(rarity, second, _FINE)
+    if len(pace.hourly):
+        total[pace.hourly] = _total(rarity[:, pace.hourly], second[:, pace.hourly], _HOURLY)
+    pools.means += pace.rates * (np.stack((_sum(rarity, _OF_TEN), _sum(rarity, _OF_THIRTY))) - pools.means)
+    total += pools.means[0]
+    total += pools.means[1]
+    return total
 
 
 def score(pools: Pools, rarity: Single, measured: Flags) -> Single:
     """How anomalous this point is, for ranking points; smoothed, because faults last. Apart from `pool` on purpose."""
-    now = _sum(rarity, _SCORE_WEIGHTS)
+    now = rarity[_SCORED[0]].copy()
+    for feature in _SCORED[1:]:
+        now += rarity[feature]
     pools.scores += (_SCORE_RATES * measured) * (now - pools.scores)
     return np.where(measured, now + pools.scores[0] + pools.scores[1], np.float32(0))
 
 
-def _push(ring: Single, values: Single) -> None:
-    ring[1:] = ring[:-1]
-    ring[0] = to_half(values)
+def _total(rarity: Single, second: Single, weights: _Weights) -> Single:
+    return _sum(rarity, weights.point) + _sum(second, dict(enumerate(weights.second)))
 
 
-def _sum(rarity: Single, weights: Single) -> Single:
-    return sum_rows(rarity * weights)
-
-
-def _mean(ring: Single, hourly_points: int, hourly: Flags) -> Single:
-    mean = sum_rows(ring) / np.float32(len(ring))
-    if not hourly.any():
-        return mean
-    return np.where(hourly, sum_rows(ring[:hourly_points]) / np.float32(hourly_points), mean)
+def _sum(rarity: Single, weights: dict[int, float]) -> Single:
+    """The weighted sum of some features, one after the other: the same bits for one series as for many."""
+    total = np.zeros_like(rarity[0])
+    for feature, weight in weights.items():
+        total += np.float32(weight) * rarity[feature]
+    return total

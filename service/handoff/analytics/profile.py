@@ -70,15 +70,17 @@ def learn(profile: Profile, expected: Expected, x: Single, residual: Single, mea
     capped = np.minimum(size, _SPREAD_CAP * profile.spread + np.where(profile.spread == 0, size, np.float32(0)))
     profile.spread += np.float32(_SPREAD_RATE) * (known & measured) * (capped - profile.spread)
     limit = BOUND * profile.spread + np.float32(1e-12)
-    bounded = np.clip(residual, -limit, limit)
+    bounded = np.minimum(np.maximum(residual, -limit), limit)
     weight = np.maximum(1 / (expected.visits + np.float32(1)), np.float32(_RATE_MIN))
     usual = np.where(known, expected.usual + weight * bounded, x)
     decay = np.float32(_BAND_DECAY)
     highest = np.where(known & (x <= expected.highest), expected.highest + decay * (usual - expected.highest), x)
     lowest = np.where(known & (x >= expected.lowest), expected.lowest + decay * (usual - expected.lowest), x)
-    at = expected.at if measured.all() else expected.at[measured]
-    for values, into in ((usual, profile.usual), (highest, profile.highest), (lowest, profile.lowest)):
-        into.ravel()[at] = to_half(values if measured.all() else values[measured])
+    at, band = expected.at, to_half(np.stack((usual, highest, lowest)))
     visits = np.minimum(expected.visits, _VISITS_MAX - 1) + np.uint8(1)
-    profile.visits.ravel()[at] = visits if measured.all() else visits[measured]
+    if not measured.all():
+        at, band, visits = at[measured], band[:, measured], visits[measured]
+    for values, into in zip(band, (profile.usual, profile.highest, profile.lowest), strict=True):
+        into.reshape(-1)[at] = values
+    profile.visits.reshape(-1)[at] = visits
     return bounded

@@ -11,9 +11,9 @@ import numpy as np
 
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
 
-VERSION: Final = 1  # raise it with every change of a column, and teach `unpack` what the version before had
+VERSION: Final = 2  # raise it with every change of a column, and teach `unpack` what the version before had
 BYTES_MAX: Final = 4_096
-_HEADER_BYTES: Final = 3  # version, whether it is still warming up, phase
+_HEADER_BYTES: Final = 2  # version, whether it is still warming up
 GROWN_BYTES: Final = _HEADER_BYTES + sum(part.stored_bytes() for part in PARTS.values())
 
 
@@ -24,8 +24,8 @@ def pack(detector: Detector) -> list[bytes]:
     grown = np.concatenate([part.pack() for part in memory.parts()], axis=1)
     is_young = warm_up.held < WARM_UP
     return [
-        bytes((VERSION, young, phase)) + (first[number] if young else grown[number]).tobytes()
-        for number, (young, phase) in enumerate(zip(is_young.tolist(), memory.histograms.phase.tolist(), strict=True))
+        bytes((VERSION, young)) + (first[number] if young else grown[number]).tobytes()
+        for number, young in enumerate(is_young.tolist())
     ]
 
 
@@ -40,7 +40,6 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
     for number, blob in enumerate(blobs):
         if blob:
             _check(blob)
-            memory.histograms.phase[number] = blob[2]
             (young if blob[1] else grown).append(number)
     if young:
         warm_up.put(np.array(young), WarmUp.unpack(_rows(blobs, young)))
