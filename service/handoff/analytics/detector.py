@@ -157,14 +157,14 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        strength = incidents.advance(memory.life, level, unusual, self._life, measured)
+        strength = incidents.advance(memory.life, level, unusual, residual, self._life, measured)
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
         levels.learn(level, x, bounded, seen, measured)
         seen += measured
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])
         self._widen_unit(measured)
-        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, memory.life.since > 0)
+        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, incidents.is_open(memory.life, self._life))
 
     def _band(self, expected: profile.Expected, told: Index) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.

@@ -2,6 +2,8 @@
 
 For a refractory period after an onset, only what is clearly worse speaks again. A series whose level has left the band in
 which it was before the incident is held for longer, so that a level shift is told once. After days a new level is accepted.
+What deviates the same way again within `_SAME_S` is the same incident, and so is what comes while the level moves further in
+that direction: a leak is told once.
 """
 
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ _REFRACTORY_POINTS_MIN: Final = 20.0
 _ACCEPTED_AFTER_S: Final = 3 * 86_400.0  # seven days hide more of what is labelled and mute no more of a shift
 _LEAVES_WITHIN: Final = 24  # points: the slow mean takes that long to leave its band
 _HELD_BELOW_S: Final = 1_200.0  # with a longer step the slow mean is that of days, and would hide other incidents
+_SAME_S: Final = 22 * 3_600.0  # from the alert, or from when the level last moved further; tomorrow's trouble is told
+_SAME_MAX_S: Final = 14 * 86_400.0  # then what still moves further is told again
+_FURTHER: Final = np.float32(0.02)  # of the slow mean's range: less is no movement
 _MEMORY_S: Final = 7 * 86_400.0
 _FREE: Final = np.float32(2.0)  # alerts in that time that cost nothing
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
@@ -42,6 +47,11 @@ class Life(Columns):
     peak: Single = column("single")  # the worst of the open incident
     lowest: Single = column("single", unit=1)  # the band of the slow mean before it
     highest: Single = column("single", unit=1)
+    direction: Single = column("single")  # of what was told: 1 above what was expected, -1 below
+    told: Single = column("single")  # the worst that was told in that direction
+    told_age: Single = column("single", fill=_LONG_AGO)  # points since the first of it
+    still: Single = column("single", fill=_LONG_AGO)  # points since that, or since the level last moved further
+    reached: Single = column("single", unit=1)  # the slow mean then
 
 
 def sensitivity(step_s: np.ndarray) -> Single:
@@ -58,6 +68,8 @@ class Pace:
     refractory: Single  # points
     remembered: Single  # the share of `alerts` that is left after a point
     accepted_after: Single  # points
+    same: Single  # points
+    same_max: Single  # points
     can_hold: Flags
 
     @classmethod
@@ -67,13 +79,16 @@ class Pace:
             sensitivity(step_s),
             np.maximum(_REFRACTORY_POINTS_MIN, _REFRACTORY_S / step_s).astype(np.float32),
             np.exp(-step_s / _MEMORY_S).astype(np.float32),
-            (_ACCEPTED_AFTER_S / step_s).astype(np.float32),
+            *((it / step_s).astype(np.float32) for it in (_ACCEPTED_AFTER_S, _SAME_S, _SAME_MAX_S)),
             step_s < _HELD_BELOW_S,
         )
 
 
-def advance(life: Life, levels: Levels, unusual: Single, pace: Pace, measured: Flags) -> Single:
-    """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates."""
+def advance(life: Life, levels: Levels, unusual: Single, residual: Single, pace: Pace, measured: Flags) -> Single:
+    """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates.
+
+    `residual` says in which direction the point deviates from what was expected of its time of day.
+    """
     life.alerts *= pace.remembered
     life.age += 1
     # From 1 at `_HOLD` of the refractory period to 0 at its end.
@@ -82,9 +97,10 @@ def advance(life: Life, levels: Levels, unusual: Single, pace: Pace, measured: F
     barrier *= 1 / (1 - _HOLD)
     np.minimum(np.maximum(barrier, 0, out=barrier), 1, out=barrier)
     barrier *= life.worst * _ESCALATION
+    repeats = _follow(life, levels, unusual, residual, pace)
     is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
-    at = np.nonzero(measured & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
+    at = np.nonzero(measured & ~repeats & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
     strength = np.zeros_like(unusual)
     if len(at):
         now = unusual[at]
@@ -96,7 +112,44 @@ def advance(life: Life, levels: Levels, unusual: Single, pace: Pace, measured: F
         life.alerts[at] += alerting
         life.peak[at] = np.maximum(now, life.peak[at])
         _open(life, levels, unusual, at[alerting & (life.since[at] == 0)])
+        told = at[strength[at] >= 1]
+        _tell(life, levels, unusual[told], np.sign(residual[told]), pace, told)
     return strength
+
+
+def is_open(life: Life, pace: Pace) -> Flags:
+    """Whether an incident is open: it is not closed yet, or the level still moves further in its direction."""
+    return (life.since > 0) | (_is_same(life, pace) & (life.still < life.told_age))
+
+
+def _is_same(life: Life, pace: Pace) -> Flags:
+    return (life.still <= pace.same) & (life.told_age < pace.same_max)
+
+
+def _follow(life: Life, levels: Levels, unusual: Single, residual: Single, pace: Pace) -> Flags:
+    """See whether the level moves further in the direction of what was told; which series only do again what was told."""
+    life.still += 1
+    life.told_age += 1
+    repeats = np.zeros(len(unusual), np.bool_)
+    at = np.nonzero(_is_same(life, pace))[0]
+    if len(at):
+        slow, direction = levels.means[SLOW, at], life.direction[at]
+        span = levels.slow_highest[at] - levels.slow_lowest[at]
+        further = at[(slow - life.reached[at]) * direction > _FURTHER * span]
+        life.reached[further] = levels.means[SLOW, further]
+        life.still[further] = 0
+        repeats[at] = (np.sign(residual[at]) == direction) & (unusual[at] <= _HELD_ESCALATION * life.told[at])
+    return repeats
+
+
+def _tell(life: Life, levels: Levels, unusual: Single, direction: Single, pace: Pace, at: Index) -> None:
+    """Note what is told, and whether it is something new."""
+    new = (direction != life.direction[at]) | ~_is_same(life, pace)[at]
+    life.told[at] = np.where(new, unusual, np.maximum(unusual, life.told[at]))
+    begins, direction = at[new], direction[new]
+    life.direction[begins] = direction
+    life.told_age[begins] = life.still[begins] = 0
+    life.reached[begins] = np.where(direction > 0, levels.slow_highest[begins], levels.slow_lowest[begins])
 
 
 def _hold_or_close(life: Life, levels: Levels, pace: Pace, measured: Flags) -> Flags:
