@@ -27,17 +27,23 @@ def daily(points: int, count: int, seed: int) -> NDArray[np.float64]:
 
 
 def watch(
-    values: NDArray[np.float64], *, restart_at: Collection[int] = (), offset_s: Any = 0, step_s: int = STEP_S
+    values: NDArray[np.float64],
+    *,
+    restart_at: Collection[int] = (),
+    offset_s: Any = 0,
+    step_s: int = STEP_S,
+    detector: Detector | None = None,
 ) -> tuple[list[Verdict], Detector]:
     """The verdicts on series of shape (points, count), and the detector as they leave it.
 
-    Before the points `restart_at` it is stored and read again. Local time is UTC plus `offset_s`.
+    Before the points `restart_at` it is stored and read again. Local time is UTC plus `offset_s`. A `detector` that is given
+    goes on.
     """
     points, count = values.shape
     steps = np.full(count, float(step_s))
     t = (stamps(points) - 1_700_438_400) // STEP_S * step_s + 1_700_438_400 + offset_s
     bins = bin_of(t[:, None] % 86_400, bins_per_day(steps))
-    detector, gap = Detector(steps), np.zeros(count, np.bool_)
+    detector, gap = detector or Detector(steps), np.zeros(count, np.bool_)
     missing_since = np.zeros(count, np.int64)
     verdicts: list[Verdict] = []
     for at in range(points):

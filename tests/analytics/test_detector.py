@@ -1,5 +1,6 @@
 """The detector as a whole: what it says, and what must not change what it says."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 
 from handoff.analytics.detector import Detector
 from handoff.analytics.findings import explain
+from handoff.analytics.levels import RESIDUAL
 from handoff.analytics.state import BYTES_MAX, GROWN_BYTES, pack, unpack
 from tests.analytics.series import DAY, STEP_S, daily, scores, stamps, strengths, watch
 
 QUIET = daily(6 * DAY, 6, seed=1)
 AT = 4 * DAY
+STATE_1 = Path(__file__).parent / "state-1.bin"
 
 
 def alerts(values: np.ndarray, **how: Any) -> list[list[int]]:
@@ -54,10 +57,24 @@ def test_the_state_of_a_series_is_small_has_a_version_and_nothing_else_is_accept
     (blob,) = pack(watch(QUIET[:100, :1])[1])
     assert len(blob) == GROWN_BYTES <= BYTES_MAX
     assert len(pack(watch(QUIET[:20, :1])[1])[0]) < 500
-    with pytest.raises(ValueError, match="has version 9; this program reads version 2"):
+    with pytest.raises(ValueError, match="has version 9; this program reads versions 1 to 2"):
         unpack([bytes((9,)) + blob[1:]], np.array([300.0]))
     with pytest.raises(ValueError, match="bytes instead of"):
         unpack([blob[:-1]], np.array([300.0]))
+
+
+def test_a_state_that_version_1_stored_goes_on_as_if_this_version_had_stored_it() -> None:
+    values = daily(4 * DAY, 1, seed=7)
+    old = unpack([STATE_1.read_bytes()], np.array([float(STEP_S)]))  # after three days of the same values
+    _, new = watch(values[: 3 * DAY])
+    today = values[3 * DAY :]
+    today[144:] = 0
+    found_by_old, found_by_new = watch(today, detector=old)[0], watch(today, detector=new)[0]
+    assert np.median(np.abs(scores(found_by_old) - scores(found_by_new))) < 0.1
+    assert strengths(found_by_old)[:144].max() < 1
+    assert strengths(found_by_old)[144:147].max() >= 1
+    with pytest.raises(ValueError, match="has 4048 bytes instead of 4049"):
+        unpack([STATE_1.read_bytes()[:-1]], np.array([300.0]))
 
 
 @settings(max_examples=2, deadline=None)
@@ -155,3 +172,31 @@ def test_a_level_shift_is_told_once_and_held_until_the_new_level_is_accepted() -
     open_at = np.array([it.is_open for it in verdicts])
     assert open_at[7 * DAY].sum() >= 6
     assert not open_at[-1].any()
+
+
+def test_a_leak_is_told_once_however_long_the_level_goes_on_rising_and_a_drop_in_it_is_told() -> None:
+    values = daily(14 * DAY, 8, seed=5)
+    values[8 * DAY :] += np.linspace(0, 130, 6 * DAY)[:, None]
+    values[-DAY // 2 :, :4] = 0
+    verdicts, _ = watch(values)
+    found = strengths(verdicts) >= 1
+    assert found[8 * DAY : 8 * DAY + 480].any(axis=0).all()  # within 40 hours
+    assert found[8 * DAY : -DAY // 2].sum() <= 9
+    assert found[-DAY // 2 :].any(axis=0).tolist() == [True] * 4 + [False] * 4
+    assert np.array([it.is_open for it in verdicts])[11 * DAY :].mean() > 0.9
+
+
+def test_hours_that_are_odd_alone_are_noise_and_hours_that_confirm_one_another_are_told() -> None:
+    rng = np.random.default_rng(6)
+    wave = 100 + 20 * np.sin(np.arange(35 * 24)[:, None] * (2 * np.pi / 24))
+    values = wave + 3 * rng.standard_t(3, (35 * 24, 24))
+    values[30 * 24 :, 0] += 40
+    verdicts, _ = watch(values, step_s=3_600)
+    found = strengths(verdicts) >= 1
+    assert found[200:, 1:].sum() <= 12  # on 23 series in 4 weeks
+    assert found[30 * 24 : 30 * 24 + 3, 0].any()
+
+
+def test_the_residual_has_a_usual_size_from_the_second_day_on() -> None:
+    _, detector = watch(QUIET[: 2 * DAY])
+    assert (detector.memory.levels.squares[RESIDUAL] > 0).all()

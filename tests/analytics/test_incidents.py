@@ -2,29 +2,61 @@
 
 import numpy as np
 
-from handoff.analytics.incidents import Life, Pace, advance, sensitivity
+from handoff.analytics.incidents import Life, Pace, advance, is_open, sensitivity
 from handoff.analytics.levels import SLOW, Levels
 
-STEP_S = np.array([300.0])
+PACE = Pace.of(np.array([300.0, 300.0]))
+HOUR = 12  # points
+
+
+class Pair:
+    """Two series whose slow means have been between 0 and 1."""
+
+    def __init__(self) -> None:
+        self.levels, self.life = Levels.empty(2), Life.empty(2)
+        self.levels.slow_lowest[:], self.levels.slow_highest[:], self.levels.means[SLOW] = 0, 1, 0.5
+
+    def tell(self, unusual: float, points: int = 1, toward: tuple[float, float] = (1, 1)) -> list[bool]:
+        """Whether each told anything in so many points, all as unusual as this."""
+        residual, now, measured = np.array(toward, np.float32), np.full(2, unusual, np.float32), np.ones(2, np.bool_)
+        found = [advance(self.life, self.levels, now, residual, PACE, measured) > 0 for _ in range(points)]
+        return np.any(found, axis=0).tolist()
 
 
 def test_a_level_that_left_its_band_is_told_again_only_if_it_gets_half_as_bad_again_or_after_three_days() -> None:
-    levels, life = Levels.empty(2), Life.empty(2)
-    levels.slow_lowest[:], levels.slow_highest[:], levels.means[SLOW] = 0, 1, 0.5
+    pair = Pair()
+    assert pair.tell(12) == [True, True]
+    pair.levels.means[SLOW, 0] = 5  # the first has a new level, the second does not
+    pair.levels.slow_highest[0] = 5
+    assert pair.tell(0.1, 250) == [False, False]
+    assert pair.tell(13, toward=(-1, -1)) == [False, True]
+    assert pair.tell(19.6, toward=(-1, -1)) == [True, True]
+    assert pair.tell(0.1, 3 * 24 * HOUR) == [False, False]
+    assert pair.tell(13) == [True, True]
 
-    def tell(unusual: float, points: int = 1) -> list[bool]:
-        pace, measured = Pace.of(STEP_S.repeat(2)), np.ones(2, np.bool_)
-        found = [advance(life, levels, np.full(2, unusual, np.float32), pace, measured) > 0 for _ in range(points)]
-        return np.any(found, axis=0).tolist()
 
-    assert tell(12) == [True, True]
-    levels.means[SLOW, 0] = 5  # the first has a new level, the second does not
-    levels.slow_highest[0] = 5
-    assert tell(0.1, 250) == [False, False]
-    assert tell(13) == [False, True]
-    assert tell(19.6) == [True, True]
-    assert tell(0.1, 3 * 288) == [False, False]
-    assert tell(13) == [True, True]
+def test_what_deviates_the_same_way_within_22_hours_is_told_again_only_if_it_is_half_as_bad_again() -> None:
+    pair = Pair()
+    assert pair.tell(12) == [True, True]
+    assert pair.tell(0.1, 21 * HOUR) == [False, False]
+    assert pair.tell(13, toward=(1, -1)) == [False, True]
+    assert pair.tell(18.1) == [True, True]
+    assert pair.tell(0.1, 23 * HOUR) == [False, False]
+    assert pair.tell(13) == [True, True]
+
+
+def test_while_the_level_moves_further_the_same_way_the_incident_stays_open_and_is_not_told_again_for_two_weeks() -> None:
+    pair = Pair()
+    assert pair.tell(12) == [True, True]
+    for half_day in range(27):
+        pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 2 + half_day
+        assert pair.tell(0.1, 12 * HOUR - 1) == [False, False]
+        is_second = half_day % 2 == 1
+        assert pair.tell(12 if is_second else 0.1) == [False, is_second]
+        assert is_open(pair.life, PACE)[0]
+    pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 40
+    assert pair.tell(0.1, 24 * HOUR) == [False, False]
+    assert pair.tell(12) == [True, True]
 
 
 def test_finer_steps_have_to_be_clearer() -> None:

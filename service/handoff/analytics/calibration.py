@@ -86,10 +86,15 @@ def refit(histograms: Histograms, seen: np.ndarray, measured: Flags) -> None:
     due = seen & np.where(seen < _EARLY_UNTIL, np.int32(_EARLY_POINTS - 1), np.int32(_POINTS - 1)) == 0
     due &= measured
     if due.all():
-        _fit(histograms, histograms.counts, slice(None))
+        fit(histograms)
     elif due.any():
         at = np.nonzero(due)[0]
         _fit(histograms, np.take(histograms.counts, at, axis=-1), at)
+
+
+def fit(histograms: Histograms) -> None:
+    """Fit all series again."""
+    _fit(histograms, histograms.counts, slice(None))
 
 
 def _fit(histograms: Histograms, counts: np.ndarray, at: Any) -> None:

@@ -17,7 +17,9 @@ HOURS, DAYS, RESIDUAL, NOISE, LONG_NOISE = range(5)
 _SQUARE_RATES: Final = np.array([[1 / 288], [1 / 1152], [1 / 288], [1 / 24], [1 / 576]], np.float32)
 _RESIDUAL_RATES: Final = np.array([[1 / 12], [1 / 576]], np.float32)
 _BOUND: Final = 25.0  # times the mean square: larger ones move it no further
-_UNBOUNDED_POINTS: Final = np.array([[20], [20], [50]])  # until then it is only being found out
+_UNBOUNDED_POINTS: Final = (
+    20  # until then it is only being found out; so it is while it is 0, as residuals are on the first day
+)
 
 
 @dataclass(slots=True)
@@ -67,9 +69,9 @@ def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measure
     deviations[LONG_NOISE] = deviations[NOISE]
     deviations *= deviations
     bounded = deviations[:NOISE]
-    np.minimum(
-        bounded, _BOUND * levels.squares[:NOISE] + np.where(seen < _UNBOUNDED_POINTS, bounded, np.float32(0)), out=bounded
-    )
+    squares = levels.squares[:NOISE]
+    is_bounded = (seen >= _UNBOUNDED_POINTS) & (squares > 0)
+    np.minimum(bounded, _BOUND * squares, out=bounded, where=is_bounded)
     levels.squares += (_SQUARE_RATES * weight) * (deviations - levels.squares)
     np.minimum(levels.slow_lowest, means[SLOW], out=levels.slow_lowest)
     np.maximum(levels.slow_highest, means[SLOW], out=levels.slow_highest)

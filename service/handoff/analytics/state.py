@@ -4,14 +4,16 @@ A detector that is packed and unpacked goes on with the same bits as one that wa
 such as the fitted tails, is not stored. A series still in its warm-up has a shorter blob with its first points.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
+from handoff.analytics.columns import Columns
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
+from handoff.analytics.earlier import HEADER_BYTES_1, PARTS_1, memory_of_1
 
-VERSION: Final = 2  # raise it with every change of a column, and teach `unpack` what the version before had
+VERSION: Final = 2  # raise it with every change of a column, and teach `earlier` what the version before had
 BYTES_MAX: Final = 4_096
 _HEADER_BYTES: Final = 2  # version, whether it is still warming up
 GROWN_BYTES: Final = _HEADER_BYTES + sum(part.stored_bytes() for part in PARTS.values())
@@ -36,32 +38,53 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
         ValueError: a blob is of a version that this code does not know, or of a wrong length.
     """
     memory, warm_up = Memory.empty(len(blobs)), WarmUp.empty(len(blobs))
-    young, grown = [], []
+    young: list[int] = []
+    grown: dict[int, list[int]] = {}
     for number, blob in enumerate(blobs):
         if blob:
             _check(blob)
-            (young if blob[1] else grown).append(number)
+            (young if blob[1] else grown.setdefault(blob[0], [])).append(number)
     if young:
-        warm_up.put(np.array(young), WarmUp.unpack(_rows(blobs, young)))
-    if grown:
-        at, rows, start = np.array(grown), _rows(blobs, grown), 0
+        size = WarmUp.stored_bytes()
+        warm_up.put(np.array(young), WarmUp.unpack(_rows([blobs[number][-size:] for number in young])))
+    for version, numbers in grown.items():
+        at, rows = np.array(numbers), _rows([blobs[number][_header_bytes(version) :] for number in numbers])
         warm_up.held[at] = WARM_UP
-        for part in memory.parts():
-            end = start + part.stored_bytes()
-            part.put(at, part.unpack(rows[:, start:end]))
-            start = end
+        old = memory_of_1(_parts(rows, PARTS_1)) if version == 1 else Memory(**_parts(rows, PARTS))
+        for part, other in zip(memory.parts(), old.parts(), strict=True):
+            part.put(at, other)
     return Detector(step_s, memory, warm_up)
 
 
-def _rows(blobs: Sequence[bytes], chosen: list[int]) -> np.ndarray:
-    return np.stack([np.frombuffer(blobs[number], np.uint8)[_HEADER_BYTES:] for number in chosen])
+def _rows(bodies: Sequence[bytes]) -> np.ndarray:
+    return np.stack([np.frombuffer(body, np.uint8) for body in bodies])
+
+
+def _parts(rows: np.ndarray, parts: Mapping[str, type[Columns]]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    start = 0
+    for name, part in parts.items():
+        end = start + part.stored_bytes()
+        read[name] = part.unpack(rows[:, start:end])
+        start = end
+    return read
+
+
+def _header_bytes(version: int) -> int:
+    return HEADER_BYTES_1 if version == 1 else _HEADER_BYTES
+
+
+def _grown_bytes(version: int) -> int:
+    parts = PARTS_1 if version == 1 else PARTS
+    return sum(part.stored_bytes() for part in parts.values())
 
 
 def _check(blob: bytes) -> None:
-    if blob[0] != VERSION:
+    if not 1 <= blob[0] <= VERSION:
         raise ValueError(
-            f"The detector's state has version {blob[0]}; this program reads version {VERSION}. Let the series learn anew."
+            f"The detector's state has version {blob[0]}; this program reads versions 1 to {VERSION}. Let the series "
+            "learn anew."
         )
-    wanted = _HEADER_BYTES + WarmUp.stored_bytes() if blob[1] else GROWN_BYTES
+    wanted = _header_bytes(blob[0]) + (WarmUp.stored_bytes() if blob[1] else _grown_bytes(blob[0]))
     if len(blob) != wanted:
         raise ValueError(f"The detector's state has {len(blob)} bytes instead of {wanted}. Let the series learn anew.")

@@ -1,0 +1,70 @@
+"""States that an earlier version of this program stored, read as what the present one keeps."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+
+from handoff.analytics.calibration import BINS, Histograms, fit
+from handoff.analytics.columns import Columns, Single, column
+from handoff.analytics.detector import PARTS, Memory
+from handoff.analytics.features import FEATURES
+from handoff.analytics.incidents import Life
+from handoff.analytics.pooling import Pools
+
+HEADER_BYTES_1: Final = 3
+_NONE: Final = 255
+
+
+@dataclass(slots=True)
+class _Histograms(Columns):
+    """Version 1: the bins of up to 16 points were not in `counts` yet."""
+
+    counts: np.ndarray = column("word", BINS, len(FEATURES))
+    pending: np.ndarray = column("byte", 16, len(FEATURES))
+    phase: np.ndarray = column("byte")
+    base: Single = column("single")
+
+
+@dataclass(slots=True)
+class _Pools(Columns):
+    """Version 1: means were taken over the points themselves."""
+
+    recent: Single = column("half", 2, 6)
+    ten: Single = column("half", 10)
+    thirty: Single = column("half", 30)
+    scores: Single = column("single", 2)
+
+
+@dataclass(slots=True)
+class _Life(Columns):
+    """Version 1: nothing was known about the direction of what was told."""
+
+    worst: Single = column("single")
+    age: np.ndarray = column("long")
+    alerts: Single = column("single")
+    since: np.ndarray = column("word")
+    peak: Single = column("single")
+    lowest: Single = column("single")
+    highest: Single = column("single")
+
+
+PARTS_1: Final[dict[str, type[Columns]]] = PARTS | {"histograms": _Histograms, "pools": _Pools, "life": _Life}
+
+
+def memory_of_1(parts: dict[str, Any]) -> Memory:
+    """The memory of series whose parts were stored by version 1."""
+    count = len(parts["scale"].unit)
+    old, pools, life = parts["histograms"], parts["pools"], parts["life"]
+    histograms = Histograms.empty(count)
+    histograms.counts, histograms.base = old.counts, old.base
+    for bins in old.pending:
+        feature, at = np.nonzero(bins != _NONE)
+        histograms.counts[bins[feature, at], feature, at] += 1
+    fit(histograms)
+    means = np.stack((pools.ten.mean(axis=0), pools.thirty.mean(axis=0))).astype(np.float32)
+    now = Life.empty(count)
+    for it in fields(life):
+        values = getattr(now, it.name)
+        values[:] = np.minimum(getattr(life, it.name), values) if it.name == "age" else getattr(life, it.name)
+    return Memory(**parts | {"histograms": histograms, "pools": Pools(pools.recent, means, pools.scores), "life": now})
