@@ -41,7 +41,7 @@ def test_rarity_is_what_all_past_values_say(seed: int) -> None:
     counted = np.ones(past.shape[1:], np.bool_)
     for number, point in enumerate(past):
         rarity(histograms, point.copy(), counted)
-        refit(histograms, np.full(2, number + 1, np.int32), counted[0])
+        refit(histograms, np.full(2, number + 1, np.int32))
     for size in (0.01, 0.3, 3.0, 30.0, 300.0):
         point = np.full(past.shape[1:], size, np.float32)
         found = rarity(histograms, point.copy(), counted)

@@ -20,8 +20,8 @@ from handoff.analytics.features import FEATURES, RAW, RELATIVE
 BINS: Final = 48
 _WIDTH: Final = 1 / 3
 _LOWEST: Final = -10.0  # of the logarithm; what is smaller counts in the first bin
-_POINTS: Final = 32  # between two fits; a power of two
-_EARLY_POINTS: Final = 8  # the same, while the series is young
+_POINTS: Final = 32  # between two fits
+_EARLY_POINTS: Final = 8  # the same, while the series is young; both are powers of two
 _EARLY_UNTIL: Final = 600  # with five-minute points, the day on which the time of day is new is over
 _TAIL: Final = np.float32(0.05)
 _HALF: Final = np.float32(0.5)
@@ -47,6 +47,7 @@ class Histograms(Columns):
     """Counts by bin and feature, and the curve that was last fitted to them."""
 
     counts: np.ndarray = column("word", BINS, len(FEATURES))
+    phase: np.ndarray = column("byte")  # points, missing ones too, so that series that began together are fitted together
     base: Single = column("single", unit=1)  # the largest step of the first points: what RELATIVE features are divided by
     start: Single = column("single", len(FEATURES), fill=_UNKNOWN)  # where the tail begins
     rarity: Single = column("single", len(FEATURES), fill=_TAIL_RARITY)  # there
@@ -81,10 +82,10 @@ def rarity(histograms: Histograms, features: Single, counted: Flags) -> Single:
     return logs
 
 
-def refit(histograms: Histograms, seen: np.ndarray, measured: Flags) -> None:
-    """Fit again where it is time. `seen` counts the points with this one."""
-    due = seen & np.where(seen < _EARLY_UNTIL, np.int32(_EARLY_POINTS - 1), np.int32(_POINTS - 1)) == 0
-    due &= measured
+def refit(histograms: Histograms, seen: np.ndarray) -> None:
+    """Fit again where it is time. `seen` counts the points that were measured, with this one."""
+    histograms.phase += np.uint8(1)
+    due = histograms.phase & np.where(seen < _EARLY_UNTIL, np.uint8(_EARLY_POINTS - 1), np.uint8(_POINTS - 1)) == 0
     if due.all():
         fit(histograms)
     elif due.any():
@@ -103,7 +104,7 @@ def _fit(histograms: Histograms, counts: np.ndarray, at: Any) -> None:
     known = total >= _COUNTED_MIN
     tail_max, half = _TAIL * total, _HALF * total
     shape = total.shape
-    above, summed, squared, tail_sum, tail_count = np.zeros((5, *shape), np.float32)
+    above, summed, squared, tail_sum, tail_count = (np.zeros(shape, np.float32) for _ in range(5))
     start, middle = (np.broadcast_to(_STARTS[BINS], shape).copy() for _ in range(2))
     # From the highest bin down: what lies in it and above it.
     for number in range(BINS - 1, -1, -1):

@@ -51,7 +51,7 @@ def _cap(counts: Counts, raw: Double, seen: np.ndarray, unusual: Single, alert_a
     whole = np.round(raw)
     is_integer = (whole >= 0) & (np.abs(raw - whole) < _ROUNDING)
     value = np.clip(whole, 0, _VALUE_MAX).astype(np.float32)
-    lately = counts.lately[:, at] * (1 - 1 / _WINDOWS) + value
+    lately = (counts.lately[:, at] * (1 - 1 / _WINDOWS) + value).astype(np.float32)
     positive, total, squares = counts.positive[at], counts.total[at], counts.squares[at]
     sparse = is_integer & (seen > _POINTS_MIN) & (positive < _SHARE_MAX * seen) & (total < _MEAN_MAX * positive)
     sparse &= (value > 0) | (unusual >= 1)

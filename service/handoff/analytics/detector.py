@@ -137,6 +137,7 @@ class Detector:
         everywhere = np.ones(len(ready), np.bool_)
         for value, bins, gap in zip(first.values, first.bins, first.gaps, strict=True):
             young._judge(value, bins.astype(np.int64), gap > 0, everywhere)
+        young.memory.histograms.phase[:] = self.memory.histograms.phase[ready]
         for part, other in zip(self.memory.parts(), young.memory.parts(), strict=True):
             part.put(ready, other)
 
@@ -192,7 +193,7 @@ class Detector:
         # Zeros in their place would make the second day look like nothing ever seen.
         counted[features.SEASONAL] &= known
         rare = rarity(histograms, found, counted)
-        refit(histograms, seen, measured)
+        refit(histograms, seen)
         if (seen <= SILENT).any():
             rare *= seen > SILENT
         return rare

@@ -12,7 +12,6 @@ from handoff.analytics.features import FEATURES
 from handoff.analytics.incidents import Life
 from handoff.analytics.pooling import Pools
 
-HEADER_BYTES_1: Final = 3
 _NONE: Final = 255
 
 
@@ -57,7 +56,7 @@ def memory_of_1(parts: dict[str, Any]) -> Memory:
     count = len(parts["scale"].unit)
     old, pools, life = parts["histograms"], parts["pools"], parts["life"]
     histograms = Histograms.empty(count)
-    histograms.counts, histograms.base = old.counts, old.base
+    histograms.counts, histograms.phase, histograms.base = old.counts, old.phase, old.base
     for bins in old.pending:
         feature, at = np.nonzero(bins != _NONE)
         histograms.counts[bins[feature, at], feature, at] += 1
@@ -67,4 +66,5 @@ def memory_of_1(parts: dict[str, Any]) -> Memory:
     for it in fields(life):
         values = getattr(now, it.name)
         values[:] = np.minimum(getattr(life, it.name), values) if it.name == "age" else getattr(life, it.name)
-    return Memory(**parts | {"histograms": histograms, "pools": Pools(pools.recent, means, pools.scores), "life": now})
+    made: dict[str, Any] = {"histograms": histograms, "pools": Pools(pools.recent, means, pools.scores), "life": now}
+    return Memory(**parts | made)

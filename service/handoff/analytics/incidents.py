@@ -79,7 +79,9 @@ class Pace:
             sensitivity(step_s),
             np.maximum(_REFRACTORY_POINTS_MIN, _REFRACTORY_S / step_s).astype(np.float32),
             np.exp(-step_s / _MEMORY_S).astype(np.float32),
-            *((it / step_s).astype(np.float32) for it in (_ACCEPTED_AFTER_S, _SAME_S, _SAME_MAX_S)),
+            (_ACCEPTED_AFTER_S / step_s).astype(np.float32),
+            (_SAME_S / step_s).astype(np.float32),
+            (_SAME_MAX_S / step_s).astype(np.float32),
             step_s < _HELD_BELOW_S,
         )
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from handoff.analytics.columns import Columns
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
-from handoff.analytics.earlier import HEADER_BYTES_1, PARTS_1, memory_of_1
+from handoff.analytics.earlier import PARTS_1, memory_of_1
 
 VERSION: Final = 2  # raise it with every change of a column, and teach `earlier` what the version before had
 BYTES_MAX: Final = 4_096
-_HEADER_BYTES: Final = 2  # version, whether it is still warming up
+_HEADER_BYTES: Final = 3  # version, whether it is still warming up, phase of the histograms
 GROWN_BYTES: Final = _HEADER_BYTES + sum(part.stored_bytes() for part in PARTS.values())
 
 
@@ -26,8 +26,8 @@ def pack(detector: Detector) -> list[bytes]:
     grown = np.concatenate([part.pack() for part in memory.parts()], axis=1)
     is_young = warm_up.held < WARM_UP
     return [
-        bytes((VERSION, young)) + (first[number] if young else grown[number]).tobytes()
-        for number, young in enumerate(is_young.tolist())
+        bytes((VERSION, young, phase)) + (first[number] if young else grown[number]).tobytes()
+        for number, (young, phase) in enumerate(zip(is_young.tolist(), memory.histograms.phase.tolist(), strict=True))
     ]
 
 
@@ -43,12 +43,12 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
     for number, blob in enumerate(blobs):
         if blob:
             _check(blob)
+            memory.histograms.phase[number] = blob[2]
             (young if blob[1] else grown.setdefault(blob[0], [])).append(number)
     if young:
-        size = WarmUp.stored_bytes()
-        warm_up.put(np.array(young), WarmUp.unpack(_rows([blobs[number][-size:] for number in young])))
+        warm_up.put(np.array(young), WarmUp.unpack(_rows(blobs, young)))
     for version, numbers in grown.items():
-        at, rows = np.array(numbers), _rows([blobs[number][_header_bytes(version) :] for number in numbers])
+        at, rows = np.array(numbers), _rows(blobs, numbers)
         warm_up.held[at] = WARM_UP
         old = memory_of_1(_parts(rows, PARTS_1)) if version == 1 else Memory(**_parts(rows, PARTS))
         for part, other in zip(memory.parts(), old.parts(), strict=True):
@@ -56,8 +56,8 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
     return Detector(step_s, memory, warm_up)
 
 
-def _rows(bodies: Sequence[bytes]) -> np.ndarray:
-    return np.stack([np.frombuffer(body, np.uint8) for body in bodies])
+def _rows(blobs: Sequence[bytes], chosen: list[int]) -> np.ndarray:
+    return np.stack([np.frombuffer(blobs[number], np.uint8)[_HEADER_BYTES:] for number in chosen])
 
 
 def _parts(rows: np.ndarray, parts: Mapping[str, type[Columns]]) -> dict[str, Any]:
@@ -68,10 +68,6 @@ def _parts(rows: np.ndarray, parts: Mapping[str, type[Columns]]) -> dict[str, An
         read[name] = part.unpack(rows[:, start:end])
         start = end
     return read
-
-
-def _header_bytes(version: int) -> int:
-    return HEADER_BYTES_1 if version == 1 else _HEADER_BYTES
 
 
 def _grown_bytes(version: int) -> int:
@@ -85,6 +81,6 @@ def _check(blob: bytes) -> None:
             f"The detector's state has version {blob[0]}; this program reads versions 1 to {VERSION}. Let the series "
             "learn anew."
         )
-    wanted = _header_bytes(blob[0]) + (WarmUp.stored_bytes() if blob[1] else _grown_bytes(blob[0]))
+    wanted = _HEADER_BYTES + (WarmUp.stored_bytes() if blob[1] else _grown_bytes(blob[0]))
     if len(blob) != wanted:
         raise ValueError(f"The detector's state has {len(blob)} bytes instead of {wanted}. Let the series learn anew.")
