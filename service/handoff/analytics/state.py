@@ -1,7 +1,7 @@
 """The stored form of a detector: one small versioned blob per series.
 
-A detector that is packed and unpacked goes on with the same bits as one that was not. What can be derived from the rest,
-such as the fitted tails, is not stored. A series still in its warm-up has a shorter blob with its first points.
+A detector that is packed and unpacked goes on with the same bits as one that was not. A series still in its warm-up has a
+shorter blob with its first points.
 """
 
 from collections.abc import Mapping, Sequence
