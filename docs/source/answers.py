@@ -63,7 +63,6 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),
     "handoff://jobs": Answer(16_000, "all jobs"),
-    "handoff://jobs": Answer(12_000, "all jobs"),
     "handoff://storage": Answer(25_000, "200 tables"),
     "handoff://webhooks": Answer(54_000, "20 endpoints, with 20 agents each"),
     "handoff://jobs/{name}": Answer(700, "one job"),
