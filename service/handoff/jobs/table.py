@@ -66,6 +66,5 @@ JOBS: Final = (
     Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
     Job("incidents", lambda _: incidents.INTERVAL_S, incidents.run),
     Job("webhooks", lambda _: webhooks.INTERVAL_S, webhooks.run),
-    Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
 )
 metrics.JOB.admit(*(job.name for job in JOBS))
