@@ -12,7 +12,7 @@ from handoff.app import open_app
 from handoff.context import App
 from handoff.jobs import measure
 from handoff.jobs.runner import run_jobs
-from handoff.jobs.table import Job
+from handoff.jobs.table import JOBS, Job
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 from tests.agents import PAST, Agent, until
@@ -156,3 +156,8 @@ async def test_a_session_handed_back_and_forth_is_counted_and_one_handed_on_is_n
         await hand(back_and_forth, "alice", "bob")
         await hand(back_and_forth, "bob", "alice")
     assert await counted() == 1
+
+
+def test_each_job_stands_in_the_table_once() -> None:
+    names = [job.name for job in JOBS]
+    assert sorted(set(names)) == sorted(names)
