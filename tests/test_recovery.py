@@ -207,7 +207,7 @@ async def test_an_unexpected_error_in_a_resource_is_hidden_from_the_caller_and_l
     agent: Agent, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr("handoff.store.sessions.find", crash)
-    monkeypatch.setattr("handoff.store.sessions.see", crash)
+    monkeypatch.setattr("handoff.store.lists.one", crash)
 
     with pytest.raises(Exception, match="because of a bug") as caught:
         await agent.read("handoff://sessions/s")

@@ -112,7 +112,7 @@ PAGE: Final = Page(
                     "Telemetry records dropped per second, by signal, and minutes of the processes' history that the database did not take within three hours. Should be 0.",
                     "recps",
                     Prom(f"sum by (signal) (rate({series(t.SIGNAL_DROPPED)}[$__rate_interval]))", "{{signal}}"),
-                    Prom(f"sum(rate({series(t.MINUTES_DROPPED)}[$__rate_interval]))", "minutes of history"),
+                    Prom(f"sum(rate({series(t.MINUTES_DROPPED)}[$__rate_interval])) or vector(0)", "minutes of history"),
                 ),
                 time_series(
                     "Time without an answer",

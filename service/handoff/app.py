@@ -109,8 +109,7 @@ async def open_app(
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await app.wakeups.close()
-        await minutes.leave()
-        is_drained = await _close(app)
+        is_drained = await _close(app, minutes)
         dropped = {name: it.dropped for name, it in signals.shipments().items()} if signals is not None else None
         log.info("process.stopped", kind=kind, appends_drained=is_drained, telemetry_dropped=dropped)
 
@@ -144,20 +143,25 @@ def _observe_pool(pool: Pool) -> None:
     ]
 
 
-async def _close(app: App) -> bool:
-    """Close what the App holds; return whether every append was answered in time."""
-    await app.health.close()
+async def _close(app: App, minutes: Minutes) -> bool:
+    """Write the last minute, and close what the App holds; return whether every append was answered in time."""
     await app.figures.close()
-    is_drained = True
+    is_drained, _ = await asyncio.gather(_drain(app), minutes.leave())  # a stop has not the time for one after the other
+    await app.health.close()
+    await app.cache.close()
+    return is_drained
+
+
+async def _drain(app: App) -> bool:
+    """Let appends in progress end, and close the pool; return whether they did in time."""
     try:
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await app.lane.drain()
             await app.pool.close()
     except TimeoutError:
-        is_drained = False
         app.pool.terminate()
-    await app.cache.close()
-    return is_drained
+        return False
+    return True
 
 
 def _configure_logs(policies: Policies, filters: Filters) -> None:

@@ -4,7 +4,6 @@ import math
 import random
 import re
 import subprocess
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from handoff.cli import backtest as command
 from handoff.cli.band_chart import COLUMNS, reduced
+from handoff.cli.parser import parser
 from tests.processes import HANDOFF
 
 BEGIN = 1_764_547_200  # 2025-12-01 in UTC
@@ -113,7 +113,7 @@ def test_without_the_extra_a_page_is_refused_with_the_command_that_installs_it(
         return None
 
     monkeypatch.setattr(command, "find_spec", missing)
-    assert command.backtest_command(Namespace(html=tmp_path / "out.html")) == 2
+    assert command.backtest_command(parser().parse_args(["backtest", "x.csv", "--html", str(tmp_path / "out.html")])) == 2
     assert "pip install 'handoff-observatory[report]'" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from mcp import Client
 
 from handoff.cli import wait
 from handoff.cli.parser import parser
-from tests.agents import Agent
+from tests.agents import Agent, until
 from tests.processes import HANDOFF, Service, environment, free_port, serving
 
 
@@ -57,6 +57,9 @@ async def test_an_offer_is_printed_with_its_brief_once_across_restarts(service: 
             assert "Port the parser." in json.dumps(passed["brief"])
             second = await agent.offer(key, to="wes", agent="ada")
             assert json.loads(await line_of(process.stdout))["handoff"]["handoff_id"] == second
+            await until(
+                lambda: any(f'"{second}.0"' in it.read_text() for it in tmp_path.rglob("*.json"))
+            )  # it is remembered
         with waiting(service.url, "wes", tmp_path) as process:
             third = await agent.offer(key, to="wes", agent="ada", priority=0)
             assert json.loads(await line_of(process.stdout))["handoff"]["handoff_id"] == third

@@ -350,7 +350,7 @@ async def test_stale_figures_are_shown_once_while_they_are_computed_anew(
     assert (first["total"]["sessions"], first["stale"]) == (1, False)
     assert await agent.read(uri) == first
 
-    question = {"since": "", "until": "", "granularity": "day", "policy": ""}
+    question = {"since": "", "until": "", "granularity": "day", "policy": "", "operation": ""}
     key = figures_key(address(app.settings), "sessions", None, question)
     kept = await app.cache.get(key)
     assert kept is not None

@@ -5,10 +5,17 @@ import asyncio
 import pytest
 
 from handoff.cli.demo_work import run_simulation, schedule_for
+from handoff.simulation import runner
 from handoff.simulation.agents import NAMES
 from handoff.simulation.client import AgentClient
 from handoff.simulation.options import SimulationOptions
 from tests.processes import PATIENCE_S
+
+
+@pytest.fixture(autouse=True)
+def _patient_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be closed here is not waited for."""
+    monkeypatch.setattr(runner, "CLEANUP_S", 1.0)
 
 
 async def test_the_simulation_ends_even_if_a_breaking_connection_swallows_the_cancellation(

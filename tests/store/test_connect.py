@@ -23,6 +23,12 @@ from tests.server.test_http import edge
 
 TABLES = ("session", "participant", "context_entry", "handoff", "event", "idempotency")
 
+ADMIN = {tool.name for tool in ADMIN_TOOLS}
+INCIDENT = """
+    INSERT INTO incident (severity, component, summary, causes, anomalies, opened_at, last_at)
+    VALUES ('warning', 'host', '', '[]', 0, now(), now())
+"""
+
 
 class Terminations:
     """Terminates the server's end of a pooled connection after the n-th statement that is run from now on."""
@@ -73,8 +79,8 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
     key = await agent.session(session_key=f"s{number}")
     keyed: dict[str, Any] = {"idempotency_key": f"k{number}"}
     alice, bob = {"agent": "alice", **keyed}, {"agent": "bob", **keyed}
-    if tool in ("configuration", "session_data", "job"):
-        return {"agent": "alice", "reason": "x"} | await admin_arguments_of(agent, tool, key, number)
+    if tool in ADMIN:
+        return {"agent": "alice"} | await admin_arguments_of(agent, tool, key, number)
     match tool:
         case "register_session":
             return alice | {"session_key": f"new{number}"}
@@ -102,19 +108,22 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
 
 
 async def admin_arguments_of(agent: Agent, tool: str, key: str, number: int) -> dict[str, Any]:
+    if tool == "explain_anomaly":
+        return {"incident": 1, "feedback": "noise"}
     if tool == "session_data":
-        return {"action": "hold", "of": "session", "name": key}
+        return {"action": "hold", "of": "session", "name": key, "reason": "x"}
     if tool == "job":
-        return {"job": "certificates", "action": "run"}
+        return {"job": "certificates", "action": "run", "reason": "x"}
     version = (await agent.ok("configuration"))["version"]
     changes = {"monitoring": {"thresholds": {"job_failures": 100 + number}}}
-    return {"action": "set", "changes": json.dumps(changes), "expected_version": version}
+    return {"action": "set", "changes": json.dumps(changes), "expected_version": version, "reason": "x"}
 
 
 @pytest.mark.parametrize("tool", [tool.name for tool in (*TOOLS, *ADMIN_TOOLS)])
 async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_error_and_leaves_nothing_half_done(
     app: App, db: asyncpg.Connection, terminations: Terminations, tool: str
 ) -> None:
+    await db.execute(INCIDENT)
     async with Client(build_server(app)) as client:
         agent = Agent(client)
         whole = await arguments_of(agent, tool, 0)

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 MINUTES_MAX: Final = 180  # kept while the database is away: 1 MB where 40 operations are called every minute
 _MINUTE_S: Final = 60.0
 _CANCELLED: Final = "cancelled"  # the code of a call whose caller has gone
-_LAST_S: Final = 2.0  # for the last write, when the process ends
+_LAST_S: Final = 1.0  # for the last write, when the process ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Minutes:
             await self.write()
 
     async def leave(self) -> None:
-        """End the minute in progress and write it, if the database takes it within 2 s."""
+        """End the minute in progress and write it, if the database takes it within a second."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_S):
                 await self.end_minute()
