@@ -336,10 +336,10 @@ async def explain_anomaly(world: World) -> dict[str, Any]:
     """An incident of 250 anomalies, in series with the longest labels, as its job writes it."""
     await world.db.execute(
         """WITH s AS (
-               INSERT INTO series (name, labels, kind, absence, begins_at)
+               INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
                SELECT 'handoffs.rejected' || n % 5,
                       jsonb_build_object('from', repeat('a', 196) || n / 5, 'to', repeat('b', 196) || n / 5), 'ratio',
-                      'zero', now()
+                      'zero', now(), now()
                  FROM generate_series(1000, 1249) n RETURNING id),
            p AS (
                INSERT INTO series_point (bucket, series_id, value, of)

@@ -27,8 +27,9 @@ _ALERT: Final = """
             '{"alertname": "HandoffSlow", "severity": "critical"}', jsonb_build_object('summary', $1::text))
 """
 _ANOMALY: Final = """
-    WITH s AS (INSERT INTO series (name, labels, kind, absence, begins_at)
-               VALUES ('handoffs.offered', jsonb_build_object('agent', $1::text), 'count', 'zero', now()) RETURNING id)
+    WITH s AS (INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
+               VALUES ('handoffs.offered', jsonb_build_object('agent', $1::text), 'count', 'zero', now(), now())
+               RETURNING id)
     INSERT INTO anomaly (series_id, bucket, version, severity, shadow, value, expected, lower, upper, strength, confidence,
                          spoke, sentence)
     SELECT s.id, now() - n * interval '1 hour', 1, 'warning', n = 3, 0, 5, 1, 9, 2, 0.5, '{}', 'finding ' || n

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from handoff.context import App
-from handoff.jobs import detect, rollup
+from handoff.jobs import detect, retention, rollup
 from handoff.settings import Settings
 from handoff.store import anomalies, series
 from handoff.store.connect import transact
@@ -168,3 +168,19 @@ async def test_each_step_of_a_handoff_is_counted_and_its_waits_are_measured(
     assert found["handoffs.rejected", '{"to": "bob", "from": "alice"}'] == 1
     assert found["sessions.registered", '{"agent": "alice"}'] == 2
     assert found["handoffs.completed", '{"agent": "bob"}'] == 1
+
+
+async def test_points_and_then_series_are_forgotten_so_that_there_is_room_for_others(
+    app: App, db: asyncpg.Connection
+) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+
+    async def put(name: str, days: int) -> None:
+        point = Point(Spec(name, "level", "gap"), now - timedelta(days=days), 1.0)
+        await transact(app.pool, lambda conn: series.put(conn, [point], 10))
+
+    for name, days in (("gone", 40), ("alive", 40), ("alive", 2), ("young", 30)):
+        await put(name, days)
+    await retention.run(app)
+    assert [row["name"] for row in await db.fetch("SELECT name FROM series ORDER BY name")] == ["alive", "young"]
+    assert await db.fetchval("SELECT count(*) FROM series_point") == 2

@@ -10,7 +10,7 @@ import structlog
 
 from handoff.context import App
 from handoff.jobs.pace import pause_after
-from handoff.store import incidents, retention, webhooks
+from handoff.store import incidents, retention, series, webhooks
 from handoff.store.connect import Connection, transact
 from handoff.telemetry import metrics
 
@@ -34,6 +34,8 @@ async def run(app: App) -> None:
         "call_period": retention.call_periods,
         "incident": incidents.forget,
         "anomaly": incidents.forget_anomalies,
+        "series_point": series.forget_points,
+        "series": series.forget,
         "webhook_delivery": webhooks.forget,
     }
     deleted = {table: await _batches(app, work, until, table) for table, work in deletions.items()}

@@ -1,4 +1,4 @@
-"""Series: numbers by the minute. Their points, the packed days of the past, and what the detector knows of each."""
+"""Series: numbers by the minute. Their points, and what the detector knows of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from handoff.encoding import to_json
 from handoff.store.connect import Connection
 
 MINUTE: Final = timedelta(minutes=1)
+BATCH_MAX: Final = 2_000  # rows deleted by a statement, as in retention.py
 
 Kind = Literal["counter", "ratio", "count", "duration", "level"]  # as analytics/kinds.py explains them
 Absence = Literal["zero", "gap", "alert"]
@@ -25,8 +26,8 @@ REGISTER = """
         RETURNING s.id),
     forgotten AS (DELETE FROM detector_state WHERE series_id IN (SELECT id FROM changed)),
     added AS (
-        INSERT INTO series (name, labels, kind, absence, begins_at)
-        SELECT w.name, w.labels, w.kind, w.absence, w.begins_at
+        INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
+        SELECT w.name, w.labels, w.kind, w.absence, w.begins_at, w.begins_at
           FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[], $6::timestamptz[])
                WITH ORDINALITY AS w (name, labels, kind, absence, begins_at, place)
          WHERE NOT EXISTS (SELECT FROM series s WHERE s.name = w.name AND s.labels = w.labels)
@@ -38,6 +39,21 @@ REGISTER = """
     UNION ALL
     SELECT s.id, s.name, s.labels FROM series s
       JOIN unnest($1::text[], $2::jsonb[]) AS w (name, labels) ON s.name = w.name AND s.labels = w.labels
+"""
+# At most once a day for each series, so that it costs next to nothing.
+SEEN = """
+    UPDATE series s SET last_at = seen.at
+      FROM (SELECT id, max(at) AS at FROM unnest($1::int[], $2::timestamptz[]) AS t (id, at) GROUP BY id) seen
+     WHERE s.id = seen.id AND s.last_at < seen.at - interval '1 day'
+"""
+_KEPT = "least((SELECT max(metrics_for) FROM retention_policy), interval '31 days')"
+FORGET_POINTS = f"""
+    DELETE FROM series_point
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM series_point WHERE bucket < now() - {_KEPT} ORDER BY bucket LIMIT $1))
+"""
+FORGET = f"""
+    DELETE FROM series
+     WHERE id IN (SELECT id FROM series WHERE last_at < now() - {_KEPT} - interval '2 days' ORDER BY id LIMIT $1)
 """
 PUT = """
     INSERT INTO series_point (bucket, series_id, value, of)
@@ -139,6 +155,7 @@ async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int
         [point.value for point in known.values()],
         [point.of for point in known.values()],
     )
+    await conn.execute(SEEN, [series_id for series_id, _ in known], [bucket for _, bucket in known])
     return len(specs) - len(ids)
 
 
@@ -179,3 +196,13 @@ async def keep(
     """Write what the detector knows of series after the minute that ends at `judged_to`."""
     part, whole, measured_at = zip(*carried, strict=True) if carried else ((), (), ())
     await conn.execute(KEEP, ids, version, judged_to, states, part, whole, measured_at)
+
+
+async def forget_points(conn: Connection) -> int:
+    """Delete points that are older than any policy keeps metrics, and than 31 days; return how many."""
+    return int((await conn.execute(FORGET_POINTS, BATCH_MAX)).rsplit(" ", 1)[-1])
+
+
+async def forget(conn: Connection) -> int:
+    """Delete series that have had no points for so long, which makes room for others; return how many."""
+    return int((await conn.execute(FORGET, BATCH_MAX)).rsplit(" ", 1)[-1])

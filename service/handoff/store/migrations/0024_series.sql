@@ -8,39 +8,18 @@ CREATE TABLE series (
     kind       text NOT NULL CHECK (kind IN ('counter', 'ratio', 'count', 'duration', 'level')),
     absence    text NOT NULL CHECK (absence IN ('zero', 'gap', 'alert')),
     begins_at  timestamptz NOT NULL, -- its first minute
+    last_at    timestamptz NOT NULL, -- a minute that it has, at most a day before its newest
     UNIQUE (name, labels)
 );
 
 -- What was measured in the minute that begins at `bucket`. A minute without a row was not measured, or had nothing to count.
 CREATE TABLE series_point (
     bucket    timestamptz NOT NULL CHECK (date_trunc('minute', bucket, 'UTC') = bucket),
-    series_id integer NOT NULL REFERENCES series ON DELETE CASCADE,
+    series_id integer NOT NULL, -- refers to series, which is forgotten after its points: a constraint would need an index more
     value     double precision NOT NULL,
     of        double precision, -- of a ratio: how many there were of which `value` are a part
     PRIMARY KEY (bucket, series_id)
 );
-
--- The points of a day that is over: 1,440 values, and as many of `of` for a ratio, as float32, compressed.
-CREATE TABLE series_day (
-    day       date NOT NULL,
-    series_id integer NOT NULL REFERENCES series ON DELETE CASCADE,
-    points    bytea NOT NULL,
-    PRIMARY KEY (day, series_id)
-) PARTITION BY RANGE (day);
-ALTER TABLE series_day ALTER COLUMN points SET STORAGE EXTERNAL;
-
--- The partition of a day's month, which is made if there is none yet.
-CREATE FUNCTION series_month_of(day date) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-    month date := date_trunc('month', day::timestamp)::date;
-    partition text := 'series_day_' || to_char(month, 'YYYYMM');
-BEGIN
-    IF to_regclass(partition) IS NULL THEN
-        EXECUTE format('CREATE TABLE %I PARTITION OF series_day FOR VALUES FROM (%L) TO (%L)',
-                       partition, month, (month + interval '1 month')::date);
-    END IF;
-    RETURN partition;
-END $$;
 
 -- What the detector knows of a series after the minute `judged_to`, and what it takes to go on turning values into levels:
 -- the sums of a ratio so far, the last total of a counter, and when something was measured last.
