@@ -23,7 +23,7 @@ from tests.server.test_http import edge
 
 TABLES = ("session", "participant", "context_entry", "handoff", "event", "idempotency")
 
-ADMIN = {tool.name for tool in ADMIN_TOOLS}
+OF_OPERATORS = ("configuration", "explain_anomaly", "job", "session_data")
 INCIDENT = """
     INSERT INTO incident (severity, component, summary, causes, anomalies, opened_at, last_at)
     VALUES ('warning', 'host', '', '[]', 0, now(), now())
@@ -79,7 +79,7 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
     key = await agent.session(session_key=f"s{number}")
     keyed: dict[str, Any] = {"idempotency_key": f"k{number}"}
     alice, bob = {"agent": "alice", **keyed}, {"agent": "bob", **keyed}
-    if tool in ADMIN:
+    if tool in OF_OPERATORS:
         return {"agent": "alice"} | await admin_arguments_of(agent, tool, key, number)
     match tool:
         case "register_session":
