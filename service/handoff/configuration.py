@@ -288,7 +288,7 @@ class SeriesRule(_Model):
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """How a series is watched: what the strength of its findings is multiplied by, and who is told of them."""
+    """How a series is watched: what the strength of its findings is multiplied by, and whether anybody is notified."""
 
     sensitivity: float = 1.0
     muted: bool = False

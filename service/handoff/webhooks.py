@@ -59,7 +59,7 @@ class Endpoint(BaseModel):
         return self
 
     def wants(self, kind: str, agents: Sequence[str]) -> bool:
-        """Whether it is told of an event of this kind, of a handoff between these agents."""
+        """Whether it receives events of this kind about a handoff between these agents."""
         is_wanted = not self.events or kind.removeprefix("handoff.") in self.events
         return is_wanted and (not self.agents or not set(self.agents).isdisjoint(agents))
 

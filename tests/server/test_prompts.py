@@ -122,7 +122,10 @@ async def test_a_prompt_is_traced_and_counted_by_its_name(observed: App, collect
     async with edge(observed) as http:
         await tool(http, "ada", "register_session", agent="ada", session_key="seen")
         await written(http, PROTOCOL, "ada", "catch_up", session_key="seen")
-    found = lambda: [it for it in collector.spans() if it.name == "prompts/get catch_up"]  # noqa: E731
+
+    def found() -> list[Any]:
+        return [it for it in collector.spans() if it.name == "prompts/get catch_up"]
+
     await until(found)
     [span] = found()
     assert attributes(span)["gen_ai.prompt.name"] == "catch_up"

@@ -1,12 +1,11 @@
 """What the detector found, newest first."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
-from handoff.errors import Invalid
-from handoff.resources.analytics_contract import AnalyticsQuery, Type
+from handoff.resources.analytics_contract import AnalyticsQuery, Type, range_of
 from handoff.store import anomalies, series
 from handoff.store.connect import snapshot
 
@@ -17,14 +16,7 @@ _VERSION: Final = range(1 << 15)
 
 async def _read(call: Call, query: AnalyticsQuery, agent: str | None) -> dict[str, Any]:
     """A page of anomalies. `judged_to` says up to when the detector has looked: what came later is not in them."""
-    until = query.until or datetime.now(UTC)
-    since = query.since or until - _RANGE
-    if since >= until:
-        raise Invalid(
-            "invalid_arguments",
-            "The range from since to until is empty.",
-            "Repeat the call with a since that is before until, both with a time zone.",
-        )
+    since, until = range_of(query, _RANGE)
     after = None
     if query.cursor is not None:
         at, series_id, version = from_cursor(query.cursor, datetime, _ID, _VERSION)

@@ -2,11 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from handoff.context import Call
+from handoff.errors import Invalid
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, Scope
 from handoff.resources.contract import CursorArg, LimitArg, Query, TimeArg
 from handoff.store.statistics import Granularity
@@ -23,6 +25,19 @@ class AnalyticsQuery(Query):
     operation: Annotated[str | None, Field(max_length=100, pattern=r"^[\w/:.-]+$")] = None
     cursor: CursorArg = None
     limit: LimitArg = 50
+
+
+def range_of(query: AnalyticsQuery, default: timedelta) -> tuple[datetime, datetime]:
+    """The range from `since`, by default so long ago, to `until`, by default now. Raises Invalid if it is empty."""
+    until = query.until or datetime.now(UTC)
+    since = query.since or until - default
+    if since >= until:
+        raise Invalid(
+            "invalid_arguments",
+            "The range from since to until is empty.",
+            "Repeat the call with a since that is before until, both with a time zone.",
+        )
+    return since, until
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ LIST = """
 
 @dataclass(frozen=True, slots=True)
 class Anomaly:
-    """A finding about the minute that begins at `bucket`. Nobody is told of one that is a `shadow` or `muted`.
+    """A finding about the minute that begins at `bucket`. Nobody is notified if it is a `shadow` or `muted`.
 
     From a strength of 1 on it is told, as the series is watched now.
     """

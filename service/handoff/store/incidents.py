@@ -127,7 +127,7 @@ FORGET = """
                               AND closed_at IS NOT NULL
                             ORDER BY opened_at, id LIMIT $1))
 """
-# Those that nobody was told of.
+# Those about which nobody was notified.
 FORGET_ANOMALIES = """
     DELETE FROM anomaly
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM anomaly
@@ -154,7 +154,7 @@ async def lock(conn: Connection) -> None:
 
 
 async def waiting(conn: Connection, before: datetime) -> list[Record]:
-    """Anomalies that people should be told of and that belong to no incident yet, oldest first, at most BATCH."""
+    """Anomalies that should notify people and belong to no incident yet, oldest first, at most BATCH."""
     return await conn.fetch(WAITING, before, BATCH)
 
 

@@ -76,7 +76,7 @@ def _not_found(number: int) -> NotFound:
 
 
 def _thresholds(found: list[Record]) -> list[dict[str, Any]]:
-    """Each series once, with the strength that it needs to be told of."""
+    """Each series once, with the strength from which it notifies people."""
     rows = {row["series_id"]: row for row in found}
     return [
         {"series": row["name"], "labels": row["labels"], "kind": row["kind"], "threshold": round(row["threshold"], 3)}

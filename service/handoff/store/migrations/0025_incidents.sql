@@ -26,7 +26,7 @@ ALTER TABLE anomaly
 CREATE INDEX anomaly_waiting ON anomaly (bucket) WHERE incident_id IS NULL AND NOT shadow AND NOT muted;
 CREATE INDEX anomaly_of_incident ON anomaly (incident_id) WHERE incident_id IS NOT NULL;
 
--- Feedback moves the strength that a series needs to be told of: up for noise, down by less for what was useful.
+-- Feedback moves the strength from which a series notifies people: up for noise, down by less for what was useful.
 ALTER TABLE series
     ADD COLUMN noise     integer NOT NULL DEFAULT 0,
     ADD COLUMN useful    integer NOT NULL DEFAULT 0,
