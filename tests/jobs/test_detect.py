@@ -184,3 +184,26 @@ async def test_points_and_then_series_are_forgotten_so_that_there_is_room_for_ot
     await retention.run(app)
     assert [row["name"] for row in await db.fetch("SELECT name FROM series ORDER BY name")] == ["alive", "young"]
     assert await db.fetchval("SELECT count(*) FROM series_point") == 2
+
+
+async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
+    app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    point = Point(Spec("old", "level", "gap"), now - timedelta(days=300), 1.0)
+    await transact(app.pool, lambda conn: series.put(conn, [point], 10))
+    await db.execute(
+        "INSERT INTO analytics_progress VALUES ('rolled_up', $1), ('judged', $2)", now, now - timedelta(minutes=20)
+    )
+    await db.execute("INSERT INTO detector_state SELECT id, 0, now(), '', '{NaN,NaN,NaN}' FROM series")
+    asked: list[timedelta] = []
+    points = series.points
+
+    async def noted(conn: asyncpg.Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
+        asked.append(until - since)
+        return await points(conn, since, until)
+
+    monkeypatch.setattr(series, "points", noted)
+    await detect.run(app)
+    assert asked == [detect.RELEARNT + timedelta(minutes=19)]  # not 300 days at once
+    assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from time import time
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,9 @@ KEPT_EVERY: Final = timedelta(minutes=15)
 SETTLED: Final = timedelta(minutes=1)  # how long a minute has been over before it is judged: transactions end late
 CRITICAL_AT: Final = 1.5  # times the strength that alerts
 NEWS_S: Final = 3_600.0  # what is older when it is found, after an outage or a start with a past, wakes nobody
+RELEARNT: Final = timedelta(
+    days=2
+)  # of a series whose state can't be read any more: all of its past at once would fill memory
 _RUN_MAX: Final = timedelta(hours=6)  # that are judged at a time, in bounded memory
 _BATCH: Final = 2_000  # series judged at a time
 
@@ -52,11 +56,12 @@ async def _judge_some(app: App) -> bool:
         if rolled_up is None or not rows:
             return False
     end = rolled_up - SETTLED
-    oldest = min((_stands_at(row) for row in rows), default=end)
+    stands_at = partial(_stands_at, judged)
+    oldest = min(map(stands_at, rows))
     until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
     found: list[Anomaly] = []
     kept: list[tuple[list[int], Watch]] = []
-    for at, group in groupby(sorted(rows, key=_stands_at), key=_stands_at):
+    for at, group in groupby(sorted(rows, key=stands_at), key=stands_at):
         of_time = list(group)
         for start in range(0, len(of_time), _BATCH):
             batch = of_time[start : start + _BATCH]
@@ -83,9 +88,11 @@ async def _judge_some(app: App) -> bool:
     return until < end
 
 
-def _stands_at(row: Record) -> datetime:
+def _stands_at(judged: datetime | None, row: Record) -> datetime:
     """The first minute of a series that the kept state does not know. A state of another version is learnt anew."""
-    return row["judged_to"] if row["version"] == _version() else row["begins_at"]
+    if row["version"] == _version():
+        return row["judged_to"]
+    return row["begins_at"] if judged is None else max(row["begins_at"], judged - RELEARNT)
 
 
 def _told_at(app: App, row: Record, at: datetime) -> float:
