@@ -49,7 +49,12 @@ class Run:
 
     def end(self, how: signal.Signals = signal.SIGINT) -> int:
         os.killpg(self.process.pid, how)
-        self.printed += self.process.communicate(timeout=PATIENCE_S)[0]
+        try:
+            self.printed += self.process.communicate(timeout=PATIENCE_S)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate(timeout=PATIENCE_S)
+            raise
         return self.process.returncode
 
 

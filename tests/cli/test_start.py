@@ -84,3 +84,29 @@ def test_ctrl_c_while_the_program_is_being_loaded_shows_no_traceback(module: str
         rest = process.communicate(timeout=PATIENCE_S)[1]
     assert "Traceback" not in rest
     assert process.returncode in (-signal.SIGINT, 130)
+
+
+def test_a_ctrl_c_that_arrives_in_a_finalizer_is_not_lost() -> None:
+    program = """
+import os, signal, sys, time
+from types import SimpleNamespace
+from handoff.cli import parser
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+def command(arguments):
+    Finalized()
+    print("went on", flush=True)
+    time.sleep(3600)
+
+parser.import_module = lambda name: SimpleNamespace(migrate_command=command)
+sys.argv = ["handoff", "migrate"]
+parser.main()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "went on\n", "")

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from handoff.cli.light import load_little, without_rich
 from handoff.cli.people_options import add_people
 
 INTERRUPTED = 130
+_LATER_S: Final = 0.01  # time to leave the finalizer
 _WITH_COLOURS: Final = frozenset({"handoff.cli.people"})
 
 
@@ -21,6 +23,7 @@ def main() -> None:
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as __main__ has set it
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
         arguments = parser().parse_args()
         module, _, command = arguments.run.partition(":")
         if module not in _WITH_COLOURS:
@@ -35,6 +38,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(status)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Interrupt once more where Ctrl-C arrived in a finalizer, from which no exception gets out."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(_LATER_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def parser() -> argparse.ArgumentParser:
