@@ -12,7 +12,7 @@ from tests.agents import until
 _NAME = re.compile(rb"application_name\0([^\0]*)\0")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Link:
     application: str = ""
     is_silent: bool = False

@@ -19,13 +19,13 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.migrate import migrate
 from tests.agents import Agent
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, free_port
 
 
 @pytest.fixture(scope="module")
 def valkey() -> Generator[ValkeyServer]:
     """A Valkey server, which speaks the Redis protocol."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 

@@ -82,6 +82,18 @@ async def test_a_connection_that_sends_slowly_and_never_ends_is_closed(number: i
         assert await in_thread(drip) == b""
 
 
+async def test_a_connection_that_was_kept_for_long_ends_with_an_answer_that_says_so(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = GET + b"\r\n" + GET + b"Connection: close\r\n\r\n"
+    kept = await in_thread(exchanged, number, request)
+    monkeypatch.setattr(port, "_KEPT_S_MAX", 0)
+    ended = await in_thread(exchanged, number, request)
+
+    assert (kept.count(b" 200 "), kept.lower().count(b"connection: close")) == (2, 0)
+    assert (ended.count(b" 200 "), ended.lower().count(b"connection: close")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("host", "is_ours"),
     [

@@ -14,6 +14,7 @@ from handoff.server import waiting
 from handoff.server.standards import Allowed
 from handoff.settings import Settings
 from tests.agents import Agent
+from tests.processes import PATIENCE_S
 from tests.requests import body, call, headers
 from tests.server.test_http import edge
 
@@ -232,6 +233,7 @@ async def test_a_call_that_waits_sends_comments_until_its_answer(
     async with edge(app) as http:
         waited = await http.post("/mcp", json=request, headers=sent)
         json_only = await http.post("/mcp", json=request, headers={**sent, "accept": "application/json"})
+        monkeypatch.setattr(waiting, "KEEP_ALIVE_S", PATIENCE_S)
         request["params"]["arguments"]["agent"] = "bob"
         at_once = await http.post("/mcp", json=request, headers=sent)
 

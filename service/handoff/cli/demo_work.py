@@ -96,7 +96,8 @@ async def run_simulation(options: SimulationOptions, schedule: Generator[Schedul
         progress.cancel()
         await runner.close()
         await asyncio.gather(progress, return_exceptions=True)
-    _print(f"Stopped after {_elapsed(began)}: {runner.totals}")
+    left = f"; {runner.open_scenarios} sessions may still be open" if runner.open_scenarios else ""
+    _print(f"Stopped after {_elapsed(began)}: {runner.totals}{left}")
     return 0
 
 

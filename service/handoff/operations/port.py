@@ -31,7 +31,8 @@ log = structlog.get_logger(__name__)
 
 _SILENCE_S = 5  # after which a connection is closed
 _CONNECTIONS_MAX = 32  # each has a thread; a further one replaces the oldest
-_CONNECTION_S_MAX = 60  # for which a connection may exist, however much it sends; Prometheus opens one per scrape
+_CONNECTION_S_MAX = 60  # for which a connection may exist, however much it sends
+_KEPT_S_MAX = 30  # from then on, a connection ends with the next answer, which says so
 _HEAD_BYTES_MAX = 16 << 10
 
 
@@ -92,6 +93,10 @@ class _Server(ThreadingHTTPServer):
         for connection, began in self._open.copy().items():
             if began < began_before:
                 self._cut(connection)
+
+    def is_old(self, connection: socket.socket) -> bool:
+        """Whether a connection has been kept for long enough."""
+        return self._open.get(connection, 0.0) < monotonic() - _KEPT_S_MAX
 
     def _cut(self, connection: socket.socket | None) -> None:
         """End the reading and writing of a connection, and so its thread, which then closes it."""
@@ -220,5 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response_only(HTTPStatus(status))
         self.send_header("Content-Type", type_)
         self.send_header("Content-Length", str(len(body)))
+        if self.server.is_old(self.connection):
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)

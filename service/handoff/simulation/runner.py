@@ -230,6 +230,7 @@ class Runner:
         has_step = scenario.cleaning_up or scenario.start_cleanup()
         while has_step:
             has_step = await self._answered(scenario)
+        self._running.discard(scenario)
 
     async def _answered(self, scenario: RunningScenario) -> bool:
         """Make the scenario's next call until it is answered; return whether there is another one."""
