@@ -39,7 +39,7 @@ from handoff.server.calls import ClientGone, Reply, UnknownTool
 from handoff.server.common_call import common_call
 from handoff.server.gate import MCP_PATH, Gate
 from handoff.server.messages import answer_to
-from handoff.server.notifications import Notifications, refuse_for_now
+from handoff.server.notifications import Notifications
 from handoff.server.record import JSONRPC_NAMES
 from handoff.server.standards import normalised
 from handoff.server.waiting import kept_alive, may_wait
@@ -199,16 +199,8 @@ class Edge:
         except RequestCutOff:
             return 0
         except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
-            return await self.refusals.refuse(
-                scope,
-                send,
-                413,
-                "body_too_large",
-                f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts.",
-                CLOSE,
-            )
+            too_large = f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts."
+            return await self._bodies.refuse(self.refusals, scope, send, refused, too_large)
         try:
             return await pages(scope, send, headers, body)
         finally:
@@ -220,16 +212,8 @@ class Edge:
         except RequestCutOff:  # an unfinished request must not take effect
             return 0
         except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
-            return await self.refusals.refuse(
-                scope,
-                send,
-                413,
-                "body_too_large",
-                f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
-                CLOSE,
-            )
+            too_large = f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls."
+            return await self._bodies.refuse(self.refusals, scope, send, refused, too_large)
         try:
             if may_wait(body, headers.get("accept", "")):
                 async with kept_alive(send) as send_alive:
