@@ -71,7 +71,7 @@ class Bodies:
             else:
                 del self._of[caller]
 
-    async def refuse(self, refusals: Refusals, scope: Scope, send: Send, refused: BodyRefused, too_large: str) -> int:
+    async def refuse_body(self, refusals: Refusals, scope: Scope, send: Send, refused: BodyRefused, too_large: str) -> int:
         """Refuse a request whose body was not read on; `too_large` says so of the body itself. Return the status."""
         if refused.too_large == "body":
             return await refusals.refuse(scope, send, 413, "body_too_large", too_large, CLOSE)

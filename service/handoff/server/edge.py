@@ -199,8 +199,13 @@ class Edge:
         except RequestCutOff:
             return 0
         except BodyRefused as refused:
-            too_large = f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts."
-            return await self._bodies.refuse(self.refusals, scope, send, refused, too_large)
+            return await self._bodies.refuse_body(
+                self.refusals,
+                scope,
+                send,
+                refused,
+                f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts.",
+            )
         try:
             return await pages(scope, send, headers, body)
         finally:
@@ -212,8 +217,13 @@ class Edge:
         except RequestCutOff:  # an unfinished request must not take effect
             return 0
         except BodyRefused as refused:
-            too_large = f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls."
-            return await self._bodies.refuse(self.refusals, scope, send, refused, too_large)
+            return await self._bodies.refuse_body(
+                self.refusals,
+                scope,
+                send,
+                refused,
+                f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
+            )
         try:
             if may_wait(body, headers.get("accept", "")):
                 async with kept_alive(send) as send_alive:

@@ -36,10 +36,13 @@ class Notifications:
         except RequestCutOff:
             return 0
         except BodyRefused as refused:
-            too_large = (
-                f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration."
+            return await self._bodies.refuse_body(
+                self._refusals,
+                scope,
+                send,
+                refused,
+                f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
             )
-            return await self._bodies.refuse(self._refusals, scope, send, refused, too_large)
         try:
             return await self._store(scope, send, body)
         finally:
