@@ -68,26 +68,8 @@ THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
 
 # Buckets
 # Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
-CALL_S: Final = (
-    0.0005,
-    0.001,
-    0.0015,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.5,
-    2.5,
-    5.5,
-    10.5,
-    30.5,
-)
+_FINE_S: Final = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075)
+CALL_S: Final = (*_FINE_S, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.5, 2.5, 5.5, 10.5, 30.5)
 STATEMENT_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.5, 5.5)
 WAIT_S: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.5, 5.5)
 CACHE_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
