@@ -31,7 +31,7 @@ class Failure:
         return "\n".join([f"{self.load_before:5.1f} to {self.load_after:.1f}  {self.test}", *self.evidence])
 
 
-@dataclass
+@dataclass(eq=False)  # hashable, as pytest's plugins must be
 class Lane:
     """What one run of pytest did; as a plugin of pytest, it takes note of that."""
 

@@ -17,6 +17,7 @@ PACKAGE: Final = Path(handoff.__file__).parent
 _REFUSE: Final = (
     "refuse"  # server/asgi.py: refuse(scope, send, status, code, message); server/connections.py: without the first two
 )
+_REFUSE_BODY: Final = "refuse_body"  # server/bodies.py: refuse_body(refusals, scope, send, refused, message)
 _UNKNOWN: Final = "…"
 
 
@@ -97,8 +98,12 @@ def refusals(package: Path = PACKAGE) -> Iterator[Refusal]:
     """Every HTTP request that is refused with a code of its own. One that passes on a HandoffError's code is not."""
     constants = _constants(package)
     for path, call in _calls(package):
+        if _called(call) == _REFUSE_BODY:
+            yield Refusal(413, "body_too_large", _template(call.args[-1], constants))
         if _called(call) == _REFUSE:
             match call.args:
+                case [_, _, ast.Constant(), ast.Constant(), ast.Name(), *_]:  # passes on the message of refuse_body
+                    pass
                 case [_, _, ast.Constant(value=int(status)), ast.Constant(value=str(refused)), message, *_] | [
                     ast.Constant(value=int(status)),
                     ast.Constant(value=str(refused)),

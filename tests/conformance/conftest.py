@@ -12,7 +12,7 @@ from tests.processes import free_port, passable_folder
 @pytest.fixture(scope="session")
 def npm_packages() -> Path:
     """The folder of the conformance suite and the Inspector, which are installed on first use."""
-    return npm.install()
+    return npm.install(npm.CONFORMANCE, npm.INSPECTOR)
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,9 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     key = await agent.session()
     await agent.refused("register_session", agent="alice", session_key=key)
     await agent.read("handoff://storage")
-    labels = ("tools/call", "get_inbox", "tool_error", "unavailable", "tcp", "")
+    labels = ("tools/call", "get_inbox", "tool_error", "unavailable", "tcp", "", "", "")
     metrics.call_ended(0.004, None, *labels)
-    metrics.call_ended(0.004, None, "tools/call", "get_inbox", "cancelled", "cancelled", "tcp", "")
+    metrics.call_ended(0.004, None, "tools/call", "get_inbox", "cancelled", "cancelled", "tcp", "", "", "")
     metrics.CACHE_DURATION.record(0.001, "redis", "get", "hit")
     metrics.CACHE_DURATION.record(0.001, "redis", "get", "error")
     metrics.EVENT_LOOP_LAG.record(9)
@@ -115,6 +115,6 @@ def address_of(settings: Settings) -> str:
 
 async def test_a_process_that_ends_writes_its_last_minute(settings: Settings, db: asyncpg.Connection) -> None:
     async with open_app(settings, "worker"):
-        metrics.call_ended(0.004, None, "tools/call", "get_inbox", "", "", "tcp", "")
+        metrics.call_ended(0.004, None, "tools/call", "get_inbox", "", "", "tcp", "", "", "")
     assert await db.fetchval("SELECT kind FROM process_minute") == "worker"
     assert [tuple(row) for row in await db.fetch(CALLS)] == [("get_inbox", "ok", 1)]

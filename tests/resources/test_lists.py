@@ -1,6 +1,6 @@
 """Lists with filters: of sessions with how they stand, of entries, and of what an agent has handed over."""
 
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote
 
@@ -48,6 +48,14 @@ async def test_sessions_are_filtered_by_owner_creator_policy_activity_and_time_t
     assert await keys(agent, f"&active_since={recent}&until={bound}&agent=bob") == [k for k in all_keys[:8:2] if k in bobs]
     assert await keys(agent, "&created_by=alice&owner=bob", "agents/alice/sessions") == taken
     assert await keys(agent, "&owner=nobody") == await keys(agent, "&retention_policy=unknown") == []
+
+
+async def test_the_plus_of_a_time_zone_may_stand_in_a_query_as_it_is(agent: Agent) -> None:
+    key = await agent.session()
+    created = datetime.fromisoformat((await agent.read(f"handoff://sessions/{key}"))["created_at"])
+    just_then = created.astimezone(timezone(timedelta(hours=2))).isoformat()
+    assert just_then.endswith("+02:00")
+    assert await keys(agent, f"&since={just_then}") == await keys(agent, f"&since={quote(just_then)}") == [key]
 
 
 async def test_a_session_in_a_list_says_how_it_stands(agent: Agent, app: App, db: asyncpg.Connection) -> None:

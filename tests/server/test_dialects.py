@@ -2,7 +2,11 @@
 
 import copy
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 from typing import Any
 
 import jsonschema
@@ -15,6 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from handoff.server.catalog import list_tools
 from handoff.settings import Settings
 from tests.agents import Agent
+from tests.conformance import npm
 
 SCHEMAS: dict[str, dict[str, Any]] = {tool.name: tool.input_schema for tool in list_tools(Settings(admin=True))}
 every_tool = pytest.mark.parametrize("schema", SCHEMAS.values(), ids=list(SCHEMAS))
@@ -38,6 +43,43 @@ def test_the_grammars_of_llama_cpp_can_express_every_schema(schema: dict[str, An
         bounds = [node.get(name, 0) for name in ("minLength", "maxLength", "minItems", "maxItems")]
         bounds += [int(number) for number in re.findall(r"\d+(?=\})", node.get("pattern", ""))]
         assert max(bounds) < 2_000, node  # MAX_REPETITION_THRESHOLD
+
+
+def example(schema: dict[str, Any]) -> Any:
+    """A value for this schema, with every listed property; those required come first, as grammars of llama.cpp have them."""
+    if schema["type"] == "object":
+        names = sorted(schema["properties"], key=lambda name: name not in schema.get("required", ()))
+        return {name: example(schema["properties"][name]) for name in names}
+    if schema["type"] == "array":
+        return [example(schema["items"])]
+    return {"string": schema.get("enum", ["alice"])[0], "integer": schema.get("minimum", 1), "boolean": True}[schema["type"]]
+
+
+@pytest.mark.external
+@pytest.mark.timeout(npm.INSTALL_TIMEOUT_S + npm.RUN_TIMEOUT_S)
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="llama.cpp is installed as built for Linux on x86-64"
+)
+def test_llama_cpp_makes_a_grammar_of_every_schema_that_takes_what_the_schema_lists() -> None:
+    questions: list[dict[str, Any]] = []
+    for schema in SCHEMAS.values():
+        full = example(schema)
+        jsonschema.validate(full, schema)
+        least = {name: full[name] for name in schema.get("required", ())}
+        calls = (full, least, {**full, "unlisted": "1"}, "alice")
+        questions.append({"schema": schema, "texts": [json.dumps(call) for call in calls]})
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.server.llama_cpp", str(npm.install(npm.LLAMA_CPP) / npm.LLAMA_CPP / "bins/linux-x64")],
+        input=json.dumps(questions),
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=npm.RUN_TIMEOUT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")  # it also warns of what it leaves out of the grammar
+    assert dict(zip(SCHEMAS, json.loads(done.stdout), strict=True)) == {tool: [True, True, False, False] for tool in SCHEMAS}
 
 
 @every_tool

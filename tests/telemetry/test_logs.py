@@ -139,6 +139,17 @@ def test_libraries_are_logged_from_warnings_up_and_their_errors_once_with_the_st
     assert logged[0]["exception"].count("ValueError: odd") == 1
 
 
+def test_what_the_exporters_use_logs_nothing_at_any_level_because_that_would_be_exported_too() -> None:
+    stream = io.StringIO()
+    configure_logs("debug", stream)
+    for name in ("urllib3.connectionpool", "requests", "opentelemetry.sdk"):
+        logging.getLogger(name).debug("POST /v1/logs 200")
+    log.debug("test.said")
+
+    flush_logs()
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["test.said"]
+
+
 class Unprintable:
     """A value whose own methods raise."""
 

@@ -82,6 +82,8 @@ async def test_a_call_is_a_child_of_the_traceparent_in_its_meta_and_linked_to_it
         "jsonrpc.request.id": "1",
         "gen_ai.agent.name": "alice",
         "network.transport": "tcp",
+        "network.protocol.name": "http",
+        "network.protocol.version": "1.1",
     }
     statements = [child for child in collector.spans() if child.parent_span_id == span.span_id]
     assert {statement.name for statement in statements} >= {"sessions.CREATE", "append.APPEND"}
@@ -360,6 +362,29 @@ async def test_a_statement_that_postgres_refuses_is_recorded_with_its_code(obser
     await until(lambda: "db.client.operation.duration" in (collector.metrics() if collector.bodies["metrics"] else {}))
     points = collector.metrics()["db.client.operation.duration"].histogram.data_points
     assert [it for it in map(attributes, points) if it.get("db.response.status_code") == "22012"]
+
+
+async def test_metrics_have_the_attributes_that_the_conventions_require(
+    http: httpx2.AsyncClient, collector: Collector
+) -> None:
+    await call(http, "register_session", {"agent": "alice"})
+    await http.post(
+        "/mcp", json=body("prompts/get", name="catch_up", arguments={}), headers=headers("prompts/get", "catch_up")
+    )
+    metrics.HTTP_DURATION.record(0.001, "POST", "503", "/mcp")
+    seen = len(collector.bodies["metrics"])
+    await until(lambda: len(collector.bodies["metrics"]) > seen + 1)
+
+    calls = [attributes(it) for it in collector.metrics()["mcp.server.operation.duration"].histogram.data_points]
+    over_http = {"network.transport": "tcp", "network.protocol.name": "http", "network.protocol.version": "1.1"}
+    tool = {"mcp.method.name": "tools/call", "gen_ai.tool.name": "register_session", "gen_ai.operation.name": "execute_tool"}
+    assert {**tool, **over_http} in calls
+    prompt = {"mcp.method.name": "prompts/get", "gen_ai.prompt.name": "catch_up", "rpc.response.status_code": "-32602"}
+    assert {**prompt, "handoff.error.code": "invalid_arguments", **over_http} in calls
+    requests = [attributes(it) for it in collector.metrics()["http.server.request.duration"].histogram.data_points]
+    request = {"http.request.method": "POST", "http.route": "/mcp", "url.scheme": "http", "network.protocol.version": "1.1"}
+    assert {**request, "http.response.status_code": "200"} in requests
+    assert {**request, "http.response.status_code": "503", "error.type": "503"} in requests
 
 
 async def test_the_pool_s_metrics_and_all_signals_name_their_convention(observed: App, collector: Collector) -> None:

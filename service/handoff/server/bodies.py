@@ -6,8 +6,9 @@ multiple of what is held, so this limit keeps the process within its container, 
 
 from typing import Literal
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope, Send
 
+from handoff.server.asgi import CLOSE, RETRY_LATER, Refusals
 from handoff.settings import Settings
 from handoff.telemetry import metrics
 
@@ -69,6 +70,30 @@ class Bodies:
                 self._of[caller] = left
             else:
                 del self._of[caller]
+
+    async def refuse_body(self, refusals: Refusals, scope: Scope, send: Send, refused: BodyRefused, too_large: str) -> int:
+        """Refuse a request whose body was not read on; `too_large` says so of the body itself. Return the status."""
+        if refused.too_large == "body":
+            return await refusals.refuse(scope, send, 413, "body_too_large", too_large, CLOSE)
+        if refused.too_large == "share":
+            return await refusals.refuse(
+                scope,
+                send,
+                503,
+                "share_used_up",
+                f"Your requests in progress would have more than {self.per_caller_max} bytes together, which is "
+                "your whole share. Send this request again when one of them has been answered, and send fewer at a time.",
+                (*RETRY_LATER, *CLOSE),
+            )
+        return await refusals.refuse(
+            scope,
+            send,
+            503,
+            "bodies_too_large",
+            f"The requests in progress would have more than {self.total_max} bytes together, the most that the "
+            "service takes. Send this request again in a few seconds.",
+            (*RETRY_LATER, *CLOSE),
+        )
 
     def _hold(self, more: int, read: int, caller: str | None, bytes_max: int) -> None:
         if read + more > bytes_max:

@@ -70,6 +70,7 @@ PROMPTS: Final[dict[str, Prompt[Any]]] = {
     prompt.name: prompt for prompt in (handoff_prompts.HAND_OVER, handoff_prompts.TAKE_OVER, handoff_prompts.CATCH_UP)
 }
 metrics.RESOURCE.admit(*(resource.name for resource in RESOURCES))
+metrics.PROMPT.admit(*PROMPTS)
 
 
 # The list keeps to what the converters of all common clients accept; tests/server/test_dialects.py runs them on it.

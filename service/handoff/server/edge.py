@@ -39,7 +39,7 @@ from handoff.server.calls import ClientGone, Reply, UnknownTool
 from handoff.server.common_call import common_call
 from handoff.server.gate import MCP_PATH, Gate
 from handoff.server.messages import answer_to
-from handoff.server.notifications import Notifications, refuse_for_now
+from handoff.server.notifications import Notifications
 from handoff.server.record import JSONRPC_NAMES
 from handoff.server.standards import normalised
 from handoff.server.waiting import kept_alive, may_wait
@@ -199,15 +199,12 @@ class Edge:
         except RequestCutOff:
             return 0
         except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
-            return await self.refusals.refuse(
+            return await self._bodies.refuse_body(
+                self.refusals,
                 scope,
                 send,
-                413,
-                "body_too_large",
+                refused,
                 f"The form has more than {_FORM_BYTES_MAX} bytes. Shorten its texts.",
-                CLOSE,
             )
         try:
             return await pages(scope, send, headers, body)
@@ -220,15 +217,12 @@ class Edge:
         except RequestCutOff:  # an unfinished request must not take effect
             return 0
         except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await refuse_for_now(self.refusals, self._bodies, scope, send, refused)
-            return await self.refusals.refuse(
+            return await self._bodies.refuse_body(
+                self.refusals,
                 scope,
                 send,
-                413,
-                "body_too_large",
+                refused,
                 f"The request has more than {self._settings.body_bytes_max} bytes. Split it over several calls.",
-                CLOSE,
             )
         try:
             if may_wait(body, headers.get("accept", "")):

@@ -7,7 +7,7 @@ from handoff.encoding import to_json
 from handoff.errors import HandoffError, Unavailable
 from handoff.model import Caller
 from handoff.operations.alerts import BODY_BYTES_MAX, VALUES_MAX, Alerts
-from handoff.server.asgi import CLOSE, JSON_DEPTH_MAX, RETRY_LATER, Refusals, excess, respond
+from handoff.server.asgi import JSON_DEPTH_MAX, RETRY_LATER, Refusals, excess, respond
 from handoff.server.bodies import Bodies, BodyRefused, RequestCutOff
 
 log = structlog.get_logger(__name__)
@@ -36,15 +36,12 @@ class Notifications:
         except RequestCutOff:
             return 0
         except BodyRefused as refused:
-            if refused.too_large != "body":
-                return await refuse_for_now(self._refusals, self._bodies, scope, send, refused)
-            return await self._refusals.refuse(
+            return await self._bodies.refuse_body(
+                self._refusals,
                 scope,
                 send,
-                413,
-                "body_too_large",
+                refused,
                 f"The notification has more than {BODY_BYTES_MAX} bytes. Lower max_alerts in Alertmanager's configuration.",
-                CLOSE,
             )
         try:
             return await self._store(scope, send, body)
@@ -92,26 +89,3 @@ class Notifications:
                 ),
             )
         return await respond(send, 200, to_json({"stored": stored}))
-
-
-async def refuse_for_now(refusals: Refusals, bodies: Bodies, scope: Scope, send: Send, refused: BodyRefused) -> int:
-    """Refuse a request whose body there is no room for at the moment."""
-    if refused.too_large == "share":
-        return await refusals.refuse(
-            scope,
-            send,
-            503,
-            "share_used_up",
-            f"Your requests in progress would have more than {bodies.per_caller_max} bytes together, which is "
-            "your whole share. Send this request again when one of them has been answered, and send fewer at a time.",
-            (*RETRY_LATER, *CLOSE),
-        )
-    return await refusals.refuse(
-        scope,
-        send,
-        503,
-        "bodies_too_large",
-        f"The requests in progress would have more than {bodies.total_max} bytes together, the most that the "
-        "service takes. Send this request again in a few seconds.",
-        (*RETRY_LATER, *CLOSE),
-    )

@@ -111,7 +111,16 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
                 "" if code == CANCELLED else error,
             )
     metrics.call_ended(
-        duration_s, trace, subject.method, subject.tool, error, code, arrival.transport, subject.resource or ""
+        duration_s,
+        trace,
+        subject.method,
+        subject.tool,
+        error,
+        code,
+        arrival.transport,
+        subject.resource or "",
+        subject.prompt or "",
+        str(subject.rpc_code) if subject.rpc_code else "",
     )
     if subject.tool:
         level = "info" if not code or code == CANCELLED else "error" if code in _OUR_FAULTS else "warning"
@@ -152,20 +161,28 @@ def _attributes(subject: Subject, arrival: Arrival, code: str) -> dict[str, Attr
     attributes: dict[str, AttributeValue] = {
         "mcp.method.name": metrics.METHOD.allowed(subject.method),
         "network.transport": arrival.transport,
+        **_of_subject(subject),
     }
-    if subject.tool:
-        attributes |= {"gen_ai.tool.name": subject.tool, "gen_ai.operation.name": "execute_tool"}
-    if subject.prompt is not None:
-        attributes["gen_ai.prompt.name"] = subject.prompt
+    if arrival.transport == "tcp":
+        attributes |= metrics.HTTP
     if code:
         attributes["handoff.error.code"] = code
-    if subject.rpc_code:
-        attributes["rpc.response.status_code"] = str(subject.rpc_code)
     if arrival.request_id is not None:
         attributes["jsonrpc.request.id"] = str(arrival.request_id)[:_TEXT_MAX]
     version = arrival.protocol_version or (arrival.meta.get(_PROTOCOL_VERSION_KEY) if arrival.meta is not None else None)
     if isinstance(version, str):
         attributes["mcp.protocol.version"] = version[:20]
+    return attributes
+
+
+def _of_subject(subject: Subject) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {}
+    if subject.tool:
+        attributes |= {"gen_ai.tool.name": subject.tool, "gen_ai.operation.name": "execute_tool"}
+    if subject.prompt is not None:
+        attributes["gen_ai.prompt.name"] = subject.prompt
+    if subject.rpc_code:
+        attributes["rpc.response.status_code"] = str(subject.rpc_code)
     if subject.resource is not None and subject.uri is not None:
         attributes["handoff.resource"] = subject.resource
         attributes["mcp.resource.uri"] = subject.uri.split("?", 1)[0][:_TEXT_MAX]  # the query may hold what a caller wrote

@@ -26,6 +26,7 @@ _NO_LABELS: Final[Mapping[str, str]] = {}
 _EXEMPLAR_NS: Final = 60_000_000_000  # how long an exemplar is exported; Prometheus keeps it after the first scrape
 Labels = tuple[str, ...]
 Source = Callable[[], Iterable[tuple[float, Labels]]]
+Implied = Callable[[Mapping[str, str]], Mapping[str, str]]
 Cell = TypeVar("Cell")
 
 
@@ -83,11 +84,18 @@ class _Instrument(ABC, Generic[Cell]):
     source: Source | None = None  # if set, called on collection for values that are kept elsewhere
 
     def __init__(
-        self, name: str, unit: str, description: str, *attributes: Attribute, always: Mapping[str, str] = _NO_LABELS
+        self,
+        name: str,
+        unit: str,
+        description: str,
+        *attributes: Attribute,
+        always: Mapping[str, str] = _NO_LABELS,
+        implied: Implied = lambda _: _NO_LABELS,
     ) -> None:
-        """`always` are labels with the same value in every series."""
+        """`always` are labels with the same value in every series; `implied` returns those that follow from the others."""
         self.name = name
         self._always = always
+        self._implied = implied
         self.unit = unit
         self.description = description
         self.attributes = attributes
@@ -134,7 +142,7 @@ class _Instrument(ABC, Generic[Cell]):
 
     def _named(self, labels: Labels) -> dict[str, str]:
         named = {attribute.name: value for attribute, value in zip(self.attributes, labels, strict=True) if value}
-        return {**self._always, **named}
+        return {**self._always, **named, **self._implied(named)}
 
 
 class _Number(_Instrument[list[float]]):
@@ -228,8 +236,9 @@ class Histogram(_Instrument[_Distribution]):
         bounds: tuple[float, ...],
         *attributes: Attribute,
         always: Mapping[str, str] = _NO_LABELS,
+        implied: Implied = lambda _: _NO_LABELS,
     ) -> None:
-        super().__init__(name, unit, description, *attributes, always=always)
+        super().__init__(name, unit, description, *attributes, always=always, implied=implied)
         self.bounds = bounds
 
     def record(self, value: float, *labels: str) -> None:

@@ -24,6 +24,8 @@ TOOL: Final = Attribute("gen_ai.tool.name")  # admitted by tools/contract.py
 ERROR: Final = Attribute("error.type", learned_max=48)
 CODE: Final = Attribute("handoff.error.code", learned_max=48)  # the error code that the caller received
 TRANSPORT: Final = Attribute("network.transport", ("tcp", "pipe"))
+PROMPT: Final = Attribute("gen_ai.prompt.name")  # admitted by server/catalog.py
+RPC_CODE: Final = Attribute("rpc.response.status_code", learned_max=16)  # of a JSON-RPC error that the caller received
 HTTP_METHOD: Final = Attribute(
     "http.request.method",
     ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"),
@@ -66,26 +68,8 @@ THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
 
 # Buckets
 # Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
-CALL_S: Final = (
-    0.0005,
-    0.001,
-    0.0015,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.5,
-    2.5,
-    5.5,
-    10.5,
-    30.5,
-)
+_FINE_S: Final = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075)
+CALL_S: Final = (*_FINE_S, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.5, 2.5, 5.5, 10.5, 30.5)
 STATEMENT_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.5, 5.5)
 WAIT_S: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.5, 5.5)
 CACHE_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
@@ -96,16 +80,51 @@ TOKENS: Final = (100.5, 250.5, 500.5, 1000.5, 1500.5, 2500.5, 5000.5, 10000.5, 2
 BATCH: Final = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5)  # no integers: `le="1"` and `le="1.0"` are different labels
 LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.5)
 
+HTTP: Final = {"network.protocol.name": "http", "network.protocol.version": "1.1"}  # the only one that uvicorn speaks
+
+
+def _of_call(labels: Mapping[str, str]) -> dict[str, str]:
+    """What the conventions recommend beside the labels of a call, and what follows from them."""
+    protocol = HTTP if labels.get(TRANSPORT.name) == "tcp" else {}
+    return {**protocol, "gen_ai.operation.name": "execute_tool"} if TOOL.name in labels else {**protocol}
+
+
+def _of_request(labels: Mapping[str, str]) -> dict[str, str]:
+    """The error of an HTTP request is its status, where it is the server's."""
+    status = labels[HTTP_STATUS.name]
+    return {ERROR.name: status} if status.startswith("5") else {}
+
+
 # Calls
 OPERATION_DURATION: Final = Histogram(
-    "mcp.server.operation.duration", "s", "Duration of MCP requests.", CALL_S, METHOD, TOOL, ERROR, CODE, TRANSPORT, RESOURCE
+    "mcp.server.operation.duration",
+    "s",
+    "Duration of MCP requests.",
+    CALL_S,
+    METHOD,
+    TOOL,
+    ERROR,
+    CODE,
+    TRANSPORT,
+    RESOURCE,
+    PROMPT,
+    RPC_CODE,
+    implied=_of_call,
 )
 ACTIVE_CALLS: Final = Gauge(
     "handoff.calls.active", "{call}", "Tool calls in progress, without those that wait for something to happen."
 )
 WAITING_CALLS: Final = Gauge("handoff.calls.waiting", "{call}", "Tool calls that are waiting for something to happen.")
 HTTP_DURATION: Final = Histogram(
-    "http.server.request.duration", "s", "Duration of HTTP requests.", CALL_S, HTTP_METHOD, HTTP_STATUS, HTTP_ROUTE
+    "http.server.request.duration",
+    "s",
+    "Duration of HTTP requests.",
+    CALL_S,
+    HTTP_METHOD,
+    HTTP_STATUS,
+    HTTP_ROUTE,
+    always={"url.scheme": "http", "network.protocol.version": HTTP["network.protocol.version"]},  # TLS ends before it
+    implied=_of_request,
 )
 REFUSALS: Final = Counter(
     "handoff.refusals", "{request}", "HTTP requests and connections refused before they became a call.", REFUSAL
