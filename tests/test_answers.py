@@ -322,6 +322,17 @@ async def webhooks(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://webhooks")
 
 
+async def retry_webhooks(world: World) -> dict[str, Any]:
+    name = "e" * 100
+    await world.db.execute(
+        """INSERT INTO webhook_delivery
+           SELECT $1, 1, n, 'k', now() - interval '9 days', '{}', 15, now(), true, repeat('p', 60)
+             FROM generate_series(1, 1001) n""",
+        name,
+    )
+    return await world.agent.ok("retry_webhooks", agent=ADA, endpoint=name)
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -409,6 +420,7 @@ LARGEST: Final[dict[str, Build]] = {
     "configuration": configuration,
     "job": control_job,
     "explain_anomaly": explain_anomaly,
+    "retry_webhooks": retry_webhooks,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,

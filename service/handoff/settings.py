@@ -401,6 +401,11 @@ class Settings(BaseSettings):
             raise ValueError("must name one host; clusters and sentinels are not supported")
         return value
 
+    @field_validator("webhooks_file", "prometheus_url", mode="before")
+    @classmethod
+    def _may_be_empty(cls, value: object) -> object:
+        return value or None  # Compose can't leave a variable out
+
     @field_validator("prometheus_url")
     @classmethod
     def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
