@@ -1,6 +1,7 @@
 """What the README and the pages in docs/ show is what happens, and their links lead somewhere."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def test_the_python_client_works_as_shown(service: Service) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "'state': 'offered'" in done.stdout
+
+
+def test_the_configuration_for_an_operators_agent_is_json_that_names_our_addresses_and_no_token() -> None:
+    servers = json.loads(block("<!-- mcp.json -->", (DOCS / "stack.md").read_text()))["mcpServers"]
+    ports = dict(re.findall(r"127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:", (ROOT / "compose.yaml").read_text()))
+    assert servers["handoff"]["url"] == f"http://127.0.0.1:{ports['HANDOFF_PORT']}/mcp"
+    assert servers["grafana"]["env"]["GRAFANA_URL"] == f"http://127.0.0.1:{ports['GRAFANA_PORT']}"
+    for secret in (servers["handoff"]["headers"]["Authorization"], servers["grafana"]["env"]["GRAFANA_SERVICE_ACCOUNT_TOKEN"]):
+        assert re.fullmatch(r"(Bearer )?\$\{[A-Z_]+\}", secret)
 
 
 def test_the_diagram_and_the_tables_are_those_of_the_code() -> None:
