@@ -193,6 +193,11 @@ async def handoff(world: World) -> dict[str, Any]:
     return await world.agent.read(f"handoff://handoffs/{done['handoff_id']}")
 
 
+async def accepted_brief(world: World) -> dict[str, Any]:
+    taken = await accept_handoff(world)
+    return await world.agent.read(f"handoff://handoffs/{taken['handoff']['handoff_id']}/brief")
+
+
 async def lapse_handoff(world: World) -> dict[str, Any]:
     await world.session()
     held = await world.blocked()
@@ -431,6 +436,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://agents/{agent}/sent": sent,
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
+    "handoff://handoffs/{id}/brief": accepted_brief,
     "handoff://health": health,
     "handoff://jobs": jobs,
     "handoff://storage": storage,

@@ -89,7 +89,10 @@ def test_the_configuration_for_an_operators_agent_is_json_that_names_our_address
     ports = dict(re.findall(r"127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:", (ROOT / "compose.yaml").read_text()))
     assert servers["handoff"]["url"] == f"http://127.0.0.1:{ports['HANDOFF_PORT']}/mcp"
     assert servers["grafana"]["env"]["GRAFANA_URL"] == f"http://127.0.0.1:{ports['GRAFANA_PORT']}"
-    for secret in (servers["handoff"]["headers"]["Authorization"], servers["grafana"]["env"]["GRAFANA_SERVICE_ACCOUNT_TOKEN"]):
+    for secret in (
+        servers["handoff"]["headers"]["Authorization"],
+        servers["grafana"]["env"]["GRAFANA_SERVICE_ACCOUNT_TOKEN"],
+    ):
         assert re.fullmatch(r"(Bearer )?\$\{[A-Z_]+\}", secret)
 
 

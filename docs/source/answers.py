@@ -60,6 +60,7 @@ ANSWERS: Final[dict[str, Answer]] = {
         66_000, f"{_PAGE}; each text cut to 280 characters", "`next_cursor`; `handoff://handoffs/{id}`"
     ),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
+    "handoff://handoffs/{id}/brief": Answer(95_000, "`token_budget` of accept_handoff, and 1,000 tokens of instructions"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),

@@ -183,6 +183,28 @@ async def test_what_was_tried_often_enough_or_is_gone_is_given_up_and_the_next_i
     assert metrics.WEBHOOKS_DEAD.value() == 0, "nothing is wrong at an endpoint that is gone"
 
 
+async def test_an_endpoint_whose_secret_is_gone_waits_for_it_and_holds_up_no_other(
+    app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver, tmp_path: Path, logged: list[dict[str, Any]]
+) -> None:
+    url = f"http://127.0.0.1:{receiver.port}/hook"
+    more = f'networks = ["127.0.0.0/8"]\nsecret_files = ["{tmp_path}/new", "{tmp_path}/gone"]'
+    second = f'[[endpoint]]\nname = "second"\nurl = "{url}"\n{more}'
+    write(tmp_path, receiver.port, second)
+    offered = await agent.offer(await agent.session())
+    await webhooks.run(app)
+    assert receiver.got == [(offered, "offered")]
+    assert await waiting(db) == [("offered", 1, "secret_unusable")]
+    assert [it["error"] for it in logged if it["event"] == "webhook.secret_unusable"] == [
+        f"{tmp_path}/gone: No such file or directory"
+    ]
+
+    (tmp_path / "gone").write_text((tmp_path / "old").read_text())
+    await due_now(db)
+    await webhooks.run(app)
+    assert receiver.got == [(offered, "offered")] * 2
+    assert await waiting(db) == []
+
+
 async def test_what_was_given_up_is_delivered_after_an_operator_asks_for_it(
     app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver
 ) -> None:

@@ -57,6 +57,7 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     session_resources.AGENT_SESSIONS,
     lifecycle_resources.LIFECYCLE,
     handoff_resources.HANDOFF,
+    handoff_resources.ACCEPTED_BRIEF,
     operations_resources.HEALTH,
     operations_resources.METRICS,
     alerts_resources.ALERTS,
