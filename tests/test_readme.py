@@ -52,7 +52,9 @@ def test_the_worked_example_is_what_the_demo_prints_and_the_session_can_be_read(
     for _ in range(2):  # and again, on what the first left
         done = demo("--url", service.url)
         assert (done.returncode, done.stderr) == (0, "")
-        assert normalised(done.stdout) == normalised(block("<!-- demo -->"))
+        lines = normalised(block("<!-- demo -->")).splitlines()
+        shown = "".join(r"(?:.*\n)+" if line == "…" else re.escape(line) + r"\n" for line in lines)
+        assert re.fullmatch(shown, normalised(done.stdout) + "\n"), done.stdout
         assert "it is the same" in done.stdout
 
 
@@ -129,8 +131,13 @@ def test_the_thresholds_of_health_are_those_of_the_code() -> None:
         assert (float(shown[1][0].replace(",", "")) if shown[1] else None) == unhealthy, name
 
 
-def test_the_readme_stays_short() -> None:
+def test_the_readme_stays_short_and_begins_with_the_picture_three_lines_to_run_three_to_connect_and_a_handoff() -> None:
     assert len(README.splitlines()) <= 200
+    first = README.split("\n## ", 1)[0]
+    picture, run, connect = (first.index(it) for it in ("](docs/handoff.svg)", "**Run it.**", "**Connect your agents**"))
+    demo = first.index("<!-- demo -->")
+    assert picture < run < connect < demo
+    assert [len(re.findall(r"^    \S", it, re.MULTILINE)) for it in (first[run:connect], first[connect:demo])] == [3, 3]
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

@@ -230,6 +230,11 @@ async def test_the_brief_is_shown_as_it_was_received_and_the_lease_is_renewed(se
         assert (await browser.post(renew, headers=FORM)).status_code == 409
 
 
+def test_traces_have_a_web_address() -> None:
+    with pytest.raises(ValueError, match="must begin with http"):
+        Settings(trace_url="javascript:alert(1)//")
+
+
 async def test_a_token_signs_in_and_decides_what_is_shown(guarded: App) -> None:
     async with browsing(guarded) as browser:
 

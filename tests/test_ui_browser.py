@@ -170,11 +170,11 @@ async def test_pages_fit_a_narrow_screen_are_dark_on_request_and_run_and_load_no
             for scheme in ("dark", "light"):
                 await page.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
                 await page.open(f"{base}/ui/{path}")
+                assert await page.evaluate("typeof owned") == "undefined", path
                 assert await page.evaluate("document.documentElement.scrollWidth") <= 360, path
                 contrast, luminance = await page.evaluate(CONTRAST)
                 assert contrast >= 4.5, (path, scheme)
                 assert (luminance < 0.1) is (scheme == "dark"), (path, scheme)
-            assert await page.evaluate("typeof owned") == "undefined", path
             assert await page.evaluate("document.querySelector('main').checkVisibility()"), path
         assert page.dialogs == []
         assert {url for url in page.requested if not url.startswith(f"{base}/ui")} <= {f"{base}/favicon.ico"}
