@@ -60,6 +60,13 @@ given() { # READER NAME OWNER: a secret that is never generated; without the fil
   if [ -s "/given/$2" ]; then secret "$2" | put "$1" "$2" "$3"; else rm -f "/readers/$1/$2"; fi
 }
 
+webhooks() { # the file of endpoints for those who need it, and the secrets with which messages are signed for who sends them
+  for reader in service worker; do
+    if [ -s /given/webhooks.toml ]; then put "$reader" webhooks.toml "$HANDOFF_UID" </given/webhooks.toml; else rm -f "/readers/$reader/webhooks.toml"; fi
+  done
+  for file in /given/webhook-secret-* /readers/worker/webhook-secret-*; do given worker "${file##*/}" "$HANDOFF_UID"; done
+}
+
 EMAIL_KEYS="to from smarthost username password require_tls"
 
 email() { # KEY: the value of KEY in the given file `email`, if any
@@ -129,6 +136,7 @@ case "${1:-make}" in
       secret redis | put "$reader" redis "$HANDOFF_UID"
     done
     given worker deadman-url "$HANDOFF_UID"
+    webhooks
     secret redis | put redis redis "$REDIS_UID"
     echo "user default on #$(secret redis | sha256sum | cut -d ' ' -f 1) ~* &* +@all" | put redis users.acl "$REDIS_UID"
     secret database-otel | put otel-collector database-otel "$COLLECTOR_UID"

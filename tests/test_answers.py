@@ -193,6 +193,11 @@ async def handoff(world: World) -> dict[str, Any]:
     return await world.agent.read(f"handoff://handoffs/{done['handoff_id']}")
 
 
+async def accepted_brief(world: World) -> dict[str, Any]:
+    taken = await accept_handoff(world)
+    return await world.agent.read(f"handoff://handoffs/{taken['handoff']['handoff_id']}/brief")
+
+
 async def lapse_handoff(world: World) -> dict[str, Any]:
     await world.session()
     held = await world.blocked()
@@ -322,6 +327,17 @@ async def webhooks(world: World) -> dict[str, Any]:
     return await world.agent.read("handoff://webhooks")
 
 
+async def retry_webhooks(world: World) -> dict[str, Any]:
+    name = "e" * 100
+    await world.db.execute(
+        """INSERT INTO webhook_delivery
+           SELECT $1, 1, n, 'k', now() - interval '9 days', '{}', 15, now(), true, repeat('p', 60)
+             FROM generate_series(1, 1001) n""",
+        name,
+    )
+    return await world.agent.ok("retry_webhooks", agent=ADA, endpoint=name)
+
+
 async def job(world: World) -> dict[str, Any]:
     await world.db.execute(_JOB, ["certificates"])
     return await world.agent.read("handoff://jobs/certificates")
@@ -409,6 +425,7 @@ LARGEST: Final[dict[str, Build]] = {
     "configuration": configuration,
     "job": control_job,
     "explain_anomaly": explain_anomaly,
+    "retry_webhooks": retry_webhooks,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,
     "handoff://sessions/{key}/lifecycle": lifecycle,
@@ -419,6 +436,7 @@ LARGEST: Final[dict[str, Build]] = {
     "handoff://agents/{agent}/sent": sent,
     "handoff://agents/{agent}/sessions": agent_sessions,
     "handoff://handoffs/{id}": handoff,
+    "handoff://handoffs/{id}/brief": accepted_brief,
     "handoff://health": health,
     "handoff://jobs": jobs,
     "handoff://storage": storage,

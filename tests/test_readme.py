@@ -1,6 +1,7 @@
 """What the README and the pages in docs/ show is what happens, and their links lead somewhere."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def test_the_worked_example_is_what_the_demo_prints_and_the_session_can_be_read(
     for _ in range(2):  # and again, on what the first left
         done = demo("--url", service.url)
         assert (done.returncode, done.stderr) == (0, "")
-        assert normalised(done.stdout) == normalised(block("<!-- demo -->"))
+        lines = normalised(block("<!-- demo -->")).splitlines()
+        shown = "".join(r"(?:.*\n)+" if line == "…" else re.escape(line) + r"\n" for line in lines)
+        assert re.fullmatch(shown, normalised(done.stdout) + "\n"), done.stdout
         assert "it is the same" in done.stdout
 
 
@@ -81,6 +84,18 @@ def test_the_python_client_works_as_shown(service: Service) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "'state': 'offered'" in done.stdout
+
+
+def test_the_configuration_for_an_operators_agent_is_json_that_names_our_addresses_and_no_token() -> None:
+    servers = json.loads(block("<!-- mcp.json -->", (DOCS / "stack.md").read_text()))["mcpServers"]
+    ports = dict(re.findall(r"127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:", (ROOT / "compose.yaml").read_text()))
+    assert servers["handoff"]["url"] == f"http://127.0.0.1:{ports['HANDOFF_PORT']}/mcp"
+    assert servers["grafana"]["env"]["GRAFANA_URL"] == f"http://127.0.0.1:{ports['GRAFANA_PORT']}"
+    for secret in (
+        servers["handoff"]["headers"]["Authorization"],
+        servers["grafana"]["env"]["GRAFANA_SERVICE_ACCOUNT_TOKEN"],
+    ):
+        assert re.fullmatch(r"(Bearer )?\$\{[A-Z_]+\}", secret)
 
 
 def test_the_diagram_and_the_tables_are_those_of_the_code() -> None:
@@ -116,8 +131,13 @@ def test_the_thresholds_of_health_are_those_of_the_code() -> None:
         assert (float(shown[1][0].replace(",", "")) if shown[1] else None) == unhealthy, name
 
 
-def test_the_readme_stays_short() -> None:
+def test_the_readme_stays_short_and_begins_with_the_picture_three_lines_to_run_three_to_connect_and_a_handoff() -> None:
     assert len(README.splitlines()) <= 200
+    first = README.split("\n## ", 1)[0]
+    picture, run, connect = (first.index(it) for it in ("](docs/handoff.svg)", "**Run it.**", "**Connect your agents**"))
+    demo = first.index("<!-- demo -->")
+    assert picture < run < connect < demo
+    assert [len(re.findall(r"^    \S", it, re.MULTILINE)) for it in (first[run:connect], first[connect:demo])] == [3, 3]
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

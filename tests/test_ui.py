@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from mcp import Client
 
 from handoff.app import open_app
 from handoff.context import App
@@ -197,6 +198,43 @@ async def test_a_person_offers_and_cancels_and_a_form_of_another_site_changes_no
     assert (await browser.post(path, content=b"\xff=1", headers=FORM)).status_code == 400
 
 
+async def test_the_brief_is_shown_as_it_was_received_and_the_lease_is_renewed(settings: Settings) -> None:
+    tracing = settings.model_copy(update={"trace_url": "https://traces.example/trace/"})
+    async with open_app(tracing) as app, browsing(app) as browser, Client(build_server(app)) as client:
+        agent = Agent(client)
+        key = await agent.session()
+        entry = {"type": "decision", "content": "Then: sqlite."}
+        await agent.ok("update_context", agent="alice", session_key=key, entries=[entry])
+        offered = await agent.offer(key)
+        await shown(browser, f"/ui/handoffs/{offered}/brief", 404)
+        await agent.accept(offered)
+        newer = {"type": "decision", "content": "Now: Postgres.", "supersedes": [2]}
+        await agent.ok("update_context", agent="bob", session_key=key, entries=[newer])
+
+        assert "Then: sqlite." in (received := (await shown(browser, f"/ui/handoffs/{offered}/brief")).text)
+        assert "Now: Postgres." not in received
+        assert "Then: sqlite." not in (await shown(browser, f"/ui/sessions/{key}/brief")).text
+        before = await agent.read(f"handoff://handoffs/{offered}")
+        page = Page((await browser.get(f"/ui/handoffs/{offered}")).text)
+        assert f"https://traces.example/trace/{before['trace_id']}" in page.links
+        renew = f"/ui/handoffs/{offered}/renew"
+        assert renew in page.links
+        assert (await browser.post(renew, headers={"origin": "https://evil.example"})).status_code == 403
+        assert (await browser.post(renew, headers=FORM)).status_code == 303
+        after = await agent.read(f"handoff://handoffs/{offered}")
+        assert after["lease_expires_at"] > before["lease_expires_at"]
+        await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="block", token=1, note="Why?")
+        assert "Resume" in Page((await browser.get(f"/ui/handoffs/{offered}")).text).text
+        assert (await browser.post(renew, headers=FORM)).status_code == 303
+        await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="complete", token=1, note="Done.")
+        assert (await browser.post(renew, headers=FORM)).status_code == 409
+
+
+def test_traces_have_a_web_address() -> None:
+    with pytest.raises(ValueError, match="must begin with http"):
+        Settings(trace_url="javascript:alert(1)//")
+
+
 async def test_a_token_signs_in_and_decides_what_is_shown(guarded: App) -> None:
     async with browsing(guarded) as browser:
 
@@ -256,7 +294,8 @@ async def test_pages_leave_a_metric_a_span_and_a_log_line(observed: App, collect
     await until(lambda: [it["page"] for it in collector.lines() if it["event"] == "ui.shown"] == ["/ui/inbox"])
 
     def routes() -> set[str]:
-        points = collector.metrics()["http.server.request.duration"].histogram.data_points
+        metric = collector.metrics().get("http.server.request.duration")
+        points = metric.histogram.data_points if metric is not None else []
         return {it.value.string_value for point in points for it in point.attributes if it.key == "http.route"}
 
     await until(lambda: collector.bodies["metrics"] and {"/ui/inbox", "/ui/sessions/{}"} <= routes())

@@ -38,6 +38,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "configuration": Answer(110_000, "32 KiB per version; `changes` has each field before and after"),
     "job": Answer(700, "one job"),
     "explain_anomaly": Answer(75_000, f"{_PAGE}; 200 anomalies, the strongest; 180 points of each of three series"),
+    "retry_webhooks": Answer(180, "the name of the endpoint"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
     "handoff://sessions/{key}/lifecycle": Answer(45_000, "`limit`", "`next_cursor`"),
@@ -59,6 +60,7 @@ ANSWERS: Final[dict[str, Answer]] = {
         66_000, f"{_PAGE}; each text cut to 280 characters", "`next_cursor`; `handoff://handoffs/{id}`"
     ),
     "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
+    "handoff://handoffs/{id}/brief": Answer(95_000, "`token_budget` of accept_handoff, and 1,000 tokens of instructions"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),
     "handoff://config": Answer(40_000, "32 KiB per version"),

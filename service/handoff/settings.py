@@ -316,6 +316,12 @@ class Settings(BaseSettings):
         "that `monitoring.promql` of the configuration names. If not set, none is read.",
     )
 
+    trace_url: str | None = Field(
+        default=None,
+        description="Address to which a trace's id is appended, beginning with http:// or https://, for links from the "
+        "pages at /ui: Jaeger's ends with `/trace/`. If not set, there are none.",
+    )
+
     # Alerts
     watchdog_timeout_s: float = Field(
         default=0.0,
@@ -401,10 +407,16 @@ class Settings(BaseSettings):
             raise ValueError("must name one host; clusters and sentinels are not supported")
         return value
 
-    @field_validator("prometheus_url")
+    @field_validator("webhooks_file", "prometheus_url", "trace_url", mode="before")
     @classmethod
-    def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+    def _may_be_empty(cls, value: object) -> object:
+        return value or None  # Compose can't leave a variable out
+
+    @field_validator("prometheus_url", "trace_url")
+    @classmethod
+    def _is_http(cls, value: SecretStr | str | None) -> SecretStr | str | None:
+        address = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if address is not None and not address.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return value
 

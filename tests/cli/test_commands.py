@@ -301,6 +301,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0028_loops_and_recommendations.sql",
         "0029_webhooks.sql",
         "0030_released_and_not_archived.sql",
+        "0035_accepted_briefs.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
@@ -320,12 +321,17 @@ def test_the_doctor_finds_nothing_wrong_with_a_healthy_setup(database_url: str) 
     ]
 
 
-def test_the_doctor_beside_the_running_service_finds_nothing_wrong(database_url: str) -> None:
-    with serving(database_url=database_url) as service:
-        done = handoff("doctor", database_url=database_url, port=service.port)
+def test_the_doctor_beside_the_running_service_finds_nothing_wrong(database_url: str, tmp_path: Path) -> None:
+    secret, webhooks = tmp_path / "secret", tmp_path / "webhooks.toml"
+    secret.write_text("whsec_" + "c2VjcmV0" * 4)
+    webhooks.write_text(f'[[endpoint]]\nname = "ops"\nurl = "https://hooks.example"\nsecret_files = ["{secret}"]\n')
+    with serving(database_url=database_url, webhooks_file="", prometheus_url="") as service:
+        done = handoff("doctor", database_url=database_url, port=service.port, webhooks_file=webhooks, prometheus_url="")
 
     assert done.returncode == 0, done.stdout
     assert "served by Handoff already" in done.stdout
+    assert f"ok   webhooks: 1 endpoint in {webhooks}" in done.stdout
+    assert "prometheus" not in done.stdout
 
 
 def test_the_doctor_gives_a_remedy_for_each_problem(

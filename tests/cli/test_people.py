@@ -74,6 +74,8 @@ def test_a_person_sends_work_and_another_takes_it_rejects_it_and_reads_the_trail
     taken = handoff("accept", number, "--agent", "grace")
     assert f"You hold handoff {number} of session {key} with token 1" in taken
     assert "Count the lines." in taken
+    renewed = handoff("renew", number, "--agent", "grace", "--lease-seconds", "900")
+    assert re.fullmatch(rf"You hold handoff {number} until \S+\.\n", renewed)
 
     assert (
         handoff("resolve", number, "complete", "--note", "412 lines.", "--agent", "grace")
@@ -86,6 +88,9 @@ def test_a_person_sends_work_and_another_takes_it_rejects_it_and_reads_the_trail
     whole = json.loads(handoff("show", key, "--json"))
     assert [it["sequence"] for it in whole["entries"]] == [1, 2]
     assert whole["handoffs"][0]["outcome"] == "412 lines."
+    assert "The brief that grace received" in handoff("show", key, "--briefs")
+    received = json.loads(handoff("show", key, "--briefs", "--json"))["handoffs"][0]["received"]
+    assert received["brief"]["parts"][0]["state"] == "accepted", "as it was then"
 
 
 def test_lists_go_on_where_their_page_ended(handoff: Line, service: Service) -> None:

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from handoff.app import open_app
 from handoff.cli.backtest import backtest_command
+from handoff.cli.doctor import examine
 from handoff.cli.parser import parser
 from handoff.context import App
 from handoff.jobs import promql
@@ -143,6 +144,16 @@ async def test_a_backtest_judges_an_expression(
     *alerts, last = capsys.readouterr().out.splitlines()
     assert (code, "about 2 series since" in last) == (0, True)
     assert {re.split("strength .*%  ", line)[1].split(" is ")[0] for line in alerts} == {"m (queue b)"}
+
+
+async def test_the_doctor_asks_prometheus(settings: Settings, answers: tuple[str, list[Answer]]) -> None:
+    with_it = settings.model_copy(update={"prometheus_url": SecretStr(answers[0])})
+    found = [it async for it in examine(with_it) if it.check == "prometheus"]
+    answers[1][0] = partial(constant, 502, b"<html>")
+    refused = [it async for it in examine(with_it) if it.check == "prometheus"]
+
+    assert [(it.found, it.todo) for it in found] == [("Prometheus answers", None)]
+    assert [it.found for it in refused] == ["HANDOFF_PROMETHEUS_URL: the answer is not Prometheus's (HTTP status 502)"]
 
 
 async def test_without_an_address_nothing_is_read(app: App, db: asyncpg.Connection) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from mcp import Client
 
 from handoff.app import open_app
+from handoff.cli.doctor import Finding, examine
 from handoff.context import App
 from handoff.jobs import measure, webhooks
 from handoff.jobs.settle import settle_overdue
@@ -75,7 +76,7 @@ def settings(settings: Settings, tmp_path: Path, receiver: Receiver) -> Settings
     for name, secret in (("old", OLD), ("new", NEW)):
         (tmp_path / name).write_text(f"whsec_{base64.b64encode(secret).decode()}\n")
     write(tmp_path, receiver.port, "")
-    return settings.model_copy(update={"webhooks_file": tmp_path / "webhooks.toml"})
+    return settings.model_copy(update={"webhooks_file": tmp_path / "webhooks.toml", "admin": True})
 
 
 def write(folder: Path, port: int, more: str, networks: str = '["127.0.0.0/8"]', host: str = "127.0.0.1") -> None:
@@ -157,7 +158,7 @@ async def test_a_receiver_that_fails_hangs_and_comes_back_misses_nothing(
 
 
 async def test_what_was_tried_often_enough_or_is_gone_is_given_up_and_the_next_is_delivered(
-    app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver
+    app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver, tmp_path: Path
 ) -> None:
     key = await agent.session()
     first, second = await agent.offer(key), await agent.offer(key, to="carol")
@@ -176,6 +177,52 @@ async def test_what_was_tried_often_enough_or_is_gone_is_given_up_and_the_next_i
     assert metrics.WEBHOOKS_DEAD.value() == 2
     assert metrics.WEBHOOKS_PENDING.value() == 0
     assert (await agent.read("handoff://webhooks"))["endpoints"][0]["dead"] == 2
+
+    (tmp_path / "webhooks.toml").write_text("")
+    await measure.run(app)
+    assert metrics.WEBHOOKS_DEAD.value() == 0, "nothing is wrong at an endpoint that is gone"
+
+
+async def test_an_endpoint_whose_secret_is_gone_waits_for_it_and_holds_up_no_other(
+    app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver, tmp_path: Path, logged: list[dict[str, Any]]
+) -> None:
+    url = f"http://127.0.0.1:{receiver.port}/hook"
+    more = f'networks = ["127.0.0.0/8"]\nsecret_files = ["{tmp_path}/new", "{tmp_path}/gone"]'
+    second = f'[[endpoint]]\nname = "second"\nurl = "{url}"\n{more}'
+    write(tmp_path, receiver.port, second)
+    offered = await agent.offer(await agent.session())
+    await webhooks.run(app)
+    assert receiver.got == [(offered, "offered")]
+    assert await waiting(db) == [("offered", 1, "secret_unusable")]
+    assert [it["error"] for it in logged if it["event"] == "webhook.secret_unusable"] == [
+        f"{tmp_path}/gone: No such file or directory"
+    ]
+
+    (tmp_path / "gone").write_text((tmp_path / "old").read_text())
+    await due_now(db)
+    await webhooks.run(app)
+    assert receiver.got == [(offered, "offered")] * 2
+    assert await waiting(db) == []
+
+
+async def test_what_was_given_up_is_delivered_after_an_operator_asks_for_it(
+    app: App, agent: Agent, db: asyncpg.Connection, receiver: Receiver
+) -> None:
+    offered = await agent.offer(await agent.session())
+    receiver.status_of = {offered: 410}
+    await webhooks.run(app)
+    await agent.accept(offered)
+    receiver.status_of = {}
+    asked = {"agent": "alice", "endpoint": "ops"}
+    again = await agent.ok("retry_webhooks", **asked)
+    await webhooks.run(app)
+    nothing = await agent.refused("retry_webhooks", **asked)
+
+    assert again == {"endpoint": "ops", "retried": 1, "pending": 1, "dead": 0}
+    assert receiver.got == [(offered, "offered"), (offered, "accepted")]
+    assert nothing["code"] == "webhook_not_found"
+    [row] = await db.fetch("SELECT actor, action, target, details FROM audit")
+    assert tuple(row) == ("alice", "webhooks.retry", "ops", '{"messages": 1}')
 
 
 async def test_an_endpoint_is_told_only_what_it_wants(app: App, agent: Agent, receiver: Receiver, tmp_path: Path) -> None:
@@ -269,3 +316,17 @@ def test_a_secret_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(WebhooksFileError, match="24 to 64 bytes in base64"):
             endpoint(secret_files=[file]).secrets()
+
+
+async def test_the_doctor_reads_the_file_and_each_secret(settings: Settings, tmp_path: Path, receiver: Receiver) -> None:
+    async def finding() -> Finding:
+        (found,) = [it async for it in examine(settings) if it.check == "webhooks"]
+        return found
+
+    assert (await finding()).todo is None
+    (tmp_path / "old").unlink()
+    assert f"{tmp_path}/old: No such file" in (await finding()).found
+    write(tmp_path, receiver.port, "unknown = 1")
+    unknown = await finding()
+    assert "unknown: Extra inputs" in unknown.found
+    assert unknown.todo == "Correct the file that HANDOFF_WEBHOOKS_FILE names, or unset the variable."

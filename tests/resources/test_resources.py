@@ -53,6 +53,7 @@ async def test_every_resource_is_listed_with_its_template(agent: Agent) -> None:
         "handoff://agents/{agent}/sessions",
         "handoff://handoffs",
         "handoff://handoffs/{id}",
+        "handoff://handoffs/{id}/brief",
         "handoff://lifecycle",
         "handoff://alerts",
         "handoff://health",

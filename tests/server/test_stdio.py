@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from mcp import Client, StdioServerParameters
 
+from handoff.server.channel import takes_channel
 from tests.agents import LONG_WAIT_S, Agent
 from tests.processes import HANDOFF, PATIENCE_S, environment, over_stdio
 from tests.requests import body
@@ -126,3 +127,49 @@ async def test_it_runs_the_jobs_only_if_it_is_told_to(
             assert await db.fetchval("SELECT does_jobs FROM instance") == bool(settings)
         finally:
             server.communicate(timeout=PATIENCE_S)
+
+
+async def test_offers_are_announced_through_a_channel_to_a_client_that_has_one(agent: Agent, database_url: str) -> None:
+    key = await agent.session()
+    waiting = await agent.offer(key, instructions="the launch code is rosebud")
+    about = {"clientInfo": {"name": "any", "version": "1"}, "protocolVersion": "2025-11-25"}
+    declared = {"capabilities": {"experimental": {"claude/channel": {}}}}
+    with spoken_to(database_url, "--agent", "bob") as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        async def line() -> dict[str, Any]:
+            assert server.stdout is not None
+            return json.loads(await anyio.to_thread.run_sync(server.stdout.readline))
+
+        for message in (
+            {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {**about, **declared}},
+            {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        ):
+            server.stdin.write(json.dumps(message) + "\n")
+        server.stdin.flush()
+        assert (await line())["result"]["capabilities"]["experimental"] == {"claude/channel": {}}
+        first = await line()
+        made = await agent.offer(key)
+        second = await line()
+        rest, _ = await anyio.to_thread.run_sync(server.communicate)
+
+    assert [it["method"] for it in (first, second)] == ["notifications/claude/channel"] * 2
+    assert [it["params"]["meta"]["handoff_id"] for it in (first, second)] == [str(waiting), str(made)]
+    assert f"Handoff {waiting} is offered to you by alice." in first["params"]["content"]
+    assert "rosebud" not in json.dumps(first), "what another agent wrote is read when the model asks for it"
+    assert rest == "", "each offer once"
+
+
+@pytest.mark.parametrize(
+    ("params", "has_one"),
+    [
+        ({"clientInfo": {"name": "claude-code"}, "capabilities": {"roots": {}}}, True),
+        ({"clientInfo": {"name": "cursor"}, "capabilities": {"experimental": {"claude/channel": {}}}}, True),
+        ({"clientInfo": {"name": "cursor"}, "capabilities": {"experimental": {"other": {}}}}, False),
+        ({"clientInfo": [], "capabilities": {"experimental": []}}, False),
+        (None, False),
+    ],
+)
+def test_only_clients_that_have_channels_are_told(params: dict[str, Any] | None, *, has_one: bool) -> None:
+    assert takes_channel(params) is has_one

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from handoff.settings import Settings
 from tests.stack.bundle import ROOT, run, shipped
 
 ONE_SHOTS = {"check-permissions", "secrets", "volumes", "roles", "migrate", "demo-secrets"}
@@ -134,3 +135,9 @@ def test_the_service_and_the_worker_start_without_the_parts_that_may_be_down(ser
     for name in ("service", "worker"):
         assert not {"otel-collector", "prometheus", "jaeger", "loki", "grafana", "watch"} & set(services[name]["depends_on"])
         assert services[name]["depends_on"]["redis"]["condition"] == "service_started"
+
+
+def test_the_worker_knows_prometheus_and_webhooks_wait_for_their_file(services: dict[str, Any]) -> None:
+    assert services["worker"]["environment"]["HANDOFF_PROMETHEUS_URL"] == "http://prometheus:9090"
+    for name in ("service", "worker"):
+        assert Settings(webhooks_file=services[name]["environment"]["HANDOFF_WEBHOOKS_FILE"]).webhooks_file is None

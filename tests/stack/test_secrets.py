@@ -106,6 +106,11 @@ async def test_the_generated_operator_token_is_accepted_and_a_call_without_a_tok
 def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str, str]) -> None:
     given = {"database-handoff": 'a new password: $it\'s 1e5 "quoted"', "redis": "another one", "database-otel": "1e5"}
     given["deadman-url"] = "http://hooks.example/dead-man"
+    given["webhook-secret-ops"] = "whsec_" + "c2VjcmV0" * 4
+    given["webhooks.toml"] = """[[endpoint]]
+        name = "ops"
+        url = "https://hooks.example/handoff"
+        secret_files = ["/run/secrets/webhook-secret-ops"]"""
     try:
         for name, value in given.items():
             (stack.given / name).write_text(f"{value}\n")
@@ -114,7 +119,10 @@ def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str,
         assert stack.psql("handoff", given["database-handoff"], "SELECT 1") == "1"
         with pytest.raises(Failed, match="password authentication failed"):
             stack.psql("handoff", made["database-handoff"], "SELECT 1")
-        assert stack.in_volume("secrets-worker", "cat", "/volume/deadman-url") == given["deadman-url"]
+        for name in ("deadman-url", "webhook-secret-ops", "webhooks.toml"):
+            assert stack.in_volume("secrets-worker", "cat", f"/volume/{name}") == given[name]
+        for_service = stack.in_volume("secrets-service", "ls", "/volume").split()
+        assert ("webhooks.toml" in for_service, "webhook-secret-ops" in for_service) == (True, False)
         # The collector uses the new passwords too: with wrong ones its receivers would produce no new samples.
         began = time()
         for job in ("postgres", "redis"):
@@ -125,7 +133,7 @@ def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str,
             (stack.given / name).unlink()
         stack.up("--force-recreate")
     assert stack.psql("handoff", made["database-handoff"], "SELECT 1") == "1"
-    assert "deadman-url" not in stack.in_volume("secrets-worker", "ls", "/volume")
+    assert set(stack.in_volume("secrets-worker", "ls", "/volume").split()) == {"database-handoff", "redis"}
 
 
 def test_the_role_of_grafana_can_read_the_reporting_views_and_nothing_else(stack: Stack, made: dict[str, str]) -> None:

@@ -23,10 +23,14 @@ from tests.server.test_http import edge
 
 TABLES = ("session", "participant", "context_entry", "handoff", "event", "idempotency")
 
-OF_OPERATORS = ("configuration", "explain_anomaly", "job", "session_data")
+OF_OPERATORS = ("configuration", "explain_anomaly", "job", "retry_webhooks", "session_data")
 INCIDENT = """
     INSERT INTO incident (severity, component, summary, causes, anomalies, opened_at, last_at)
     VALUES ('warning', 'host', '', '[]', 0, now(), now())
+"""
+WEBHOOK = """
+    INSERT INTO webhook_delivery (endpoint, handoff_id, event_id, kind, at, data, is_dead)
+    VALUES ('ops', 1, 1, 'handoff.offered', now(), '{}', true)
 """
 
 
@@ -110,6 +114,8 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
 async def admin_arguments_of(agent: Agent, tool: str, key: str, number: int) -> dict[str, Any]:
     if tool == "explain_anomaly":
         return {"incident": 1, "feedback": "noise"}
+    if tool == "retry_webhooks":
+        return {"endpoint": "ops"}
     if tool == "session_data":
         return {"action": "hold", "of": "session", "name": key, "reason": "x"}
     if tool == "job":
@@ -124,6 +130,7 @@ async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_er
     app: App, db: asyncpg.Connection, terminations: Terminations, tool: str
 ) -> None:
     await db.execute(INCIDENT)
+    await db.execute(WEBHOOK)
     async with Client(build_server(app)) as client:
         agent = Agent(client)
         whole = await arguments_of(agent, tool, 0)

@@ -16,7 +16,7 @@ STATEMENTS_MAX = {
     "get_context": 7,
     "request_handoff": 15,  # six of them after the commit, for the preview of the brief
     "get_inbox": 2,
-    "accept_handoff": 12,
+    "accept_handoff": 13,
     "renew_handoff": 6,
     "resolve_handoff": 6,
     "close_session": 8,

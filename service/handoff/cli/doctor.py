@@ -8,7 +8,10 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
@@ -16,12 +19,14 @@ from pydantic import ValidationError
 
 from handoff.cache import RedisCache
 from handoff.errors import HandoffError
+from handoff.operations.prometheus import PrometheusFailed, ask
 from handoff.server.auth import Tokens, TokensFileError
 from handoff.settings import Misconfigured, Settings
 from handoff.store import audit
 from handoff.store.connect import connection, open_pool
 from handoff.store.migrate import MigrationError, pending
 from handoff.telemetry.environment import is_disabled, unheeded
+from handoff.webhooks import WebhooksFileError, read_endpoints
 
 _TIMEOUT_S = 5.0
 _POSTGRES_MIN = 180_000
@@ -58,7 +63,7 @@ def doctor_command(_: argparse.Namespace) -> int:
 
 
 async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding]:
-    """Check the interpreter, the configuration, the port, the database, its migrations, the cache and the collector."""
+    """Check the interpreter, the configuration, the port, and whatever the settings name."""
     yield _interpreter()
     if isinstance(settings, ValidationError):
         for problem in settings.errors(include_url=False, include_input=False):
@@ -69,9 +74,13 @@ async def examine(settings: Settings | ValidationError) -> AsyncIterator[Finding
         return
     yield _configuration(settings)
     yield _port(settings)
-    checks: tuple[Callable[[Settings], Awaitable[Finding]], ...] = (_database, _cache, _telemetry)
+    checks: list[Callable[[], Awaitable[Finding]]] = [partial(it, settings) for it in (_database, _cache, _telemetry)]
+    if settings.webhooks_file is not None:
+        checks.append(partial(_webhooks, settings.webhooks_file))
+    if settings.prometheus_url is not None:
+        checks.append(partial(_prometheus, settings.prometheus_url.get_secret_value()))
     for check in checks:
-        yield await check(settings)
+        yield await check()
 
 
 def _interpreter() -> Finding:
@@ -228,3 +237,32 @@ async def _telemetry(settings: Settings) -> Finding:
             "Check that the collector is running and OTEL_EXPORTER_OTLP_ENDPOINT is correct. The service works without it.",
         )
     return Finding("telemetry", f"exported to {endpoint}")
+
+
+async def _webhooks(file: Path) -> Finding:
+    try:
+        endpoints = read_endpoints(file)
+    except WebhooksFileError as error:
+        return Finding("webhooks", str(error), "Correct the file that HANDOFF_WEBHOOKS_FILE names, or unset the variable.")
+    try:
+        for endpoint in endpoints:
+            endpoint.secrets()
+    except WebhooksFileError as error:
+        return Finding(
+            "webhooks", str(error), "Mend this secret, without which the worker can't sign. Other processes need none."
+        )
+    number = "1 endpoint" if len(endpoints) == 1 else f"{len(endpoints)} endpoints"
+    return Finding("webhooks", f"{number} in {file}")
+
+
+async def _prometheus(url: str) -> Finding:
+    now = datetime.now(UTC)
+    try:
+        await ask(url, "vector(1)", now, now)
+    except PrometheusFailed as error:
+        return Finding(
+            "prometheus",
+            f"HANDOFF_PROMETHEUS_URL: {error}",
+            "Check that Prometheus is running and the address is correct, or unset the variable.",
+        )
+    return Finding("prometheus", "Prometheus answers")

@@ -5,10 +5,13 @@ They call the service as any client does, and see what their token may see.
 
 import argparse
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from handoff.cli.remote import Remote, with_service
+from handoff.cli.remote import NOT_FOUND, Failed, Remote, with_service
 from handoff.cli.terminal import age, console, one_line, paged, print_json, print_table, print_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PAGE: Final = 100  # the largest page of a resource
 _EVENTS_MAX: Final = 5_000  # of a session, for `show`
@@ -103,6 +106,11 @@ def show_command(arguments: argparse.Namespace) -> int:
         events = await read_events(remote, key)
         ids = dict.fromkeys(it["handoff_id"] for it in events if "handoff_id" in it)
         handoffs = [await remote.read(f"handoffs/{it}") for it in ids]
+        if arguments.briefs:
+            accepted = {it["handoff_id"] for it in events if it["kind"] == "handoff.accepted"}
+            for it in handoffs:
+                if it["handoff_id"] in accepted:
+                    it["received"] = await _received(remote, it["handoff_id"])
         if arguments.json:
             print_json({"session": session, "entries": entries, "events": events, "handoffs": handoffs})
             return 0
@@ -158,9 +166,26 @@ def accept_command(arguments: argparse.Namespace) -> int:
             f"You hold handoff {handoff['handoff_id']} of session {handoff['session_key']} with token {handoff['token']} "
             f"until {handoff['lease_expires_at']}."
         )
-        for part in taken["brief"]["parts"]:
-            print_text(out, f"\n{part['kind']}", "bold")
-            print_text(out, part.get("text", ""))
+        _print_brief(out, taken["brief"])
+        return 0
+
+    return with_service(arguments, run)
+
+
+def renew_command(arguments: argparse.Namespace) -> int:
+    """Extend the lease of a handoff that you hold, or resume one that is blocked."""
+
+    async def run(remote: Remote) -> int:
+        token = arguments.token
+        if token is None:
+            token = (await remote.read(f"handoffs/{arguments.id}")).get("token")
+        renewed = await remote.call(
+            "renew_handoff", handoff_id=arguments.id, token=token, lease_seconds=arguments.lease_seconds
+        )
+        if arguments.json:
+            print_json(renewed)
+            return 0
+        print(f"You hold handoff {renewed['handoff_id']} until {renewed['lease_expires_at']}.")
         return 0
 
     return with_service(arguments, run)
@@ -183,6 +208,16 @@ def resolve_command(arguments: argparse.Namespace) -> int:
         return 0
 
     return with_service(arguments, run)
+
+
+async def _received(remote: Remote, handoff_id: int) -> dict[str, Any] | None:
+    """The brief that whoever accepted a handoff last got, None if it is not kept or not the caller's to read."""
+    try:
+        return await remote.read(f"handoffs/{handoff_id}/brief")
+    except Failed as failed:
+        if failed.status != NOT_FOUND:
+            raise
+        return None
 
 
 async def read_entries(remote: Remote, key: str, after: int = 0) -> list[dict[str, Any]]:
@@ -250,6 +285,24 @@ def _print_trail(
             for name in ("instructions", "reason", "outcome"):
                 if name in it:
                     print_text(out, f"{name}: {it[name]}")
+            if "received" in it:
+                _print_received(out, it["received"])
+
+
+def _print_received(out: "Console", received: dict[str, Any] | None) -> None:
+    if received is None:
+        print_text(out, "The brief that was received is not kept, or not yours to read.", "dim")
+        return
+    brief = received["brief"]
+    about = f"{brief['tokens']} tokens, as of entry {brief['as_of_sequence']}"
+    print_text(out, f"\nThe brief that {received['agent']} received on {received['at']}: {about}", "bold")
+    _print_brief(out, brief)
+
+
+def _print_brief(out: "Console", brief: dict[str, Any]) -> None:
+    for part in brief["parts"]:
+        print_text(out, f"\n{part['kind']}", "bold")
+        print_text(out, part.get("text", ""))
 
 
 def _tell_of_more(page: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The options of the commands for people: sessions, show, inbox, search, send, accept, resolve, export and import."""
+"""The options of the commands for people: sessions, show, inbox, search, send, accept, renew, resolve, export and import."""
 
 import argparse
 from collections.abc import Callable
@@ -24,6 +24,7 @@ def add_people(command: AddCommand) -> None:
     show.add_argument("key", metavar="KEY", help="the session's key")
     show.add_argument("--limit", type=_positive, default=50, metavar="N", help="the newest N entries (default 50)")
     show.add_argument("--all", action="store_true", help="all entries")
+    show.add_argument("--briefs", action="store_true", help="also the brief that each receiver got, as it was then")
     inbox = command("inbox", "handoff.cli.people:inbox_command", "list what is offered to an agent or held by it")
     inbox.add_argument("of", metavar="AGENT", help="whose inbox")
     _add_paging(inbox)
@@ -47,6 +48,10 @@ def add_people(command: AddCommand) -> None:
     )
     accept.add_argument("id", type=_positive, metavar="ID", help="the handoff's number")
     accept.add_argument("--lease-seconds", type=int, metavar="N", help="how long you hold it without renewing")
+    renew = command("renew", "handoff.cli.people:renew_command", "extend your lease, or resume a blocked handoff")
+    renew.add_argument("id", type=_positive, metavar="ID", help="the handoff's number")
+    renew.add_argument("--lease-seconds", type=int, metavar="N", help="how long you hold it from now on without renewing")
+    renew.add_argument("--token", type=int, metavar="N", help="the lease's token (default: the current one)")
     resolve = command("resolve", "handoff.cli.people:resolve_command", "complete, block, reject or cancel a handoff")
     resolve.add_argument("id", type=_positive, metavar="ID", help="the handoff's number")
     resolve.add_argument("action", choices=["complete", "block", "reject", "cancel"], help="what to do")
@@ -60,7 +65,7 @@ def add_people(command: AddCommand) -> None:
     )
     import_.add_argument("file", type=Path, metavar="FILE", help="the file; - reads standard input")
     import_.add_argument("--key", metavar="KEY", help="the new session's key (default: that in the file)")
-    for sub in (sessions, show, inbox, search, send, accept, resolve, export, import_):
+    for sub in (sessions, show, inbox, search, send, accept, renew, resolve, export, import_):
         sub.add_argument("--url", help="the MCP address (HANDOFF_URL; default: where `handoff run` is running)")
         sub.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds your token (or: HANDOFF_TOKEN)")
         sub.add_argument("--agent", metavar="NAME", help="who you are, where the service needs no token (HANDOFF_AGENT)")

@@ -30,6 +30,7 @@ _STATUS_OF_CODE: Final = {
     "scope_missing": NOT_ALLOWED,
     "token_revoked": NOT_ALLOWED,
     "unauthorized": NOT_ALLOWED,
+    "brief_not_found": NOT_FOUND,
     "handoff_not_found": NOT_FOUND,
     "resource_not_found": NOT_FOUND,
     "session_not_found": NOT_FOUND,

@@ -1,5 +1,7 @@
 """Measures what the database holds (sessions, open handoffs, inboxes), and sets the gauges."""
 
+import asyncio
+from pathlib import Path
 from time import time
 from typing import get_args
 
@@ -8,6 +10,7 @@ from handoff.model import HandoffState, RequestType, SessionStatus
 from handoff.store import state, webhooks
 from handoff.store.connect import connection
 from handoff.telemetry import metrics
+from handoff.webhooks import WebhooksFileError, read_endpoints
 
 
 async def run(app: App) -> None:
@@ -25,14 +28,18 @@ async def run(app: App) -> None:
         metrics.OLDEST_OFFER.set(found.get(("oldest", target, ""), 0), target)
         metrics.DEEPEST_INBOX.set(found.get(("deepest", target, ""), 0), target)
     if app.settings.webhooks_file is not None:
-        await _measure_webhooks(app)
+        await _measure_webhooks(app, app.settings.webhooks_file)
     metrics.PING_PONG.set(found.get(("ping_pong", "", ""), 0))
     metrics.MEASURED_AT.set(time())
 
 
-async def _measure_webhooks(app: App) -> None:
+async def _measure_webhooks(app: App, file: Path) -> None:
+    try:
+        names = [it.name for it in await asyncio.to_thread(read_endpoints, file)]
+    except WebhooksFileError:  # fails the job `webhooks`, which says so
+        return
     async with connection(app.pool) as conn:
-        found = await webhooks.totals(conn)
+        found = await webhooks.totals(conn, names)
     if found is not None:
         metrics.WEBHOOKS_PENDING.set(found["pending"])
         metrics.WEBHOOKS_DEAD.set(found["dead"])

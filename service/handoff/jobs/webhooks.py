@@ -16,7 +16,7 @@ from handoff.encoding import to_json
 from handoff.store import webhooks as store
 from handoff.store.connect import Connection, connection, transact
 from handoff.telemetry import metrics
-from handoff.webhooks import Endpoint, read_endpoints, signatures
+from handoff.webhooks import Endpoint, WebhooksFileError, read_endpoints, signatures
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
@@ -101,6 +101,9 @@ async def _attempt(endpoint: Endpoint, row: Record) -> tuple[str | None, bool]:
             http.post(endpoint.url, data=body, headers=headers, allow_redirects=False) as answer,
         ):
             return (None if 200 <= answer.status < 300 else str(answer.status)), True
+    except WebhooksFileError as error:
+        log.warning("webhook.secret_unusable", endpoint=endpoint.name, error=str(error))
+        return "secret_unusable", False
     except _NotAllowed:
         return "address_not_allowed", False
     except TimeoutError:

@@ -4,13 +4,16 @@ import re
 from datetime import datetime
 from typing import Any
 
+import orjson
+from asyncpg import Record
+
 from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
-from handoff.errors import Forbidden, handoff_not_found
+from handoff.errors import Forbidden, NotFound, handoff_not_found
 from handoff.model import HandoffState
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
-from handoff.store import handoffs, inbox, lists, waiting
-from handoff.store.connect import connection
+from handoff.store import briefs, handoffs, inbox, lists, waiting
+from handoff.store.connect import Connection, connection
 from handoff.views import cut_view, handoff_view, handoffs_page, inbox_position, inbox_view
 
 _ID_MAX = 2**63 - 1
@@ -67,13 +70,37 @@ async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dic
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
     """The handoff. Raises NotFound when the caller may not see it."""
+    async with connection(call.app.pool) as conn:
+        row = await _seen(conn, call, path)
+    trace = row["traceparent"]
+    return handoff_view(row, call.caller.agent) | ({"trace_id": trace.split("-")[1]} if trace else {})
+
+
+async def read_accepted_brief(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
+    """The brief that the last accept_handoff returned. Raises NotFound without one, and to who may not read the session."""
+    async with connection(call.app.pool) as conn:
+        row = await _seen(conn, call, path)
+        may_read = call.caller.viewer(None) is None or row["sees_session"]
+        kept = await briefs.last(conn, row["id"]) if may_read else None
+    if kept is None:
+        raise NotFound(
+            "brief_not_found",
+            f"There is no brief of handoff {row['id']} that you may read.",
+            "One is kept when the handoff is accepted. The caller must be able to read the session; get_context has its "
+            "brief as it is now.",
+        )
+    about = {"handoff_id": row["id"], **{name: kept[name] for name in ("token", "agent", "at")}}
+    return about | {"brief": orjson.loads(kept["brief"])}
+
+
+async def _seen(conn: Connection, call: Call, path: dict[str, str]) -> Record:
+    """The handoff. Raises NotFound when the caller may not see it."""
     handoff_id = int(path["id"]) if _ID.fullmatch(path["id"]) else 0
     viewer = call.caller.viewer(None)
-    async with connection(call.app.pool) as conn:
-        row = await handoffs.find(conn, handoff_id, viewer)
+    row = await handoffs.find(conn, handoff_id, viewer)
     if row is None or not handoffs.may_see(row, viewer):
         raise handoff_not_found(handoff_id)
-    return handoff_view(row, call.caller.agent)
+    return row
 
 
 async def read_sent(call: Call, path: dict[str, str], query: SentQuery) -> dict[str, Any]:
@@ -126,4 +153,11 @@ SENT = Resource(
 )
 HANDOFF = Resource(
     "handoff://handoffs/{id}", "handoff", "One handoff. Can be subscribed to.", NoQuery, read_handoff, is_subscribable=True
+)
+ACCEPTED_BRIEF = Resource(
+    "handoff://handoffs/{id}/brief",
+    "accepted_brief",
+    "The brief that accept_handoff returned, as it was then.",
+    NoQuery,
+    read_accepted_brief,
 )

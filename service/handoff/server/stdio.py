@@ -2,13 +2,15 @@
 
 import asyncio
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import anyio
+import mcp_types as types
 from mcp.shared.message import SessionMessage
 
 from handoff.context import App
 from handoff.model import Caller
+from handoff.server.channel import CAPABILITY, announce, takes_channel
 from handoff.server.protocol import build_server
 from handoff.server.wire import Wire
 
@@ -22,8 +24,14 @@ async def serve_stdio(app: App, caller: Caller, wire: Wire) -> None:
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage]()
 
     async def receive() -> None:
+        announced_to: str | None = None
         while (message := await wire.receive()) is not None:
             await to_server.send(SessionMessage(message))
+            if isinstance(message, types.JSONRPCRequest) and message.method == "initialize":
+                announced_to = caller.agent if takes_channel(message.params) else None
+            elif announced_to is not None and isinstance(message, types.JSONRPCNotification):  # it is initialized
+                others.append(asyncio.create_task(announce(app, announced_to, wire.send)))
+                announced_to = None
         wire.ending.set()
 
     async def send() -> None:
@@ -42,7 +50,8 @@ async def serve_stdio(app: App, caller: Caller, wire: Wire) -> None:
     receiving = asyncio.create_task(receive())
     others = [asyncio.create_task(part) for part in (send(), end())]
     try:
-        await server.run(incoming, outgoing, server.create_initialization_options())
+        channel = {CAPABILITY: dict[str, Any]()} if caller.agent is not None else None
+        await server.run(incoming, outgoing, server.create_initialization_options(experimental_capabilities=channel))
         await others[0]
     finally:
         for task in (receiving, *others):

@@ -53,10 +53,20 @@ FORGET = """
         RETURNING 1
     ) SELECT count(*) FROM gone
 """
+# The oldest of what was given up, as if it had never been tried.
+RETRY = """
+    WITH again AS (
+        UPDATE webhook_delivery SET is_dead = false, attempts = 0, next_at = now()
+         WHERE (endpoint, handoff_id, event_id) IN (SELECT endpoint, handoff_id, event_id FROM webhook_delivery
+                                                     WHERE is_dead AND endpoint = $1
+                                                     ORDER BY event_id LIMIT $2 FOR UPDATE)
+        RETURNING 1
+    ) SELECT count(*) FROM again
+"""
 TOTALS = """
     SELECT count(*) FILTER (WHERE NOT is_dead) AS pending, count(*) FILTER (WHERE is_dead) AS dead,
            coalesce(extract(epoch FROM now() - min(at) FILTER (WHERE NOT is_dead)), 0)::float8 AS oldest_s
-      FROM webhook_delivery
+      FROM webhook_delivery WHERE endpoint = ANY($1::text[])
 """
 STATE = """
     SELECT e.name, count(d.endpoint) FILTER (WHERE NOT d.is_dead) AS pending,
@@ -104,9 +114,14 @@ async def forget(conn: Connection) -> int:
     return await conn.fetchval(FORGET, KEPT, BATCH_MAX)
 
 
-async def totals(conn: Connection) -> Record | None:
-    """Return what is pending and what was given up, at all endpoints, and the age of the oldest that is pending."""
-    return await conn.fetchrow(TOTALS)
+async def retry(conn: Connection, endpoint: str, limit: int) -> int:
+    """Make what was given up at an endpoint pending again, the oldest first; return how many rows that were."""
+    return await conn.fetchval(RETRY, endpoint, limit)
+
+
+async def totals(conn: Connection, endpoints: list[str]) -> Record | None:
+    """Return what is pending and what was given up at these endpoints, and the age of the oldest that is pending."""
+    return await conn.fetchrow(TOTALS, endpoints)
 
 
 async def state(conn: Connection, endpoints: list[str]) -> list[dict[str, Any]]:

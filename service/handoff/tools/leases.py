@@ -2,14 +2,15 @@
 
 from typing import Any, Literal
 
+import structlog
 from asyncpg import Record
 
 from handoff.brief import TOKENS_DEFAULT
 from handoff.context import Call
-from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
+from handoff.errors import Conflict, Forbidden, Invalid, Unavailable, handoff_not_found
 from handoff.model import HELD_STATES, HandoffAction
-from handoff.store import audit, handoffs, idempotency
-from handoff.store.connect import Connection
+from handoff.store import audit, briefs, handoffs, idempotency
+from handoff.store.connect import Connection, connection
 from handoff.tools.contract import (
     HANDOFF_RESULT,
     AgentArg,
@@ -25,6 +26,8 @@ from handoff.tools.contract import (
     result_with,
 )
 from handoff.views import brief_of, changed_view, handoff_view
+
+log = structlog.get_logger(__name__)
 
 ACCEPTED_RESULT = result_with("handoff", "object")
 OPERATOR = "operator"  # the agent that an admin tool acts as where the caller has no token
@@ -95,10 +98,20 @@ async def accept_handoff(call: Call, args: AcceptHandoff) -> dict[str, Any]:
     _, brief = await brief_of(
         call.app, taken["session_key"], agent, args.token_budget, reader=None, just_changed=not is_repeated
     )
+    await _keep(call, taken, agent, brief)
     whole = {part.get("handoff_id") for part in brief["parts"] if "cut" not in part}
     if taken["handoff_id"] in whole:  # the brief has the instructions, so they need not be sent twice
         del taken["instructions"]
     return {"handoff": taken, "brief": brief}
+
+
+async def _keep(call: Call, taken: dict[str, Any], agent: str, brief: dict[str, Any]) -> None:
+    """Keep the brief for those who want to see later what was received. The handoff is accepted, so this fails nothing."""
+    try:
+        async with connection(call.app.pool) as conn:
+            await briefs.keep(conn, taken["handoff_id"], taken["token"], agent, brief)
+    except Unavailable as error:
+        log.warning("brief.not_kept", handoff=taken["handoff_id"], code=error.code)
 
 
 async def renew_handoff(call: Call, args: RenewHandoff) -> dict[str, Any]:

@@ -67,8 +67,8 @@ class Visit:
 
 _STATUS: Final = {
     "scope_missing": 403, "agent_mismatch": 403, "not_owner": 403, "not_writer": 403, "not_addressed": 403,
-    "session_not_found": 404, "handoff_not_found": 404, "resource_not_found": 404, "invalid_arguments": 400,
-    "unavailable": 503, "overloaded": 503, "internal": 500,
+    "session_not_found": 404, "handoff_not_found": 404, "brief_not_found": 404, "resource_not_found": 404,
+    "invalid_arguments": 400, "unavailable": 503, "overloaded": 503, "internal": 500,
 }  # fmt: skip
 
 
@@ -127,7 +127,16 @@ async def brief(visit: Visit) -> dict[str, Any]:
 async def handoff(visit: Visit) -> dict[str, Any]:
     """One handoff with its receipt, and what the person can do about it."""
     found = await visit.read(f"handoffs/{visit.path[0]}")
-    return {"handoff": found, "actions": _actions(found, visit.caller.agent)}
+    traces = visit.app.settings.trace_url
+    trace = traces + found["trace_id"] if traces and "trace_id" in found else None
+    by = found.get("holder") if found["state"] in ("accepted", "blocked") else None
+    renews = by if visit.caller.agent in (None, by) else None
+    return {"handoff": found, "actions": _actions(found, visit.caller.agent), "renews": renews, "trace": trace}
+
+
+async def accepted_brief(visit: Visit) -> dict[str, Any]:
+    """The brief that the receiver of a handoff got."""
+    return await visit.read(f"handoffs/{visit.path[0]}/brief")
 
 
 async def health(visit: Visit) -> dict[str, Any]:
@@ -165,6 +174,14 @@ async def resolve(visit: Visit) -> str:
         "resolve_handoff", agent=agents[action], handoff_id=found["handoff_id"], action=action, token=token, note=note
     )
     return f"/ui/handoffs/{number}"
+
+
+async def renew(visit: Visit) -> str:
+    """Extend the lease of a handoff, or resume one that is blocked; return where to go on."""
+    found = await visit.read(f"handoffs/{visit.path[0]}")
+    agent, token = found.get("holder"), found.get("token", 0)
+    await visit.call("renew_handoff", agent=agent, handoff_id=found["handoff_id"], token=token)
+    return f"/ui/handoffs/{visit.path[0]}"
 
 
 def _actions(handoff: dict[str, Any], agent: str | None) -> dict[HandoffAction, str]:
@@ -241,6 +258,11 @@ SHOWN: Final[dict[str, tuple[str, Show]]] = {
     "/ui/sessions/{}": ("session.html", session),
     "/ui/sessions/{}/brief": ("brief.html", brief),
     "/ui/handoffs/{}": ("handoff.html", handoff),
+    "/ui/handoffs/{}/brief": ("accepted_brief.html", accepted_brief),
     "/ui/health": ("health.html", health),
 }
-CHANGED: Final[dict[str, Change]] = {"/ui/sessions/{}/offer": offer, "/ui/handoffs/{}/resolve": resolve}
+CHANGED: Final[dict[str, Change]] = {
+    "/ui/sessions/{}/offer": offer,
+    "/ui/handoffs/{}/resolve": resolve,
+    "/ui/handoffs/{}/renew": renew,
+}
