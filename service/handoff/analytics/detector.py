@@ -17,6 +17,7 @@ WARM_UP: Final = 30  # points that are kept as they are until the unit is known
 SILENT: Final = 40  # points about which nothing is said
 _LIVES_AT: Final = np.float32(4_096)  # units; three points in a row beyond it, and the unit is too small
 _UNIT_BITS_MAX: Final = 60
+_USUAL_BELOW: Final = incidents.ALERT_AT / 2  # so that the points of a fault that came before its alert are not usual
 
 
 @dataclass(slots=True)
@@ -162,7 +163,7 @@ class Detector:
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
-        levels.learn(level, x, bounded, seen, measured)
+        levels.learn(level, x, bounded, seen, measured, unusual < _USUAL_BELOW)
         seen += measured
         self._widen_unit(measured)
         return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, incidents.is_open(memory.life, self._life))
@@ -170,15 +171,16 @@ class Detector:
     def _band(self, expected: profile.Expected, told: Index) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.
 
-        NaN for all series but those that are `told` of. Where the time of day is not known yet, it is the mean and the range
-        of everything.
+        NaN for all series but those that are `told` of. Where the time of day is not known yet, the band is the range of
+        what was not unusual, so that a fault does not become usual while it lasts.
         """
         level, scale, known = self.memory.levels, self.memory.scale, expected.known[told]
         usual_by_day = expected.usual[told]
         margin = profile.BOUND * self.memory.profile.spread[told]
-        usual = np.where(known, usual_by_day, level.means[levels.LONG, told])
-        lower = np.where(known, np.minimum(expected.lowest[told], usual_by_day - margin), level.lowest[told])
-        upper = np.where(known, np.maximum(expected.highest[told], usual_by_day + margin), level.highest[told])
+        lowest, highest = level.usual_lowest[told], level.usual_highest[told]
+        usual = np.where(known, usual_by_day, np.clip(level.means[levels.LONG, told], lowest, highest))
+        lower = np.where(known, np.minimum(expected.lowest[told], usual_by_day - margin), lowest)
+        upper = np.where(known, np.maximum(expected.highest[told], usual_by_day + margin), highest)
         band = np.full((3, len(scale.unit)), np.nan)
         band[:, told] = scale.centre[told] + np.stack((usual, lower, upper)).astype(np.float64) * scale.unit[told]
         return band[0], band[1], band[2]

@@ -1,5 +1,6 @@
 """States that an earlier version of this program stored, read as what the present one keeps."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from handoff.analytics.columns import Columns, Single, column
 from handoff.analytics.detector import PARTS, Memory
 from handoff.analytics.features import FEATURES
 from handoff.analytics.incidents import Life
+from handoff.analytics.levels import Levels
 from handoff.analytics.pooling import Pools
 
 _NONE: Final = 255
@@ -48,11 +50,22 @@ class _Life(Columns):
     highest: Single = column("single")
 
 
-PARTS_1: Final[dict[str, type[Columns]]] = PARTS | {"histograms": _Histograms, "pools": _Pools, "life": _Life}
+@dataclass(slots=True)
+class _Levels(Columns):
+    """Versions 1 and 2: the range of what was not unusual was not kept."""
+
+    last: Single = column("single")
+    previous: Single = column("single")
+    lowest: Single = column("single")
+    highest: Single = column("single")
+    slow_lowest: Single = column("single")
+    slow_highest: Single = column("single")
+    means: Single = column("single", 6)
+    residuals: Single = column("single", 2)
+    squares: Single = column("single", 5)
 
 
-def memory_of_1(parts: dict[str, Any]) -> Memory:
-    """The memory of series whose parts were stored by version 1."""
+def _memory_of_1(parts: dict[str, Any]) -> Memory:
     count = len(parts["scale"].unit)
     old, pools, life = parts["histograms"], parts["pools"], parts["life"]
     histograms = Histograms.empty(count)
@@ -67,4 +80,24 @@ def memory_of_1(parts: dict[str, Any]) -> Memory:
         values = getattr(now, it.name)
         values[:] = np.minimum(getattr(life, it.name), values) if it.name == "age" else getattr(life, it.name)
     made: dict[str, Any] = {"histograms": histograms, "pools": Pools(pools.recent, means, pools.scores), "life": now}
+    return _memory_of_2(parts | made)
+
+
+def _memory_of_2(parts: dict[str, Any]) -> Memory:
+    old = parts["levels"]
+    kept: dict[str, Any] = {it.name: getattr(old, it.name) for it in fields(old)}
+    made: dict[str, Any] = {"levels": Levels(**kept, usual_lowest=old.lowest.copy(), usual_highest=old.highest.copy())}
     return Memory(**parts | made)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a version stored, and how to make of it what is kept now."""
+
+    parts: Mapping[str, type[Columns]]
+    read: Callable[[dict[str, Any]], Memory]
+
+
+_PARTS_2: Final[dict[str, type[Columns]]] = PARTS | {"levels": _Levels}
+_PARTS_1: Final[dict[str, type[Columns]]] = _PARTS_2 | {"histograms": _Histograms, "pools": _Pools, "life": _Life}
+EARLIER: Final[Mapping[int, Earlier]] = {1: Earlier(_PARTS_1, _memory_of_1), 2: Earlier(_PARTS_2, _memory_of_2)}

@@ -32,6 +32,8 @@ class Levels(Columns):
     highest: Single = column("single", unit=1)
     slow_lowest: Single = column("single", unit=1)  # the range of the slow mean
     slow_highest: Single = column("single", unit=1)
+    usual_lowest: Single = column("single", unit=1)  # the range of what was not unusual
+    usual_highest: Single = column("single", unit=1)
     means: Single = column("single", 6, unit=1)
     residuals: Single = column("single", 2, unit=1)  # means of the bounded seasonal residual, over an hour and two days
     squares: Single = column("single", 5, unit=2)
@@ -40,7 +42,16 @@ class Levels(Columns):
 def start(levels: Levels, x: Single, first: Flags) -> None:
     """Set everything to the first value of these series."""
     if first.any():
-        for values in (levels.last, levels.previous, levels.lowest, levels.highest, levels.slow_lowest, levels.slow_highest):
+        for values in (
+            levels.last,
+            levels.previous,
+            levels.lowest,
+            levels.highest,
+            levels.slow_lowest,
+            levels.slow_highest,
+            levels.usual_lowest,
+            levels.usual_highest,
+        ):
             values[first] = x[first]
         levels.means[:, first] = x[first]
 
@@ -56,7 +67,7 @@ def bridge(levels: Levels, x: Single, gap: Flags) -> None:
         levels.means[SLOW, at] = np.clip(levels.means[LONG, at], levels.slow_lowest[at], levels.slow_highest[at])
 
 
-def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measured: Flags) -> None:
+def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measured: Flags, is_usual: Flags) -> None:
     """Take in x and its bounded residual, where measured."""
     weight = measured.astype(np.float32)
     means, residuals = levels.means, levels.residuals
@@ -79,5 +90,20 @@ def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measure
     # A missing point has the last value for x, which changes nothing here.
     np.minimum(levels.lowest, x, out=levels.lowest)
     np.maximum(levels.highest, x, out=levels.highest)
+    _widen_usual(levels, x, seen, measured & is_usual)
     np.copyto(levels.previous, levels.last, where=measured)
     np.copyto(levels.last, x, where=measured)
+
+
+def _widen_usual(levels: Levels, x: Single, seen: np.ndarray, usual: Flags) -> None:
+    """Let the range of what was not unusual reach x, but no further than by the usual deviation.
+
+    The first points of a fault are not always unusual yet, and must not make the rest of it usual.
+    """
+    beyond = usual & ((x < levels.usual_lowest) | (x > levels.usual_highest))
+    at = np.nonzero(beyond)[0]
+    if len(at):
+        reach = np.where(seen[at] < _UNBOUNDED_POINTS, np.float32(np.inf), np.sqrt(levels.squares[HOURS, at]))
+        lowest, highest = levels.usual_lowest[at], levels.usual_highest[at]
+        levels.usual_lowest[at] = np.minimum(lowest, np.maximum(x[at], lowest - reach))
+        levels.usual_highest[at] = np.maximum(highest, np.minimum(x[at], highest + reach))

@@ -27,15 +27,6 @@ from handoff.analytics.features import (
 
 _SCORED: Final = (TWO, THREE, STEP, TIME_OF_DAY)
 _KEPT: Final = (THREE, BAND_OF_DAY, RANGE, SMOOTHED_RANGE, SEASONAL_LEVEL, LEVEL_OF_DAYS)
-_OF_TEN: Final = {
-    THREE: 0.8,
-    BAND_OF_DAY: 0.8,
-    RANGE: 0.6,
-    LEVEL_OF_HOURS: 0.2,
-    LEVEL_OF_DAYS: 0.4,
-    TIME_OF_DAY: 0.2,
-}
-_OF_THIRTY: Final = {BAND_OF_DAY: 0.2}
 _RATES: Final = np.array([[0.11], [0.05]], np.float32)  # of the running means
 _HOURLY_RATES: Final = np.array([[0.08], [0.05]], np.float32)
 _SCORE_RATES: Final = np.array([[0.3], [0.05]], np.float32)
@@ -44,30 +35,46 @@ _HOURLY_FROM_S: Final = 1_200.0
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Of each feature at the present point, and of the second largest of the last three in the order of `_KEPT`."""
+    """Of each feature in each pool; of the second largest of the last three in the order of `_KEPT`."""
 
     point: dict[int, float]
     second: tuple[float, ...]
+    ten: dict[int, float]
+    thirty: dict[int, float]
 
 
 # Means of five sets of weights, each found on half of the labelled series, rounded. Set by hand they did nearly as well.
 _FINE: Final = _Weights(
     {THREE: 0.3, BAND_OF_DAY: 0.4, RANGE: 0.5, LEVEL_OF_HOURS: 0.9, LEVEL_OF_DAYS: 0.7, NOISE_CHANGE: 0.6},
     (1.0, 1.0, 0.8, 0.6, 0.6, 0.2),
+    {THREE: 0.8, BAND_OF_DAY: 0.8, RANGE: 0.6, LEVEL_OF_HOURS: 0.2, LEVEL_OF_DAYS: 0.4, TIME_OF_DAY: 0.2},
+    {BAND_OF_DAY: 0.2},
 )
-# Found on hourly series, so that quiet ones stay quiet; a plateau: a tenth more or less of any of them changes little.
+# Found on made series and on half of the labelled ones, so that quiet ones stay quiet; a plateau: a tenth more or less of
+# any of them changes little.
 _HOURLY: Final = _Weights(
     {
-        THREE: 0.8,
-        BAND_OF_DAY: 0.7,
-        RANGE: 0.5,
+        THREE: 0.65,
+        BAND_OF_DAY: 0.65,
+        RANGE: 0.45,
         LEVEL_OF_HOURS: 0.65,
-        LEVEL_OF_DAYS: 0.6,
-        NOISE_CHANGE: 0.4,
+        LEVEL_OF_DAYS: 0.65,
+        NOISE_CHANGE: 0.45,
         SMOOTHED_RANGE: 0.3,
-        SEASONAL_LEVEL: 0.3,
+        SEASONAL_LEVEL: 0.2,
     },
-    (1.0, 1.0, 0.4, 0.3, 0.3, 0.0),
+    (1.1, 1.1, 0.4, 0.0, 0.0, 0.0),
+    {
+        THREE: 0.85,
+        BAND_OF_DAY: 0.95,
+        RANGE: 0.4,
+        LEVEL_OF_HOURS: 0.1,
+        LEVEL_OF_DAYS: 0.2,
+        NOISE_CHANGE: 0.2,
+        TWO: 0.4,
+        TIME_OF_DAY: 0.3,
+    },
+    {},
 )
 
 
@@ -101,10 +108,10 @@ def pool(pools: Pools, rarity: Single, pace: Pace) -> Single:
     second = np.maximum(np.minimum(kept, newer), np.minimum(np.maximum(kept, newer), older))
     pools.recent[1] = newer
     pools.recent[0] = kept
-    total = _total(rarity, second, _FINE)
+    total, means = _total(rarity, second, _FINE)
     if len(pace.hourly):
-        total[pace.hourly] = _total(rarity[:, pace.hourly], second[:, pace.hourly], _HOURLY)
-    pools.means += pace.rates * (np.stack((_sum(rarity, _OF_TEN), _sum(rarity, _OF_THIRTY))) - pools.means)
+        total[pace.hourly], means[:, pace.hourly] = _total(rarity[:, pace.hourly], second[:, pace.hourly], _HOURLY)
+    pools.means += pace.rates * (means - pools.means)
     total += pools.means[0]
     total += pools.means[1]
     return total
@@ -119,8 +126,10 @@ def score(pools: Pools, rarity: Single, measured: Flags) -> Single:
     return np.where(measured, now + pools.scores[0] + pools.scores[1], np.float32(0))
 
 
-def _total(rarity: Single, second: Single, weights: _Weights) -> Single:
-    return _sum(rarity, weights.point) + _sum(second, dict(enumerate(weights.second)))
+def _total(rarity: Single, second: Single, weights: _Weights) -> tuple[Single, Single]:
+    """What the present point and the second largest say, and what goes into the two running means."""
+    now = _sum(rarity, weights.point) + _sum(second, dict(enumerate(weights.second)))
+    return now, np.stack((_sum(rarity, weights.ten), _sum(rarity, weights.thirty)))
 
 
 def _sum(rarity: Single, weights: dict[int, float]) -> Single:

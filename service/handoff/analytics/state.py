@@ -11,9 +11,9 @@ import numpy as np
 
 from handoff.analytics.columns import Columns
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
-from handoff.analytics.earlier import PARTS_1, memory_of_1
+from handoff.analytics.earlier import EARLIER
 
-VERSION: Final = 2  # raise it with every change of a column, and teach `earlier` what the version before had
+VERSION: Final = 3  # raise it with every change of a column, and teach `earlier` what the version before had
 BYTES_MAX: Final = 4_096
 _HEADER_BYTES: Final = 3  # version, whether it is still warming up, phase of the histograms
 GROWN_BYTES: Final = _HEADER_BYTES + sum(part.stored_bytes() for part in PARTS.values())
@@ -50,8 +50,9 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
     for version, numbers in grown.items():
         at, rows = np.array(numbers), _rows(blobs, numbers)
         warm_up.held[at] = WARM_UP
-        old = memory_of_1(_parts(rows, PARTS_1)) if version == 1 else Memory(**_parts(rows, PARTS))
-        for part, other in zip(memory.parts(), old.parts(), strict=True):
+        parts = _parts(rows, _parts_of(version))
+        read = EARLIER[version].read(parts) if version in EARLIER else Memory(**parts)
+        for part, other in zip(memory.parts(), read.parts(), strict=True):
             part.put(at, other)
     return Detector(step_s, memory, warm_up)
 
@@ -70,9 +71,12 @@ def _parts(rows: np.ndarray, parts: Mapping[str, type[Columns]]) -> dict[str, An
     return read
 
 
+def _parts_of(version: int) -> Mapping[str, type[Columns]]:
+    return EARLIER[version].parts if version in EARLIER else PARTS
+
+
 def _grown_bytes(version: int) -> int:
-    parts = PARTS_1 if version == 1 else PARTS
-    return sum(part.stored_bytes() for part in parts.values())
+    return sum(part.stored_bytes() for part in _parts_of(version).values())
 
 
 def _check(blob: bytes) -> None:
