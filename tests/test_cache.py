@@ -172,7 +172,7 @@ async def test_pages_of_a_session_come_from_the_cache_until_it_changes_and_only_
         assert "behind" in str(await agent.read(uri)), uri
 
     large = await agent.session()
-    await agent.says(large, "x" * 20_000)
+    await agent.says(large, "x" * 40_000)
     await agent.read(f"handoff://context/{large}")
     await db.execute("UPDATE context_entry SET author = 'fresh'")
     assert "fresh" in str(await agent.read(f"handoff://context/{large}"))  # a large page is not cached

@@ -1,12 +1,12 @@
 """The cache, with all its keys and TTLs.
 
-It holds only what can be computed again from Postgres. A key of a session contains the version of the session that its value
-was computed from, so a stale entry is never read. Figures say when they were computed. Without Redis, answers are slower
-but the same.
+It holds only what can be computed again from Postgres. A key contains what its value was computed from: the version of the
+session or, for a list, which transactions last wrote its rows. So a stale entry is never read, whoever wrote, in whichever
+process. Figures say when they were computed. Without Redis, answers are slower but the same.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from time import monotonic, perf_counter, time_ns
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ BRIEF_TTL_S = 3_600
 SUMMARY_TTL_S = 3_600
 FIGURES_TTL_S = 3_600
 PAGE_TTL_S = 300  # a page is read again soon or never
-PAGE_BYTES_MAX = 16 << 10  # a larger one is read from Postgres each time, so that pages take 8 MiB at most in a process
+PAGE_BYTES_MAX = 32 << 10  # a larger one is read from Postgres each time, so that pages take 16 MiB at most in a process
 
 
 def brief_key(session: Mapping[str, Any], token_budget: int) -> str:
@@ -45,6 +45,14 @@ def figures_key(database: str, name: str, viewer: str | None, question: Mapping[
 def page_key(session: Mapping[str, Any], resource: str, query: str) -> str:
     """Return the key of a page of a list that belongs to a session; `query` is everything that the page depends on."""
     return f"handoff:page:{resource}:{_state(session)}:{sha256(query.encode()).hexdigest()}"
+
+
+def list_key(resource: str, asked: Sequence[Any], outline: Sequence[str]) -> str:
+    """Return the key of a page of a list over many sessions, whoever reads it.
+
+    `asked` is everything else that the page depends on, beside the rows that the outline stands for.
+    """
+    return f"handoff:list:v1:{resource}:{sha256(to_json([asked, outline])).hexdigest()}"
 
 
 def _state(session: Mapping[str, Any]) -> str:

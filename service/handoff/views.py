@@ -13,7 +13,7 @@ from handoff.context import App, Call
 from handoff.encoding import from_cursor, that_fit, to_cursor, to_json
 from handoff.errors import Invalid, NotFound
 from handoff.model import ENTRY_TYPES, HELD_STATES
-from handoff.store import configuration, entries, handoffs, inbox, sessions
+from handoff.store import configuration, entries, handoffs, lists, sessions
 from handoff.store.connect import Connection, connection, snapshot
 from handoff.telemetry import metrics
 
@@ -140,6 +140,32 @@ async def page_of(
     return page
 
 
+async def list_of(
+    call: Call,
+    resource: str,
+    asked: Sequence[Any],
+    read: Callable[[Connection, lists.Reading], Awaitable[tuple[Sequence[Record], tuple[Any, ...] | None]]],
+    show: Callable[[Sequence[Record], tuple[Any, ...] | None], dict[str, Any]],
+) -> tuple[dict[str, Any], Sequence[Record]]:
+    """Return a page of a list over many sessions, from the cache or as `show` shows it, and the rows that it stands for.
+
+    `read` returns the rows that the caller may see, or only their outline, and the position of the next page. `asked` is
+    everything else that `show` depends on.
+    """
+    app = call.app
+    async with connection(app.pool) as conn:
+        rows, last = await read(conn, "outline")
+    page = await app.cache.get(cache.list_key(resource, [*asked, last], [row["outline"] for row in rows]))
+    if page is None:
+        async with connection(app.pool) as conn:
+            rows, last = await read(conn, "whole")
+        page = show(rows, last)
+        if len(to_json(page)) <= cache.PAGE_BYTES_MAX:
+            key = cache.list_key(resource, [*asked, last], [row["outline"] for row in rows])
+            await app.cache.put(key, page, cache.PAGE_TTL_S)
+    return page, rows
+
+
 def _turn(app: App, reader: str | None) -> AbstractAsyncContextManager[None]:
     return app.admission.reads.turn(reader) if reader is not None else nullcontext()
 
@@ -244,16 +270,16 @@ def _part(entry: dict[str, Any], offset: int, bytes_max: int) -> dict[str, Any]:
     return part
 
 
-def inbox_view(found: inbox.Inbox, agent: str, limit: int, bytes_max: int, since: str | None = None) -> dict[str, Any]:
+def inbox_view(rows: Sequence[Record], agent: str, limit: int, bytes_max: int, since: str | None = None) -> dict[str, Any]:
     """Return a page of an inbox that was read with one row more than `limit`, and the next page's cursor if there is one.
 
     Texts share INBOX_TEXT_CHARS_MAX, and the page ends after `bytes_max` bytes. `since` is the mark since which the page
     lists what is new; its cursor continues that list.
     """
-    shown = handoffs_page(found.rows[:limit], agent, bytes_max)
+    shown = handoffs_page(rows[:limit], agent, bytes_max)
     page: dict[str, Any] = {"handoffs": shown}
-    if len(found.rows) > len(shown):
-        last = found.rows[len(shown) - 1]
+    if len(rows) > len(shown):
+        last = rows[len(shown) - 1]
         page["next_cursor"] = to_cursor(last["priority"], last["id"], since or "")
     return page
 

@@ -1,5 +1,7 @@
 """Migrations are applied in order and once, by whichever process comes first."""
 
+import re
+
 import anyio
 import asyncpg
 import pytest
@@ -13,6 +15,24 @@ from tests.agents import Agent
 LEDGER = "SELECT version, name, sha256 FROM schema_migration ORDER BY version"
 COLUMNS = "session_id, sequence, type, content, size_bytes, content_hash, author, created_at, processing_ms"
 PREVIOUS_RELEASE = "session_id, 3, type, content, size_bytes, content_hash, author, now(), 1.5"
+BEFORE = 22  # the newest migration of the release before
+LONGEST_S = "30s"  # a writer that waits for longer fails; what blocks it waits for 2 s at most
+WRITES = """
+    WITH s AS (
+        INSERT INTO session (key, created_by, owner, writers, status, retention_policy, metadata, created_at, expires_at,
+                             last_activity_at, last_sequence, content_bytes, version)
+        VALUES ($1, 'ada', 'ada', '{ada}', 'active', 'standard', '{}', now(), now() + interval '1 day', now(), 1, 3, 1)
+        RETURNING id
+    ), entry AS (
+        INSERT INTO context_entry (session_id, sequence, type, content, size_bytes, content_hash, author, created_at)
+        SELECT id, 1, 'message', 'One', 3, sha256('One'), 'ada', now() FROM s
+    ), offered AS (
+        INSERT INTO handoff (session_id, request_type, sender, target_agent, instructions, priority, state, token, lapses,
+                             as_of_sequence, context_digest, created_at, updated_at)
+        SELECT id, 'context_transfer', 'ada', 'bob', 'Go on.', 5, 'offered', 0, 0, 1, sha256('x'), now(), now() FROM s
+    )
+    INSERT INTO event (session_id, kind, agent, at) SELECT id, 'session.created', 'ada', now() FROM s
+"""
 ONE_MORE = Migration(9_999, "9999_one_more.sql", "CREATE TABLE one_more (n int)", "0" * 64)
 
 
@@ -140,3 +160,61 @@ async def test_an_index_is_built_while_the_service_writes_and_again_after_a_run_
 async def cut_off(settings: Settings) -> None:
     with pytest.raises((asyncpg.PostgresError, OSError, asyncpg.InterfaceError)):
         await migrate(settings)
+
+
+async def test_migrations_run_on_data_of_the_release_before_while_it_writes_and_give_up_on_a_lock_that_is_held(
+    empty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations()
+
+    def up_to(version: int) -> None:
+        monkeypatch.setattr(module, "migrations", lambda: tuple(it for it in known if it.version <= version))
+
+    up_to(BEFORE)
+    await migrate(empty)
+    writer, holder = await connect(empty), await connect(empty)
+    await writer.execute(f"SET lock_timeout = '{LONGEST_S}'")
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        await writer.execute(WRITES, f"s{written}")
+        written += 1
+
+    async def keep_writing() -> None:
+        while True:
+            await write()
+
+    for _ in range(100):
+        await write()
+    up_to(BEFORE + 1)  # builds indexes, which wait for transactions that are open, and nobody waits for them
+    await migrate(empty)
+    up_to(known[-1].version)
+    holding = holder.transaction()
+    await holding.start()
+    await holder.execute("UPDATE handoff SET priority = 6 WHERE id = 1")
+    before = written
+    async with anyio.create_task_group() as group:
+        group.start_soon(keep_writing)
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await migrate(empty)
+        await holding.commit()
+        await migrate(empty)
+        group.cancel_scope.cancel()
+    assert written > before
+    assert await pending(holder) == []
+    await writer.close()
+    assert await holder.fetchval("SELECT count(*) FROM context_entry") >= written
+    await holder.close()
+
+
+def test_no_migration_since_the_rules_builds_an_index_or_waits_without_a_limit_on_a_table_that_agents_write_to() -> None:
+    of_before = {table for it in migrations() if it.version <= BEFORE for table in re.findall(r"CREATE TABLE (\w+)", it.sql)}
+    assert {"session", "context_entry", "handoff", "event"} <= of_before
+    for it in migrations():
+        if it.version > BEFORE and not it.sql.startswith("-- concurrently"):
+            sql = re.sub(r"--.*", "", it.sql)
+            locked = set(re.findall(r"(?:ALTER TABLE|REFERENCES|TRIGGER \w+ \w+ \w+ ON) (\w+)", sql)) & of_before
+            assert set(re.findall(r"CREATE (?:UNIQUE )?INDEX \w+ ON (\w+)", sql)) & of_before == set(), it.name
+            assert not re.findall(r"^UPDATE", sql, re.MULTILINE), it.name
+            assert not locked or "SET LOCAL lock_timeout = '2s'" in sql, (it.name, locked)

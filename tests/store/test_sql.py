@@ -188,6 +188,8 @@ ALONG: list[tuple[str, tuple[str, ...]]] = [
     (lists.SESSIONS_BY_STATUS, ("completed",)),
     (lists.SESSIONS_BY_POLICY, ("standard",)),
     (lists.SESSIONS_BY_AGENT, ("a7",)),
+    (lists.SESSIONS_OUTLINE, ()),
+    (lists.SESSIONS_BY_AGENT_OUTLINE, ("a7",)),
 ]
 
 

@@ -1,6 +1,7 @@
 """Handoffs as resources: all that are open, what an agent has received and sent, and a single handoff."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,8 @@ from handoff.model import HandoffState
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource
 from handoff.store import briefs, handoffs, inbox, lists, waiting
 from handoff.store.connect import Connection, connection
-from handoff.views import cut_view, handoff_view, handoffs_page, inbox_position, inbox_view
+from handoff.store.lists import Reading
+from handoff.views import cut_view, handoff_view, handoffs_page, inbox_position, inbox_view, list_of
 
 _ID_MAX = 2**63 - 1
 _ID = re.compile(r"[1-9][0-9]{0,14}")  # no leading zeros, so each handoff has one URI
@@ -63,9 +65,18 @@ async def read_inbox(call: Call, path: dict[str, str], query: InboxQuery) -> dic
     """A page of the inbox, highest priority first. Raises Forbidden when it belongs to another agent."""
     _check_own(call, path["agent"], "inbox")
     after, _ = inbox_position(query.cursor)
-    async with connection(call.app.pool) as conn:
-        found = await inbox.read(conn, path["agent"], after=after, limit=query.limit + 1)
-    return inbox_view(found, path["agent"], query.limit, call.app.settings.page_bytes_max)
+    bytes_max = call.app.settings.page_bytes_max
+
+    async def read(conn: Connection, reading: Reading) -> tuple[Sequence[Record], None]:
+        if reading == "outline":
+            return await inbox.outline(conn, path["agent"], after=after, limit=query.limit + 1), None
+        return (await inbox.read(conn, path["agent"], after=after, limit=query.limit + 1)).rows, None
+
+    def show(rows: Sequence[Record], _: tuple[Any, ...] | None) -> dict[str, Any]:
+        return inbox_view(rows, path["agent"], query.limit, bytes_max)
+
+    page, _ = await list_of(call, "inbox", [path["agent"], query.limit, bytes_max], read, show)
+    return page
 
 
 async def read_handoff(call: Call, path: dict[str, str], _: NoQuery) -> dict[str, Any]:
@@ -107,14 +118,24 @@ async def read_sent(call: Call, path: dict[str, str], query: SentQuery) -> dict[
     """A page of the handoffs that an agent has offered, newest first. Raises Forbidden when it is another agent."""
     _check_own(call, path["agent"], "sent")
     before: int = from_cursor(query.cursor, int)[0] if query.cursor is not None else _ID_MAX
-    async with connection(call.app.pool) as conn:
-        rows, last = await lists.sent(conn, path["agent"], before=before, limit=query.limit, state=query.state)
-    shown = handoffs_page(rows, path["agent"], call.app.settings.page_bytes_max)
-    page: dict[str, Any] = {"handoffs": shown}
-    if len(shown) < len(rows):
-        last = rows[len(shown) - 1]["id"]
-    if last is not None:
-        page["next_cursor"] = to_cursor(last)
+    bytes_max = call.app.settings.page_bytes_max
+
+    async def read(conn: Connection, reading: Reading) -> tuple[Sequence[Record], tuple[Any, ...] | None]:
+        rows, last = await lists.sent(
+            conn, path["agent"], before=before, limit=query.limit, state=query.state, reading=reading
+        )
+        return rows, None if last is None else (last,)
+
+    def show(rows: Sequence[Record], last: tuple[Any, ...] | None) -> dict[str, Any]:
+        shown = handoffs_page(rows, path["agent"], bytes_max)
+        page: dict[str, Any] = {"handoffs": shown}
+        if len(shown) < len(rows):
+            last = (rows[len(shown) - 1]["id"],)
+        if last is not None:
+            page["next_cursor"] = to_cursor(*last)
+        return page
+
+    page, _ = await list_of(call, "sent", [path["agent"], bytes_max], read, show)
     return page
 
 

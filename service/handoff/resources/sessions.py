@@ -1,5 +1,6 @@
 """Sessions as resources: lists of them, a single one, and its events."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, SessionStatus
 from handoff.resources.contract import CursorArg, LimitArg, NoQuery, Query, Resource, TimeArg
 from handoff.store import events, lists
 from handoff.store.connect import Connection, snapshot
-from handoff.views import page_of
+from handoff.store.lists import Reading
+from handoff.views import list_of, page_of
 
 _AgentArg = Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)]
 
@@ -99,21 +101,31 @@ async def _page(call: Call, query: AgentSessionsQuery, agent: str | None) -> dic
         until=query.until or lists.NEWEST[0],
         active_since=query.active_since,
     )
-    async with snapshot(call.app.pool) as conn:
-        rows, last = await lists.page(
+
+    async def read(conn: Connection, reading: Reading) -> tuple[Sequence[Record], tuple[Any, ...] | None]:
+        return await lists.page(
             conn,
             filters,
             before=(at[0], at[1]),
             limit=query.limit,
             viewer=call.caller.viewer(None),
             archive_after=timedelta(seconds=settings.archive_after_s),
+            reading=reading,
         )
-    shown = that_fit([lists.view(row, settings.session_entries_max) for row in rows], settings.page_bytes_max)
-    page: dict[str, Any] = {"sessions": shown}
-    if len(shown) < len(rows):
-        last = (rows[len(shown) - 1]["created_at"], rows[len(shown) - 1]["id"])
-    if last is not None:
-        page["next_cursor"] = to_cursor(*last)
+
+    def show(rows: Sequence[Record], last: tuple[Any, ...] | None) -> dict[str, Any]:
+        shown = that_fit([lists.view(row, settings.session_entries_max) for row in rows], settings.page_bytes_max)
+        page: dict[str, Any] = {"sessions": shown}
+        if len(shown) < len(rows):
+            last = (rows[len(shown) - 1]["created_at"], rows[len(shown) - 1]["id"])
+        if last is not None:
+            page["next_cursor"] = to_cursor(*last)
+        return page
+
+    asked = [settings.archive_after_s, settings.session_entries_max, settings.page_bytes_max]
+    page, rows = await list_of(call, "sessions", asked, read, show)
+    for session, row in zip(page["sessions"], rows, strict=False):  # the page may end earlier, by its bytes
+        session["idle_s"] = lists.idle_s(row)
     return page
 
 

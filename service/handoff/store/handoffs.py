@@ -23,6 +23,8 @@ COLUMNS = """h.id, h.session_id, h.request_type, h.sender, h.target_agent, h.tar
     h.deadline, h.state, h.holder, h.token, h.lease_expires_at, h.lapses, h.outcome, h.reason, h.as_of_sequence,
     h.context_digest, h.created_at, h.accepted_at, h.updated_at, h.traceparent,
     h.loop"""
+# What a list shows of a handoff `h` can have changed only if this has; written_by is its xmin.
+OUTLINE = "concat_ws(' ', h.id, h.written_by, h.updated_at) AS outline"
 
 # `is_addressed`: to agent $2, by name or by a capability that it has declared; a sender cannot take its own offer to a
 # capability. `sees_session`: $2 may read the session.

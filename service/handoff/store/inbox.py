@@ -15,7 +15,7 @@ from asyncpg import Record
 from handoff.encoding import from_cursor, to_cursor
 from handoff.errors import Invalid
 from handoff.store.connect import Connection
-from handoff.store.handoffs import COLUMNS
+from handoff.store.handoffs import COLUMNS, OUTLINE
 
 MARK_CHARS_MAX: Final = 1_000
 _RUNNING_MAX: Final = 32  # transactions that a mark lists; their number is bounded only by Postgres's connections
@@ -25,17 +25,17 @@ _TRANSACTION_MAX: Final = timedelta(minutes=10)
 _XID_MAX: Final = 2**63 - 1
 
 # The inbox beside the snapshot in which it is read; without handoffs, one row in which `id` is null.
-_INBOX = f"""
+_INBOX = """
     SELECT pg_current_snapshot()::text AS snapshot, now() AS now,
            coalesce((SELECT capabilities FROM agent WHERE name = $1), ARRAY[]::text[]) AS capabilities, page.*
       FROM (SELECT) one LEFT JOIN LATERAL (
-        SELECT {COLUMNS}, s.key AS session_key
+        SELECT {columns}
           FROM (
-            {{mine}}
+            {mine}
             UNION ALL
             (SELECT c.* FROM (SELECT DISTINCT unnest(capabilities) AS capability FROM agent WHERE name = $1) a, LATERAL (
-            {{of_capability}}) c)
-            {{held}}
+            {of_capability}) c)
+            {held}
           ) h JOIN session s ON s.id = h.session_id
          ORDER BY h.priority DESC, h.id
          LIMIT $4) page ON true
@@ -44,18 +44,21 @@ _INBOX = f"""
 # One list after a position (priority, id): the rest of that priority, then the lower priorities. Comparing the pair would
 # read every row before the position, because the index descends in priority and ascends in id.
 _AFTER = """
-        (SELECT * FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
+        (SELECT *, xmin AS written_by FROM handoff WHERE {list} AND priority = $2 AND id > $3 ORDER BY id LIMIT $4)
         UNION ALL
-        (SELECT * FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
+        (SELECT *, xmin AS written_by FROM handoff WHERE {list} AND priority < $2 ORDER BY priority DESC, id LIMIT $4)
 """
 _MINE = "target_agent = $1 AND state = 'offered'"
 _OF_CAPABILITY = "target_capability = a.capability AND state = 'offered' AND sender <> $1"
 # All of it, most urgent first: three lists, each read by its index and no further than two pages.
-WHOLE = _INBOX.format(
-    mine=_AFTER.format(list=_MINE),
-    of_capability=_AFTER.format(list=_OF_CAPABILITY),
-    held="UNION ALL" + _AFTER.format(list="holder = $1 AND state IN ('accepted', 'blocked')"),
-)
+_SOURCES: Final = {
+    "mine": _AFTER.format(list=_MINE),
+    "of_capability": _AFTER.format(list=_OF_CAPABILITY),
+    "held": "UNION ALL" + _AFTER.format(list="holder = $1 AND state IN ('accepted', 'blocked')"),
+}
+_COLUMNS: Final = f"{COLUMNS}, s.key AS session_key"
+WHOLE = _INBOX.format(columns=f"{_COLUMNS}, {OUTLINE}", **_SOURCES)
+WHOLE_OUTLINE = _INBOX.format(columns=f"h.id, h.priority, {OUTLINE}", **_SOURCES)
 
 # What has come on offer since a mark: $5 is its snapshot, and $6 a time before which nothing is new. A row's xmin is the
 # lower half of the number of the transaction that wrote it; the upper half is that of the newest transaction, or one less.
@@ -69,6 +72,7 @@ _SINCE = """
           ORDER BY priority DESC, id LIMIT $4)
 """.replace("now_at", "pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
 SINCE = _INBOX.format(
+    columns=_COLUMNS,
     mine=_SINCE.format(list=_MINE),
     of_capability=_SINCE.format(list=_OF_CAPABILITY),
     held="",
@@ -108,6 +112,11 @@ async def read(conn: Connection, agent: str, *, after: tuple[int, int], limit: i
         if found.mark.capabilities == since.capabilities and _last(since) <= _last(found.mark):
             return found
     return _inbox(await conn.fetch(WHOLE, agent, *after, limit))
+
+
+async def outline(conn: Connection, agent: str, *, after: tuple[int, int], limit: int) -> list[Record]:
+    """Return the outline of what `read` returns without a mark: of each handoff, its part of the page's outline."""
+    return _inbox(await conn.fetch(WHOLE_OUTLINE, agent, *after, limit)).rows
 
 
 def mark_from(text: str) -> Mark:

@@ -182,7 +182,7 @@ async def get_inbox(call: Call, args: GetInbox) -> dict[str, Any]:
     found = await _read(call, agent, after, since)
     while not found.rows and _seconds_until(give_up) > 0 and not call.app.wakeups.closing:
         found = await _next(call, agent, since, found.capabilities, give_up)
-    page = inbox_view(found, agent, INBOX_PAGE, call.app.settings.page_bytes_max, mark)
+    page = inbox_view(found.rows, agent, INBOX_PAGE, call.app.settings.page_bytes_max, mark)
     return page if args.cursor is not None else page | {"mark": str(found.mark)}
 
 

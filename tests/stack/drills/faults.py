@@ -2,6 +2,7 @@
 block and is repaired after it.
 """
 
+import json
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -300,6 +301,18 @@ def offer_left_lying(stack: Stack, hours: float) -> Generator[None]:
         yield
     finally:
         stack.sql("DELETE FROM handoff WHERE instructions = 'by hand'")
+
+
+@contextmanager
+def threshold_set(operator: Caller, name: str, value: float) -> Generator[None]:
+    """An operator sets a threshold by the admin tool, and takes that back afterwards."""
+    version = operator("configuration")["version"]
+    changes = json.dumps({"monitoring": {"thresholds": {name: value}}})
+    operator("configuration", action="set", changes=changes, expected_version=version, reason="a drill")
+    try:
+        yield
+    finally:
+        operator("configuration", action="rollback", version=version, expected_version=version + 1, reason="it is over")
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def overlay(folder: Path, left_out: set[str], pace: Pace) -> str:
     write_prometheus(folder / "prometheus", left_out, pace)
     _alertmanager(folder / "alertmanager", pace)
     _collector(folder / "otel-collector", pace)
-    settings = {"HANDOFF_CERTIFICATES": "catcher:8443", "HANDOFF_CERTIFICATES_INTERVAL_S": "1"}
+    settings = {"HANDOFF_CERTIFICATES": "catcher:8443", "HANDOFF_CERTIFICATES_INTERVAL_S": "1", "HANDOFF_ADMIN": "true"}
     quick = {
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         "HANDOFF_HEALTH_INTERVAL_S": "1",

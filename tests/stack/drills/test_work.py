@@ -28,6 +28,7 @@ from tests.stack.drills.faults import (
     offer_left_lying,
     slow,
     stuttering,
+    threshold_set,
 )
 
 RUNBOOK: Final = ROOT / "prometheus" / "runbook.md"
@@ -52,6 +53,23 @@ def test_old_offers_ping_pong_and_bad_calls_raise_alerts(drill: Drill) -> None:
             ),
         ]
     )
+
+
+def test_a_threshold_changed_by_the_tool_decides_whether_an_alert_fires(drill: Drill) -> None:
+    measured = dict(drill.measured)
+    with offer_left_lying(drill.stack, 0.5):  # the threshold is an hour
+        drill.do(
+            [
+                Fault(
+                    "a threshold below the age of an offer",
+                    lambda it: threshold_set(it.operator, "offer_age_seconds", 600),
+                    ("HandoffOfferTooOld",),
+                )
+            ]
+        )
+        # If the drill has waited for the end, it came by the tool too: the offer is still there.
+        assert drill.stack.sql("SELECT state FROM handoff WHERE instructions = 'by hand'") == "offered"
+    drill.measured = measured  # docs/alerts.md has the alert's own fault
 
 
 def test_rejected_offers_raise_an_alert(drill: Drill) -> None:

@@ -1,5 +1,5 @@
 -- Series of numbers by the minute, which the worker's detector judges, and what it found.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 CREATE TABLE series (
     id         integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -55,9 +55,6 @@ CREATE TABLE analytics_progress (
     stage text PRIMARY KEY CHECK (stage IN ('rolled_up', 'judged')),
     at    timestamptz NOT NULL
 );
-
--- Events are appended in the order of time, so that this index is a few pages however many there are.
-CREATE INDEX event_by_time ON event USING brin (at) WITH (autosummarize = on);
 
 CREATE VIEW reporting.series AS SELECT id, name, labels, kind, absence, begins_at FROM series;
 CREATE VIEW reporting.series_point AS SELECT bucket, series_id, value, of FROM series_point;

@@ -1,5 +1,5 @@
 -- Incidents: anomalies that belong together, with their likely causes; and what operators say of them.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 CREATE TABLE incident (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

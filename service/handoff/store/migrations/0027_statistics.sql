@@ -1,7 +1,3 @@
--- Statistics of handoffs read those that were offered in a range of time.
-SET LOCAL lock_timeout = '5s';
-CREATE INDEX handoff_by_creation ON handoff (created_at);
-
 -- Figures of whole days, recorded while all rows of the day are still kept, so that no deletion looks like a trend.
 CREATE TABLE statistic_day (
     name  text NOT NULL CHECK (char_length(name) BETWEEN 1 AND 50),

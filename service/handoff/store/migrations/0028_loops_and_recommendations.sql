@@ -1,4 +1,4 @@
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 -- What to change, opened and closed by what is measured: `figure` and `evidence` at its opening, `figure_now` and `evidence_now` as
 -- last measured, which is at its closing once it is closed. NULL: nothing was measured any more.
@@ -19,9 +19,6 @@ CREATE UNIQUE INDEX recommendation_open ON recommendation (kind, subject) WHERE 
 CREATE INDEX recommendation_closed ON recommendation (closed_at) WHERE closed_at IS NOT NULL;
 CREATE VIEW reporting.recommendation AS
     SELECT id, kind, subject, opened_at, measured_at, closed_at, figure, figure_now FROM recommendation;
-
--- Who writes entries that are too large for any brief. Few entries are, so the index is small and most appends do not touch it.
-CREATE INDEX context_entry_large ON context_entry (created_at, author, size_bytes) WHERE size_bytes > 100000;
 
 -- How a handoff continued a loop when it was offered, as its sender was told: {"kind": "rounds", "count": 2}. NULL if it did not.
 ALTER TABLE handoff ADD COLUMN loop jsonb;

@@ -1,5 +1,5 @@
 -- What happened to handoffs, for those who asked to be told. A job distributes the outbox over the endpoints, and delivers.
-SET LOCAL lock_timeout = '5s';
+SET LOCAL lock_timeout = '2s';
 
 CREATE TABLE webhook_outbox (
     event_id   bigint PRIMARY KEY, -- no reference, nor below: a session may be deleted before it is delivered
