@@ -1,6 +1,7 @@
 """What happened becomes series by the minute, and what is unusual in them is found once, whatever ends or begins again."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +29,9 @@ PAST = """
 FOUND = """
     SELECT bucket, name, labels, severity, shadow, strength, sentence FROM anomaly JOIN series ON id = series_id
      ORDER BY bucket, series_id
+"""
+FORGET = """
+    DELETE FROM detector_state; DELETE FROM detector_shard; DELETE FROM analytics_progress WHERE stage = 'judged'
 """
 STATES = "SELECT series_id, judged_to, state, carried FROM detector_state ORDER BY 1"
 RAW = """
@@ -79,7 +83,7 @@ async def test_a_burst_becomes_one_anomaly_that_is_counted_once(app: App, agent:
     assert {json.dumps(it["labels"]) for it in of_ada} == {'{"agent": "ada"}'}
 
     await detect.run(app)
-    await db.execute("DELETE FROM detector_state; DELETE FROM analytics_progress WHERE stage = 'judged'")  # a rerun of all
+    await db.execute(FORGET)  # a rerun of all
     await detect.run(app)
     assert await db.fetch(FOUND) == found
     assert metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning") == after
@@ -93,9 +97,7 @@ async def test_pieces_leave_the_same_bits_as_the_whole(
     await rollup.run(app)
     await detect.run(app)
     whole, found = await db.fetch(STATES), await db.fetch(FOUND)
-    await db.execute(
-        "DELETE FROM detector_state; DELETE FROM anomaly; DELETE FROM analytics_progress WHERE stage = 'judged'"
-    )
+    await db.execute(f"{FORGET}; DELETE FROM anomaly")
     monkeypatch.setattr(detect, "_RUN_MAX", timedelta(minutes=37))
     added = anomalies.add
     killed = 0
@@ -199,9 +201,9 @@ async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
     asked: list[timedelta] = []
     points = series.points
 
-    async def noted(conn: asyncpg.Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
+    async def noted(conn: asyncpg.Connection, ids: Sequence[int], since: datetime, until: datetime) -> list[asyncpg.Record]:
         asked.append(until - since)
-        return await points(conn, since, until)
+        return await points(conn, ids, since, until)
 
     monkeypatch.setattr(series, "points", noted)
     await detect.run(app)
