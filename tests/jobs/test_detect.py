@@ -12,7 +12,7 @@ from handoff.context import App
 from handoff.jobs import detect, retention, rollup
 from handoff.settings import Settings
 from handoff.store import anomalies, series
-from handoff.store.connect import transact
+from handoff.store.connect import Connection, transact
 from handoff.store.series import Point, Spec
 from handoff.telemetry import metrics
 from tests.agents import Agent
@@ -207,5 +207,36 @@ async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
 
     monkeypatch.setattr(series, "points", noted)
     await detect.run(app)
-    assert asked == [detect.RELEARNT + timedelta(minutes=19)]  # not 300 days at once
-    assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED
+    # Not 300 days at once; and what is kept is that of five minutes ago.
+    assert asked == [detect.RELEARNT + timedelta(minutes=19) - series.LATE, series.LATE]
+    assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED - series.LATE
+
+
+async def test_a_point_that_comes_late_is_judged_as_if_it_had_come_in_time(
+    app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    late = now - timedelta(minutes=4)
+
+    async def there_is(*ago: int, to: datetime) -> None:
+        points = [Point(Spec("s", "level", "gap"), now - n * series.MINUTE, 500.0 if n == 4 else n % 5) for n in ago]
+
+        async def work(conn: Connection) -> None:
+            await series.put(conn, points, 10)
+            await series.advance(conn, "rolled_up", to)
+
+        await transact(app.pool, work)
+        await detect.run(app)
+
+    await there_is(*range(80, 4, -1), 3, 2, to=now - series.MINUTE)
+    assert not await db.fetch(FOUND)
+    await there_is(4, to=now)
+    found = await db.fetch(FOUND)
+    assert found
+    assert found[0]["bucket"] >= late
+    monkeypatch.setattr(detect, "KEPT_EVERY", timedelta(0))
+    await there_is(to=now + 9 * series.MINUTE)
+    states = str(await db.fetch(STATES))
+    await db.execute(f"{FORGET}; DELETE FROM anomaly")
+    await there_is(to=now + 9 * series.MINUTE)
+    assert (str(await db.fetch(STATES)), await db.fetch(FOUND)) == (states, found)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +28,6 @@ SHARDS = "SELECT shard, at, holder FROM detector_shard ORDER BY shard"
 def _one_series_per_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SERIES", 1)
     monkeypatch.setattr(detect, "_OTHERS_S", 0.01)
-    monkeypatch.setattr(detect, "KEPT_EVERY", timedelta(0))
 
 
 @pytest.fixture
@@ -69,24 +68,25 @@ async def test_two_workers_share_the_shards_and_a_killed_one_is_taken_over_withi
     assert len({row["name"] for row in found}) == SERIES
     await db.execute(f"{FORGET}; DELETE FROM anomaly")
 
-    judged: dict[App, int] = {}
+    judged: dict[App, set[int]] = {}
     stuck = asyncio.Event()
     judge_some = detect._judge_some
 
-    async def noted(worker: App, *arguments: Any) -> datetime:
-        judged[worker] = judged.get(worker, 0) + 1
-        if worker is app and judged[worker] == 2:  # in the middle of its second shard
+    async def noted(worker: App, shard: int, *arguments: Any) -> datetime:
+        judged.setdefault(worker, set()).add(shard)
+        if worker is app and len(judged[worker]) == 2:  # in the middle of its second shard
             stuck.set()
             await asyncio.Event().wait()
-        return await judge_some(worker, *arguments)
+        return await judge_some(worker, shard, *arguments)
 
     monkeypatch.setattr(detect, "_judge_some", noted)
-    monkeypatch.setattr(detect, "_renew", lambda *_: asyncio.sleep(3_600))  # a process that is gone renews nothing
+    monkeypatch.setattr(shards, "RENEWED_S", 3_600)  # a process that is gone renews nothing
     monkeypatch.setattr(shards, "RELEASE", "SELECT $1::uuid")  # nor does it release anything
+    held = 0
     async with another(settings) as other, anyio.create_task_group() as group:
         group.start_soon(detect.run, app)
         await stuck.wait()
-        (held,) = {row["shard"] for row in await db.fetch(SHARDS) if row["holder"] and row["at"] is None}
+        held = next(row["shard"] for row in await db.fetch(SHARDS) if row["holder"] and row["at"] is None)
         async with asyncio.timeout(60):
             async with anyio.create_task_group() as race:
                 race.start_soon(detect.run, other)
@@ -94,7 +94,8 @@ async def test_two_workers_share_the_shards_and_a_killed_one_is_taken_over_withi
                     await asyncio.sleep(0.01)  # all that is free
                 await db.execute("UPDATE detector_shard SET held_until = now() WHERE shard = $1", held)  # the lease is over
         group.cancel_scope.cancel()
-    assert judged[other] == SERIES - 1
+    assert len(judged[other]) == SERIES - 1
+    assert judged[app] & judged[other] == {held}
     assert {row["at"] for row in await db.fetch(SHARDS)} == {end}
     assert str(await db.fetch(STATES)) == alone
     assert await db.fetch(FOUND) == found

@@ -1,8 +1,9 @@
 """Judges the minutes that have been rolled up, and writes what is unusual about them.
 
-The state of the detector is written every KEPT_EVERY; each run goes on from there. So a run that is killed, or that is
-repeated by another process, finds the same again and changes nothing. Every worker runs this job, and they share the series:
-each claims one shard after the other, and takes over what another one has left (store/shards.py).
+The state of the detector is written every KEPT_EVERY, as it was some minutes before; each run goes on from there. So a run
+that is killed, or that is repeated by another process, finds the same again and changes nothing, and points that come late
+are judged. Every worker runs this job, and they share the series: each claims one shard after the other, and takes over what
+another one has left (store/shards.py).
 """
 
 import asyncio
@@ -109,22 +110,26 @@ async def _judge_some(app: App, shard: int, holder: UUID, judged: datetime | Non
     stands_at = partial(_stands_at, judged)
     oldest = min(map(stands_at, rows), default=end)
     until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
+    settled = min(until, end - series.LATE)
+    is_kept = settled > oldest and (until - oldest >= KEPT_EVERY or until < end)
+    if is_kept:
+        until = settled  # the rest is judged from there, now and again next time
     found: list[Anomaly] = []
     kept: list[tuple[list[int], Watch]] = []
-    for at, group in groupby(sorted(rows, key=stands_at), key=stands_at):
+    for first, group in groupby(sorted(rows, key=stands_at), key=stands_at):
         of_time = list(group)
-        size = max(1, _POINTS_MAX // max(1, (until - at) // series.MINUTE))
+        size = max(1, _POINTS_MAX // max(1, (until - first) // series.MINUTE))
         for start in range(0, len(of_time), size):
             batch = of_time[start : start + size]
-            if at < until:
+            if first < until:
                 told_at = [_told_at(app, row, until) for row in batch]
-                watch = await _judge(app, batch, told_at, at, until)
+                watch = await _judge(app, batch, told_at, first, until)
                 found += _anomalies(app, batch, told_at, watch.found)
                 kept.append(([row["id"] for row in batch], watch))
-    is_kept = until - oldest >= KEPT_EVERY or until < end
+    at = max(until, judged or until)
 
     async def work(conn: Connection) -> list[Record]:
-        await shards.advance(conn, shard, holder, until)
+        await shards.advance(conn, shard, holder, at)
         added = await anomalies.add(conn, found)
         if is_kept:
             for ids, watch in kept:
@@ -135,7 +140,7 @@ async def _judge_some(app: App, shard: int, holder: UUID, judged: datetime | Non
         if not row["shadow"] and not row["muted"] and row["age_s"] < NEWS_S:
             metrics.ANOMALIES.add(1, row["kind"], row["severity"])
             log.warning("anomaly.found", kind=row["kind"], severity=row["severity"])
-    return until
+    return at
 
 
 def _stands_at(judged: datetime | None, row: Record) -> datetime:

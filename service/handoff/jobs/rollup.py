@@ -11,7 +11,6 @@ from handoff.telemetry import metrics
 
 INTERVAL_S: Final = 60.0
 SOURCES: Final = (rollups.from_events, performance.points)
-LATE: Final = timedelta(minutes=5)  # read again each time: a transaction that began earlier may have been committed since
 FIRST: Final = timedelta(days=14)  # of the past that a new installation of the series begins with
 PIECE: Final = timedelta(minutes=10)  # in a transaction; the next one has as many minutes as should take _PIECE_S
 _PIECE_MAX: Final = timedelta(hours=6)
@@ -29,8 +28,9 @@ async def run(app: App) -> None:
             now: datetime = await conn.fetchval(NOW)
             end = now.replace(second=0, microsecond=0)
             done = await series.progress(conn, "rolled_up")
-            since = end - FIRST if done is None else min(done, end) - LATE
-            until = min(end, since + LATE + piece)
+            # Read again each time: a transaction that began earlier may have been committed since.
+            since = end - FIRST if done is None else min(done, end) - series.LATE
+            until = min(end, since + series.LATE + piece)
             points = [point for source in SOURCES for point in await source(conn, since.astimezone(UTC), until)]
             refused = await series.put(conn, points, app.settings.series_max)
             await series.advance(conn, "rolled_up", until)

@@ -11,6 +11,7 @@ from handoff.encoding import to_json
 from handoff.store.connect import Connection
 
 MINUTE: Final = timedelta(minutes=1)
+LATE: Final = timedelta(minutes=5)  # after the end of a minute its points may still be written, or written again
 BATCH_MAX: Final = 2_000  # rows deleted by a statement, as in retention.py
 PUT_MAX: Final = 10_000  # points written by a statement, so that none takes long
 
