@@ -119,6 +119,7 @@ async def test_a_worker_that_was_stopped_writes_nothing_once_another_has_its_sha
     monkeypatch.setattr(detect, "_judge", slow)
     running = asyncio.create_task(detect.run(app))
     while not (lost := [line for line in logged if line["event"] == "detector.shard_lost"]):
+        assert not running.done()
         await asyncio.sleep(0.01)
     number = lost[0]["shard"]
     while [row["shard"] for row in await db.fetch(SHARDS) if row["at"] is None] != [number]:
