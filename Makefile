@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-jobs bench-rca doctor fuzz open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-jobs bench-rca bench-series doctor fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -59,6 +59,9 @@ bench: .venv/.ready          ## what a call costs beside a no-op, in one run
 
 bench-jobs: .venv/.ready     ## the jobs on a database of 1,000,000 entries: time, memory, and how they delay calls, in one run
 	.venv/bin/python -m tests.bench.jobs $(BENCH)
+
+bench-series: .venv/.ready   ## what series cost the worker, minute by minute; BENCH=--year: and what a year of them takes on disk
+	.venv/bin/python -m tests.bench.series $(BENCH)
 
 bench-brief: .venv/.ready    ## what a brief holds of sessions whose truth is known; FOLDER= a recorded one, WRITE=1 into docs/
 	@.venv/bin/python -m tests.bench.brief $(FOLDER) $(if $(WRITE),--write)

@@ -1,6 +1,7 @@
 """What happened becomes series by the minute, and what is unusual in them is found once, whatever ends or begins again."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from handoff.context import App
 from handoff.jobs import detect, retention, rollup
 from handoff.settings import Settings
 from handoff.store import anomalies, series
-from handoff.store.connect import transact
+from handoff.store.connect import Connection, transact
 from handoff.store.series import Point, Spec
 from handoff.telemetry import metrics
 from tests.agents import Agent
@@ -28,6 +29,9 @@ PAST = """
 FOUND = """
     SELECT bucket, name, labels, severity, shadow, strength, sentence FROM anomaly JOIN series ON id = series_id
      ORDER BY bucket, series_id
+"""
+FORGET = """
+    DELETE FROM detector_state; DELETE FROM detector_shard; DELETE FROM analytics_progress WHERE stage = 'judged'
 """
 STATES = "SELECT series_id, judged_to, state, carried FROM detector_state ORDER BY 1"
 RAW = """
@@ -79,7 +83,7 @@ async def test_a_burst_becomes_one_anomaly_that_is_counted_once(app: App, agent:
     assert {json.dumps(it["labels"]) for it in of_ada} == {'{"agent": "ada"}'}
 
     await detect.run(app)
-    await db.execute("DELETE FROM detector_state; DELETE FROM analytics_progress WHERE stage = 'judged'")  # a rerun of all
+    await db.execute(FORGET)  # a rerun of all
     await detect.run(app)
     assert await db.fetch(FOUND) == found
     assert metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning") == after
@@ -93,9 +97,7 @@ async def test_pieces_leave_the_same_bits_as_the_whole(
     await rollup.run(app)
     await detect.run(app)
     whole, found = await db.fetch(STATES), await db.fetch(FOUND)
-    await db.execute(
-        "DELETE FROM detector_state; DELETE FROM anomaly; DELETE FROM analytics_progress WHERE stage = 'judged'"
-    )
+    await db.execute(f"{FORGET}; DELETE FROM anomaly")
     monkeypatch.setattr(detect, "_RUN_MAX", timedelta(minutes=37))
     added = anomalies.add
     killed = 0
@@ -199,11 +201,42 @@ async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
     asked: list[timedelta] = []
     points = series.points
 
-    async def noted(conn: asyncpg.Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
+    async def noted(conn: asyncpg.Connection, ids: Sequence[int], since: datetime, until: datetime) -> list[asyncpg.Record]:
         asked.append(until - since)
-        return await points(conn, since, until)
+        return await points(conn, ids, since, until)
 
     monkeypatch.setattr(series, "points", noted)
     await detect.run(app)
-    assert asked == [detect.RELEARNT + timedelta(minutes=19)]  # not 300 days at once
-    assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED
+    # Not 300 days at once; and what is kept is that of five minutes ago.
+    assert asked == [detect.RELEARNT + timedelta(minutes=19) - series.LATE, series.LATE]
+    assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED - series.LATE
+
+
+async def test_a_point_that_comes_late_is_judged_as_if_it_had_come_in_time(
+    app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    late = now - timedelta(minutes=4)
+
+    async def there_is(*ago: int, to: datetime) -> None:
+        points = [Point(Spec("s", "level", "gap"), now - n * series.MINUTE, 500.0 if n == 4 else n % 5) for n in ago]
+
+        async def work(conn: Connection) -> None:
+            await series.put(conn, points, 10)
+            await series.advance(conn, "rolled_up", to)
+
+        await transact(app.pool, work)
+        await detect.run(app)
+
+    await there_is(*range(80, 4, -1), 3, 2, to=now - series.MINUTE)
+    assert not await db.fetch(FOUND)
+    await there_is(4, to=now)
+    found = await db.fetch(FOUND)
+    assert found
+    assert found[0]["bucket"] >= late
+    monkeypatch.setattr(detect, "KEPT_EVERY", timedelta(0))
+    await there_is(to=now + 9 * series.MINUTE)
+    states = str(await db.fetch(STATES))
+    await db.execute(f"{FORGET}; DELETE FROM anomaly")
+    await there_is(to=now + 9 * series.MINUTE)
+    assert (str(await db.fetch(STATES)), await db.fetch(FOUND)) == (states, found)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from functools import partial
 from typing import Any
 
 import anyio
@@ -44,6 +45,27 @@ async def test_one_of_several_processes_runs_the_jobs_and_another_takes_over(set
         scopes["one"].cancel()
         await until(lambda: "two" in ran)
         scopes["two"].cancel()
+
+
+async def test_workers_share_a_job_whoever_leads_and_one_that_serves_does_not(settings: Settings) -> None:
+    ran: list[tuple[str, str]] = []
+
+    def jobs(name: str) -> list[Job]:
+        async def note(job: str, _: App) -> None:
+            ran.append((name, job))
+
+        return [Job(job, lambda _: 0.01, partial(note, job), is_shared=job == "detect") for job in ("settle", "detect")]
+
+    quick = settings.model_copy(update={"settle_interval_s": 0.02})
+    async with open_app(quick) as app, anyio.create_task_group() as group:
+        group.start_soon(run_jobs, app, jobs("leads"))
+        await until(lambda: len(ran) > 3)
+        for name, shares in (("works", True), ("serves", False)):
+            group.start_soon(partial(run_jobs, app, jobs(name), shares=shares))
+        await until(lambda: ran.count(("works", "detect")) > 3)
+        await until(lambda: ran.count(("leads", "settle")) > 20)
+        assert set(ran) == {("leads", "settle"), ("leads", "detect"), ("works", "detect")}
+        group.cancel_scope.cancel()
 
 
 async def test_a_process_that_leads_again_runs_its_hourly_jobs_at_once(settings: Settings, db: asyncpg.Connection) -> None:

@@ -110,10 +110,12 @@ async def _judged(conn: "Connection", rows: "list[Record]", first: datetime, unt
     day = first
     while day < until:
         end = min(until, day + timedelta(days=1))
-        for point in await series.points_of(conn, list(places), day, end):
-            at = round((point["bucket"] - first) / series.MINUTE), places[point["series_id"]]
-            values[at] = point["value"]
-            of[at] = np.nan if point["of"] is None else point["of"]
+        offset = round((day - first) / series.MINUTE)
+        for row in await series.points(conn, list(places), day, end):
+            at = np.array(row["minutes"]) + offset, places[row["series_id"]]
+            values[at] = row["values"]
+            if row["of"] is not None:
+                of[at] = np.array(row["of"], np.float64)  # None is NaN
         day = end
     given = [Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"])) for row in rows]
     found = go_on(given, round(first.timestamp()), values, of).found

@@ -1,29 +1,35 @@
 """Judges the minutes that have been rolled up, and writes what is unusual about them.
 
-The state of the detector is written every KEPT_EVERY; each run goes on from there. So a run that is killed, or that is
-repeated by another process, finds the same again and changes nothing.
+The state of the detector is written every KEPT_EVERY, as it was some minutes before; each run goes on from there. So a run
+that is killed, or that is repeated by another process, finds the same again and changes nothing, and points that come late
+are judged. Every worker runs this job, and they share the series: each claims one shard after the other, and takes over what
+another one has left (store/shards.py).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from time import time
 from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid4
 
 import structlog
 from asyncpg import Record
 
 from handoff.context import App
-from handoff.store import anomalies, series
+from handoff.errors import HandoffError
+from handoff.store import anomalies, series, shards
 from handoff.store.anomalies import Anomaly
-from handoff.store.connect import Connection, connection, snapshot, transact
+from handoff.store.connect import Connection, connection, transact
+from handoff.store.shards import ShardLost
 from handoff.telemetry import metrics
 
 if TYPE_CHECKING:
-    from handoff.analytics.watch import Found, Watch
+    from handoff.analytics.watch import Found, Series, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -37,44 +43,94 @@ RELEARNT: Final = timedelta(
     days=2
 )  # of a series whose state can't be read any more: all of its past at once would fill memory
 _RUN_MAX: Final = timedelta(hours=6)  # that are judged at a time, in bounded memory
-_BATCH: Final = 2_000  # series judged at a time
+_POINTS_MAX: Final = 720_000  # judged at a time
+_OTHERS_S: Final = 0.5  # until it is looked again whether another process has finished what it claimed
 
 
 async def run(app: App) -> None:
-    """Judge every minute up to now, piece by piece."""
-    while await _judge_some(app):
-        pass
-
-
-async def _judge_some(app: App) -> bool:
-    """Judge the next minutes of all series; return whether there are more."""
-    async with snapshot(app.pool) as conn:
+    """Judge every minute up to now, shard by shard, until none is behind: what another process leaves is done here."""
+    async with connection(app.pool) as conn:
         rolled_up = await series.progress(conn, "rolled_up")
+        if rolled_up is None:
+            return
+        await shards.appear(conn)
+        metrics.SERIES.set(await series.count(conn))
+    end, holder = rolled_up - SETTLED, uuid4()
+    renewing = asyncio.create_task(_renew(app, holder))
+    try:
+        while await _claim_one(app, holder, end):
+            pass
+    finally:
+        renewing.cancel()
+        with suppress(HandoffError):  # else the claims lapse by themselves
+            async with connection(app.pool) as conn:
+                await shards.release(conn, holder)
+    async with connection(app.pool) as conn:
         judged = await series.progress(conn, "judged")
-        rows = await series.watched(conn)
-        metrics.SERIES.set(len(rows))
-        if rolled_up is None or not rows:
+    if judged is not None:
+        metrics.DETECTOR_LAG.set(max(0.0, time() - judged.timestamp()))
+
+
+async def _renew(app: App, holder: UUID) -> None:
+    while True:
+        await asyncio.sleep(shards.RENEWED_S)
+        with suppress(HandoffError):  # whether it was renewed is found out when something is written
+            async with connection(app.pool) as conn:
+                await shards.renew(conn, holder)
+
+
+async def _claim_one(app: App, holder: UUID, end: datetime) -> bool:
+    """Claim a shard and judge it up to `end`, or wait a while if others judge the rest; return whether any was behind."""
+    async with connection(app.pool) as conn:
+        claimed = await shards.claim(conn, holder, end)
+        if claimed is None and not await shards.is_behind(conn, end):
             return False
-    end = rolled_up - SETTLED
+    if claimed is None:
+        await asyncio.sleep(_OTHERS_S)
+        return True
+    shard, judged = claimed["shard"], claimed["at"]
+    try:
+        while judged is None or judged < end:
+            judged = await _judge_some(app, shard, holder, judged, end)
+    except ShardLost:
+        log.warning("detector.shard_lost", shard=shard)
+    async with connection(app.pool) as conn:
+        await shards.release(conn, holder)
+    return True
+
+
+async def _judge_some(app: App, shard: int, holder: UUID, judged: datetime | None, end: datetime) -> datetime:
+    """Judge the next minutes of the series of a shard; return up to where.
+
+    Raises:
+        ShardLost: another process has claimed the shard meanwhile. Nothing was written.
+    """
+    async with connection(app.pool) as conn:
+        rows = await series.watched(conn, shard * shards.SERIES, (shard + 1) * shards.SERIES)
     stands_at = partial(_stands_at, judged)
-    oldest = min(map(stands_at, rows))
+    oldest = min(map(stands_at, rows), default=end)
     until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
+    settled = min(until, end - series.LATE)
+    is_kept = settled > oldest and (until - oldest >= KEPT_EVERY or until < end)
+    if is_kept:
+        until = settled  # the rest is judged from there, now and again next time
     found: list[Anomaly] = []
     kept: list[tuple[list[int], Watch]] = []
-    for at, group in groupby(sorted(rows, key=stands_at), key=stands_at):
+    for first, group in groupby(sorted(rows, key=stands_at), key=stands_at):
         of_time = list(group)
-        for start in range(0, len(of_time), _BATCH):
-            batch = of_time[start : start + _BATCH]
-            if at < until:
+        size = max(1, _POINTS_MAX // max(1, (until - first) // series.MINUTE))
+        for start in range(0, len(of_time), size):
+            batch = of_time[start : start + size]
+            if first < until:
                 told_at = [_told_at(app, row, until) for row in batch]
-                watch = await _judge(app, batch, told_at, at, until)
+                watch = await _judge(app, batch, told_at, first, until)
                 found += _anomalies(app, batch, told_at, watch.found)
                 kept.append(([row["id"] for row in batch], watch))
-    is_kept = until - oldest >= KEPT_EVERY or until < end
+    at = max(until, judged or until)
 
     async def work(conn: Connection) -> list[Record]:
+        await shards.advance(conn, shard, holder, at)
         added = await anomalies.add(conn, found)
-        await series.advance(conn, "judged", until)
         if is_kept:
             for ids, watch in kept:
                 await series.keep(conn, ids, watch.states, watch.carried, version=_version(), judged_to=until)
@@ -84,8 +140,7 @@ async def _judge_some(app: App) -> bool:
         if not row["shadow"] and not row["muted"] and row["age_s"] < NEWS_S:
             metrics.ANOMALIES.add(1, row["kind"], row["severity"])
             log.warning("anomaly.found", kind=row["kind"], severity=row["severity"])
-    metrics.DETECTOR_LAG.set(max(0.0, time() - until.timestamp()))
-    return until < end
+    return at
 
 
 def _stands_at(judged: datetime | None, row: Record) -> datetime:
@@ -102,22 +157,11 @@ def _told_at(app: App, row: Record, at: datetime) -> float:
 
 async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime) -> "Watch":
     """Judge some series that stand at the same minute, in a thread: the event loop goes on."""
-    import numpy as np  # only the process that leads loads it
+    from handoff.analytics.kinds import Absence, Kind  # only the processes that judge load it
+    from handoff.analytics.watch import Series
 
-    from handoff.analytics.kinds import Absence, Kind
-    from handoff.analytics.watch import Series, go_on
-
-    minutes = int((until - at) / series.MINUTE)
-    values, of = np.full((minutes, len(rows)), np.nan), np.full((minutes, len(rows)), np.nan)
-    places = {row["id"]: place for place, row in enumerate(rows)}
     async with connection(app.pool) as conn:  # not held while they are judged: Postgres ends what idles in a transaction
-        points = await series.points(conn, at, until)
-    for point in points:
-        place = places.get(point["series_id"])
-        if place is not None:
-            minute = int((point["bucket"] - at) / series.MINUTE)
-            values[minute, place] = point["value"]
-            of[minute, place] = np.nan if point["of"] is None else point["of"]
+        points = await series.points(conn, [row["id"] for row in rows], at, until)
     given = [
         Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"]), told_at=limit)
         for row, limit in zip(rows, told_at, strict=True)
@@ -125,7 +169,25 @@ async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at:
     for place, row in enumerate(rows):
         if row["version"] == _version():
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
-    return await asyncio.to_thread(go_on, given, int(at.timestamp()), values, of)
+    places = {row["id"]: place for place, row in enumerate(rows)}
+    minutes = int((until - at) / series.MINUTE)
+    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points)
+
+
+def _go_on(
+    given: "Sequence[Series]", first: int, minutes: int, places: Mapping[int, int], points: Sequence[Record]
+) -> "Watch":
+    import numpy as np
+
+    from handoff.analytics.watch import go_on
+
+    values, of = np.full((minutes, len(given)), np.nan), np.full((minutes, len(given)), np.nan)
+    for row in points:
+        place = places[row["series_id"]]
+        values[row["minutes"], place] = row["values"]
+        if row["of"] is not None:
+            of[row["minutes"], place] = np.array(row["of"], np.float64)  # None is NaN
+    return go_on(given, first, values, of)
 
 
 def _anomalies(app: App, rows: Sequence[Record], told_at: Sequence[float], found: "Sequence[Found]") -> list[Anomaly]:

@@ -1,7 +1,7 @@
 """Reads the series that operators named in the configuration (`monitoring.promql`) from Prometheus."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import structlog
 
@@ -16,7 +16,6 @@ log = structlog.get_logger(__name__)
 
 INTERVAL_S = 60.0
 LIMIT_S = 300.0
-AGAIN = timedelta(minutes=5)  # read again each time, so that a short absence of Prometheus leaves no gap
 
 
 async def run(app: App) -> None:
@@ -29,8 +28,8 @@ async def run(app: App) -> None:
     failures: dict[str, str] = {}
     for name, it in wanted.items():
         try:
-            # The value at the end of a minute is that minute's.
-            found = await ask(url.get_secret_value(), it.expression, end - AGAIN + series.MINUTE, end)
+            # The value at the end of a minute is that minute's. Read again each time: a short absence leaves no gap.
+            found = await ask(url.get_secret_value(), it.expression, end - series.LATE + series.MINUTE, end)
         except PrometheusFailed as error:
             failures[name] = str(error)
             continue

@@ -1,6 +1,7 @@
 """Runs the jobs, in one of any number of processes: in the leader, which holds an advisory lock in the database.
 
-Each job has a task of its own, so that one that is slow or hangs delays no other. When the leader ends, loses its
+Each job has a task of its own, so that one that is slow or hangs delays no other. Jobs that are shared run in every worker,
+and claim what they work on. When the leader ends, loses its
 connection, or is stopped for longer than LEASE_S, another process takes over. Two can act at once only within one run of a
 job, which is harmless: a second run of a job changes nothing.
 """
@@ -36,15 +37,22 @@ _ASK_S = 2.0  # how often a follower tries to lead, and the leader renews its le
 _JITTER = 0.1
 
 
-async def run_jobs(app: App, jobs: Sequence[Job] = JOBS, clock: Callable[[], float] = monotonic) -> None:
+async def run_jobs(
+    app: App, jobs: Sequence[Job] = JOBS, clock: Callable[[], float] = monotonic, *, shares: bool = False
+) -> None:
     """Run the jobs whenever this process leads, until cancelled. While the database is down, it waits.
 
-    A process that begins to lead runs each of them at once: it has no values of what only the leader measures. `clock` gives
-    seconds.
+    A process that begins to lead runs each of them at once: it has no values of what only the leader measures. One that
+    `shares` runs those that are shared whoever leads. `clock` gives seconds.
     """
     lock, ledger = _Lock(app.settings), Ledger(app, clock)
-    tasks = [asyncio.create_task(lock.keep()), asyncio.create_task(ledger.keep(lambda: lock.leads))]
-    tasks += [asyncio.create_task(_Repeated(app, job, lock, ledger, clock).run()) for job in jobs]
+    tasks = [
+        asyncio.create_task(lock.keep()),
+        asyncio.create_task(ledger.keep(lambda: lock.leads or (shares and lock.answers))),
+    ]
+    tasks += [
+        asyncio.create_task(_Repeated(app, job, lock, ledger, clock, shares=shares and job.is_shared).run()) for job in jobs
+    ]
     try:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
@@ -76,7 +84,7 @@ async def run_until_signalled(app: App) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) != signal.SIG_IGN:  # SIGHUP is ignored under nohup
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    running = asyncio.create_task(run_jobs(app))
+    running = asyncio.create_task(run_jobs(app, shares=True))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
     for task in (running, stopped):
@@ -87,14 +95,17 @@ async def run_until_signalled(app: App) -> None:
 
 
 class _Repeated:
-    """A job, run again and again while this process leads and nobody has paused it."""
+    """A job, run again and again while this process leads or shares it, and nobody has paused it."""
 
-    def __init__(self, app: App, job: Job, lock: "_Lock", ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, app: App, job: Job, lock: "_Lock", ledger: Ledger, clock: Callable[[], float], *, shares: bool
+    ) -> None:
         self._app = app
         self._job = job
         self._lock = lock
         self._ledger = ledger
         self._clock = clock
+        self._shares = shares
         self._term = 0
         self._ended: float | None = None  # the last run, None if it is due whatever its interval
         self._share = 1.0  # of the interval, so that jobs drift apart
@@ -106,9 +117,9 @@ class _Repeated:
         while True:
             if self._lock.term != self._term:
                 self._term, self._ended, self._failures = self._lock.term, None, 0
-            asked = self._ledger.asked.get(name)
-            is_due = asked is not None or (self._lock.leads and self._is_due() and name not in self._ledger.paused)
-            if self._lock.leads and is_due and await self._lock.held():
+            asked = self._ledger.asked.get(name) if self._lock.leads else None
+            is_due = asked is not None or (self._may_run() and self._is_due() and name not in self._ledger.paused)
+            if is_due and (await self._lock.held() or self._may_run()):
                 began = self._clock()
                 error = await self._run_once()
                 self._failures = 0 if error is None else self._failures + 1
@@ -116,6 +127,9 @@ class _Repeated:
                 self._ended = self._clock()
                 self._ledger.add(Run(name, self._ended, self._ended - began, error, self._wait_s(), asked))
             await asyncio.sleep(min(_TICK_S, self._app.settings.settle_interval_s))
+
+    def _may_run(self) -> bool:
+        return self._lock.leads or (self._shares and self._lock.answers)
 
     def _is_due(self) -> bool:
         wait_s = self._wait_s()  # read each time: it may have been configured anew
@@ -164,6 +178,11 @@ class _Lock:
         self._one_at_a_time = asyncio.Lock()
         self.leads = False  # as the database said last
         self.term = 0  # how often this process has begun to lead
+
+    @property
+    def answers(self) -> bool:
+        """Whether the database answered when it was asked last."""
+        return self._conn is not None
 
     async def keep(self) -> None:
         """Try to lead, and go on leading, until cancelled."""

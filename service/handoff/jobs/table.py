@@ -14,6 +14,7 @@ from handoff.jobs import (
     detect,
     dormant,
     expire,
+    history,
     incidents,
     integrity,
     measure,
@@ -42,6 +43,7 @@ class Job:
     every_s: Callable[[Settings], float]
     run: Callable[[App], Awaitable[None]]
     limit_s: float = RUN_S_MAX
+    is_shared: bool = False  # every worker runs it, and they share the work, whoever leads
 
 
 JOBS: Final = (
@@ -63,7 +65,8 @@ JOBS: Final = (
     Job("trends", lambda _: trends.INTERVAL_S, trends.run),
     Job("rollup", lambda _: rollup.INTERVAL_S, rollup.run),
     Job("promql", lambda _: promql.INTERVAL_S, promql.run, promql.LIMIT_S),
-    Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S),
+    Job("detect", lambda _: detect.INTERVAL_S, detect.run, detect.LIMIT_S, is_shared=True),
+    Job("history", lambda _: history.INTERVAL_S, history.run),
     Job("incidents", lambda _: incidents.INTERVAL_S, incidents.run),
     Job("webhooks", lambda _: webhooks.INTERVAL_S, webhooks.run),
 )

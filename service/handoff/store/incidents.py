@@ -116,8 +116,8 @@ EVIDENCE = """
      WHERE a.incident_id = $1 ORDER BY a.strength DESC, a.bucket, a.series_id LIMIT $2
 """
 AROUND = """
-    SELECT series_id, bucket, value, of FROM series_point
-     WHERE series_id = ANY ($1::int[]) AND bucket >= $2 AND bucket < $3 ORDER BY series_id, bucket LIMIT $4
+    SELECT series_id, bucket, value, of FROM series_minutes($2, $3)
+     WHERE series_id = ANY ($1::int[]) ORDER BY series_id, bucket LIMIT $4
 """
 # Their anomalies go with them. An incident that is open is kept, however old it is.
 FORGET = """

@@ -23,6 +23,8 @@ COUNTED: Final[Mapping[str, str]] = {
 OF_ROUTES: Final = ("handoff.offered", "handoff.rejected", "handoff.lapsed")
 OF_AGENTS: Final = ("session.created", "handoff.offered", "handoff.accepted", "handoff.completed")
 
+READ_S_MAX: Final = 30.0  # per statement
+LIMIT = "SELECT set_config('statement_timeout', $1, true)"
 EVENTS = """
     SELECT date_trunc('minute', at, 'UTC') AS bucket, kind, count(*)::float8 AS value
       FROM event WHERE at >= $1 AND at < $2 AND kind = ANY ($3) GROUP BY 1, 2
@@ -53,23 +55,32 @@ WAITS = """
 _WAITS: Final = {"handoff.accepted": "handoffs.time_to_accept", "handoff.completed": "handoffs.time_to_complete"}
 
 
+async def allow_time(conn: Connection) -> None:
+    """Let the statements of this transaction take READ_S_MAX: minutes can have any number of events."""
+    await conn.execute(LIMIT, f"{READ_S_MAX:.0f}s")
+
+
 async def from_events(conn: Connection, since: datetime, until: datetime) -> list[Point]:
     """The points of the minutes from `since` to before `until`: events of all, by agent and by route, and waiting times.
 
     Series of all come first: they are registered before the limit on series is reached.
     """
     found: list[Point] = []
+    specs: dict[tuple[str, ...], Spec] = {}  # one for all points of a series
 
     def add(name: str, kind: Kind, absence: Absence, bucket: datetime, value: float, **labels: str) -> None:
-        found.append(Point(Spec(name, kind, absence, labels), bucket, value))
+        key = (name, *labels.values())
+        if key not in specs:
+            specs[key] = Spec(name, kind, absence, labels)
+        found.append(Point(specs[key], bucket, value))
 
-    for row in await conn.fetch(EVENTS, since, until, list(COUNTED)):
+    for row in await conn.fetch(EVENTS, since, until, list(COUNTED), timeout=READ_S_MAX):
         add(COUNTED[row["kind"]], "count", "zero", row["bucket"], row["value"])
-    for row in await conn.fetch(WAITS, since, until):
+    for row in await conn.fetch(WAITS, since, until, timeout=READ_S_MAX):
         add(_WAITS[row["kind"]], "duration", "gap", row["bucket"], row["value"])
-    for row in await conn.fetch(ROUTES, since, until, OF_ROUTES):
+    for row in await conn.fetch(ROUTES, since, until, OF_ROUTES, timeout=READ_S_MAX):
         labels = {"from": row["sender"], "to": row["target"]}
         add(COUNTED[row["kind"]], "count", "zero", row["bucket"], row["value"], **labels)
-    for row in await conn.fetch(AGENTS, since, until, OF_AGENTS):
+    for row in await conn.fetch(AGENTS, since, until, OF_AGENTS, timeout=READ_S_MAX):
         add(COUNTED[row["kind"]], "count", "zero", row["bucket"], row["value"], agent=row["agent"])
     return found

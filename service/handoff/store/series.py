@@ -11,7 +11,9 @@ from handoff.encoding import to_json
 from handoff.store.connect import Connection
 
 MINUTE: Final = timedelta(minutes=1)
+LATE: Final = timedelta(minutes=5)  # after the end of a minute its points may still be written, or written again
 BATCH_MAX: Final = 2_000  # rows deleted by a statement, as in retention.py
+PUT_MAX: Final = 10_000  # points written by a statement, so that none takes long
 
 Kind = Literal["counter", "ratio", "count", "duration", "level"]  # as analytics/kinds.py explains them
 Absence = Literal["zero", "gap", "alert"]
@@ -61,12 +63,11 @@ PUT = """
         ON CONFLICT (bucket, series_id) DO UPDATE SET value = excluded.value, of = excluded.of
      WHERE (series_point.value, series_point.of) IS DISTINCT FROM (excluded.value, excluded.of)
 """
+# Of each series the numbers of its minutes since $1, and what was measured in them.
 POINTS = """
-    SELECT series_id, bucket, value, of FROM series_point WHERE bucket >= $1 AND bucket < $2 ORDER BY bucket, series_id
-"""
-POINTS_OF = """
-    SELECT series_id, bucket, value, of FROM series_point
-     WHERE bucket >= $1 AND bucket < $2 AND series_id = ANY ($3) ORDER BY bucket, series_id
+    SELECT series_id, array_agg((extract(epoch FROM bucket - $1) / 60)::integer) AS minutes, array_agg(value) AS values,
+           CASE WHEN count(of) > 0 THEN array_agg(of) END AS of
+      FROM series_minutes($1, $2) WHERE series_id = ANY ($3) GROUP BY series_id
 """
 PROGRESS = "SELECT at FROM analytics_progress WHERE stage = $1"
 ADVANCE = """
@@ -75,8 +76,10 @@ ADVANCE = """
 WATCHED = """
     SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried
       FROM series s LEFT JOIN detector_state d ON d.series_id = s.id
+     WHERE s.id >= $1 AND s.id < $2
      ORDER BY s.id
 """
+COUNT = "SELECT count(*) FROM series"
 KEEP = """
     INSERT INTO detector_state (series_id, version, judged_to, state, carried)
     SELECT id, $2, $3, state, ARRAY[part, whole, measured_at]
@@ -128,10 +131,11 @@ async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int
 
     Points that are there already are replaced, so that a repetition changes nothing.
     """
+    keys = {id(point.spec): point.spec.key for point in points}  # sources make one Spec for all points of a series
     specs: dict[tuple[str, str], Spec] = {}
     begins: dict[tuple[str, str], datetime] = {}
     for point in points:
-        key = point.spec.key
+        key = keys[id(point.spec)]
         specs.setdefault(key, point.spec)
         begins[key] = min(begins.get(key, point.bucket), point.bucket)
     if not specs:
@@ -147,26 +151,19 @@ async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int
         list(begins.values()),
     )
     ids = {(row["name"], label_key(row["labels"])): row["id"] for row in rows}
-    known = {(ids[point.spec.key], point.bucket): point for point in points if point.spec.key in ids}
-    await conn.execute(
-        PUT,
-        [bucket for _, bucket in known],
-        [series_id for series_id, _ in known],
-        [point.value for point in known.values()],
-        [point.of for point in known.values()],
-    )
-    await conn.execute(SEEN, [series_id for series_id, _ in known], [bucket for _, bucket in known])
+    known = {(ids[key], point.bucket): point for point in points if (key := keys[id(point.spec)]) in ids}
+    places = list(known)
+    for start in range(0, len(places), PUT_MAX):
+        batch = [(place, known[place]) for place in places[start : start + PUT_MAX]]
+        buckets, series_ids = [bucket for (_, bucket), _ in batch], [series_id for (series_id, _), _ in batch]
+        await conn.execute(PUT, buckets, series_ids, [it.value for _, it in batch], [it.of for _, it in batch])
+        await conn.execute(SEEN, series_ids, buckets)
     return len(specs) - len(ids)
 
 
-async def points(conn: Connection, since: datetime, until: datetime) -> list[Record]:
-    """The points of all series from `since` to before `until`, in the order of time."""
-    return await conn.fetch(POINTS, since, until)
-
-
-async def points_of(conn: Connection, ids: Sequence[int], since: datetime, until: datetime) -> list[Record]:
-    """The points of some series from `since` to before `until`, in the order of time."""
-    return await conn.fetch(POINTS_OF, since, until, ids)
+async def points(conn: Connection, ids: Sequence[int], since: datetime, until: datetime) -> list[Record]:
+    """The points of some series from `since` to before `until`, a row per series: minutes since `since`, values, of."""
+    return await conn.fetch(POINTS, since, until, ids)
 
 
 async def progress(conn: Connection, stage: Stage) -> datetime | None:
@@ -179,9 +176,14 @@ async def advance(conn: Connection, stage: Stage, at: datetime) -> None:
     await conn.execute(ADVANCE, stage, at)
 
 
-async def watched(conn: Connection) -> list[Record]:
-    """All series, with what the detector knew of each when it was written last."""
-    return await conn.fetch(WATCHED)
+async def count(conn: Connection) -> int:
+    """How many series there are."""
+    return await conn.fetchval(COUNT)
+
+
+async def watched(conn: Connection, first: int = 0, until: int = (1 << 31) - 1) -> list[Record]:
+    """The series with ids from `first` to before `until`, with what the detector knew of each when it was written last."""
+    return await conn.fetch(WATCHED, first, until)
 
 
 async def keep(

@@ -15,7 +15,8 @@ _SESSIONS_MAX: Final = 100_000  # looked at per policy
 
 MEASURE = """
     INSERT INTO storage_size (name, measured_at, bytes)
-    SELECT CASE WHEN c.relispartition THEN 'archive' ELSE c.relname END, now(), sum(pg_total_relation_size(c.oid))
+    SELECT coalesce((SELECT p.relname FROM pg_class p WHERE p.oid = pg_partition_root(c.oid)), c.relname), now(),
+           sum(pg_total_relation_size(c.oid))
       FROM pg_class c
      WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
      GROUP BY 1
