@@ -48,6 +48,7 @@ _PARTS: Final[Mapping[str, Part]] = {
     "process": "host",
     "event_loop": "host",
 }
+_LABELS: Final[Mapping[str, Part]] = {"agent": "agent", "tool": "tool", "operation": "tool"}
 _ADDS_UP: Final = ("count", "counter")
 
 
@@ -100,9 +101,9 @@ def place_of(name: str, labels: Mapping[str, str]) -> Place:
     """The place that a series is about."""
     if "from" in labels and "to" in labels:
         return Place("route", (labels["from"], labels["to"]))
-    for part in ("agent", "tool"):
-        if part in labels:
-            return Place(part, (labels[part],))
+    for label, part in _LABELS.items():
+        if label in labels:
+            return Place(part, (labels[label],))
     return Place(_PARTS.get(name.split(".", 1)[0], "service"))
 
 
