@@ -6,10 +6,11 @@ bucket, which can be added. A quantile of them lies in the same bucket as the qu
 interpolated within it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 from uuid import UUID
 
 from asyncpg import Record
@@ -188,23 +189,21 @@ async def processes(conn: Connection, since: datetime, until: datetime, per: str
 async def points(conn: Connection, since: datetime, until: datetime) -> list[Point]:
     """The points of the minutes from `since` to before `until`, and again of earlier ones that were written since then.
 
-    Of each operation: calls, the ratios of those that failed and that were refused, and the 95th percentile of the duration
-    of those that succeeded, except where a call waits for something to happen. Of each kind of process: CPUs, memory, disk,
-    the event loop's lag, the pool, SQL statements, and the cache's hits and errors.
+    Of all operations and of each: calls, and the ratios of those that failed and that were refused. Of each also the 95th
+    percentile of the duration of those that succeeded, except where a call waits for something to happen. Of each kind of
+    process: CPUs, memory, disk, the event loop's lag, the pool, SQL statements, and the cache's hits and errors.
     """
     found: list[Point] = []
     by_operation: dict[tuple[datetime, str], dict[str, list[int]]] = {}
+    of_all: dict[datetime, Counter[str]] = {}
     for row in await conn.fetch(CALL_MINUTES, since, until):
         by_operation.setdefault((row["minute"], row["operation"]), {})[row["outcome"]] = _added(row["durations"])
+        of_all.setdefault(row["minute"], Counter())[row["outcome"]] += sum(map(sum, row["durations"]))
+    for minute, counts in of_all.items():
+        found += _calls(minute, counts, {})
     for (minute, operation), durations in by_operation.items():
         labels = {"operation": operation}
-        counts = {outcome: float(sum(durations.get(outcome, ()))) for outcome in get_args(Outcome)}
-        total = sum(counts.values())
-        found.append(Point(Spec("calls", "count", "zero", labels), minute, total))
-        found += [
-            Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, counts[outcome], total)
-            for outcome in ("failed", "refused")
-        ]
+        found += _calls(minute, {outcome: sum(counts) for outcome, counts in durations.items()}, labels)
         if "ok" in durations and operation not in WAITS:
             p95_s = quantile(0.95, CALL_S, durations["ok"])
             found.append(Point(Spec("calls.duration_p95", "duration", "gap", labels), minute, p95_s))
@@ -233,6 +232,15 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
             spec = Spec("cache.hit_ratio", "ratio", "gap", labels)
             found.append(Point(spec, minute, row["cache_hits"], row["cache_gets"]))
     return found
+
+
+def _calls(minute: datetime, counts: Mapping[str, int], labels: Mapping[str, str]) -> list[Point]:
+    total = float(sum(counts.values()))
+    ratios = [
+        Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, float(counts.get(outcome, 0)), total)
+        for outcome in ("failed", "refused")
+    ]
+    return [Point(Spec("calls", "count", "zero", labels), minute, total), *ratios]
 
 
 def _added(histograms: Sequence[Sequence[int]]) -> list[int]:

@@ -37,11 +37,6 @@ ROUTES = """
       FROM event e JOIN handoff h ON h.id = e.handoff_id
      WHERE e.at >= $1 AND e.at < $2 AND e.kind = ANY ($3) GROUP BY 1, 2, 3, 4
 """
-# Entries of more than 100 KB, whose authors the brief will not be able to show: an index has only these.
-LARGE = """
-    SELECT date_trunc('minute', created_at, 'UTC') AS bucket, author, count(*)::float8 AS value
-      FROM context_entry WHERE created_at >= $1 AND created_at < $2 AND size_bytes > 100000 GROUP BY 1, 2
-"""
 # From the offer to its acceptance, and from there to the end. Of several acceptances, the last one before the end counts.
 WAITS = """
     SELECT date_trunc('minute', e.at, 'UTC') AS bucket, e.kind,
@@ -61,7 +56,7 @@ _WAITS: Final = {"handoff.accepted": "handoffs.time_to_accept", "handoff.complet
 async def from_events(conn: Connection, since: datetime, until: datetime) -> list[Point]:
     """The points of the minutes from `since` to before `until`.
 
-    Events of all, by agent and by route; entries that are large, of all and by author; waiting times.
+    Events of all, by agent and by route, and waiting times.
     Series of all come first: they are registered before the limit on series is reached.
     """
     found: list[Point] = []
@@ -73,11 +68,6 @@ async def from_events(conn: Connection, since: datetime, until: datetime) -> lis
         add(COUNTED[row["kind"]], "count", "zero", row["bucket"], row["value"])
     for row in await conn.fetch(WAITS, since, until):
         add(_WAITS[row["kind"]], "duration", "gap", row["bucket"], row["value"])
-    large = await conn.fetch(LARGE, since, until)
-    for bucket in {row["bucket"] for row in large}:
-        add("entries.large", "count", "zero", bucket, sum(row["value"] for row in large if row["bucket"] == bucket))
-    for row in large:
-        add("entries.large", "count", "zero", row["bucket"], row["value"], agent=row["author"])
     for row in await conn.fetch(ROUTES, since, until, OF_ROUTES):
         labels = {"from": row["sender"], "to": row["target"]}
         add(COUNTED[row["kind"]], "count", "zero", row["bucket"], row["value"], **labels)
