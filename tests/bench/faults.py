@@ -190,9 +190,9 @@ async def measure(folder: Path, numbers: Sequence[int], days: float) -> list[tup
 
 async def quiet_line(db: asyncpg.Connection, count: int, days: float) -> str:
     """What was found in a quiet past, and of how much of it anybody was told."""
-    anomalies, shadows, told = await db.fetchrow(
-        "SELECT count(*), count(*) FILTER (WHERE shadow), (SELECT count(*) FROM incident) FROM anomaly"
-    )
+    anomalies, shadows, told = [
+        await db.fetchval(f"SELECT count(*) FROM {it}") for it in ("anomaly", "anomaly WHERE shadow", "incident")
+    ]
     young = f"{shadows} of them while their series were learnt"
     return f"\n{count} series, {days:g} quiet days: {anomalies} anomalies, {young}; {told} incidents.\n"
 

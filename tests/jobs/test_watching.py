@@ -11,7 +11,7 @@ from handoff.context import App
 from handoff.jobs import detect, incidents
 from handoff.settings import Settings
 from handoff.store import series
-from handoff.store.connect import transact
+from handoff.store.connect import Connection, transact
 from handoff.store.series import MINUTE, Point, Spec
 from handoff.telemetry import metrics
 from tests.agents import Agent
@@ -38,7 +38,7 @@ async def burst(app: App, agent: Agent, now: datetime, *rules: dict[str, Any]) -
     values = [600.0 if minute >= PAST - FAULT else 30.0 + (minute % 5 == 0) for minute in range(PAST)]
     points = [Point(TOOL, begins + minute * MINUTE, value) for minute, value in enumerate(values)]
 
-    async def work(conn: asyncpg.Connection) -> None:
+    async def work(conn: Connection) -> None:
         await series.put(conn, points, 10)
         await series.advance(conn, "rolled_up", now + detect.SETTLED)
 
@@ -92,7 +92,7 @@ async def test_with_less_sensitivity_the_same_fault_is_nothing(
 async def test_a_series_that_is_still_learnt_tells_people_only_if_that_is_asked_for(
     app: App, agent: Agent, db: asyncpg.Connection, now: datetime, tell: str
 ) -> None:
-    app.settings.__dict__["series_warm_up_s"] = LONG_S
+    object.__setattr__(app.settings, "series_warm_up_s", LONG_S)
     await burst(app, agent, now, {"series": "calls", "tell": tell})
     assert [tuple(row) for row in await db.fetch(FOUND)] == [(tell == "learnt", False)]
     assert await db.fetchval("SELECT count(*) FROM incident") == (tell == "always")

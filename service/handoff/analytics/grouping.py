@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from handoff.analytics.kinds import RATIO_PRIOR
 from handoff.model import Part
 
+GOES_ON_S: Final = 3_600  # the same for an incident that people have been told of and that is still open
 TOGETHER_S: Final = 900  # findings of one fault come within minutes; the detector needs up to 15 for a slow one
 SIBLINGS_MIN: Final = 3  # two that are unusual at once may be a coincidence
 MAJORITY: Final = 0.5  # of a total's deviation
@@ -95,7 +97,7 @@ class Sign:
     @property
     def more(self) -> float:
         """How much more there was than expected; of a ratio, as a number of those of which it is a share."""
-        return (self.value - self.expected) * (1.0 if self.of is None else self.of)
+        return (self.value - self.expected) * (1.0 if self.of is None else self.of + RATIO_PRIOR)
 
     @property
     def is_traffic(self) -> bool:
@@ -125,6 +127,11 @@ class Cluster:
 
     signs: list[Sign] = field(default_factory=list[Sign])
     incident: int | None = None
+
+    @property
+    def within_s(self) -> int:
+        """How close in time to one of its findings another one has to be."""
+        return TOGETHER_S if self.incident is None else GOES_ON_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,7 @@ def gather(known: Iterable[Cluster], new: Sequence[Sign]) -> list[Cluster]:
     clusters = list(known)
     changed: dict[int, Cluster] = {}
     for sign in new:
-        joined = [cluster for cluster in clusters if any(_belong(sign, other) for other in cluster.signs)]
+        joined = [it for it in clusters if any(_belong(sign, other, it.within_s) for other in it.signs)]
         if not joined:
             joined = _siblings(sign, clusters)
         target = min(joined, key=_seniority, default=None)
@@ -183,10 +190,10 @@ def _seniority(cluster: Cluster) -> tuple[bool, int]:
     return cluster.incident is None, cluster.incident or cluster.signs[0].at
 
 
-def _belong(one: Sign, other: Sign) -> bool:
+def _belong(one: Sign, other: Sign, within_s: int) -> bool:
     if one.series_id == other.series_id:
         return True  # a known cluster is open: it still goes on
-    return abs(one.at - other.at) <= TOGETHER_S and (
+    return abs(one.at - other.at) <= within_s and (
         one.place == other.place or other.place in dependencies(one.place) or one.place in dependencies(other.place)
     )
 
