@@ -247,14 +247,15 @@ def _explains(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> 
 def _from_below(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
     """How much of a finding is passed on by a place on which its own place depends.
 
-    Time and failures are passed on by resources, traffic is not: a slow database makes no agent offer more.
+    Time and failures are passed on by what takes time or fails itself; traffic is passed on by agents and the service, not
+    by resources: a slow database makes no agent offer more.
     """
-    if place.part not in _RESOURCES:
-        return 1.0
-    if sign.is_traffic:
+    if sign.is_traffic and place.part in _RESOURCES:
         return 0.0
     if place not in own:
         return 1.0
+    if place.part not in _RESOURCES:
+        return float(any(it.is_traffic if sign.is_traffic else it.is_bad for it in own[place]))
     return min(1.0, max((it.strength for it in own[place] if it.is_bad), default=0.0) / sign.strength)
 
 
@@ -265,7 +266,7 @@ def _of_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> 
 
 def _share(part: Sign, whole: Sign) -> float:
     """The share of a total's deviation that is one of its parts' own; 0 if that is not most of it."""
-    if abs(part.at - whole.at) > TOGETHER_S or not _is_part(part.place, whole.place):
+    if not _is_part(part.place, whole.place):
         return 0.0
     if whole.name in _LOADS and part.is_traffic:
         return min(1.0, part.strength / whole.strength) if (part.more > 0) == (whole.more > 0) else 0.0
