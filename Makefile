@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-jobs bench-rca bench-series doctor fuzz open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-faults bench-jobs bench-rca bench-series doctor fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -68,6 +68,9 @@ bench-brief: .venv/.ready    ## what a brief holds of sessions whose truth is kn
 
 bench-anomaly: .venv/.ready  ## how well the detector finds what is labelled, beside simple rules; DATA= a folder with score.py and its data
 	@OMP_NUM_THREADS=1 .venv/bin/python -m tests.bench.anomaly $(DATA)
+
+bench-faults: .venv/.ready   ## whether the demo's faults are found and explained; BENCH=--week for a quiet week
+	@.venv/bin/python -m tests.bench.faults $(BENCH)
 
 bench-rca: .venv/.ready      ## how often the service at fault is named first: DATA= a folder of labelled issues, none for generated ones
 	@.venv/bin/python -m tests.bench.rca $(DATA)

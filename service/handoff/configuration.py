@@ -277,10 +277,11 @@ class SeriesRule(_Model):
 
     def applies_to(self, name: str, labels: Mapping[str, str], at: datetime) -> bool:
         """Whether it selects a series at this time."""
-        wanted = {"agent": self.agent, "tool": self.tool, "from": self.sender, "to": self.target}
+        wanted = {"agent": self.agent, "from": self.sender, "to": self.target}
         return (
             self.series in (None, name)
             and all(value in (None, labels.get(label)) for label, value in wanted.items())
+            and self.tool in (None, labels.get("operation"), labels.get("tool"))
             and (self.since is None or self.since <= at)
             and (self.until is None or at < self.until)
         )

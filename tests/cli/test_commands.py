@@ -301,10 +301,11 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0028_loops_and_recommendations.sql",
         "0029_webhooks.sql",
         "0030_released_and_not_archived.sql",
-        "0035_accepted_briefs.sql",
         "0031_indexes_by_time.sql",
+        "0032_statements_by_the_minute.sql",
         "0033_series_history.sql",
         "0034_detector_shards.sql",
+        "0035_accepted_briefs.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")

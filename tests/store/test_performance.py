@@ -15,7 +15,7 @@ import pytest
 from handoff.store import performance
 from handoff.store.performance import Bucket, Calls, Outcome
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S
+from handoff.telemetry.metrics import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 
 BEGAN = datetime(2026, 3, 28, 22, 58, tzinfo=UTC)  # a Saturday: the next day is another week's last, then a month ends
 MINUTES = (0, 1, 2, 61, 62, 1_500, 2_900, 2_901, 5_000)
@@ -50,6 +50,7 @@ def bucket(at: datetime, kind: Any, seen: list[Seen], waits: list[float], number
         cache_errors=1,
         pool_waits=histogram(WAIT_S, waits),
         loop_lags=histogram(LAG_S, waits),
+        statements=histogram(STATEMENT_S, waits),
         calls=[Calls(*key, histogram(CALL_S, values)) for key, values in durations.items()],
     )
 
@@ -159,6 +160,8 @@ async def test_points_of_series_add_up_all_processes_and_come_again_for_minutes_
         "process.cpus": (3 / 120, None),
         "event_loop.lag_p99": (pytest.approx(0.001 + 0.99 * 0.004), None),
         "pool.timeouts": (3, None),
+        "cache.errors": (2, None),
+        "database.statement_p95": (pytest.approx(0.001 + 0.95 * 0.001), None),
         "pool.wait_p95": (pytest.approx(0.001 + 0.95 * 0.004), None),
         "cache.hit_ratio": (9, 12),
     }
@@ -167,7 +170,7 @@ async def test_points_of_series_add_up_all_processes_and_come_again_for_minutes_
     assert (await found())["calls", early] == (6, None)
     await performance.write(db, bucket(late, "service", [(late, "get_inbox", "ok", 30.0)], [], 5))
     points = await performance.points(db, late, now)
-    assert {it.spec.labels["operation"] for it in points if it.spec.name == "calls"} == {"t", "get_inbox"}
+    assert {it.spec.labels.get("operation") for it in points if it.spec.name == "calls"} == {"t", "get_inbox", None}
     assert {it.spec.labels["operation"] for it in points if it.spec.name == "calls.duration_p95"} == {"t"}
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from handoff.analytics.kinds import RATIO_PRIOR
 from handoff.model import Part
 
+GOES_ON_S: Final = 3_600  # the same for an incident that people have been told of and that is still open
 TOGETHER_S: Final = 900  # findings of one fault come within minutes; the detector needs up to 15 for a slow one
 SIBLINGS_MIN: Final = 3  # two that are unusual at once may be a coincidence
 MAJORITY: Final = 0.5  # of a total's deviation
@@ -48,7 +50,21 @@ _PARTS: Final[Mapping[str, Part]] = {
     "process": "host",
     "event_loop": "host",
 }
+_RESOURCES: Final = frozenset({"pool", "database", "cache", "host"})
+_LABELS: Final[Mapping[str, Part]] = {"agent": "agent", "tool": "tool", "operation": "tool"}
 _ADDS_UP: Final = ("count", "counter")
+# Series that count the same handoffs on their way, and the tools by which they take it.
+_ONE_WAY: Final = frozenset({"handoffs.offered", "handoffs.accepted", "handoffs.completed"})
+_WAY_TOOLS: Final = frozenset({"request_handoff", "accept_handoff", "resolve_handoff"})
+_MEANS: Final = frozenset({"handoffs.time_to_accept", "handoffs.time_to_complete"})  # which most of the handoffs decide
+_LOADS: Final = frozenset({"process.cpus"})  # which rise and fall with traffic
+_BETTER_HIGH: Final = frozenset({"cache.hit_ratio"})
+# What is counted at a place is also counted at, or costs something at.
+_IN: Final[Mapping[Part, tuple[Part, ...]]] = {
+    "service": ("route", "agent", "tool"),
+    "tool": ("route", "agent"),
+    "host": ("route", "agent", "tool", "service"),
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,6 +92,33 @@ class Sign:
     value: float
     expected: float
     sentence: str
+    of: float | None = None  # of a ratio: how many there were
+
+    @property
+    def more(self) -> float:
+        """How much more there was than expected; of a ratio, as a number of those of which it is a share."""
+        return (self.value - self.expected) * (1.0 if self.of is None else self.of + RATIO_PRIOR)
+
+    @property
+    def is_traffic(self) -> bool:
+        """Whether it counts what callers do."""
+        return self.kind in _ADDS_UP and self.place.part not in _RESOURCES
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it can be the reason why something else takes longer or fails."""
+        return not self.is_traffic and (self.value < self.expected) == (self.name in _BETTER_HIGH)
+
+    @property
+    def quantity(self) -> str:
+        """What it counts: findings about the same can be compared. Empty for what does not add up."""
+        if (
+            self.name in _ONE_WAY
+            or self.name in _MEANS
+            or (self.name == "calls" and _WAY_TOOLS.issuperset(self.place.names[:1] or ("",)))
+        ):
+            return "handoffs"
+        return self.name if self.kind in _ADDS_UP or self.of is not None else ""
 
 
 @dataclass(slots=True)
@@ -84,6 +127,11 @@ class Cluster:
 
     signs: list[Sign] = field(default_factory=list[Sign])
     incident: int | None = None
+
+    @property
+    def within_s(self) -> int:
+        """How close in time to one of its findings another one has to be."""
+        return TOGETHER_S if self.incident is None else GOES_ON_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +148,9 @@ def place_of(name: str, labels: Mapping[str, str]) -> Place:
     """The place that a series is about."""
     if "from" in labels and "to" in labels:
         return Place("route", (labels["from"], labels["to"]))
-    for part in ("agent", "tool"):
-        if part in labels:
-            return Place(part, (labels[part],))
+    for label, part in _LABELS.items():
+        if label in labels:
+            return Place(part, (labels[label],))
     return Place(_PARTS.get(name.split(".", 1)[0], "service"))
 
 
@@ -121,7 +169,7 @@ def gather(known: Iterable[Cluster], new: Sequence[Sign]) -> list[Cluster]:
     clusters = list(known)
     changed: dict[int, Cluster] = {}
     for sign in new:
-        joined = [cluster for cluster in clusters if any(_belong(sign, other) for other in cluster.signs)]
+        joined = [it for it in clusters if any(_belong(sign, other, it.within_s) for other in it.signs)]
         if not joined:
             joined = _siblings(sign, clusters)
         target = min(joined, key=_seniority, default=None)
@@ -142,10 +190,10 @@ def _seniority(cluster: Cluster) -> tuple[bool, int]:
     return cluster.incident is None, cluster.incident or cluster.signs[0].at
 
 
-def _belong(one: Sign, other: Sign) -> bool:
+def _belong(one: Sign, other: Sign, within_s: int) -> bool:
     if one.series_id == other.series_id:
         return True  # a known cluster is open: it still goes on
-    return abs(one.at - other.at) <= TOGETHER_S and (
+    return abs(one.at - other.at) <= within_s and (
         one.place == other.place or other.place in dependencies(one.place) or one.place in dependencies(other.place)
     )
 
@@ -191,52 +239,83 @@ def _said(place: Place, signs: Sequence[Sign], score: float) -> str:
 
 def _explains(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
     """How much of a finding a place explains, 0 to 1."""
-    if sign.place == place or place in dependencies(sign.place):
+    if sign.place == place:
         return 1.0
+    return _from_below(place, own, sign) if place in dependencies(sign.place) else _of_total(place, own, sign)
+
+
+def _from_below(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
+    """How much of a finding is passed on by a place on which its own place depends.
+
+    Time and failures are passed on by what takes time or fails itself; traffic is passed on by agents and the service, not
+    by resources: a slow database makes no agent offer more.
+    """
+    if sign.is_traffic and place.part in _RESOURCES:
+        return 0.0
+    if place not in own:
+        return 1.0
+    if place.part not in _RESOURCES:
+        return float(any(it.is_traffic if sign.is_traffic else it.is_bad for it in own[place]))
+    return min(1.0, max((it.strength for it in own[place] if it.is_bad), default=0.0) / sign.strength)
+
+
+def _of_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
+    """How much of a finding a place explains because most of it is the place's own."""
     return max((_share(part, sign) for part in own.get(place, ())), default=0.0)
 
 
 def _share(part: Sign, whole: Sign) -> float:
     """The share of a total's deviation that is one of its parts' own; 0 if that is not most of it."""
-    if part.name != whole.name or part.kind not in _ADDS_UP or abs(part.at - whole.at) > TOGETHER_S:
+    if not _is_part(part.place, whole.place):
         return 0.0
-    is_part = whole.place.part == "service" and part.place.part != "service"
-    is_part |= part.place.part == "route" and whole.place.part == "agent" and whole.place.names[0] in part.place.names
-    more, all_more = part.value - part.expected, whole.value - whole.expected
-    if not is_part or more * all_more <= 0:
+    if whole.name in _LOADS and part.is_traffic:
+        return min(1.0, part.strength / whole.strength) if (part.more > 0) == (whole.more > 0) else 0.0
+    if not part.quantity or part.quantity != whole.quantity:
         return 0.0
-    share = min(1.0, more / all_more)
+    if whole.name in _MEANS:
+        return MAJORITY if part.value > 2 * part.expected else 0.0
+    if part.more * whole.more <= 0:
+        return 0.0
+    share = min(1.0, part.more / whole.more)
     return share if share >= MAJORITY else 0.0
 
 
+def _is_part(part: Place, whole: Place) -> bool:
+    """Whether what happens at one place is counted at the other, too."""
+    if whole.part == "agent":
+        return part.part == "route" and whole.names[0] in part.names
+    return part.part in _IN.get(whole.part, ())
+
+
 def _excused(place: Place, own: Mapping[Place, Sequence[Sign]]) -> float:
-    """How much of a place's own findings others account for: what it depends on, or most of what it is the total of."""
-    total = excused = 0.0
-    for sign in own[place]:
-        shares = [
-            1.0 if other in dependencies(place) and not _is_part_of(place, other, own) else _explains_total(other, own, sign)
-            for other in own
-            if other != place
-        ]
-        total += sign.strength
-        excused += sign.strength * max(shares, default=0.0)
+    """How much of a place's own findings others account for: what it depends on, or most of what it is the total of.
+
+    What it depends on is no excuse as far as that is a total most of whose deviation is this place's own.
+    """
+    excuses = {
+        other: 1 - _mean(_of_total(place, own, sign) for sign in own[other]) if other in dependencies(place) else 1.0
+        for other in own
+        if other != place
+    }
+    total = sum(sign.strength for sign in own[place])
+    excused = sum(
+        sign.strength * max((share * _explains(other, own, sign) for other, share in excuses.items()), default=0.0)
+        for sign in own[place]
+    )
     return excused / total
 
 
-def _explains_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
-    return max((_share(part, sign) for part in own[place]), default=0.0)
-
-
-def _is_part_of(place: Place, other: Place, own: Mapping[Place, Sequence[Sign]]) -> bool:
-    """Whether a place is most of every finding of another one, which then is no excuse for it."""
-    return all(_explains_total(place, own, sign) > 0 for sign in own[other])
+def _mean(shares: Iterable[float]) -> float:
+    known = list(shares)
+    return sum(known) / len(known)
 
 
 def _shared(own: Mapping[Place, Sequence[Sign]]) -> list[Place]:
     """What SIBLINGS_MIN places or more depend on, of which nothing was found: the nearest only, not what is below it."""
     counts: dict[Place, int] = {}
-    for place in own:
+    for place, signs in own.items():
         for below in dependencies(place):
-            counts[below] = counts.get(below, 0) + 1
-    shared = [place for place, count in counts.items() if count >= SIBLINGS_MIN and place not in own]
-    return sorted(it for it in shared if not any(it in dependencies(other) for other in shared))
+            if any(_from_below(below, {}, sign) for sign in signs):
+                counts[below] = counts.get(below, 0) + 1
+    shared = [place for place, count in counts.items() if count >= SIBLINGS_MIN]
+    return sorted(it for it in shared if it not in own and not any(it in dependencies(other) for other in shared))

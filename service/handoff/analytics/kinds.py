@@ -10,7 +10,7 @@ import numpy as np
 
 from handoff.analytics.columns import Double, Flags, Index
 
-_RATIO_PRIOR: Final = 10.0  # events: with fewer than that a share is drawn towards the share so far
+RATIO_PRIOR: Final = 10.0  # events: with fewer than that a share is drawn towards the share so far
 _SILENCE_STEPS: Final = 3.5
 _DAY_S: Final = 86_400
 _HOUR_S: Final = 3_600
@@ -71,7 +71,7 @@ def ratio(numerator: Double, denominator: Double, some_before: float = 0, of_bef
     sum_some = np.cumsum(np.concatenate(([some_before], some)))[:-1]
     sum_of = np.cumsum(np.concatenate(([of_before], of)))[:-1]
     before = (sum_some + 0.5) / (sum_of + 1)
-    return np.where(measured, (some + _RATIO_PRIOR * before) / (of + _RATIO_PRIOR), np.nan)
+    return np.where(measured, (some + RATIO_PRIOR * before) / (of + RATIO_PRIOR), np.nan)
 
 
 def duration(seconds: Double) -> Double:

@@ -98,6 +98,7 @@ def _sign(row: Record) -> "Sign":
         value=row["value"],
         expected=row["expected"],
         sentence=row["sentence"],
+        of=row["of"],
     )
 
 

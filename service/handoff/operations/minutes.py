@@ -44,6 +44,7 @@ class _Counts:
     calls: Mapping[tuple[str, Outcome], Sequence[int]]
     pool_waits: Sequence[int]
     loop_lags: Sequence[int]
+    statements: Sequence[int]
     pool_timeouts: int
     cache: Mapping[str, int]  # by result
 
@@ -98,6 +99,7 @@ class Minutes:
             cache_errors=now.cache["error"] - was.cache["error"],
             pool_waits=_less(now.pool_waits, was.pool_waits),
             loop_lags=_less(now.loop_lags, was.loop_lags),
+            statements=_less(now.statements, was.statements),
             calls=[
                 Calls(*key, new)
                 for key, counts in sorted(now.calls.items())
@@ -141,6 +143,7 @@ def _counts() -> _Counts:
         calls=calls,
         pool_waits=_only(metrics.POOL_WAIT),
         loop_lags=_only(metrics.EVENT_LOOP_LAG),
+        statements=_all(metrics.STATEMENT_DURATION),
         pool_timeouts=int(metrics.POOL_TIMEOUTS.value()),
         cache=cache,
     )
@@ -161,6 +164,11 @@ def _outcome(labels: Labels) -> Outcome:
 
 def _only(histogram: Histogram) -> list[int]:
     return histogram.buckets().get((), [0] * (len(histogram.bounds) + 1))
+
+
+def _all(histogram: Histogram) -> list[int]:
+    none = [0] * (len(histogram.bounds) + 1)
+    return [sum(counts) for counts in zip(none, *histogram.buckets().values(), strict=True)]
 
 
 def _less(now: Sequence[int], before: Sequence[int]) -> list[int]:

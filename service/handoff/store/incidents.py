@@ -26,11 +26,14 @@ POINTS_MAX: Final = 180  # shown per series
 LOCK = "SELECT 1 FROM analytics_progress WHERE stage = 'judged' FOR UPDATE"
 _SIGN = """
     a.series_id, a.bucket, a.version, a.severity, a.strength, a.value, a.expected, a.lower, a.upper, a.sentence,
-    s.name, s.labels, s.kind
+    s.name, s.labels, s.kind, p.of
+"""
+_SERIES = """
+    JOIN series s ON s.id = a.series_id LEFT JOIN series_point p ON (p.bucket, p.series_id) = (a.bucket, a.series_id)
 """
 WAITING = f"""
     SELECT {_SIGN}
-      FROM anomaly a JOIN series s ON s.id = a.series_id
+      FROM anomaly a {_SERIES}
      WHERE a.incident_id IS NULL AND NOT a.shadow AND NOT a.muted AND a.bucket < $1
      ORDER BY a.bucket, a.series_id LIMIT $2
 """
@@ -38,7 +41,7 @@ OPEN = "SELECT id, severity, opened_at, last_at FROM incident WHERE closed_at IS
 SIGNS = f"""
     SELECT o.id AS incident_id, it.*
       FROM unnest($1::bigint[]) o(id), LATERAL (
-        SELECT {_SIGN} FROM anomaly a JOIN series s ON s.id = a.series_id
+        SELECT {_SIGN} FROM anomaly a {_SERIES}
          WHERE a.incident_id = o.id ORDER BY a.bucket DESC, a.series_id LIMIT $2) it
      ORDER BY o.id, it.bucket, it.series_id
 """

@@ -6,10 +6,11 @@ bucket, which can be added. A quantile of them lies in the same bucket as the qu
 interpolated within it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 from uuid import UUID
 
 from asyncpg import Record
@@ -18,7 +19,7 @@ from handoff.encoding import to_json
 from handoff.store.connect import Connection
 from handoff.store.series import Point, Spec
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S
+from handoff.telemetry.metrics import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 
 Outcome = Literal["ok", "refused", "failed", "cancelled"]  # cancelled: the caller has gone, which is no error
 Grain = Literal["hour", "day"]
@@ -30,14 +31,14 @@ ROWS_MAX: Final = 100_000  # read at a time: a year of days, with 250 combinatio
 WRITE = """
     WITH process AS (
         INSERT INTO process_minute (minute, id, instance, kind, seconds, cpu_s, memory_bytes, disk_ratio, pool_timeouts,
-                                    cache_hits, cache_misses, cache_errors, pool_waits, loop_lags)
-        VALUES (date_trunc('minute', $1::timestamptz), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                                    cache_hits, cache_misses, cache_errors, pool_waits, loop_lags, statements)
+        VALUES (date_trunc('minute', $1::timestamptz), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
         ON CONFLICT DO NOTHING
         RETURNING *
     ), calls AS (
         INSERT INTO call_minute (minute, id, operation, outcome, durations)
         SELECT p.minute, p.id, c.operation, c.outcome, c.durations
-          FROM process p, jsonb_to_recordset($15::text::jsonb) AS c(operation text, outcome text, durations integer[])
+          FROM process p, jsonb_to_recordset($16::text::jsonb) AS c(operation text, outcome text, durations integer[])
         RETURNING *
     ), processes AS (
         INSERT INTO process_period AS o (grain, start, kind, seconds, cpu_s, memory_byte_s, memory_max, disk_max,
@@ -102,8 +103,9 @@ MINUTES = """
     SELECT minute, kind, sum(seconds)::float8 AS seconds, sum(cpu_s)::float8 AS cpu_s,
            max(memory_bytes)::float8 AS memory_max, max(disk_ratio)::float8 AS disk_max,
            sum(cache_hits)::float8 AS cache_hits, sum(cache_hits + cache_misses)::float8 AS cache_gets,
-           sum(pool_timeouts)::float8 AS pool_timeouts, array_agg(pool_waits) AS pool_waits,
-           array_agg(loop_lags) AS loop_lags
+           sum(cache_errors)::float8 AS cache_errors, sum(pool_timeouts)::float8 AS pool_timeouts,
+           array_agg(pool_waits) AS pool_waits, array_agg(loop_lags) AS loop_lags,
+           array_agg(statements) FILTER (WHERE statements IS NOT NULL) AS statements
       FROM process_minute
      WHERE minute < $2
        AND (minute >= $1 OR minute IN (SELECT minute FROM process_minute WHERE written_at >= $1 AND minute < $1))
@@ -147,6 +149,7 @@ class Bucket:
     cache_errors: int
     pool_waits: Sequence[int]
     loop_lags: Sequence[int]
+    statements: Sequence[int]
     calls: Sequence[Calls]
 
 
@@ -168,6 +171,7 @@ async def write(conn: Connection, it: Bucket) -> None:
         it.cache_errors,
         it.pool_waits,
         it.loop_lags,
+        it.statements,
         to_json([asdict(calls) for calls in it.calls]).decode(),
     )
 
@@ -185,23 +189,21 @@ async def processes(conn: Connection, since: datetime, until: datetime, per: str
 async def points(conn: Connection, since: datetime, until: datetime) -> list[Point]:
     """The points of the minutes from `since` to before `until`, and again of earlier ones that were written since then.
 
-    Of each operation: calls, the ratios of those that failed and that were refused, and the 95th percentile of the duration
-    of those that succeeded, except where a call waits for something to happen. Of each kind of process: CPUs, memory, disk,
-    the event loop's lag, the pool, and the cache's hits.
+    Of all operations and of each: calls, and the ratios of those that failed and that were refused. Of each also the 95th
+    percentile of the duration of those that succeeded, except where a call waits for something to happen. Of each kind of
+    process: CPUs, memory, disk, the event loop's lag, the pool, SQL statements, and the cache's hits and errors.
     """
     found: list[Point] = []
     by_operation: dict[tuple[datetime, str], dict[str, list[int]]] = {}
+    of_all: dict[datetime, Counter[str]] = {}
     for row in await conn.fetch(CALL_MINUTES, since, until):
         by_operation.setdefault((row["minute"], row["operation"]), {})[row["outcome"]] = _added(row["durations"])
+        of_all.setdefault(row["minute"], Counter())[row["outcome"]] += sum(map(sum, row["durations"]))
+    for minute, counts in of_all.items():
+        found += _calls(minute, counts, {})
     for (minute, operation), durations in by_operation.items():
         labels = {"operation": operation}
-        counts = {outcome: float(sum(durations.get(outcome, ()))) for outcome in get_args(Outcome)}
-        total = sum(counts.values())
-        found.append(Point(Spec("calls", "count", "zero", labels), minute, total))
-        found += [
-            Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, counts[outcome], total)
-            for outcome in ("failed", "refused")
-        ]
+        found += _calls(minute, {outcome: sum(counts) for outcome, counts in durations.items()}, labels)
         if "ok" in durations and operation not in WAITS:
             p95_s = quantile(0.95, CALL_S, durations["ok"])
             found.append(Point(Spec("calls.duration_p95", "duration", "gap", labels), minute, p95_s))
@@ -217,15 +219,28 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
                 quantile(0.99, LAG_S, _added(row["loop_lags"])),
             ),
             Point(Spec("pool.timeouts", "count", "zero", labels), minute, row["pool_timeouts"]),
+            Point(Spec("cache.errors", "count", "zero", labels), minute, row["cache_errors"]),
         ]
         if row["seconds"] > 0:
             found.append(Point(Spec("process.cpus", "level", "gap", labels), minute, row["cpu_s"] / row["seconds"]))
         if any(waits):
             found.append(Point(Spec("pool.wait_p95", "duration", "gap", labels), minute, quantile(0.95, WAIT_S, waits)))
+        if row["statements"]:
+            p95_s = quantile(0.95, STATEMENT_S, _added(row["statements"]))
+            found.append(Point(Spec("database.statement_p95", "duration", "gap", labels), minute, p95_s))
         if row["cache_gets"]:
             spec = Spec("cache.hit_ratio", "ratio", "gap", labels)
             found.append(Point(spec, minute, row["cache_hits"], row["cache_gets"]))
     return found
+
+
+def _calls(minute: datetime, counts: Mapping[str, int], labels: Mapping[str, str]) -> list[Point]:
+    total = float(sum(counts.values()))
+    ratios = [
+        Point(Spec(f"calls.{outcome}_ratio", "ratio", "gap", labels), minute, float(counts.get(outcome, 0)), total)
+        for outcome in ("failed", "refused")
+    ]
+    return [Point(Spec("calls", "count", "zero", labels), minute, total), *ratios]
 
 
 def _added(histograms: Sequence[Sequence[int]]) -> list[int]:

@@ -61,8 +61,9 @@ async def allow_time(conn: Connection) -> None:
 
 
 async def from_events(conn: Connection, since: datetime, until: datetime) -> list[Point]:
-    """The points of the minutes from `since` to before `until`: events of all, by agent and by route, and waiting times.
+    """The points of the minutes from `since` to before `until`.
 
+    Events of all, by agent and by route, and waiting times.
     Series of all come first: they are registered before the limit on series is reached.
     """
     found: list[Point] = []

@@ -1,0 +1,98 @@
+"""What the configuration says of a series decides whether a fault of it becomes an incident: from its points to people."""
+
+import json
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from handoff.context import App
+from handoff.jobs import detect, incidents
+from handoff.settings import Settings
+from handoff.store import series
+from handoff.store.connect import Connection, transact
+from handoff.store.series import MINUTE, Point, Spec
+from handoff.telemetry import metrics
+from tests.agents import Agent
+
+TOOL: Final = Spec("calls", "count", "zero", {"operation": "search_context"})
+PAST, FAULT = 300, 12  # minutes; the fault is the last of them
+FOUND: Final = "SELECT DISTINCT shadow, muted FROM anomaly"
+LONG_S, NONE_S = 86_400.0, 0.0
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"admin": True, "series_warm_up_s": NONE_S})
+
+
+async def burst(app: App, agent: Agent, now: datetime, *rules: dict[str, Any]) -> None:
+    """Calls of a tool rise from 30 to 600 per minute; the jobs judge that with these rules in force."""
+    if rules:
+        change = json.dumps({"analytics": {"series": list(rules)}})
+        asked = {"action": "set", "changes": change, "expected_version": 1, "reason": "a test"}
+        await agent.ok("configuration", agent="ops", **asked)
+        await app.policies.refresh()
+    begins = now - PAST * MINUTE
+    values = [600.0 if minute >= PAST - FAULT else 30.0 + (minute % 5 == 0) for minute in range(PAST)]
+    points = [Point(TOOL, begins + minute * MINUTE, value) for minute, value in enumerate(values)]
+
+    async def work(conn: Connection) -> None:
+        await series.put(conn, points, 10)
+        await series.advance(conn, "rolled_up", now + detect.SETTLED)
+
+    await transact(app.pool, work)
+    await detect.run(app)
+    await incidents.run(app)
+
+
+@pytest.fixture
+async def now(db: asyncpg.Connection) -> datetime:
+    return await db.fetchval("SELECT date_trunc('minute', now())")
+
+
+def window(now: datetime, begins: int, ends: int) -> dict[str, Any]:
+    """Maintenance from so many minutes before now to so many before now."""
+    return {"muted": True, "since": (now - begins * MINUTE).isoformat(), "until": (now - ends * MINUTE).isoformat()}
+
+
+async def test_a_fault_of_a_series_that_nothing_is_said_of_is_one_incident(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime
+) -> None:
+    await burst(app, agent, now, {"tool": "get_inbox", "muted": True}, window(now, 200, 100))
+    assert [tuple(row) for row in await db.fetch(FOUND)] == [(False, False)]
+    assert [row["component"] for row in await db.fetch("SELECT component FROM incident")] == ["tool"]
+
+
+@pytest.mark.parametrize("by", ["tool", "name", "maintenance"])
+async def test_of_a_muted_series_everything_is_found_and_nobody_told(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime, by: str
+) -> None:
+    rules = {
+        "tool": {"tool": "search_context", "muted": True},
+        "name": {"series": "calls", "muted": True},
+        "maintenance": window(now, 30, 0),
+    }
+    counted = [metrics.ANOMALIES.value("count", it) for it in ("warning", "critical")]
+    await burst(app, agent, now, rules[by])
+    assert [tuple(row) for row in await db.fetch(FOUND)] == [(False, True)]
+    assert await db.fetchval("SELECT count(*) FROM incident") == 0
+    assert [metrics.ANOMALIES.value("count", it) for it in ("warning", "critical")] == counted
+
+
+async def test_with_less_sensitivity_the_same_fault_is_nothing(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime
+) -> None:
+    await burst(app, agent, now, {"series": "calls", "sensitivity": 0.25})
+    assert await db.fetch(FOUND) == []
+
+
+@pytest.mark.parametrize("tell", ["learnt", "always"])
+async def test_a_series_that_is_still_learnt_tells_people_only_if_that_is_asked_for(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime, tell: str
+) -> None:
+    object.__setattr__(app.settings, "series_warm_up_s", LONG_S)
+    await burst(app, agent, now, {"series": "calls", "tell": tell})
+    assert [tuple(row) for row in await db.fetch(FOUND)] == [(tell == "learnt", False)]
+    assert await db.fetchval("SELECT count(*) FROM incident") == (tell == "always")
