@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from handoff.analytics.columns import Double, Index
-from handoff.analytics.detector import SILENT, Detector
+from handoff.analytics.detector import Detector
 from handoff.analytics.findings import Finding, explain
-from handoff.analytics.profile import Expected, bin_of, bins_per_day
+from handoff.analytics.profile import bin_of, bins_per_day
 from handoff.analytics.sampling import FINEST_S, fold, gaps_in, step_of
 
 
@@ -30,13 +30,6 @@ class Replay:
         return tuple((at, it) for at, it in self.onsets if it.strength * sensitivity >= 1)
 
 
-class _Shown(Detector):
-    """A detector that says of every point in which band it would have been usual."""
-
-    def _band(self, expected: Expected, told: Index) -> tuple[Double, Double, Double]:  # noqa: ARG002 - of all instead
-        return super()._band(expected, np.arange(len(self.step_s)))
-
-
 def replay(t: Index, x: Double, local_s: Index, name: str) -> Replay:
     """Replay one series of (seconds since 1970 in ascending order, level).
 
@@ -52,13 +45,13 @@ def replay(t: Index, x: Double, local_s: Index, name: str) -> Replay:
     step = np.array([step_s])
     bins = bin_of((t + local_s) % 86_400, bins_per_day(step))
     gaps = gaps_in(t, x, step_s)
-    detector = _Shown(step)
+    detector = Detector(step)
     onsets: list[tuple[int, Finding]] = []
     band = np.full((2, len(t)), np.nan)
     for number in range(len(t)):
+        _, lower, upper = detector.usual(bins[number : number + 1])
+        band[:, number] = lower[0], upper[0]
         verdict = detector.step(x[number : number + 1], bins[number : number + 1], gaps[number : number + 1])
-        if verdict.seen[0] > SILENT:
-            band[:, number] = verdict.lower[0], verdict.upper[0]
         if verdict.strength[0] > 0:
             onsets.append((int(told_at[number]), explain(verdict, 0, float(x[number]), name)))
     return Replay(step_s, t, x, band[0], band[1], tuple(onsets))

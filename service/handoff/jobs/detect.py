@@ -17,13 +17,14 @@ import structlog
 from asyncpg import Record
 
 from handoff.context import App
+from handoff.jobs import bands
 from handoff.store import anomalies, series
 from handoff.store.anomalies import Anomaly
 from handoff.store.connect import Connection, connection, snapshot, transact
 from handoff.telemetry import metrics
 
 if TYPE_CHECKING:
-    from handoff.analytics.watch import Found, Watch
+    from handoff.analytics.watch import Band, Found, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,7 @@ async def _judge_some(app: App) -> bool:
     until = min(end, max(oldest, judged or oldest) + _RUN_MAX)
     found: list[Anomaly] = []
     kept: list[tuple[list[int], Watch]] = []
+    judged_last: list[tuple[Record, Band]] = []
     for at, group in groupby(sorted(rows, key=stands_at), key=stands_at):
         of_time = list(group)
         for start in range(0, len(of_time), _BATCH):
@@ -70,6 +72,7 @@ async def _judge_some(app: App) -> bool:
                 watch = await _judge(app, batch, told_at, at, until)
                 found += _anomalies(app, batch, told_at, watch.found)
                 kept.append(([row["id"] for row in batch], watch))
+                judged_last += zip(batch, watch.bands, strict=True)
     is_kept = until - oldest >= KEPT_EVERY or until < end
 
     async def work(conn: Connection) -> list[Record]:
@@ -80,12 +83,19 @@ async def _judge_some(app: App) -> bool:
                 await series.keep(conn, ids, watch.states, watch.carried, version=_version(), judged_to=until)
         return added
 
-    for row in await transact(app.pool, work):
+    _count(await transact(app.pool, work))
+    metrics.DETECTOR_LAG.set(max(0.0, time() - until.timestamp()))
+    if until == end:
+        await bands.show(app, judged_last)
+    return until < end
+
+
+def _count(added: Sequence[Record]) -> None:
+    """Count and log what is new and should be told."""
+    for row in added:
         if not row["shadow"] and not row["muted"] and row["age_s"] < NEWS_S:
             metrics.ANOMALIES.add(1, row["kind"], row["severity"])
             log.warning("anomaly.found", kind=row["kind"], severity=row["severity"])
-    metrics.DETECTOR_LAG.set(max(0.0, time() - until.timestamp()))
-    return until < end
 
 
 def _stands_at(judged: datetime | None, row: Record) -> datetime:
