@@ -129,7 +129,7 @@ PAGE: Final = Page(
                     widths={"series": 0, "value": 120},
                     columns={label(t.SERIES_NAME): "series", "Value": "value"},
                     units={"value": "none"},
-                    links={"series": {"Its values": link_to("analytics", series="${__value.text}")}},
+                    links={"series": {"Its values": link_to("analytics", series="${__data.fields.series:percentencode}")}},
                     nothing="all series are in their range",
                     sort=["series"],
                     width=8,
