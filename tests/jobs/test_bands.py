@@ -10,6 +10,7 @@ from handoff.telemetry import metrics
 from tests.agents import Agent
 from tests.jobs.test_detect import past
 
+LABELLED = "SELECT id FROM series WHERE name = 'handoffs.offered' AND labels <> '{}'"
 NEWEST = """
     SELECT coalesce(sum(value), 0) FROM series_point JOIN series ON id = series_id
      WHERE name = 'handoffs.offered' AND labels = '{}'
@@ -45,7 +46,7 @@ async def test_the_newest_minute_is_shown_with_its_band_and_without_a_callers_wo
     band = [it.value("handoffs.offered") for it in (metrics.SERIES_LOWER, metrics.SERIES_EXPECTED, metrics.SERIES_UPPER)]
     assert band == sorted(band)
     assert band[0] < band[2]
-    ids = {row["id"] for row in await db.fetch("SELECT id FROM series WHERE labels <> '{}'")}
+    ids = {row["id"] for row in await db.fetch(LABELLED)}
     assert {it for it in shown() if "#" in it} <= {f"handoffs.offered #{number}" for number in ids}
     assert not any(who in name for name in shown() for who in ("ada", "alice", "bob"))
     assert metrics.SERIES_LEFT_OUT.value() == 0
@@ -58,7 +59,7 @@ async def test_the_newest_minute_is_shown_with_its_band_and_without_a_callers_wo
     await db.execute("DELETE FROM detector_state; DELETE FROM analytics_progress WHERE stage = 'judged'")
     await detect.run(app)
     assert shown() == of_all | {f"handoffs.offered #{max(ids)}"}
-    assert metrics.SERIES_LEFT_OUT.value() == len(everything) - len(of_all) - 1
+    assert metrics.SERIES_LEFT_OUT.value() >= len(everything) - len(of_all) - 1 > 0
     metrics.SERIES_UPPER.set(1, "handoffs.offered #999999")  # the label takes no other name
     assert metrics.SERIES_UPPER.value("other") == 1
 

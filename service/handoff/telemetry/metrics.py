@@ -56,7 +56,9 @@ RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recom
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
-SERIES_NAME: Final = Attribute("handoff.series", chosen_max=100)  # chosen by jobs/bands.py, with no name that a caller gave
+SERIES_NAME: Final = Attribute(
+    "handoff.series.name", chosen_max=100
+)  # chosen by jobs/bands.py, with no name that a caller gave
 SEVERITY: Final = Attribute("severity", get_args(Severity))
 PART: Final = Attribute("handoff.part", get_args(Part))  # where the likeliest cause of an incident is
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
