@@ -28,7 +28,7 @@ WIDTH = 24
 RATES = {"reqps", "recps", "ops", "eps", "mps", "iops", "Bps"}
 UNITS = {"short", "locale", "none", "s", "bytes", "percentunit", *RATES}
 TABLE = "postgresql_table_name"
-VARIABLES = ("tool", "instance", "statement", "type", "entry")  # of PromQL
+VARIABLES = ("tool", "instance", "statement", "type", "entry", "series")  # of PromQL
 
 
 def every_panel() -> list[tuple[str, Json]]:
@@ -144,7 +144,7 @@ def test_the_uid_of_a_page_never_changes_at_its_path() -> None:
         "handoff-overview.json": "handoff-overview", "handoff-tools.json": "handoff-tools",
         "handoff-handoffs.json": "handoff-handoffs", "handoff-context.json": "handoff-context",
         "handoff-database.json": "handoff-database", "handoff-agents.json": "handoff-agents",
-        "handoff-lifecycle.json": "handoff-lifecycle",
+        "handoff-analytics.json": "handoff-analytics", "handoff-lifecycle.json": "handoff-lifecycle",
         "handoff-pipeline.json": "handoff-pipeline", "handoff-logs.json": "handoff-logs",
         "handoff-runbook.json": "handoff-runbook",
     }  # fmt: skip

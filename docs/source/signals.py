@@ -60,6 +60,8 @@ def _unit(unit: str) -> str:
 def _values(attribute: Attribute) -> str:
     if attribute in _ADMITTED:
         return _ADMITTED[attribute]
+    if attribute.chosen_max:
+        return f"names that come and go: at most {attribute.chosen_max} at a time"
     if attribute._learned_max:
         return f"names from the code, learnt as it runs: at most {attribute.values_max}"
     return ", ".join(code(value) for value in sorted(attribute.values))

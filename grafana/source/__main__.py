@@ -7,11 +7,24 @@ from typing import Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.source import agents, context, database, handoffs, lifecycle, logs, overview, pipeline, runbook, tools
+from grafana.source import (
+    agents,
+    analytics,
+    context,
+    database,
+    handoffs,
+    lifecycle,
+    logs,
+    overview,
+    pipeline,
+    runbook,
+    tools,
+)
 from grafana.source.page import Page
 
 PAGES: Final[tuple[Page, ...]] = tuple(
-    module.PAGE for module in (overview, tools, handoffs, context, database, agents, lifecycle, pipeline, logs, runbook)
+    module.PAGE
+    for module in (overview, tools, handoffs, context, database, agents, analytics, lifecycle, pipeline, logs, runbook)
 )
 DASHBOARDS: Final = Path(__file__).parents[1] / "dashboards"
 

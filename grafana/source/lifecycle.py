@@ -18,10 +18,6 @@ _QUARANTINE: Final = """
     SELECT session_id AS session, reason, sequence AS entry, found_at AS "found"
       FROM reporting.quarantine ORDER BY found_at DESC LIMIT 100"""
 
-_RECOMMENDATIONS: Final = """
-    SELECT kind, subject, opened_at AS "open since", measured_at AS "measured", figure AS "figure at opening", figure_now AS "figure now"
-      FROM reporting.recommendation WHERE closed_at IS NULL ORDER BY opened_at DESC LIMIT 100"""
-
 PAGE: Final = Page(
     "lifecycle",
     "Lifecycle",
@@ -125,34 +121,6 @@ PAGE: Final = Page(
                     Prom(rate(t.ROWS_DELETED, t.TABLE), f"{{{{{label(t.TABLE)}}}}}"),
                     many=True,
                     width=12,
-                ),
-            ],
-        ),
-        (
-            "Recommendations",
-            [
-                table_panel(
-                    "Open recommendations",
-                    "What to change, the newest first; the figures are worse the higher they are. handoff://analytics/recommendations has the evidence and what to do. Empty while there is none.",
-                    Sql(_RECOMMENDATIONS),
-                    widths={
-                        "kind": 150,
-                        "subject": 0,
-                        "open since": 170,
-                        "measured": 170,
-                        "figure at opening": 140,
-                        "figure now": 120,
-                    },
-                    nothing="nothing is recommended",
-                    width=24,
-                ),
-                time_series(
-                    "Open recommendations by kind",
-                    "Number of recommendations that are open, by kind; measured every 10 minutes.",
-                    "short",
-                    Prom(gauge(t.RECOMMENDATIONS, t.RECOMMENDATION), f"{{{{{label(t.RECOMMENDATION)}}}}}"),
-                    many=True,
-                    width=24,
                 ),
             ],
         ),

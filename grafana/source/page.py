@@ -82,13 +82,18 @@ def choice_variable(name: str, title: str, description: str, values: Sequence[st
 
 
 def label_variable(
-    name: str, title: str, description: str, attribute: Attribute | str, metric: str
+    name: str, title: str, description: str, attribute: Attribute | str, metric: str, *, first: str = ""
 ) -> builders.QueryVariable:
-    """A variable with the values that a metric's label has in Prometheus; by default it matches everything."""
+    """A variable with the values that a metric's label has in Prometheus; by default it matches everything.
+
+    With `first`, one value is chosen at a time, and that one when the page is opened.
+    """
     query: dict[str, object] = {"query": f"label_values({metric}, {label(attribute)})", "refId": "Variable"}
     variable = builders.QueryVariable(name).label(title).description(description).query(query)
     variable = variable.datasource(source("prometheus"))
     variable = variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
+    if first:
+        return variable.current(models.VariableOption(selected=True, text=first, value=first))
     return variable.multi(True).include_all(True).all_value(".*").current(ALL)
 
 

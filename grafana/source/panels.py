@@ -35,6 +35,8 @@ COLOURS: Final = {
     "reject": "orange", "expire": "yellow", "cancel": "purple", "lapse": "red", "blocked": "semi-dark-orange",
     "offered": "blue", "accepted": "light-green", "completed": "green", "rejected": "orange", "expired": "yellow",
     "cancelled": "purple",
+    # A series and what was expected of it
+    "value": "blue", "expected": "purple", "lower": "light-blue", "upper": "light-blue",
     # Use of a limited resource
     "used": "blue", "idle": "light-blue", "waiting": WARN, "max": BAD,
 }  # fmt: skip
@@ -48,6 +50,7 @@ _AXIS_OF_RATES_REACHES: Final = 0.1
 STATUSES: Final = ((0, "healthy", GOOD), (1, "degraded", WARN), (2, "unhealthy", BAD))
 
 Panel = Builder[models.Panel]
+TimeSeries = timeseries.Panel
 
 
 def limit(name: str) -> float:
@@ -159,7 +162,7 @@ def time_series(
     title: str, description: str, unit: str, *queries: Query, steps: Steps | None = None, width: int = 8, height: int = 8,
     names: Sequence[str] = (), stacked: bool = False, axis_max: float | None = None, links: Mapping[str, str] | None = None,
     many: bool = False,
-) -> Panel:  # fmt: skip
+) -> TimeSeries:  # fmt: skip
     """Lines over time, with the limits in `steps` as dashed lines.
 
     `names` lists the values that a legend such as `{{handoff_action}}` can take, so that each gets its fixed colour. With `many`
@@ -217,6 +220,15 @@ def time_series(
         if name in COLOURS:
             colour = {"mode": "fixed", "fixedColor": COLOURS[name]}
             panel = panel.override_by_name(name, [models.DynamicConfigValue("color", colour)])
+    return panel
+
+
+def with_range(panel: TimeSeries, lower: str, upper: str) -> Panel:
+    """The panel with the area between two of its lines, given by their legends, filled and the lines not drawn."""
+    filled = {"fillBelowTo": lower, "fillOpacity": 20, "lineWidth": 0}
+    for name, style in ((lower, {"lineWidth": 0}), (upper, filled)):
+        custom = [models.DynamicConfigValue(f"custom.{key}", value) for key, value in style.items()]
+        panel = panel.override_by_name(name, custom)
     return panel
 
 

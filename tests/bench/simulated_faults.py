@@ -394,10 +394,11 @@ async def recorded(world: World, since: datetime, until: datetime) -> Recording:
     specs = [Spec(row["name"], row["kind"], row["absence"], json.loads(row["labels"])) for row in rows]
     shape = int((until - since) / series.MINUTE), len(rows)
     values, of = np.full(shape, np.nan), np.full(shape, np.nan)
-    for row in await series.points(world.db, since, until):
-        where = int((row["bucket"] - since) / series.MINUTE), place[row["series_id"]]
-        values[where] = row["value"]
-        of[where] = np.nan if row["of"] is None else row["of"]
+    for row in await series.points(world.db, list(place), since, until):
+        where = row["minutes"], place[row["series_id"]]
+        values[where] = row["values"]
+        if row["of"] is not None:
+            of[where] = np.array(row["of"], np.float64)
     return Recording(specs, values, of)
 
 

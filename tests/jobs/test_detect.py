@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from handoff.context import App
-from handoff.jobs import detect, retention, rollup
+from handoff.jobs import detect, measure, retention, rollup
 from handoff.settings import Settings
 from handoff.store import anomalies, series
 from handoff.store.connect import Connection, transact
@@ -73,6 +73,7 @@ async def test_a_burst_becomes_one_anomaly_that_is_counted_once(app: App, agent:
     assert {str(row["labels"]) for row in found} > {"{}"}  # the same burst, by route and by agent
     after = metrics.ANOMALIES.value("count", "critical") + metrics.ANOMALIES.value("count", "warning")
     assert after == counted + len(found)
+    await measure.run(app)
     assert metrics.DETECTOR_LAG.value() < 180
 
     read = await agent.read("handoff://analytics/anomalies?limit=2")

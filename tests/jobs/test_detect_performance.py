@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from random import Random
 
 import anyio
@@ -10,6 +11,7 @@ import anyio.to_thread
 import asyncpg
 import pytest
 
+from handoff.cli import backtest_history
 from handoff.cli.backtest import backtest_command
 from handoff.cli.parser import parser
 from handoff.context import App
@@ -55,6 +57,7 @@ async def test_a_jump_in_the_error_ratio_of_a_tool_becomes_an_anomaly_of_that_to
     db: asyncpg.Connection,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     await past(db)
     await rollup.run(app)
@@ -71,11 +74,26 @@ async def test_a_jump_in_the_error_ratio_of_a_tool_becomes_an_anomaly_of_that_to
 
     said = await db.fetch(SAID)
     capsys.readouterr()
-    code, out, _ = await backtest("--since", "1d", "--series", "calls.failed_ratio (operation get_inbox)")
+    page = tmp_path / "out.html"
+    wanted = ("--since", "1d", "--series", "calls.failed_ratio (operation get_inbox)")
+    code, out, _ = await backtest(*wanted, "--html", str(page))
     *lines, last = out.splitlines()
     assert (code, [line[:16] for line in lines]) == (0, [f"{row['bucket']:%Y-%m-%d %H:%M}" for row in said])
     assert all(line.endswith(row["sentence"]) for line, row in zip(lines, said, strict=True))
     assert re.match(rf"{len(said)} alerts?, about 1 series since ", last)
+    html = page.read_text()
+    assert (html.count("<svg"), html.count('<td class="time">')) == (1, len(said))
+    assert "<h2>calls.failed_ratio (operation get_inbox)</h2>" in html
+    code, out, _ = await backtest("--since", "1d", "--sensitivity", "0.1")
+    assert (code, out.startswith("0 alerts, about ")) == (0, True)
+    monkeypatch.setattr(backtest_history, "_CHARTS_MAX", 1)
+    monkeypatch.setattr(backtest_history, "_POINTS_MAX", 5 * MINUTES)  # five series at a time
+    code, out, _ = await backtest("--since", "1d", "--html", str(page))
+    html = page.read_text()
+    assert html.count("<svg") == 1
+    assert "<h2>calls.failed_ratio (operation get_inbox)</h2>" in html
+    count = await db.fetchval("SELECT count(*) FROM series")
+    assert f"<p>{count - 1} more series have no chart here" in html
     for wrong, says in (
         (("--series", "no.such"), "There is no series 'no.such'."),
         (("--since", "5"), "--since '5' is not understood."),

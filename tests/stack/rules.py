@@ -44,7 +44,7 @@ ONCE_A_QUEUE_WAS_FULL: Final = {
 }
 # Rules have used these only since the quiet hour was recorded; quiet.replay says which processes lived and which led.
 SINCE_THE_QUIET_HOUR: Final = {"handoff_job_interval_seconds", "handoff_loop_warnings_total", "handoff_quarantine",
-    "handoff_detector_lag_seconds", "handoff_incidents_open", "handoff_series_refused",
+    "handoff_detector_lag_seconds", "handoff_incidents_open", "handoff_promql_failed", "handoff_series_refused",
     "handoff_audit_broken", "handoff_process_cpu_limit", "handoff_threshold", "handoff_worker_leader",
     "process_cpu_time_seconds_total", "target_info",
 }  # fmt: skip

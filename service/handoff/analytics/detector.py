@@ -116,6 +116,15 @@ class Detector:
                 self._collect(values, bins, gaps, measured & warm)
             return self._judge(values, bins, gaps, measured & ~warm)
 
+    def usual(self, bins: Index) -> tuple[Double, Double, Double]:
+        """What is expected of the next point of each series if it comes at this time of day, and its band, as values.
+
+        The band is that which a finding about the point would name; NaN while nothing is said about the series.
+        """
+        band = np.stack(self._band(profile.expect(self.memory.profile, bins), np.arange(len(self.step_s))))
+        band[:, self.memory.scale.seen < SILENT] = np.nan
+        return band[0], band[1], band[2]
+
     def _collect(self, values: Double, bins: Index, gaps: Flags, new: Flags) -> None:
         """Keep the first points; once there are enough, find the unit and learn them."""
         at = np.nonzero(new)[0]

@@ -1,6 +1,7 @@
 """Findings: what the detector has to say to people about one point of one series."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,7 +57,7 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
     rarity = verdict.rarity[:, number]
     order = [int(it) for it in np.argsort(-rarity, kind="stable") if rarity[it] >= _SPOKE_MIN]
     levels = (level, *(float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper)))
-    value, expected, lower, upper = (math.exp(it) for it in levels) if kind is Kind.DURATION else levels
+    value, expected, lower, upper = in_units(levels, kind)
     strength = float(verdict.strength[number])
     reasons = list(dict.fromkeys(_SAYS[it][-1 if value < expected else 0] for it in order))[:_REASONS_MAX]
     because = f": {'; '.join(reasons)}" if reasons else ""
@@ -70,6 +71,11 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
         spoke=tuple((features.FEATURES[it], round(float(rarity[it]), 2)) for it in order),
         sentence=f"{name} is {value:.4g}; {expected:.4g} was expected, {lower:.4g} to {upper:.4g} would be usual{because}.",
     )
+
+
+def in_units(levels: Sequence[float], kind: Kind) -> Sequence[float]:
+    """Levels in the unit of a series of this kind."""
+    return [math.exp(it) for it in levels] if kind is Kind.DURATION else levels
 
 
 def _confidence(strength: float, seen: int) -> float:

@@ -1,13 +1,15 @@
-"""The detector over a series whose points are all known: what it would have said at each of them."""
+"""The detector over series whose points are all known: what it would have said at each of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from handoff.analytics.columns import Double, Index
-from handoff.analytics.detector import SILENT, Detector
+from handoff.analytics.detector import Detector
 from handoff.analytics.findings import Finding, explain
-from handoff.analytics.profile import Expected, bin_of, bins_per_day
+from handoff.analytics.kinds import Kind
+from handoff.analytics.profile import bin_of, bins_per_day
 from handoff.analytics.sampling import FINEST_S, fold, gaps_in, step_of
 
 
@@ -15,7 +17,8 @@ from handoff.analytics.sampling import FINEST_S, fold, gaps_in, step_of
 class Replay:
     """What the detector would have said, and on what it judged: points every `step_s` seconds.
 
-    `lower` and `upper` are the band in which each point would have been usual, NaN while it is not known yet.
+    `x`, `lower` and `upper` are in the unit of the series. The last two are the band in which each point would have been
+    usual, NaN while it is not known yet.
     """
 
     step_s: float
@@ -30,35 +33,43 @@ class Replay:
         return tuple((at, it) for at, it in self.onsets if it.strength * sensitivity >= 1)
 
 
-class _Shown(Detector):
-    """A detector that says of every point in which band it would have been usual."""
+def replay(t: Index, x: Double, local_s: Index, names: Sequence[str], kinds: Sequence[Kind]) -> list[Replay]:
+    """Replay series that are measured at the same times.
 
-    def _band(self, expected: Expected, told: Index) -> tuple[Double, Double, Double]:  # noqa: ARG002 - of all instead
-        return super()._band(expected, np.arange(len(self.step_s)))
+    Points that come more often than every FINEST_S are averaged first, as they are in operation.
 
-
-def replay(t: Index, x: Double, local_s: Index, name: str) -> Replay:
-    """Replay one series of (seconds since 1970 in ascending order, level).
-
-    `local_s` is what to add to each time for local time, whose days the profile follows. Points that come more often than
-    every FINEST_S are averaged first, as they are in operation.
+    Args:
+        t: seconds since 1970, ascending.
+        x: levels (points, series), NaN where nothing was measured.
+        local_s: what to add to each time for local time, whose days the profile follows.
+        names: of the series, for what is said about them.
+        kinds: of the series, for the unit.
     """
     step_s = step_of(t)
     told_at = t
     if step_s < FINEST_S:
-        at, x, closes = fold(t, x, step_s, FINEST_S)
+        folded = [fold(t, column, step_s, FINEST_S) for column in x.T]
+        at, _, closes = folded[0]
+        x = np.stack([means for _, means, _ in folded], axis=1)
         told_at, local_s = t[closes], local_s[closes]
         t, step_s = at, float(FINEST_S)
-    step = np.array([step_s])
-    bins = bin_of((t + local_s) % 86_400, bins_per_day(step))
-    gaps = gaps_in(t, x, step_s)
-    detector = _Shown(step)
-    onsets: list[tuple[int, Finding]] = []
-    band = np.full((2, len(t)), np.nan)
+    steps = np.full(len(names), step_s)
+    per_day = bins_per_day(steps)
+    gaps = np.stack([gaps_in(t, column, step_s) for column in x.T], axis=1)
+    detector = Detector(steps)
+    onsets: list[list[tuple[int, Finding]]] = [[] for _ in names]
+    lower, upper = (np.full(x.shape, np.nan) for _ in range(2))
     for number in range(len(t)):
-        verdict = detector.step(x[number : number + 1], bins[number : number + 1], gaps[number : number + 1])
-        if verdict.seen[0] > SILENT:
-            band[:, number] = verdict.lower[0], verdict.upper[0]
-        if verdict.strength[0] > 0:
-            onsets.append((int(told_at[number]), explain(verdict, 0, float(x[number]), name)))
-    return Replay(step_s, t, x, band[0], band[1], tuple(onsets))
+        bins = bin_of(np.full(len(names), (t[number] + local_s[number]) % 86_400), per_day)
+        _, lower[number], upper[number] = detector.usual(bins)
+        verdict = detector.step(x[number], bins, gaps[number])
+        for place in np.flatnonzero(verdict.strength > 0).tolist():
+            finding = explain(verdict, place, float(x[number, place]), names[place], kinds[place])
+            onsets[place].append((int(told_at[number]), finding))
+    shown = [[_shown(it[:, place], kind) for it in (x, lower, upper)] for place, kind in enumerate(kinds)]
+    return [Replay(step_s, t, x_, low, high, tuple(found)) for (x_, low, high), found in zip(shown, onsets, strict=True)]
+
+
+def _shown(levels: Double, kind: Kind) -> Double:
+    """The levels of one series in its unit, without the others."""
+    return np.exp(levels) if kind is Kind.DURATION else levels.copy()

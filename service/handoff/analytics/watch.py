@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from handoff.analytics.columns import Double, Flags, Index
-from handoff.analytics.findings import Finding, explain
+from handoff.analytics.findings import Finding, explain, in_units
 from handoff.analytics.kinds import Absence, Kind, level_of, rate, ratio
 from handoff.analytics.profile import bin_of, bins_per_day
 from handoff.analytics.state import VERSION, pack, unpack
@@ -50,16 +50,30 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """A minute of a series: its value, what was expected, and the band that is usual.
+
+    NaN where nothing was measured; the last three while the series is too young.
+    """
+
+    value: float
+    expected: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True)
 class Watch:
-    """What was found, and where each series stands now."""
+    """What was found, the last minute of each series, and where each stands now."""
 
     found: list[Found]
+    bands: list[Band]
     states: list[bytes]
     carried: list[tuple[float, float, float]]
 
 
 def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> Watch:
-    """Judge minutes.
+    """Judge minutes, one at least.
 
     Args:
         series: as they stand before the first minute.
@@ -78,13 +92,18 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
     per_day = bins_per_day(steps)
     told_at = np.array([it.told_at for it in series])
     found: list[Found] = []
+    usual = np.full((3, len(series)), np.nan)
     for number in range(minutes):
         bins = bin_of(np.full(len(series), t[number] % _DAY_S), per_day)
+        if number == minutes - 1:
+            usual = np.stack(detector.usual(bins))
         verdict = detector.step(levels[number], bins, gaps[number])
         for place in np.flatnonzero(verdict.strength >= told_at).tolist():
             finding = explain(verdict, place, float(levels[number, place]), series[place].name, series[place].kind)
             found.append(Found(place, int(t[number]), int(verdict.seen[place]), finding))
-    return Watch(found, pack(detector), carried)
+    last = np.vstack((levels[-1:], usual)).T.tolist()
+    bands = [Band(*in_units(it, one.kind)) for it, one in zip(last, series, strict=True)]
+    return Watch(found, bands, pack(detector), carried)
 
 
 def _levels(

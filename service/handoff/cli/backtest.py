@@ -3,15 +3,17 @@
 import csv
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from datetime import UTC, datetime, tzinfo
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:  # numpy is loaded by this command only
+    from handoff.analytics.columns import Double, Index
     from handoff.analytics.findings import Finding
+    from handoff.analytics.kinds import Kind
     from handoff.analytics.replay import Replay
 
 POINTS_MIN: Final = 2  # between fewer there is no step
@@ -24,69 +26,97 @@ class Unreadable(Exception):
     """The file does not hold what it should; the message says where, and what is wanted."""
 
 
+class Judged(NamedTuple):
+    """A series that was replayed, and the sentence that says what it is."""
+
+    name: str
+    said: str
+    found: "Replay"
+
+
 def backtest_command(arguments: Namespace) -> int:
     """Print what would have been told, and how often that is; with --html, write a page with a plot of each series."""
-    if not arguments.file:
-        if arguments.html is not None or arguments.sensitivity != 1:
-            print("--html and --sensitivity go with files. Leave them out, or name a CSV file.", file=sys.stderr)
-            return 2
-        from handoff.cli.backtest_history import history_command
-
-        return history_command(arguments)
-    if used := [name for name in ("since", "series", "promql", "prometheus") if getattr(arguments, name) is not None]:
-        print(f"--{used[0]} does not go with a file: a file is judged whole. Leave one of them out.", file=sys.stderr)
+    of_history = [name for name in ("since", "series", "promql", "prometheus") if getattr(arguments, name) is not None]
+    if arguments.file and of_history:
+        print(f"--{of_history[0]} does not go with a file: a file is judged whole. Leave one of them out.", file=sys.stderr)
         return 2
     if arguments.html is not None and (find_spec("matplotlib") is None or find_spec("jinja2") is None):
         print("--html needs the extra `report`: pip install 'handoff-observatory[report]'", file=sys.stderr)
         return 2
     try:
         zone = zone_of(arguments.timezone)
-        told = [_judged(file, zone, arguments) for file in arguments.file]
-        if arguments.html is not None:
-            from handoff.cli.backtest_page import Series, page
+        if arguments.file:
+            shown, count = [_of_file(file, zone, arguments) for file in arguments.file], len(arguments.file)
+        else:
+            from handoff.cli.backtest_history import of_history as judge_history
 
-            series = [Series(file.stem, said, found) for file, (said, found) in zip(arguments.file, told, strict=True)]
-            arguments.html.write_text(page(series, arguments.sensitivity, zone), encoding="utf-8")
+            shown, count = judge_history(arguments, zone)
+        if arguments.html is not None:
+            from handoff.cli.backtest_page import page
+
+            arguments.html.write_text(page(shown, arguments.sensitivity, zone, count - len(shown)), encoding="utf-8")
     except (Unreadable, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _judged(file: Path, zone: tzinfo, arguments: Namespace) -> tuple[str, "Replay"]:
-    """Replay a file and print what would have been told. Returns what the series is, in a sentence, and the replay."""
+def judged(
+    t: "Index", x: "Double", zone: tzinfo, names: "Sequence[str]", kinds: "Sequence[Kind]", *, local: bool = True
+) -> list[Judged]:
+    """Replay series of levels (points, series) that share their times. Days are the time zone's if `local`, or UTC's."""
+    import numpy as np
+
+    from handoff.analytics.kinds import season_of
+    from handoff.analytics.replay import replay
+
+    began, ended = (datetime.fromtimestamp(int(at), zone) for at in t[[0, -1]])
+    offsets = [(datetime.fromtimestamp(at, zone).utcoffset() if local else None) or timedelta() for at in t.tolist()]
+    local_s = np.array([int(it.total_seconds()) for it in offsets], np.int64)
+    series: list[Judged] = []
+    for name, levels, found in zip(names, x.T, replay(t, x, local_s, names, kinds), strict=True):
+        season = season_of(t + local_s, levels)
+        said = (
+            f"{np.isfinite(levels).sum():,} points from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M %Z}, "
+            f"judged every {found.step_s:,.0f} s; {'no cycle' if season == 'none' else f'a cycle of a {season}'} was found."
+        )
+        series.append(Judged(name, said, found))
+    return series
+
+
+def _of_file(file: Path, zone: tzinfo, arguments: Namespace) -> Judged:
+    """Replay a file, and print what would have been told."""
     points = list(_points(file, zone))
     if len(points) < POINTS_MIN:
         raise Unreadable(f"{file} has {len(points)} points; at least 2 are needed, and 41 before anything is said.")
     import numpy as np
 
-    from handoff.analytics.kinds import Absence, Kind, level_of, season_of
-    from handoff.analytics.replay import replay
+    from handoff.analytics.kinds import Absence, Kind, level_of
 
     t = np.array([int(at.timestamp()) for at, _ in points], np.int64)
-    local_s = np.array([int((at.utcoffset() or at - at).total_seconds()) for at, _ in points], np.int64)
-    values = np.array([value for _, value in points], np.float64)
-    x = level_of(Kind(arguments.kind), Absence(arguments.absence), t, values)
-    found = replay(t, x, local_s, file.stem)
-    season = season_of(t + local_s, x)
-    said = (
-        f"{len(points):,} points from {points[0][0]:%Y-%m-%d %H:%M} to {points[-1][0]:%Y-%m-%d %H:%M %Z}, "
-        f"judged every {found.step_s:,.0f} s; {'no cycle' if season == 'none' else f'a cycle of a {season}'} was found."
-    )
-    print(f"{file}: {said}")
-    _print(found.alerts(arguments.sensitivity), arguments.sensitivity, zone, (t[-1] - t[0]) / _WEEK_S)
-    return said, found
+    kind = Kind(arguments.kind)
+    x = level_of(kind, Absence(arguments.absence), t, np.array([value for _, value in points], np.float64))
+    (series,) = judged(t, x[:, np.newaxis], zone, [file.stem], [kind])
+    print(f"{file}: {series.said}")
+    alerts = series.found.alerts(arguments.sensitivity)
+    print_alerts(alerts, arguments.sensitivity, zone)
+    print(f"{rate_of(len(alerts), float(t[-1] - t[0]))}. Nothing is said about the first 40 points.")
+    return series
 
 
-def _print(alerts: "tuple[tuple[int, Finding], ...]", sensitivity: float, zone: tzinfo, weeks: float) -> None:
+def print_alerts(alerts: "Iterable[tuple[int, Finding]]", sensitivity: float, zone: tzinfo) -> None:
+    """Print each alert with its time, on a line."""
     for at, it in alerts:
         print(
             f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M %Z}  strength {it.strength * sensitivity:.1f}  "
             f"confidence {it.confidence:.0%}  {it.sentence}"
         )
-    count = len(alerts)
-    rate = f", {count / weeks:.1f} per week" if weeks >= 1 else ""
-    print(f"{count} {'alert' if count == 1 else 'alerts'}{rate}. Nothing is said about the first 40 points.")
+
+
+def rate_of(alerts: int, span_s: float) -> str:
+    """How many alerts there are and, from a week on, how many per week."""
+    per_week = f", {alerts * _WEEK_S / span_s:.1f} per week" if span_s >= _WEEK_S else ""
+    return f"{alerts} {'alert' if alerts == 1 else 'alerts'}{per_week}"
 
 
 def zone_of(name: str) -> tzinfo:

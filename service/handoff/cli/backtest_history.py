@@ -1,61 +1,69 @@
 """`handoff backtest --since`: what the detector would have said of our own series, or of an expression on a Prometheus."""
 
 import re
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Final, NamedTuple
+from heapq import nlargest
+from typing import TYPE_CHECKING, Final
 
-from handoff.cli.backtest import Unreadable, zone_of
-from handoff.cli.start import fail, read_settings, run_loop
+from handoff.cli.backtest import POINTS_MIN, Judged, Unreadable, judged, print_alerts, rate_of
+from handoff.cli.start import read_settings, run_loop
 from handoff.settings import Settings
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
+    from handoff.analytics.findings import Finding
     from handoff.operations.prometheus import Values
 
 SINCE_MAX: Final = timedelta(days=366)
-_POINTS_MAX: Final = 5_000_000  # in memory at a time, 16 bytes each; series are judged in groups that have no more
+_POINTS_MAX: Final = 2_000_000  # in memory at a time, some 60 bytes each; series are judged in groups that have no more
+_CHARTS_MAX: Final = 100  # on a page
 _UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
-_WEEK_S: Final = 7 * 86_400
 
 
-class _Told(NamedTuple):
-    at: int
-    strength: float
-    confidence: float
-    sentence: str
+@dataclass(slots=True)
+class _Past:
+    """What would have been told of all series, and those of which most would have been, as many as a page shows."""
+
+    sensitivity: float
+    count: int = 0
+    told: "list[tuple[int, Finding]]" = field(default_factory=list)
+    shown: list[Judged] = field(default_factory=list[Judged])
+
+    def add(self, series: Sequence[Judged]) -> None:
+        self.count += len(series)
+        self.told += [alert for it in series for alert in it.found.alerts(self.sensitivity)]
+        alerts = {it.name: len(it.found.alerts(self.sensitivity)) for it in (*self.shown, *series)}
+        self.shown = nlargest(_CHARTS_MAX, (*self.shown, *series), key=lambda it: alerts[it.name])
 
 
-def history_command(arguments: Namespace) -> int:
-    """Print what would have been told, and how often that is."""
-    settings = read_settings(arguments)
-    try:
-        zone, since = zone_of(arguments.timezone), _since(arguments.since or "30d")
-        if arguments.promql is not None:
-            told, count = _of_prometheus(arguments, settings, since, zone)
-        else:
-            if settings.database_url is None:
-                return fail(
-                    "HANDOFF_DATABASE_URL is not set. `handoff run` prints that of its own Postgres when it starts. "
-                    "To judge a metric that is elsewhere, name a CSV file, or --promql with --prometheus."
-                )
-            told, count = run_loop(_of_database(settings, since, arguments.series))
-    except Unreadable as error:
-        print(error, file=sys.stderr)
-        return 2
-    weeks = (datetime.now(UTC) - since).total_seconds() / _WEEK_S
-    for it in sorted(told):
-        at = datetime.fromtimestamp(it.at, zone)
-        print(f"{at:%Y-%m-%d %H:%M %Z}  strength {it.strength:.1f}  confidence {it.confidence:.0%}  {it.sentence}")
-    rate = f", {len(told) / weeks:.1f} per week" if weeks >= 1 else ""
+def of_history(arguments: Namespace, zone: tzinfo) -> tuple[list[Judged], int]:
+    """Print what would have been told. Returns the series for a page, most alerts first, and how many there are.
+
+    Raises:
+        Unreadable: there is nothing to judge, or it can't be reached.
+    """
+    settings, since = read_settings(arguments), _since(arguments.since or "30d")
+    past = _Past(arguments.sensitivity)
+    if arguments.promql is not None:
+        _of_prometheus(arguments, settings, since, zone, past)
+    elif settings.database_url is None:
+        raise Unreadable(
+            "HANDOFF_DATABASE_URL is not set. `handoff run` prints that of its own Postgres when it starts. "
+            "To judge a metric that is elsewhere, name a CSV file, or --promql with --prometheus."
+        )
+    else:
+        run_loop(_of_database(settings, since, arguments.series, zone, past))
+    print_alerts(sorted(past.told, key=lambda it: (it[0], it[1].sentence)), arguments.sensitivity, zone)
+    rate = rate_of(len(past.told), (datetime.now(UTC) - since).total_seconds())
     print(
-        f"{len(told)} {'alert' if len(told) == 1 else 'alerts'}{rate}, about {count} series since "
-        f"{since.astimezone(zone):%Y-%m-%d %H:%M %Z}. Nothing is said about the first 40 points of each."
+        f"{rate}, about {past.count} series since {since.astimezone(zone):%Y-%m-%d %H:%M %Z}. "
+        "Nothing is said about the first 40 points of each."
     )
-    return 0
+    return past.shown, past.count
 
 
 def _since(text: str) -> datetime:
@@ -67,7 +75,7 @@ def _since(text: str) -> datetime:
     return (datetime.now(UTC) - span).replace(second=0, microsecond=0)
 
 
-async def _of_database(settings: Settings, since: datetime, wanted: str | None) -> tuple[list[_Told], int]:
+async def _of_database(settings: Settings, since: datetime, wanted: str | None, zone: tzinfo, past: _Past) -> None:
     from handoff.store import series
     from handoff.store.connect import connect_alone, prepare_connection
 
@@ -83,12 +91,13 @@ async def _of_database(settings: Settings, since: datetime, wanted: str | None) 
                 else "There are no series yet. The worker writes them (its job `rollup`)."
             )
         first = max(since, min(row["begins_at"] for row in rows))
-        told: list[_Told] = []
-        for group in _groups(rows, round((until - first) / series.MINUTE)):
-            told += await _judged(conn, group, first, until)
+        minutes = round((until - first) / series.MINUTE)
+        if minutes < POINTS_MIN:
+            raise Unreadable("The series have fewer than 2 minutes in this time. Name a longer one with --since.")
+        for group in _groups(rows, minutes):
+            past.add(await _judged(conn, group, first, until, zone))
     finally:
         await conn.close()
-    return told, len(rows)
 
 
 def _groups(rows: "list[Record]", minutes: int) -> "Iterator[list[Record]]":
@@ -96,15 +105,14 @@ def _groups(rows: "list[Record]", minutes: int) -> "Iterator[list[Record]]":
     yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-async def _judged(conn: "Connection", rows: "list[Record]", first: datetime, until: datetime) -> list[_Told]:
-    """What is said of some series, as the worker's job says it, but from nothing known before the first minute."""
+async def _judged(conn: "Connection", rows: "list[Record]", first: datetime, until: datetime, zone: tzinfo) -> list[Judged]:
+    """Judge some series as the worker's job does, in days of UTC, but from nothing known before the first minute."""
     import numpy as np
 
-    from handoff.analytics.kinds import Absence, Kind
-    from handoff.analytics.watch import Series, go_on
+    from handoff.analytics.kinds import Absence, Kind, level_of
     from handoff.store import series
 
-    minutes = max(0, round((until - first) / series.MINUTE))
+    minutes = round((until - first) / series.MINUTE)
     values, of = np.full((minutes, len(rows)), np.nan), np.full((minutes, len(rows)), np.nan)
     places = {row["id"]: place for place, row in enumerate(rows)}
     day = first
@@ -117,12 +125,14 @@ async def _judged(conn: "Connection", rows: "list[Record]", first: datetime, unt
             if row["of"] is not None:
                 of[at] = np.array(row["of"], np.float64)  # None is NaN
         day = end
-    given = [Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"])) for row in rows]
-    found = go_on(given, round(first.timestamp()), values, of).found
-    return [_Told(it.t, it.finding.strength, it.finding.confidence, it.finding.sentence) for it in found]
+    t = round(first.timestamp()) + 60 * np.arange(minutes)
+    kinds = [Kind(row["kind"]) for row in rows]
+    for place, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+        values[:, place] = level_of(kind, Absence(row["absence"]), t, values[:, place], of[:, place])
+    return judged(t, values, zone, [series.shown(row) for row in rows], kinds, local=False)
 
 
-def _of_prometheus(arguments: Namespace, settings: Settings, since: datetime, zone: tzinfo) -> tuple[list[_Told], int]:
+def _of_prometheus(arguments: Namespace, settings: Settings, since: datetime, zone: tzinfo, past: _Past) -> None:
     from handoff.operations.prometheus import PrometheusFailed, ask
 
     url = arguments.prometheus or (settings.prometheus_url.get_secret_value() if settings.prometheus_url else None)
@@ -132,23 +142,18 @@ def _of_prometheus(arguments: Namespace, settings: Settings, since: datetime, zo
         found = run_loop(ask(url, arguments.promql, since, datetime.now(UTC)))
     except PrometheusFailed as error:
         raise Unreadable(f"Prometheus could not be asked: {error}.") from error
-    return [it for values in found for it in _replayed(arguments, values, zone)], len(found)
+    for values in found:
+        if len(values.points) >= POINTS_MIN:
+            past.add(_replayed(arguments, values, zone))
 
 
-def _replayed(arguments: Namespace, values: "Values", zone: tzinfo) -> Iterator[_Told]:
+def _replayed(arguments: Namespace, values: "Values", zone: tzinfo) -> list[Judged]:
     import numpy as np
 
     from handoff.analytics.kinds import Absence, Kind, level_of
-    from handoff.analytics.replay import replay
 
-    if len(values.points) < 2:
-        return
-    t = np.array([at for at, _ in values.points], np.int64)
-    offsets = [datetime.fromtimestamp(at, zone).utcoffset() or timedelta() for at, _ in values.points]
-    x = level_of(
-        Kind(arguments.kind), Absence(arguments.absence), t, np.array([value for _, value in values.points], np.float64)
-    )
+    kind, t = Kind(arguments.kind), np.array([at for at, _ in values.points], np.int64)
+    x = level_of(kind, Absence(arguments.absence), t, np.array([value for _, value in values.points], np.float64))
     labels = ", ".join(f"{name} {value}" for name, value in sorted(values.labels.items()))
     name = f"{arguments.promql} ({labels})" if labels else arguments.promql
-    for at, it in replay(t, x, np.array([it.total_seconds() for it in offsets], np.int64), name).alerts():
-        yield _Told(at, it.strength, it.confidence, it.sentence)
+    return judged(t, x[:, np.newaxis], zone, [name], [kind])

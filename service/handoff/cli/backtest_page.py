@@ -1,17 +1,14 @@
 """The page that `handoff backtest --html` writes: each series with its band and its alerts, at several sensitivities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from jinja2 import Environment
 
+from handoff.cli.backtest import Judged
 from handoff.cli.band_chart import STYLE, Mark, band_chart
-
-if TYPE_CHECKING:
-    from handoff.analytics.replay import Replay
 
 SENSITIVITIES: Final = (0.5, 0.7, 1.0, 1.4, 2.0)
 _SHOWN_MAX: Final = 500  # alerts listed per series; the chart has all
@@ -19,24 +16,15 @@ _WEEK_S: Final = 7 * 86_400
 _TEMPLATE: Final = files("handoff.cli").joinpath("backtest.html")
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A series that was replayed, and the sentence that says what it is."""
-
-    name: str
-    said: str
-    found: "Replay"
-
-
-def page(series: Sequence[Series], sensitivity: float, zone: tzinfo) -> str:
-    """The page, which needs no other file."""
+def page(series: Sequence[Judged], sensitivity: float, zone: tzinfo, left_out: int) -> str:
+    """The page, which needs no other file; it says how many series were left out."""
     weaker = f"{SENSITIVITIES[-1]:g}" if sensitivity < SENSITIVITIES[-1] else ""
     shown = [_shown(it, sensitivity, zone, number) for number, it in enumerate(series)]
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text("utf-8"))
-    return template.render(style=STYLE, sensitivity=f"{sensitivity:g}", weaker=weaker, series=shown)
+    return template.render(style=STYLE, sensitivity=f"{sensitivity:g}", weaker=weaker, series=shown, left_out=left_out)
 
 
-def _shown(it: Series, sensitivity: float, zone: tzinfo, number: int) -> dict[str, object]:
+def _shown(it: Judged, sensitivity: float, zone: tzinfo, number: int) -> dict[str, object]:
     found = it.found
     weeks = float(found.t[-1] - found.t[0]) / _WEEK_S
     alerts = found.alerts(sensitivity)

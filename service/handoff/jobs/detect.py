@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
-from time import time
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
@@ -22,6 +21,7 @@ from asyncpg import Record
 
 from handoff.context import App
 from handoff.errors import HandoffError
+from handoff.jobs import bands
 from handoff.store import anomalies, series, shards
 from handoff.store.anomalies import Anomaly
 from handoff.store.connect import Connection, connection, transact
@@ -29,7 +29,7 @@ from handoff.store.shards import ShardLost
 from handoff.telemetry import metrics
 
 if TYPE_CHECKING:
-    from handoff.analytics.watch import Found, Series, Watch
+    from handoff.analytics.watch import Band, Found, Series, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,6 @@ async def run(app: App) -> None:
         if rolled_up is None:
             return
         await shards.appear(conn)
-        metrics.SERIES.set(await series.count(conn))
     end, holder = rolled_up - SETTLED, uuid4()
     renewing = asyncio.create_task(_renew(app, holder))
     try:
@@ -65,10 +64,6 @@ async def run(app: App) -> None:
         with suppress(HandoffError):  # else the claims lapse by themselves
             async with connection(app.pool) as conn:
                 await shards.release(conn, holder)
-    async with connection(app.pool) as conn:
-        judged = await series.progress(conn, "judged")
-    if judged is not None:
-        metrics.DETECTOR_LAG.set(max(0.0, time() - judged.timestamp()))
 
 
 async def _renew(app: App, holder: UUID) -> None:
@@ -116,6 +111,7 @@ async def _judge_some(app: App, shard: int, holder: UUID, judged: datetime | Non
         until = settled  # the rest is judged from there, now and again next time
     found: list[Anomaly] = []
     kept: list[tuple[list[int], Watch]] = []
+    judged_last: list[tuple[Record, Band]] = []
     for first, group in groupby(sorted(rows, key=stands_at), key=stands_at):
         of_time = list(group)
         size = max(1, _POINTS_MAX // max(1, (until - first) // series.MINUTE))
@@ -126,21 +122,28 @@ async def _judge_some(app: App, shard: int, holder: UUID, judged: datetime | Non
                 watch = await _judge(app, batch, told_at, first, until)
                 found += _anomalies(app, batch, told_at, watch.found)
                 kept.append(([row["id"] for row in batch], watch))
+                judged_last += zip(batch, watch.bands, strict=True)
     at = max(until, judged or until)
+    newest = await bands.chosen(app, judged_last) if until == end else None
 
     async def work(conn: Connection) -> list[Record]:
-        await shards.advance(conn, shard, holder, at)
+        await shards.advance(conn, shard, holder, at, newest)
         added = await anomalies.add(conn, found)
         if is_kept:
             for ids, watch in kept:
                 await series.keep(conn, ids, watch.states, watch.carried, version=_version(), judged_to=until)
         return added
 
-    for row in await transact(app.pool, work):
+    _count(await transact(app.pool, work))
+    return at
+
+
+def _count(added: Sequence[Record]) -> None:
+    """Count and log what is new and should be told."""
+    for row in added:
         if not row["shadow"] and not row["muted"] and row["age_s"] < NEWS_S:
             metrics.ANOMALIES.add(1, row["kind"], row["severity"])
             log.warning("anomaly.found", kind=row["kind"], severity=row["severity"])
-    return at
 
 
 def _stands_at(judged: datetime | None, row: Record) -> datetime:

@@ -1,4 +1,4 @@
-"""Measures what the database holds (sessions, open handoffs, inboxes), and sets the gauges."""
+"""Measures what the database holds (sessions, open handoffs, inboxes, what the detector expects), and sets the gauges."""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +6,7 @@ from time import time
 from typing import get_args
 
 from handoff.context import App
+from handoff.jobs import bands
 from handoff.model import HandoffState, RequestType, SessionStatus
 from handoff.store import state, webhooks
 from handoff.store.connect import connection
@@ -30,6 +31,7 @@ async def run(app: App) -> None:
     if app.settings.webhooks_file is not None:
         await _measure_webhooks(app, app.settings.webhooks_file)
     metrics.PING_PONG.set(found.get(("ping_pong", "", ""), 0))
+    await bands.show(app)
     metrics.MEASURED_AT.set(time())
 
 

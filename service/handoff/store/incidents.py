@@ -84,6 +84,10 @@ CLOSE = f"""
              GROUP BY a.series_id HAVING count(*) >= {OUTSIDE_MIN}))
  RETURNING i.id, i.severity, i.component
 """
+CONCERNED = """
+    SELECT DISTINCT a.series_id FROM incident i JOIN anomaly a ON a.incident_id = i.id
+     WHERE i.closed_at IS NULL ORDER BY a.series_id LIMIT $1
+"""
 COUNT = "SELECT severity, component, count(*) AS n FROM incident WHERE closed_at IS NULL GROUP BY 1, 2 LIMIT 100"
 BEHIND = "SELECT now() - at FROM analytics_progress WHERE stage = 'judged'"
 _SHOWN = """
@@ -192,6 +196,11 @@ async def _assign(conn: Connection, incident_id: int, anomalies: Sequence[Record
 async def close(conn: Connection, judged_to: datetime) -> list[Record]:
     """Close the incidents that are over at the minute `judged_to`; return what was closed."""
     return await conn.fetch(CLOSE, judged_to, QUIET, ACCEPTED_AFTER)
+
+
+async def concerned(conn: Connection, limit: int) -> set[int]:
+    """The numbers of the series that open incidents are about, at most `limit`."""
+    return {row["series_id"] for row in await conn.fetch(CONCERNED, limit)}
 
 
 async def count_open(conn: Connection) -> list[Record] | None:

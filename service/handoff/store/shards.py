@@ -41,7 +41,15 @@ LOCK = """
     INSERT INTO analytics_progress (stage, at) VALUES ('judged', $1)
         ON CONFLICT (stage) DO UPDATE SET at = analytics_progress.at
 """
-ADVANCE = "UPDATE detector_shard SET at = $3 WHERE shard = $1 AND holder = $2 RETURNING shard"
+ADVANCE = """
+    UPDATE detector_shard SET at = $3, newest = coalesce($4, newest) WHERE shard = $1 AND holder = $2 RETURNING shard
+"""
+NEWEST = """
+    SELECT series.id, name, labels, it.value, it.expected, it.lower, it.upper
+      FROM detector_shard, jsonb_to_recordset(newest)
+                               AS it(id bigint, value float8, expected float8, lower float8, upper float8)
+      JOIN series ON series.id = it.id
+"""
 PROGRESS = """
     UPDATE analytics_progress SET at = coalesce((SELECT min(at) FROM detector_shard), at) WHERE stage = 'judged' RETURNING at
 """
@@ -76,12 +84,19 @@ async def release(conn: Connection, holder: UUID) -> None:
     await conn.execute(RELEASE, holder)
 
 
-async def advance(conn: Connection, shard: int, holder: UUID, at: datetime) -> datetime:
-    """Note how far a shard is judged; return how far all are. To be called before anything is written.
+async def newest(conn: Connection) -> list[Record]:
+    """What was expected of the newest minute: a row per series, NULL for what is not known."""
+    return await conn.fetch(NEWEST)
+
+
+async def advance(
+    conn: Connection, shard: int, holder: UUID, at: datetime, expected: list[dict[str, float | None]] | None = None
+) -> datetime:
+    """Note how far a shard is judged, and what was expected there; return how far all are. To be called before other writes.
 
     Raises ShardLost if it is claimed by another process, or by none.
     """
     await conn.execute(LOCK, at)
-    if await conn.fetchval(ADVANCE, shard, holder, at) is None:
+    if await conn.fetchval(ADVANCE, shard, holder, at, expected) is None:
         raise ShardLost(f"shard {shard}")
     return await conn.fetchval(PROGRESS)

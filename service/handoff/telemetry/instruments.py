@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from time import time_ns
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
@@ -43,13 +43,16 @@ class Attribute:
     """A label: its name and the values it may take.
 
     Any other value is recorded as `other` (or the word that a convention has for it), and "" leaves the label out. Values
-    from the vocabulary of the domain are passed
-    to the constructor. Names defined in code (tools, jobs, health components) are admitted by the module that defines them.
-    Names known only at run time (statements, error codes) are learned until there are `learned_max` values.
+    from the vocabulary of the domain are passed to the constructor. Names defined in code (tools, jobs, health components)
+    are admitted by the module that defines them. Names known only at run time (statements, error codes) are learned until
+    there are `learned_max` values. Of names that come and go, `chosen_max` at most are chosen at a time.
     """
 
-    def __init__(self, name: str, values: Iterable[str] = (), *, learned_max: int = 0, other: str = OTHER) -> None:
+    def __init__(
+        self, name: str, values: Iterable[str] = (), *, learned_max: int = 0, chosen_max: int = 0, other: str = OTHER
+    ) -> None:
         self.name = name
+        self.chosen_max = chosen_max
         self._other = other
         self._values = {*values, other, ""}
         self._learned_max = learned_max
@@ -57,7 +60,7 @@ class Attribute:
     @property
     def values_max(self) -> int:
         """The largest number of values that the label can take."""
-        return max(len(self._values), self._learned_max)
+        return max(len(self._values), self._learned_max, self.chosen_max)
 
     @property
     def values(self) -> frozenset[str]:
@@ -67,6 +70,10 @@ class Attribute:
     def admit(self, *values: str) -> None:
         """Allow more values: only names that the calling module defines, never a string from a caller of the service."""
         self._values.update(values)
+
+    def choose(self, values: Iterable[str]) -> None:
+        """Allow the first `chosen_max` of these values, and no others any more. They are no caller's strings either."""
+        self._values = {*islice(values, self.chosen_max), self._other, ""}
 
     def allowed(self, value: str) -> str:
         """Return the value if it may be recorded, otherwise `other`."""
@@ -195,6 +202,10 @@ class Gauge(_Number):
     def set(self, value: float, *labels: str) -> None:
         """Set the current value."""
         self._cell(labels)[0] = value
+
+    def replace(self, values: Mapping[Labels, float]) -> None:
+        """Set these values and remove all others, at once for whoever collects."""
+        self._cells = {self._allowed(labels): [value] for labels, value in values.items()}
 
     def metric(self) -> "sdk.Metric | None":
         """Return the current values, or None if there are none."""

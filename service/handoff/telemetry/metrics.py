@@ -58,6 +58,9 @@ RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recom
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
+SERIES_NAME: Final = Attribute(
+    "handoff.series.name", chosen_max=100
+)  # chosen by jobs/bands.py, with no name that a caller gave
 SEVERITY: Final = Attribute("severity", get_args(Severity))
 PART: Final = Attribute("handoff.part", get_args(Part))  # where the likeliest cause of an incident is
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
@@ -251,6 +254,15 @@ SERIES: Final = Gauge("handoff.series", "{series}", "Series that the detector wa
 SERIES_REFUSED: Final = Gauge(
     "handoff.series.refused", "{series}", "Series that are not watched because there are as many as there may be."
 )
+SERIES_VALUE: Final = Gauge(
+    "handoff.series.value", "", "Value of a series in the newest minute that was judged, in its own unit.", SERIES_NAME
+)
+SERIES_EXPECTED: Final = Gauge("handoff.series.expected", "", "What the detector expected of that minute.", SERIES_NAME)
+SERIES_LOWER: Final = Gauge("handoff.series.lower", "", "Below it, that minute would have been unusual.", SERIES_NAME)
+SERIES_UPPER: Final = Gauge("handoff.series.upper", "", "Above it, that minute would have been unusual.", SERIES_NAME)
+SERIES_LEFT_OUT: Final = Gauge(
+    "handoff.series.left_out", "{series}", "Series whose value and band are not exported because there are too many."
+)
 PROMQL_FAILED: Final = Gauge(
     "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
 )
@@ -326,6 +338,11 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     STORAGE_FULL_IN,
     SERIES,
     SERIES_REFUSED,
+    SERIES_VALUE,
+    SERIES_EXPECTED,
+    SERIES_LOWER,
+    SERIES_UPPER,
+    SERIES_LEFT_OUT,
     PROMQL_FAILED,
     DETECTOR_LAG,
     INCIDENTS_OPEN,

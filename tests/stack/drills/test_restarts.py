@@ -23,6 +23,8 @@ THERE: Final = {
     "Database and cache / Pool connections / A":
         "SELECT count(*) FROM pg_stat_activity WHERE usename = 'handoff' AND application_name = 'handoff'",
     "Database and cache / Pool connections / B": f"SELECT {POOL_SIZE * len(PROCESSES)}",
+    "Analytics / Open incidents / A": "SELECT count(*) FROM incident WHERE closed_at IS NULL AND severity = 'critical'",
+    "Analytics / Open incidents / B": "SELECT count(*) FROM incident WHERE closed_at IS NULL AND severity = 'warning'",
     "Lifecycle / Sessions by status / A": "SELECT count(*) FROM session",
     "Lifecycle / In quarantine / A": "SELECT count(*) FROM quarantine",
     "Telemetry pipeline / Leaders / A": "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'handoff-jobs'",

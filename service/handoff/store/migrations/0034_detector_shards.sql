@@ -6,5 +6,6 @@ CREATE TABLE detector_shard (
     at         timestamptz, -- up to when its series are judged
     holder     uuid, -- the run of the process that judges it
     held_until timestamptz, -- unless it is renewed; then another process may claim it
+    newest     jsonb NOT NULL DEFAULT '[]', -- id, value, expected, lower, upper of its most important series, as judged last
     CHECK ((holder IS NULL) = (held_until IS NULL))
 );
