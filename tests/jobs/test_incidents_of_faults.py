@@ -33,7 +33,7 @@ def cut(name: str, minutes: int) -> Recording:
 
 @pytest.mark.parametrize("name", ["a drop in traffic", "errors of one tool", "Postgres is slow"])
 async def test_a_fault_is_one_incident_whose_first_cause_is_where_it_is(app: App, db: asyncpg.Connection, name: str) -> None:
-    begins_at = await db.fetchval("SELECT date_trunc('minute', now())") - timedelta(hours=1)
+    begins_at = await db.fetchval("SELECT date_trunc('hour', now())") - timedelta(hours=1)
     await pass_by(app, cut("quiet", PAST), begins_at - PAST * MINUTE)
     assert await db.fetchval("SELECT count(*) FROM incident") == 0
     number = NUMBERS[name]
