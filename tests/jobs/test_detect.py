@@ -219,6 +219,9 @@ async def test_a_point_that_comes_late_is_judged_as_if_it_had_come_in_time(
     now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
     late = now - timedelta(minutes=4)
 
+    def told_at(*_: object) -> float:
+        return 0.6
+
     async def there_is(*ago: int, to: datetime) -> None:
         points = [Point(Spec("s", "level", "gap"), now - n * series.MINUTE, 500.0 if n == 4 else n % 5) for n in ago]
 
@@ -229,7 +232,7 @@ async def test_a_point_that_comes_late_is_judged_as_if_it_had_come_in_time(
         await transact(app.pool, work)
         await detect.run(app)
 
-    monkeypatch.setattr(detect, "_told_at", lambda *_: 0.6)  # so that one point is enough, at whatever time of day
+    monkeypatch.setattr("handoff.jobs.detect._told_at", told_at)  # so that one point is enough, at whatever time of day
     await there_is(*range(80, 4, -1), 3, 2, to=now - series.MINUTE)
     assert not await db.fetch(FOUND)
     await there_is(4, to=now)
