@@ -212,4 +212,4 @@ def test_only_the_commands_that_print_colours_load_rich_and_completion_names_the
     )
     assert done.stdout.endswith("[] False\n")
     script = subprocess.run([HANDOFF, "completion", "bash"], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    assert "sessions show inbox search send accept resolve export import" in script.stdout
+    assert "sessions show inbox search send accept renew resolve export import" in script.stdout

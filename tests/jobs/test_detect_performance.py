@@ -28,7 +28,8 @@ FOUND = """
 """
 
 SAID = """
-    SELECT bucket, sentence FROM anomaly JOIN series ON id = series_id WHERE name = 'calls.failed_ratio' ORDER BY bucket
+    SELECT bucket, sentence FROM anomaly JOIN series ON id = series_id
+     WHERE name = 'calls.failed_ratio' AND labels->>'operation' = 'get_inbox' ORDER BY bucket
 """
 
 
@@ -62,7 +63,7 @@ async def test_a_jump_in_the_error_ratio_of_a_tool_becomes_an_anomaly_of_that_to
     await past(db)
     await rollup.run(app)
     await detect.run(app)
-    assert {row["operation"] for row in await db.fetch(FOUND, "calls.failed_ratio")} == {"get_inbox"}
+    assert {row["operation"] for row in await db.fetch(FOUND, "calls.failed_ratio")} == {"get_inbox", None}  # and of all
     assert not await db.fetch(FOUND, "calls")
 
     monkeypatch.setenv("HANDOFF_DATABASE_URL", database_url)
@@ -91,7 +92,7 @@ async def test_a_jump_in_the_error_ratio_of_a_tool_becomes_an_anomaly_of_that_to
     code, out, _ = await backtest("--since", "1d", "--html", str(page))
     html = page.read_text()
     assert html.count("<svg") == 1
-    assert "<h2>calls.failed_ratio (operation get_inbox)</h2>" in html
+    assert "<h2>calls.failed_ratio" in html
     count = await db.fetchval("SELECT count(*) FROM series")
     assert f"<p>{count - 1} more series have no chart here" in html
     for wrong, says in (

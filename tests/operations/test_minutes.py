@@ -16,12 +16,13 @@ from handoff.operations.presence import Identity
 from handoff.settings import Settings
 from handoff.store.connect import StandbyConnection, connection
 from handoff.telemetry import metrics
+from handoff.telemetry.buckets import CALL_S
 from tests.agents import Agent
 from tests.conftest import _execute
 
 NOBODY = Identity("i1", "service", None, runs_jobs=False)
 CALLS = "SELECT operation, outcome, (SELECT sum(n) FROM unnest(durations) n)::int AS calls FROM call_minute"
-UP_TO_5_MS = metrics.CALL_S.index(0.005)
+UP_TO_5_MS = CALL_S.index(0.005)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     }
     later = await db.fetch("SELECT operation, outcome, durations FROM call_minute WHERE id = $1", second["id"])
     assert [tuple(row) for row in later] == [
-        ("get_inbox", "failed", [int(place == UP_TO_5_MS) for place in range(len(metrics.CALL_S) + 1)])
+        ("get_inbox", "failed", [int(place == UP_TO_5_MS) for place in range(len(CALL_S) + 1)])
     ]
     assert first["minute"] <= began < first["minute"] + timedelta(minutes=2)
     assert (first["instance"], first["kind"], first["cache_hits"], first["cache_errors"]) == ("i1", "service", 1, 1)

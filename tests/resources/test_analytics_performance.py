@@ -15,7 +15,7 @@ from handoff.errors import Forbidden
 from handoff.model import Caller
 from handoff.server.calls import read
 from handoff.store import performance
-from handoff.telemetry.metrics import CALL_S
+from handoff.telemetry.buckets import CALL_S
 from tests.agents import Agent
 from tests.store.test_performance import Seen, bucket, start
 

@@ -33,7 +33,6 @@ NOT_READ_BY_OTHERS = {
     "mark",
     "cursor",
     "job",
-    "endpoint",
     "reason",
     "retention_policy",
     "changes",

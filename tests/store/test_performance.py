@@ -14,8 +14,8 @@ import pytest
 
 from handoff.store import performance
 from handoff.store.performance import Bucket, Calls, Outcome
+from handoff.telemetry.buckets import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 
 BEGAN = datetime(2026, 3, 28, 22, 58, tzinfo=UTC)  # a Saturday: the next day is another week's last, then a month ends
 MINUTES = (0, 1, 2, 61, 62, 1_500, 2_900, 2_901, 5_000)

@@ -18,8 +18,9 @@ from handoff.resources.analytics_statistics import read_statistics
 from handoff.store import performance
 from handoff.store.connect import Connection
 from handoff.store.statistics import PLACES_MAX, Asked, Statistics
+from handoff.telemetry.buckets import CALL_S, LAG_S, WAIT_S
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, WAIT_S, Row
+from handoff.telemetry.metrics import Row
 
 _SUMS: Final = ("seconds", "cpu_s", "memory_byte_s", "pool_timeouts", "cache_hits", "cache_misses", "cache_errors")
 Histogram = Sequence[int]

@@ -9,7 +9,7 @@ import asyncpg
 from handoff.recommendations import KINDS, Measured
 from handoff.store import storage
 from handoff.store.connect import Connection
-from handoff.telemetry.metrics import WAIT_S
+from handoff.telemetry.buckets import WAIT_S
 
 WINDOW: Final = timedelta(days=3)  # long enough for a weekend, short enough to show soon what a change has done
 HANDOFFS_MAX: Final = 20_000  # looked at, the newest

@@ -18,8 +18,8 @@ from asyncpg import Record
 from handoff.encoding import to_json
 from handoff.store.connect import Connection
 from handoff.store.series import Point, Spec
+from handoff.telemetry.buckets import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 from handoff.telemetry.instruments import quantile
-from handoff.telemetry.metrics import CALL_S, LAG_S, STATEMENT_S, WAIT_S
 
 Outcome = Literal["ok", "refused", "failed", "cancelled"]  # cancelled: the caller has gone, which is no error
 Grain = Literal["hour", "day"]

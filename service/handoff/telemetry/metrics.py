@@ -1,4 +1,4 @@
-"""All metrics, labels and buckets, and functions that record an event in the metrics that it concerns. Add a metric here.
+"""All metrics and labels, and functions that record an event in the metrics that it concerns. Add a metric here.
 
 Names follow OpenTelemetry's semantic conventions where there is one; all others begin with `handoff.`. Every label has a
 closed set of values, none of which a caller can choose.
@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, get_args
 from handoff import __version__
 from handoff.model import EntryType, HandoffAction, HandoffState, Loop, Part, RequestType, SessionStatus, Severity
 from handoff.secret_patterns import KINDS
+from handoff.telemetry.buckets import BATCH, CACHE_S, CALL_S, LAG_S, PEOPLE_S, SIZE_BYTES, STATEMENT_S, TOKENS, WAIT_S
 from handoff.telemetry.instruments import Attribute, Counter, Gauge, Histogram, Instrument, UpDownCounter
 
 # Attributes
@@ -68,20 +69,6 @@ DELIVERY: Final = Attribute("outcome", ("delivered", "failed", "dead"))
 KEPT: Final = Attribute("kept", ("asked", "noteworthy", "ordinary", "no"))
 VERSION: Final = Attribute("version", (__version__,))
 THRESHOLD_NAME: Final = Attribute("of")  # admitted by configuration.py
-
-# Buckets
-# Seconds. A good call takes 1 to 3 ms, and the conventions' buckets begin at 10 ms, so there are finer ones below.
-_FINE_S: Final = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075)
-CALL_S: Final = (*_FINE_S, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.5, 2.5, 5.5, 10.5, 30.5)
-STATEMENT_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.5, 5.5)
-WAIT_S: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.5, 5.5)
-CACHE_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
-PEOPLE_S: Final = (0.5, 2.5, 5.5, 15.5, 30.5, 60.5, 120.5, 300.5, 600.5, 1800.5, 3600.5, 14400.5, 86400.5, 604800.5)
-# All below a million: above it, Prometheus writes 1.0485765e+06 for an edge that it scrapes, 1048576.5 for one by OTLP.
-SIZE_BYTES: Final = (64.5, 256.5, 1024.5, 4096.5, 16384.5, 65536.5, 102400.5, 262144.5, 524288.5, 999999.5)
-TOKENS: Final = (100.5, 250.5, 500.5, 1000.5, 1500.5, 2500.5, 5000.5, 10000.5, 20000.5)
-BATCH: Final = (1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5)  # no integers: `le="1"` and `le="1.0"` are different labels
-LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.5)
 
 HTTP: Final = {"network.protocol.name": "http", "network.protocol.version": "1.1"}  # the only one that uvicorn speaks
 
