@@ -120,7 +120,7 @@ def test_a_given_secret_replaces_the_generated_one(stack: Stack, made: dict[str,
         with pytest.raises(Failed, match="password authentication failed"):
             stack.psql("handoff", made["database-handoff"], "SELECT 1")
         for name in ("deadman-url", "webhook-secret-ops", "webhooks.toml"):
-            assert stack.in_volume("secrets-worker", "cat", f"/volume/{name}") == given[name]
+            assert stack.in_volume("secrets-worker", "cat", f"/volume/{name}").rstrip("\n") == given[name]
         for_service = stack.in_volume("secrets-service", "ls", "/volume").split()
         assert ("webhooks.toml" in for_service, "webhook-secret-ops" in for_service) == (True, False)
         # The collector uses the new passwords too: with wrong ones its receivers would produce no new samples.
