@@ -183,7 +183,7 @@ PAGE: Final = Page(
                 ),
                 table_panel(
                     "Anomalies",
-                    "What was unusual in the selected time range, the newest first, also what nobody was told of. Empty while there is nothing.",
+                    "What was unusual in the selected time range, the newest first, including what notified nobody. Empty while there is nothing.",
                     Sql(_ANOMALIES),
                     widths={"minute": 150, "severity": 80, "strength": 80, "told": 110, "incident": 80, "sentence": 0},
                     units={"strength": "none"},

@@ -16,7 +16,7 @@ from typing import Final
 from handoff.analytics.kinds import RATIO_PRIOR
 from handoff.model import Part
 
-GOES_ON_S: Final = 3_600  # the same for an incident that people have been told of and that is still open
+GOES_ON_S: Final = 3_600  # the same for an open incident, of which people have been notified
 TOGETHER_S: Final = 900  # findings of one fault come within minutes; the detector needs up to 15 for a slow one
 SIBLINGS_MIN: Final = 3  # two that are unusual at once may be a coincidence
 MAJORITY: Final = 0.5  # of a total's deviation

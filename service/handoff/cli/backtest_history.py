@@ -26,7 +26,7 @@ _UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 
 @dataclass(slots=True)
 class _Past:
-    """What would have been told of all series, and those of which most would have been, as many as a page shows."""
+    """The alerts that all series would have raised, and the series that would have raised most, as many as a page shows."""
 
     sensitivity: float
     count: int = 0
