@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 from unittest.mock import patch
 
 import asyncpg
@@ -159,7 +159,7 @@ class World:
         self._redis = redis
         identity = Identity("bench", "service", None, runs_jobs=False)
         self.minutes = Minutes(app.settings, identity, StandbyConnection(app.settings))
-        self.minutes._process = SimpleNamespace(memory_info=self._memory)  # type: ignore[assignment]
+        self.minutes._process = cast("Any", SimpleNamespace(memory_info=self._memory))
         self._queue: list[tuple[float, int, RunningScenario]] = []
         self._running: set[RunningScenario] = set()
         self._queued = self._runs = 0

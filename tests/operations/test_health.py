@@ -1,11 +1,9 @@
 """Health: a report never waits, changes are stored, and a stuck event loop is noticed."""
 
-import socket
 import threading
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +28,7 @@ from handoff.telemetry import metrics
 from handoff.telemetry.instruments import quantile
 from handoff.telemetry.shipper import Shipment
 from tests.agents import Agent, until
-from tests.processes import PATIENCE_S, free_port, serving, start, stop, wait_until_ready
+from tests.processes import PATIENCE_S, free_port, serving
 from tests.proxy import proxied
 from tests.test_faults import own_postgres, pids, signal_to
 
@@ -358,52 +356,3 @@ async def test_the_metrics_resource_needs_the_scope_admin(observed: App) -> None
         with pytest.raises(Exception, match="scope admin"):
             await client.read_resource("handoff://metrics")
         assert await Agent(client).read("handoff://health")
-
-
-def test_the_operations_port_serves_health_targets_and_metrics(database_url: str) -> None:
-    ops = free_port()
-    with (
-        serving(database_url=database_url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.2),
-        httpx2.Client(base_url=f"http://127.0.0.1:{ops}", timeout=PATIENCE_S) as http,
-    ):
-        assert http.get("/healthz").json() == {"status": "alive"}
-        assert http.get("/nothing").status_code == 404
-        give_up = time.monotonic() + PATIENCE_S
-        while http.get("/targets").json() != [{"targets": [f"127.0.0.1:{ops}"], "labels": {"kind": "service"}}]:
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
-        asked = http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
-        assert asked.headers["content-type"].startswith("application/openmetrics-text")
-        assert asked.text.endswith("# EOF\n")
-        metrics = http.get("/metrics")
-        assert metrics.headers["content-type"].startswith("text/plain")
-        assert 'service_name="handoff"' in metrics.text
-
-
-def test_a_malformed_request_to_the_operations_port_leaves_only_json_in_the_log(database_url: str) -> None:
-    ops = free_port()
-    service = start(database_url=database_url, telemetry="true", ops_port=ops)
-    try:
-        wait_until_ready(service)
-        with socket.create_connection(("127.0.0.1", ops), PATIENCE_S) as connection:
-            connection.sendall(b"NO REQUEST AT ALL\r\n\r\n")
-            assert b"400" in connection.recv(200)
-    finally:
-        printed = stop(service)
-    assert [line for line in printed.splitlines() if not line.startswith("{")] == []
-
-
-def test_an_operations_port_that_is_taken_ends_in_a_clear_message(database_url: str, tmp_path: Path) -> None:
-    import subprocess
-
-    from tests.processes import HANDOFF, environment
-
-    ops = free_port()
-    with serving(database_url=database_url, telemetry="true", ops_port=ops):
-        settings = environment(database_url=database_url, telemetry="true", ops_port=ops, port=free_port())
-        done = subprocess.run(
-            [HANDOFF, "work"], env=settings, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-        )
-    assert done.returncode == 1
-    assert "HANDOFF_OPS_PORT" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,9 +1,10 @@
-"""The operations port bounds its connections, which need no token, and answers only to its own names."""
+"""The operations port: what it serves, that it bounds its connections, which need no token, and its names."""
 
 import socket
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from time import monotonic, sleep
 
 import anyio.to_thread
@@ -13,7 +14,7 @@ import pytest
 from handoff.context import App
 from handoff.operations import port
 from handoff.operations.port import OperationsPort
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, free_port, serving, start, stop, wait_until_ready
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 in_thread = anyio.to_thread.run_sync
@@ -127,3 +128,52 @@ async def test_a_host_that_is_none_of_its_names_is_refused(app: App, host: bytes
 
 async def test_a_request_without_a_host_is_refused(number: int) -> None:
     assert b" 421 " in (await in_thread(exchanged, number, b"GET /metrics HTTP/1.0\r\n\r\n")).partition(b"\r\n")[0]
+
+
+def test_the_operations_port_serves_health_targets_and_metrics(database_url: str) -> None:
+    ops = free_port()
+    with (
+        serving(database_url=database_url, telemetry="true", ops_port=ops, heartbeat_interval_s=0.2),
+        httpx2.Client(base_url=f"http://127.0.0.1:{ops}", timeout=PATIENCE_S) as http,
+    ):
+        assert http.get("/healthz").json() == {"status": "alive"}
+        assert http.get("/nothing").status_code == 404
+        give_up = monotonic() + PATIENCE_S
+        while http.get("/targets").json() != [{"targets": [f"127.0.0.1:{ops}"], "labels": {"kind": "service"}}]:
+            assert monotonic() < give_up
+            sleep(0.1)
+        asked = http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+        assert asked.headers["content-type"].startswith("application/openmetrics-text")
+        assert asked.text.endswith("# EOF\n")
+        metrics = http.get("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert 'service_name="handoff"' in metrics.text
+
+
+def test_a_malformed_request_to_the_operations_port_leaves_only_json_in_the_log(database_url: str) -> None:
+    ops = free_port()
+    service = start(database_url=database_url, telemetry="true", ops_port=ops)
+    try:
+        wait_until_ready(service)
+        with socket.create_connection(("127.0.0.1", ops), PATIENCE_S) as connection:
+            connection.sendall(b"NO REQUEST AT ALL\r\n\r\n")
+            assert b"400" in connection.recv(200)
+    finally:
+        printed = stop(service)
+    assert [line for line in printed.splitlines() if not line.startswith("{")] == []
+
+
+def test_an_operations_port_that_is_taken_ends_in_a_clear_message(database_url: str, tmp_path: Path) -> None:
+    import subprocess
+
+    from tests.processes import HANDOFF, environment
+
+    ops = free_port()
+    with serving(database_url=database_url, telemetry="true", ops_port=ops):
+        settings = environment(database_url=database_url, telemetry="true", ops_port=ops, port=free_port())
+        done = subprocess.run(
+            [HANDOFF, "work"], env=settings, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    assert done.returncode == 1
+    assert "HANDOFF_OPS_PORT" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -203,7 +203,7 @@ async def page(
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which entries a page has; with a mark, only valid ones. `since` and `until` limit when they were written."""
+    """Which entries a page holds; with a mark, only valid ones. `since` and `until` limit when they were written."""
 
     type: EntryType | None = None
     mark: Mark | None = None
