@@ -49,8 +49,10 @@ async def test_more_than_a_batch_is_deleted_in_one_run(
     app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BATCH_MAX", 10)
+    monkeypatch.setattr(store, "RESULT_BLOCKS_MAX", 1)
     await db.execute("""INSERT INTO idempotency (agent, key, tool, fingerprint, created_at)
-                        SELECT 'a', n::text, 't', sha256('x'), now() - interval '9 days' FROM generate_series(1, 45) n""")
+                        SELECT 'a', n::text, 't', sha256('x'), now() - interval '9 days' FROM generate_series(1, 450) n""")
+    assert await store.result_blocks(db) > 2
     await db.execute("INSERT INTO agent SELECT 'a' || n, '{}', now() - interval '8 days' FROM generate_series(1, 45) n")
     await retention.run(app)
     assert await db.fetchval("SELECT count(*) FROM idempotency") == await db.fetchval("SELECT count(*) FROM agent") == 0

@@ -385,8 +385,11 @@ async def test_the_jobs_that_go_through_everything_read_bounded_parts_of_it_alon
     await filled.execute("ANALYZE idempotency")
     batch = 50
 
-    results = await plan(filled, retention.RESULTS, "7 days", batch)
-    assert most([scan for scan in results if scan["table"] == "session"], "session") <= 2 * batch
+    results = await plan(filled, retention.RESULTS, "7 days", "(0,0)", "(10,0)")
+    in_blocks = await filled.fetchval("SELECT count(*) FROM idempotency WHERE ctid < '(10,0)'")
+    assert [scan["type"] for scan in results if scan["table"] == "idempotency"].count("Tid Range Scan") == 2
+    assert most(results, "idempotency") <= in_blocks
+    assert most(results, "session") <= 2 * in_blocks
     assert most(await plan(filled, retention.AGENTS, "", batch), "handoff") <= batch
     checked = await plan(filled, integrity.CHECK, 20, 1_490, batch, 1 << 24)
     assert most(checked, "context_entry") <= 2 * batch

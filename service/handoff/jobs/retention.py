@@ -1,5 +1,6 @@
 """Deletes what has outlived its time: results of calls, history of alerts, health, processes, incidents; idle agents."""
 
+import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -25,7 +26,6 @@ async def run(app: App) -> None:
     until = monotonic() + _RUN_S
     kept_for = timedelta(seconds=app.settings.idempotency_kept_s)
     deletions: dict[str, Callable[[Connection], Awaitable[int]]] = {
-        "idempotency": partial(retention.results, kept_for=kept_for),
         "alert": retention.alerts,
         "health_event": retention.health,
         "process_minute": retention.process_minutes,
@@ -39,6 +39,7 @@ async def run(app: App) -> None:
         "webhook_delivery": webhooks.forget,
     }
     deleted = {table: await _batches(app, work, until, table) for table, work in deletions.items()}
+    deleted["idempotency"] = await _results(app, kept_for, until)
     deleted["agent"] = await _agents(app, until)
     expired = await _batches(app, retention.expire_unused, until)
     if expired or any(deleted.values()):
@@ -54,6 +55,21 @@ async def _batches(app: App, work: Callable[[Connection], Awaitable[int]], until
             metrics.ROWS_DELETED.add(count, table)
         if count < retention.BATCH_MAX:
             break
+        await pause_after(began)
+    return total
+
+
+async def _results(app: App, kept_for: timedelta, until: float) -> int:
+    """Go through all kept results, from any block on, so that each of them has its turn even if the time is too short."""
+    total = 0
+    blocks = range(0, await transact(app.pool, retention.result_blocks), retention.RESULT_BLOCKS_MAX)
+    first = random.randrange(len(blocks) or 1)  # noqa: S311 - no secret
+    for block in (*blocks[first:], *blocks[:first]):
+        if (began := monotonic()) > until:
+            break
+        count = await transact(app.pool, partial(retention.results, kept_for=kept_for, block=block))
+        total += count
+        metrics.ROWS_DELETED.add(count, "idempotency")
         await pause_after(began)
     return total
 

@@ -14,21 +14,23 @@ BATCH_MAX: Final = 2_000
 
 # Longer than any session is active after its last write, and for as long as the session of the call takes writes, so that a
 # call can be repeated as long as it could have an effect.
+#
+# The blocks of the table are read in turn, as an index by age would have to be kept up to date by each call. OFFSET 0 has
+# sessions looked up one by one, however many rows Postgres expects.
 RESULTS = """
-    DELETE FROM idempotency
-     WHERE ctid = ANY (ARRAY(SELECT i.ctid FROM idempotency i
-                              WHERE i.created_at < now() - greatest($1::interval,
-                                                                    (SELECT max(active_for) FROM retention_policy))
-                                AND NOT EXISTS (
-                                    SELECT FROM session s
-                                     WHERE s.id = i.session_id AND s.status IN ('active', 'dormant'))
-                                AND NOT EXISTS (
-                                    SELECT FROM session s
-                                     WHERE s.key = coalesce(i.result ->> 'session_key',
-                                                            i.result -> 'handoff' ->> 'session_key')
-                                       AND s.status IN ('active', 'dormant'))
-                              LIMIT $2))
+    DELETE FROM idempotency i
+     WHERE i.ctid >= $2 AND i.ctid < $3
+       AND i.created_at < now() - greatest($1::interval, (SELECT max(active_for) FROM retention_policy))
+       AND NOT EXISTS (
+           SELECT FROM session s
+            WHERE s.id = i.session_id AND s.status IN ('active', 'dormant') OFFSET 0)
+       AND NOT EXISTS (
+           SELECT FROM session s
+            WHERE s.key = coalesce(i.result ->> 'session_key', i.result -> 'handoff' ->> 'session_key')
+              AND s.status IN ('active', 'dormant') OFFSET 0)
 """
+RESULT_BLOCKS = "SELECT pg_relation_size('idempotency') / current_setting('block_size')::int"
+RESULT_BLOCKS_MAX: Final = 32  # of 8 KiB: up to 3,000 results or so
 ALERTS = """
     DELETE FROM alert
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM alert
@@ -95,12 +97,17 @@ async def expire_unused(conn: Connection) -> int:
     return len(found)
 
 
-async def results(conn: Connection, kept_for: timedelta) -> int:
-    """Delete kept results of calls that are older than this and whose session takes no more writes; return how many.
+async def result_blocks(conn: Connection) -> int:
+    """Return how many blocks the kept results of calls take."""
+    return await conn.fetchval(RESULT_BLOCKS)
 
-    They are also older than any policy lets a session stay active.
+
+async def results(conn: Connection, kept_for: timedelta, block: int) -> int:
+    """Delete results in RESULT_BLOCKS_MAX blocks from this one on that nobody can ask for any more; return how many.
+
+    They are older than `kept_for` and than any policy lets a session stay active, and their session takes no more writes.
     """
-    return _count(await conn.execute(RESULTS, kept_for, BATCH_MAX))
+    return _count(await conn.execute(RESULTS, kept_for, (block, 0), (block + RESULT_BLOCKS_MAX, 0)))
 
 
 async def alerts(conn: Connection) -> int:
