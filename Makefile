@@ -2,6 +2,9 @@
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
+# Hundreds of processes import the same modules in the tests: without kept bytecode each compiles them again, which takes as
+# long as all else that its start does.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-faults bench-jobs bench-rca bench-series doctor fuzz open clean
 .DEFAULT_GOAL := run
