@@ -26,8 +26,8 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 	.venv/bin/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
-# has ended.
-LANES := work pages bundle outages
+# has ended. The longest come first, so that the last doesn't run alone.
+LANES := bundle work pages outages
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
