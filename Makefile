@@ -2,6 +2,9 @@
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 DATA_DIR ?= .data
 export UV_PROJECT_ENVIRONMENT := .venv
+# Hundreds of processes import the same modules in the tests: without kept bytecode each compiles them again, which takes as
+# long as all else that its start does.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-faults bench-jobs bench-rca bench-series doctor fuzz open clean
 .DEFAULT_GOAL := run
@@ -23,8 +26,8 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 	.venv/bin/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
-# has ended.
-LANES := work pages bundle outages
+# has ended. The longest come first, so that the last doesn't run alone.
+LANES := bundle work pages outages
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
