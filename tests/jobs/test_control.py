@@ -81,8 +81,11 @@ async def test_a_job_that_hangs_delays_no_other_and_is_ended(admin: tuple[App, A
     assert (await agent.read("handoff://jobs/archive"))["last_error"] == "timeout: TimeoutError"
 
 
-async def test_the_statistics_tell_of_every_run_once(admin: tuple[App, Agent], db: asyncpg.Connection) -> None:
+async def test_the_statistics_tell_of_every_run_once(
+    admin: tuple[App, Agent], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app, agent = admin
+    monkeypatch.setattr("random.uniform", lambda least, _: least)  # jobs drift apart by up to a tenth of their interval
     good, bad, clock = Counted("certificates", 3_600), Counted("archive", 3_600, fail), Clock()
     async with Running(app, clock, good, bad):
         await until(lambda: (good.runs, bad.runs) == (1, 1))
@@ -101,7 +104,7 @@ async def test_the_statistics_tell_of_every_run_once(admin: tuple[App, Agent], d
     assert found["archive"]["last_error"] == "rosebud"
     assert ("last_success_at" in found["archive"], "last_failure_at" in found["certificates"]) == (False, False)
     ahead = "SELECT extract(epoch FROM next_run_at - now()) FROM job WHERE name = 'certificates'"
-    assert 3_200 < float(await db.fetchval(ahead)) < 3_600
+    assert 3_000 < float(await db.fetchval(ahead)) <= 3_240
 
 
 async def test_a_failed_run_is_repeated_sooner_than_the_interval_and_then_less_and_less_often(

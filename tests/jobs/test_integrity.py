@@ -118,3 +118,51 @@ async def test_a_session_that_is_readmitted_stays_out_of_quarantine_until_someth
     await db.execute(DAMAGE["sequence"], key)
     await integrity.run(app)
     assert [(row["session_key"], row["reason"]) for row in await store.listed(db)] == [(key, "sequence")]
+
+
+DAMAGE_IN_ARCHIVE = {
+    "content": f"UPDATE archive SET contents[300 - first_sequence] = 'forged' WHERE {OF_KEY} AND first_sequence = 257",
+    "hash": f"UPDATE archive SET content_hashes[2] = sha256('x') WHERE {OF_KEY} AND first_sequence = 1",
+    "entry": "UPDATE archive SET (contents, content_hashes) = (contents[2:], content_hashes[2:])"
+    f" WHERE {OF_KEY} AND first_sequence = 257",
+    "block": f"DELETE FROM archive WHERE {OF_KEY} AND first_sequence = 257",
+    "last block": f"DELETE FROM archive WHERE {OF_KEY} AND first_sequence = 513",
+    "all": f"DELETE FROM archive WHERE {OF_KEY}",
+}
+
+
+async def test_what_does_not_fit_in_the_archive_is_set_aside_too(
+    app: App, agent: Agent, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BLOCKS_MAX", 2)  # so that a session's three end in the middle of a page
+    damaged = {what: await agent.session() for what in DAMAGE_IN_ARCHIVE}
+    keys = [*damaged.values(), await agent.session(), await agent.session()]
+    for key in keys:
+        for _ in range(11):
+            entries = [{"type": "message", "content": "zwei \u00fc"}] * 50
+            await agent.ok("update_context", agent="alice", session_key=key, entries=entries)
+        await agent.ok("close_session", agent="alice", session_key=key)
+    await db.execute("UPDATE session SET status_since = status_since - interval '2 days'")
+    await archive.run(app)
+    before = metrics.ENTRIES_CHECKED.value()
+    await integrity.run(app)
+    assert metrics.ENTRIES_CHECKED.value() == before + 551 * len(keys)
+    assert await store.listed(db) == []
+
+    for what, key in damaged.items():
+        await db.execute(DAMAGE_IN_ARCHIVE[what], key)
+    await db.execute("DELETE FROM session WHERE key = $1", keys[-1])  # its blocks wait for their bucket to be dropped
+    for _ in range(2):
+        await integrity.run(app)
+    found = {row["session_key"]: (row["reason"], row["sequence"]) for row in await store.listed(db)}
+    assert found == {
+        damaged["content"]: ("content", 299),
+        damaged["hash"]: ("content", 2),
+        damaged["entry"]: ("sequence", 257),
+        damaged["block"]: ("sequence", 513),
+        damaged["last block"]: ("sequence", 512),
+        damaged["all"]: ("sequence", 0),
+    }
+    await db.execute("UPDATE session SET status_since = status_since - interval '400 days'")
+    await delete.run(app)
+    assert {row["key"] for row in await db.fetch("SELECT key FROM session")} == set(damaged.values())

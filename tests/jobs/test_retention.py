@@ -1,18 +1,30 @@
 """What has outlived its time is deleted in batches, and nothing that is younger or still in use."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from handoff.context import App
 from handoff.jobs import retention
-from handoff.store import performance
+from handoff.jobs.table import JOBS
+from handoff.store import instances, performance
 from handoff.store import retention as store
 from handoff.telemetry import metrics
 from tests.agents import Agent
 from tests.store.test_performance import BEGAN as NOW
 from tests.store.test_performance import bucket
+
+DOCUMENTED = Path(__file__).parents[2] / "docs/configuration.md"
+TABLES = """
+    SELECT relname FROM pg_class
+     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+"""
+CASCADES = """
+    SELECT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confdeltype = 'c'
+"""
 
 
 async def test_results_are_kept_as_long_as_a_call_may_be_repeated(app: App, agent: Agent, db: asyncpg.Connection) -> None:
@@ -106,10 +118,18 @@ async def test_an_agent_is_forgotten_only_when_nothing_refers_to_it(app: App, ag
                                                  ('came-today', '{}', now()) ON CONFLICT DO NOTHING""")
     await db.execute("UPDATE agent SET declared_at = now() - interval '8 days' WHERE name <> 'came-today'")
 
-    await retention.run(app)
+    async def left() -> set[str]:
+        await retention.run(app)
+        return {row["name"] for row in await db.fetch("SELECT name FROM agent")}
 
-    names = {row["name"] for row in await db.fetch("SELECT name FROM agent")}
-    assert names == {"has-declared", "took-part", "was-offered", "came-today"}
+    assert await left() == {"has-declared", "took-part", "was-offered", "came-today"}
+    long_ago = "UPDATE agent SET declared_at = now() - interval '91 days'"
+    await agent.ok("get_inbox", agent="declares-again", capabilities=["python"])
+    for again in ({}, {"capabilities": ["python"]}):  # both are a sign of life
+        await db.execute(long_ago)
+        await agent.ok("get_inbox", agent="declares-again", **again)
+        assert await left() == {"declares-again", "took-part", "was-offered"}
+    assert await db.fetchval("SELECT capabilities FROM agent WHERE name = 'declares-again'") == ["python"]
 
 
 async def test_a_call_can_be_repeated_for_as_long_as_its_session_takes_writes(
@@ -141,3 +161,64 @@ async def test_a_session_that_nobody_used_expires_after_a_week(app: App, agent: 
     assert found == ["expired", "active", "active", "active"]
     events = (await agent.read(f"handoff://sessions/{unused}/lifecycle"))["events"]
     assert [event["kind"] for event in events][-1] == "session.expired"
+
+
+async def test_every_table_is_bounded_and_the_documentation_says_by_what(db: asyncpg.Connection) -> None:
+    """A new table needs a row there: what deletes from it, or why nothing has to."""
+    section = DOCUMENTED.read_text().partition("## What bounds each table\n")[2].partition("\n## ")[0]
+    bounds = {
+        table: bound
+        for tables, bound in re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.MULTILINE)
+        for table in re.findall(r"`(\w+)`", tables)
+    }
+    assert sorted(bounds) == sorted(row[0] for row in await db.fetch(TABLES))
+    cascades = {tuple(row) for row in await db.fetch(CASCADES)}
+    for table, bound in bounds.items():
+        if found := re.match(r"`(\w+)`, with which they are deleted$", bound):
+            assert (table, found[1]) in cascades
+        elif found := re.match(r"the job `(\w+)`", bound):
+            assert found[1] in {job.name for job in JOBS}
+
+
+async def test_incidents_anomalies_webhooks_and_processes_are_deleted_when_they_are_old_and_over(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    incident = """INSERT INTO incident (severity, component, summary, causes, anomalies, opened_at, last_at, closed_at)
+                  SELECT 'warning', 'host', $1, '[]', 1, now() - $2::interval, now() - $2, now() - $3::interval
+               RETURNING id"""
+    days = timedelta(days=1)
+    ids = [
+        await db.fetchval(incident, name, began * days, over)
+        for name, began, over in (("old", 91, 90 * days), ("open", 91, None), ("young", 89, 88 * days))
+    ]
+    await db.execute("""INSERT INTO series (name, kind, absence, begins_at, last_at)
+                        VALUES ('s', 'level', 'gap', date_trunc('minute', now()), date_trunc('minute', now()))""")
+    for age, of in ((91, ids[0]), (91, ids[1]), (91, None), (89, None)):
+        await db.execute(
+            """INSERT INTO anomaly (series_id, bucket, version, severity, shadow, value, expected, lower, upper, strength,
+                                    confidence, spoke, sentence, incident_id)
+               SELECT id, date_trunc('minute', now()) - $1::interval - coalesce($2::bigint, 0) * interval '1 minute', 1,
+                      'warning', false, 1, 1, 1, 1, 1, 1, '{}', '', $2 FROM series WHERE name = 's'""",
+            age * days,
+            of,
+        )
+    handoff_id = await agent.offer(await agent.session())
+    delivery = """INSERT INTO webhook_delivery (endpoint, handoff_id, event_id, kind, at, data, is_dead)
+                  VALUES ('ops', $1, $2, 'handoff.offered', now() - $3::interval, '{}', $4)"""
+    for number, (of, age, is_dead) in enumerate(
+        ((handoff_id, 31, False), (handoff_id, 29, True), (77, 1, True), (77, 1, False))
+    ):
+        await db.execute(delivery, of, number, age * days, is_dead)
+    seen = """INSERT INTO instance (id, kind, version, does_jobs, started_at, seen_at)
+              VALUES ($1, 'service', '0', false, now(), now() - $2::interval)"""
+    for name, age in (("gone", 61), ("alive", 59)):
+        await db.execute(seen, name, age * timedelta(minutes=1))
+
+    await retention.run(app)
+    await instances.seen(db, "me", "service", "0", None, does_jobs=False)
+
+    assert [row[0] for row in await db.fetch("SELECT summary FROM incident ORDER BY id")] == ["open", "young"]
+    assert await db.fetchval("SELECT count(*) FROM anomaly") == 2
+    assert [row[0] for row in await db.fetch("SELECT event_id FROM webhook_delivery ORDER BY 1")] == [1, 3]
+    known = {row[0] for row in await db.fetch("SELECT id::text FROM instance")}
+    assert (known & {"gone", "alive", "me"}) == {"alive", "me"}

@@ -108,6 +108,7 @@ async def test_what_is_held_outlives_its_policy_and_a_refused_deletion_is_audite
     await delete.run(app)
     assert (await admin.refused("get_context", agent="alice", session_key=key))["code"] == "session_not_found"
     assert await db.fetchval("SELECT count(*) FROM session") == 0
+    assert await db.fetchval("SELECT count(*) FROM archive") == 0  # its new bucket would be kept for a whole period more
 
 
 async def test_a_request_erases_a_session_and_all_that_refers_to_it_and_tells_who_holds_it(
@@ -142,6 +143,51 @@ async def test_a_request_erases_a_session_and_all_that_refers_to_it_and_tells_wh
     for name in (key, "nobody"):
         error = await admin.refused("session_data", agent="ops", action="delete", of="session", name=name, reason="again")
         assert error["code"] == "nothing_found"
+
+
+async def test_of_a_session_that_is_erased_no_row_of_any_table_keeps_its_key_or_a_word_of_it(
+    admin: Agent, app: App, db: asyncpg.Connection
+) -> None:
+    """Whatever refers to a session: a table that is added later has to be emptied too."""
+    first, second = [await admin.session(session_key=f"rosebud-{n}", idempotency_key=f"rosebud {n}") for n in range(2)]
+    for key in (first, second):
+        keyed = (f"{key}-{n}" for n in range(99))
+        await admin.says(key, "the rosebud sledge", idempotency_key=next(keyed))
+        handoff_id = await admin.offer(key, instructions="find the rosebud", idempotency_key=next(keyed))
+        of_it: dict[str, Any] = {"handoff_id": handoff_id}
+        amended = {"agent": "alice", "session_key": key, "instructions": "find every rosebud"}
+        await admin.ok("request_handoff", **of_it, **amended, idempotency_key=next(keyed))
+        token = await admin.accept(handoff_id, idempotency_key=next(keyed))
+        held = {**of_it, "agent": "bob", "token": token}
+        await admin.ok("renew_handoff", **held, idempotency_key=next(keyed))
+        await admin.ok("resolve_handoff", **held, action="complete", note="rosebud it was", idempotency_key=next(keyed))
+        await admin.ok("close_session", agent="alice", session_key=key, idempotency_key=next(keyed))
+        for action in ("hold", "release"):
+            await admin.ok("session_data", agent="ops", action=action, of="session", name=key, reason="case 7")
+    number = await db.fetchval("SELECT id FROM session WHERE key = $1", first)
+    await db.execute("UPDATE session SET status_since = now() - interval '2 days' WHERE id = $1", number)
+    await archive.run(app)
+    await db.execute("INSERT INTO quarantine VALUES ($1, 'receipt', 1, now(), now(), 'ops')", number)  # and readmitted
+    await db.execute("INSERT INTO archive_failure VALUES ($1, 1, 'rosebud', now(), now())", number)
+    await db.execute("""INSERT INTO webhook_delivery (endpoint, handoff_id, event_id, kind, at, data, is_dead)
+                        SELECT 'ops', h.id, h.id, 'handoff.offered', now(), jsonb_build_object('session_key', s.key), true
+                          FROM handoff h JOIN session s ON s.id = h.session_id""")
+    tables = [
+        row[0]
+        for row in await db.fetch("""SELECT relname FROM pg_class
+                                      WHERE relnamespace = current_schema()::regnamespace
+                                        AND relkind IN ('r', 'p') AND NOT relispartition""")
+    ]
+
+    async def mentioned() -> set[str]:
+        count = "SELECT count(*) FROM {table} t WHERE t::text LIKE '%rosebud%'"
+        return {table for table in tables if await db.fetchval(count.format(table=table))}
+
+    assert await mentioned() >= {"session", "context_entry", "archive", "handoff", "idempotency", "webhook_delivery"}
+    for key in (first, second):
+        await admin.ok("session_data", agent="ops", action="delete", of="session", name=key, reason="right to erasure")
+    assert await mentioned() == set()
+    assert await db.fetchval("SELECT count(*) FROM idempotency") == 0
 
 
 async def test_an_agents_sessions_are_erased_except_those_that_are_held(

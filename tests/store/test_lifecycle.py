@@ -77,9 +77,21 @@ async def test_from_the_moment_of_its_expiry_a_session_is_expired_before_any_job
         error = await agent.refused(tool, **asked, **arguments)
         assert (error["code"], error["status"]) == ("session_closed", "expired")
         assert f'"continues": "{key}"' in error["try"]
-    error = await agent.refused("accept_handoff", agent="bob", handoff_id=handoff_id)
-    assert (error["code"], error["state"]) == ("wrong_state", "expired")
-    assert "because its session is over" in error["message"]
+    for who, tool, arguments in (
+        ("bob", "accept_handoff", {}),
+        ("bob", "resolve_handoff", {"action": "reject", "note": "x"}),
+        ("alice", "resolve_handoff", {"action": "cancel", "note": "x"}),
+        ("alice", "request_handoff", {"session_key": key, "instructions": "x"}),
+    ):
+        error = await agent.refused(tool, agent=who, handoff_id=handoff_id, **arguments)
+        assert error["code"] == "wrong_state"
+        assert f"Handoff {handoff_id} is expired because its session is over" in error["message"]
+    for answer in (
+        (await agent.ok("get_context", **asked))["session"],
+        await agent.read(f"handoff://summary/{key}"),
+        (await agent.read("handoff://agents/alice/sessions"))["sessions"][0],
+    ):
+        assert answer["status"] == "expired"
     assert await kinds(agent, key) == ["offered"]  # nothing refused has changed anything
 
 

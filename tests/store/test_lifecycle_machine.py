@@ -146,9 +146,8 @@ class Machine(RuleBasedStateMachine):
             key = self.world.do(self.world.agent.session(retention_policy=policy))
             self.sessions[key] = Expected(policy, self.now)
             self.sessions[key].contents.append(f"Session {key} registered by alice.")
-        self.tombstones = self.world.do(
-            self.world.db.fetchval("SELECT count(*) FROM audit WHERE action = 'session.deleted'")
-        )
+        self.read: dict[str, list[dict[str, Any]]] = {}
+        self.audited = self.actions()
 
     # One rule instead of many: of many, hypothesis would disable most in most runs.
     @rule(
@@ -179,8 +178,15 @@ class Machine(RuleBasedStateMachine):
             assert row["idle_h"] == pytest.approx(self.now - session.active_at, abs=0.02)
             page = self.world.do(self.world.agent.read(f"handoff://context/{key}?limit=100"))
             assert [entry["content"] for entry in page["entries"]] == session.contents
+            before = self.read.get(key, [])  # perhaps before it was archived
+            assert page["entries"][: len(before)] == before
+            self.read[key] = page["entries"]
             shown = self.world.do(self.world.agent.read(f"handoff://sessions/{key}"))
             assert shown["status"] == session.shown(self.now)
+        assert self.actions() == self.audited
+
+    def actions(self) -> list[str]:
+        return self.world.do(self.world.db.fetchval("SELECT coalesce(array_agg(action ORDER BY id), '{}') FROM audit"))
 
     def jump(self, hours: float) -> None:
         self.world.do(jump(self.world.db, hours=hours))
@@ -222,9 +228,7 @@ class Machine(RuleBasedStateMachine):
         for key in keys:
             assert key not in seen
             del self.sessions[key]
-        self.tombstones += len(keys)
-        count = self.world.do(self.world.db.fetchval("SELECT count(*) FROM audit WHERE action = 'session.deleted'"))
-        assert count == self.tombstones
+        self.audited += ["session.deleted"] * len(keys)
 
     def act(self, does: str, key: str, session: Expected) -> None:  # noqa: C901, PLR0912 - one case per step
         is_open = session.shown(self.now) in OPEN_STATUSES
@@ -259,6 +263,7 @@ class Machine(RuleBasedStateMachine):
             case "hold" | "release" if session.held != (does == "hold"):
                 self.call(True, "", "session_data", agent="ops", action=does, of="session", name=key, reason="case 7")
                 session.held = does == "hold"
+                self.audited.append("data.held" if session.held else "data.released")
             case "erase" if session.held or len(session.events) > 3:  # not as the first thing
                 if self.call(
                     not session.held,
@@ -271,6 +276,8 @@ class Machine(RuleBasedStateMachine):
                     reason="x",
                 ):
                     self.gone([key], self.seen())
+                else:
+                    self.audited.append("data.deletion_refused")
             case _:
                 pass
 

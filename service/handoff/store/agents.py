@@ -4,15 +4,18 @@ from collections.abc import Collection, Mapping
 
 from handoff.store.connect import Connection
 
-# Other capabilities mean another inbox, so its waiting readers are notified.
+# `declared_at` says, to the day, when an agent was last here. Other capabilities mean another inbox, so its waiting readers
+# are notified.
 DECLARE = """
-    WITH declared AS (
+    WITH known AS (
+        SELECT capabilities FROM agent WHERE name = $1
+    ), declared AS (
         INSERT INTO agent AS a (name, capabilities, declared_at) VALUES ($1, $2, now())
         ON CONFLICT (name) DO UPDATE SET capabilities = $2, declared_at = now()
-         WHERE a.capabilities IS DISTINCT FROM $2
+         WHERE a.capabilities IS DISTINCT FROM $2 OR a.declared_at < now() - interval '1 day'
         RETURNING name
     )
-    SELECT pg_notify('handoff', 'agent:' || name) FROM declared
+    SELECT pg_notify('handoff', 'agent:' || name) FROM declared WHERE NOT EXISTS (SELECT FROM known WHERE capabilities = $2)
 """
 # Agents of $1 keep, of the capabilities that they have declared, those of the pairs ($2, $3).
 RESTRICT = """
@@ -32,7 +35,10 @@ RESTRICT = """
     )
     SELECT name, pg_notify('handoff', 'agent:' || name) FROM changed LIMIT 10000
 """
-APPEAR = "INSERT INTO agent (name, capabilities, declared_at) VALUES ($1, '{}', now()) ON CONFLICT DO NOTHING"
+APPEAR = """
+    INSERT INTO agent AS a (name, capabilities, declared_at) VALUES ($1, '{}', now())
+    ON CONFLICT (name) DO UPDATE SET declared_at = now() WHERE a.declared_at < now() - interval '1 day'
+"""
 # The agents that take part in the newest 100 sessions of $1.
 KNOWN_TO = """
     SELECT DISTINCT other.agent

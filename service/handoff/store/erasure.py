@@ -38,9 +38,20 @@ LOCK = """
 """
 LIMIT = "SELECT set_config('statement_timeout', $1, true)"
 FORGET_ARCHIVED = "DELETE FROM archive WHERE session_id = $1"
-# Kept results hold instructions and notes, and have no foreign key to the session.
+# What has left its bucket, because it was held when that was dropped: its new bucket stays for a whole period more.
+FORGET_MOVED = """
+    DELETE FROM archive a USING session s
+     WHERE s.id = $1 AND a.session_id = s.id
+       AND a.bucket <> s.retention_policy || ' ' || date_trunc('week', s.status_since AT TIME ZONE 'UTC')::date
+"""
+# Kept results hold instructions and notes, and have no foreign key to the session. That of an append names it by its id.
 FORGET_RESULTS = """
-    DELETE FROM idempotency WHERE result ->> 'session_key' = $1 OR result -> 'handoff' ->> 'session_key' = $1
+    DELETE FROM idempotency
+     WHERE session_id = $1 OR result ->> 'session_key' = $2 OR result -> 'handoff' ->> 'session_key' = $2
+"""
+# What is pending is still delivered, the end of the handoffs too.
+FORGET_GIVEN_UP = """
+    DELETE FROM webhook_delivery WHERE is_dead AND handoff_id IN (SELECT id FROM handoff WHERE session_id = $1)
 """
 ERASE = "DELETE FROM session WHERE id = $1"
 
@@ -98,9 +109,12 @@ async def erase(conn: Connection, session_id: int, *, actor: str | None, reason:
         row = await handoffs.lock(conn, handoff_id)
         if row is not None:
             await handoffs.end(conn, row, "its session was deleted")
-    if actor is not None:
+    if actor is None:
+        await conn.execute(FORGET_MOVED, session_id, timeout=ERASE_S_MAX)
+    else:
         await conn.execute(FORGET_ARCHIVED, session_id, timeout=ERASE_S_MAX)
-        await conn.execute(FORGET_RESULTS, session["key"], timeout=ERASE_S_MAX)
+        await conn.execute(FORGET_RESULTS, session_id, session["key"], timeout=ERASE_S_MAX)
+        await conn.execute(FORGET_GIVEN_UP, session_id, timeout=ERASE_S_MAX)
     await conn.execute(ERASE, session_id, timeout=ERASE_S_MAX)
     tombstone = _tombstone(session, reason)
     action = SESSION_TRANSITIONS[session["status"], "delete"].event

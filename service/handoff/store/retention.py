@@ -61,14 +61,16 @@ PROCESS_PERIODS = """
                               LIMIT $1))
 """
 CALL_PERIODS = PROCESS_PERIODS.replace("process_period", "call_period")
-# Of the next agents after $1 by name: those that have declared nothing for a week, and have no session and no offer.
+# Of the next agents after $1 by name: those that have no session and no offer, and were last here a week ago, or 90 days ago
+# if they have declared what they can do, because agents who offer work look for that.
 AGENTS = """
     WITH next AS (
         SELECT name, capabilities, declared_at FROM agent WHERE name > $1 ORDER BY name LIMIT $2
     ), gone AS (
         DELETE FROM agent
          WHERE name IN (SELECT name FROM next n
-                         WHERE n.capabilities = '{}' AND n.declared_at < now() - interval '7 days'
+                         WHERE n.declared_at < now() - CASE WHEN n.capabilities = '{}' THEN interval '7 days'
+                                                            ELSE interval '90 days' END
                            AND NOT EXISTS (SELECT FROM participant p WHERE p.agent = n.name)
                            AND NOT EXISTS (SELECT FROM handoff h WHERE h.target_agent = n.name AND h.state = 'offered'))
         RETURNING name

@@ -44,12 +44,16 @@ PAUSE = """
     UPDATE webhook_delivery SET next_at = greatest(next_at, now() + make_interval(secs => $2))
      WHERE endpoint = $1 AND NOT is_dead
 """
-# What is as old as this was given up, or is for an endpoint that is no longer configured.
+# What is as old as this was given up, or is for an endpoint that is no longer configured. What was given up is also deleted
+# when its handoff is.
 FORGET = """
     WITH gone AS (
         DELETE FROM webhook_delivery
          WHERE (endpoint, handoff_id, event_id) IN (SELECT endpoint, handoff_id, event_id FROM webhook_delivery
-                                                     WHERE at < now() - $1::interval LIMIT $2)
+                                                     WHERE at < now() - $1::interval
+                                                        OR (is_dead AND NOT EXISTS (SELECT FROM handoff h
+                                                                                     WHERE h.id = handoff_id))
+                                                     LIMIT $2)
         RETURNING 1
     ) SELECT count(*) FROM gone
 """
@@ -110,7 +114,7 @@ async def failed(conn: Connection, row: Record, problem: str, again_s: float | N
 
 
 async def forget(conn: Connection) -> int:
-    """Delete a batch of what is older than KEPT; return how many rows that were."""
+    """Delete a batch of what is older than KEPT, or was given up and its handoff deleted; return how many rows that were."""
     return await conn.fetchval(FORGET, KEPT, BATCH_MAX)
 
 
