@@ -41,9 +41,10 @@ PAST = """
 """
 
 
-async def answer(db: asyncpg.Connection, page: str, panel: str) -> list[dict[str, object]]:
+async def answer(db: asyncpg.Connection, page: str, panel: str, until_s: float = 60) -> list[dict[str, object]]:
+    """What a panel shows of a range that ends in `until_s` seconds."""
     (asked,) = [it for it in questions(dashboards()[page]) if it.panel == panel]
-    return [dict(row) for row in await db.fetch(filled_sql(asked.text, {}, time() + 60))]
+    return [dict(row) for row in await db.fetch(filled_sql(asked.text, {}, time() + until_s))]
 
 
 async def test_every_statement_on_a_page_is_answered(db: asyncpg.Connection) -> None:
@@ -66,6 +67,7 @@ async def test_the_page_analytics_shows_what_was_found_and_what_is_forecast(db: 
     ((used, alerts),) = [it.values() for it in await answer(db, page, "Alert budget used")]
     assert (round(float(str(used)), 6), alerts) == (round(1 / 0.3, 6), 1)
     assert [it["summary"] for it in await answer(db, page, "Incidents")] == ["Now.", "Lately."]
+    assert [it["summary"] for it in await answer(db, page, "Incidents", until_s=-600)] == ["Now."], "closed after the range"
     told = {it["sentence"]: it["told"] for it in await answer(db, page, "Anomalies")}
     assert told == {"handoffs.offered is 1.": "yes", "promql.queue is 1.": "still learning", "promql.lag is 1.": "muted"}
     read = [

@@ -216,6 +216,7 @@ async def test_the_brief_is_shown_as_it_was_received_and_the_lease_is_renewed(se
         assert "Then: sqlite." not in (await shown(browser, f"/ui/sessions/{key}/brief")).text
         before = await agent.read(f"handoff://handoffs/{offered}")
         page = Page((await browser.get(f"/ui/handoffs/{offered}")).text)
+        assert re.search(r"Holderbob, \d+ min left", page.text)
         assert f"https://traces.example/trace/{before['trace_id']}" in page.links
         renew = f"/ui/handoffs/{offered}/renew"
         assert renew in page.links
@@ -228,6 +229,8 @@ async def test_the_brief_is_shown_as_it_was_received_and_the_lease_is_renewed(se
         assert (await browser.post(renew, headers=FORM)).status_code == 303
         await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="complete", token=1, note="Done.")
         assert (await browser.post(renew, headers=FORM)).status_code == 409
+        assert "HolderbobType" in Page((await browser.get(f"/ui/handoffs/{offered}")).text).text
+        assert "no handoff's id" in (await shown(browser, "/ui/handoffs/abc", 404)).text
 
 
 def test_traces_have_a_web_address() -> None:

@@ -24,7 +24,7 @@ _BUDGET_USED: Final = f"""
 _INCIDENTS: Final = """
     SELECT id AS incident, severity, component AS cause, summary, anomalies, opened_at AS "opened", last_at AS "last anomaly",
            closed_at AS "closed", feedback
-      FROM reporting.incident WHERE closed_at IS NULL OR closed_at >= $__timeFrom()
+      FROM reporting.incident WHERE closed_at IS NULL OR $__timeFilter(closed_at)
      ORDER BY closed_at IS NOT NULL, opened_at DESC LIMIT 100"""
 _ANOMALIES: Final = """
     SELECT bucket AS minute, severity, strength, CASE WHEN muted THEN 'muted' WHEN shadow THEN 'still learning' ELSE 'yes' END AS told,
@@ -56,7 +56,7 @@ PAGE: Final = Page(
             [
                 stat_panel(
                     "Open incidents",
-                    "Number of open incidents that are critical and, beside it, of all others. An incident is what was unusual at about the same time in one part of the system.",
+                    "Number of critical incidents that are open and, beside it, of all other open ones. An incident is what was unusual at about the same time in one part of the system.",
                     "short",
                     Prom(
                         f"{gauge(t.INCIDENTS_OPEN, aggregate='sum', only=[matcher(t.SEVERITY, 'critical', '=')])} or vector(0)",
@@ -258,7 +258,7 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Time since the last success",
-                    "Time since each job of the analytics last succeeded. Of trends and recommend, an hour and 10 minutes are normal, of the others a minute.",
+                    "Time since each job of the analytics last succeeded. An hour is normal for trends, 10 minutes for recommend, and a minute for the others.",
                     "s",
                     Prom(
                         f"time() - max by ({label(t.JOB)}) ({series(t.JOB_LAST_SUCCESS)}{{{_JOBS}}})",

@@ -5,7 +5,6 @@ and signatures.
 """
 
 import base64
-import binascii
 import hmac
 import tomllib
 from collections.abc import Sequence
@@ -87,7 +86,7 @@ def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 def read_endpoints(file: Path) -> list[Endpoint]:
     """The endpoints in a file. Raises WebhooksFileError."""
     try:
-        given: dict[str, Any] = tomllib.loads(file.read_text())
+        given: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
         endpoints = [Endpoint.model_validate(it) for it in given.pop("endpoint", [])]
     except OSError as error:
         raise WebhooksFileError(f"{file}: {error.strerror}") from error
@@ -107,12 +106,11 @@ def read_endpoints(file: Path) -> list[Endpoint]:
 
 def _secret(file: Path) -> bytes:
     try:
-        text = file.read_text().strip()
+        text = file.read_text(encoding="utf-8").strip()
+        secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
     except OSError as error:
         raise WebhooksFileError(f"{file}: {error.strerror}") from error
-    try:
-        secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
+    except ValueError:  # no text, or no base64
         secret = b""
     if not _SECRET_BYTES[0] <= len(secret) <= _SECRET_BYTES[1]:
         raise WebhooksFileError(f"{file}: a secret is {_PREFIX} and 24 to 64 bytes in base64")

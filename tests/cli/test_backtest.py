@@ -4,7 +4,9 @@ import math
 import random
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -60,20 +62,43 @@ def test_points_that_come_every_15_seconds_are_judged_every_minute(tmp_path: Pat
         ("time,value\n1,1\n2,x\n", "line 3: wanted a time"),
         ("1,1\n2\n", "line 2: wanted a time"),
         ("2,1\n1,1\n", "line 2: its time is not after"),
-        ("1,1\n", "has 1 points"),
-        ("", "has 0 points"),
+        ("1,1\n", "has fewer than 2 points: 1."),
+        ("", "has fewer than 2 points: 0."),
+        ("1,1\n2,\ud800\n", "is no CSV file in UTF-8"),
+        (f'1,1\n2,"{"x" * 200_000}"\n', "is no CSV file in UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_with_the_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused_with_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
     file = tmp_path / "wrong.csv"
-    file.write_text(text)
-    code, said, complaint = backtest(str(file))
-    assert (code, said, says in complaint) == (2, "", True), complaint
+    file.write_text(text, errors="surrogatepass")
+    code, (said, complaint) = command.backtest_command(parser().parse_args(["backtest", str(file)])), capsys.readouterr()
+    assert (code, said, says in complaint, complaint.count("\n")) == (2, "", True, 1), complaint
 
 
-def test_a_missing_file_and_an_unknown_time_zone_are_named(tmp_path: Path) -> None:
-    assert "nowhere.csv" in backtest(str(tmp_path / "nowhere.csv"))[2]
-    assert "There is no time zone 'Mars'" in backtest(str(metric(tmp_path, 1)), "--timezone", "Mars")[2]
+def test_files_that_cannot_be_opened_and_an_unknown_time_zone_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        assert command.backtest_command(parser().parse_args(["backtest", *arguments])) == 2
+        return capsys.readouterr().err
+
+    nowhere, file = tmp_path / "nowhere", str(metric(tmp_path, 1, step_s=1_800))
+    assert refused(str(nowhere)) == f"handoff: {nowhere} can't be read: No such file or directory.\n"
+    said = refused(file, "--html", str(nowhere / "out.html"))
+    assert said == f"handoff: {nowhere / 'out.html'} can't be written: No such file or directory.\n"
+    assert "There is no time zone 'Mars'" in refused(file, "--timezone", "Mars")
+
+
+def test_the_hour_that_clocks_show_twice_in_autumn_is_two_hours(tmp_path: Path) -> None:
+    zone, file = ZoneInfo("Europe/Berlin"), tmp_path / "autumn.csv"
+    first = int(datetime(2026, 10, 24, 22, tzinfo=UTC).timestamp())  # midnight in Berlin; at 3 it is 2 again
+    times = [datetime.fromtimestamp(at, zone) for at in range(first, first + 6 * 3_600, 900)]
+    for form in ("%s", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S"):
+        file.write_text("".join(f"{int(at.timestamp()) if form == '%s' else at.strftime(form)},1\n" for at in times))
+        read = list(command._points(file, zone))
+        assert [at.timestamp() for at, _ in read] == [at.timestamp() for at in times], form
 
 
 def test_the_page_has_a_chart_of_each_series_and_its_alerts_at_several_sensitivities(tmp_path: Path) -> None:
@@ -102,8 +127,11 @@ def test_the_page_has_a_chart_of_each_series_and_its_alerts_at_several_sensitivi
     assert alerts[0].rpartition("  ")[2].split(" is ")[1] in page
 
 
-def test_a_sensitivity_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    assert "must be from 0.1 to 10" in backtest(str(tmp_path / "any.csv"), "--sensitivity", "11")[2]
+@pytest.mark.parametrize("sensitivity", ["11", "nan", "high"])
+def test_a_sensitivity_that_makes_no_sense_is_refused(sensitivity: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["backtest", "any.csv", "--sensitivity", sensitivity])
+    assert "must be a number from 0.1 to 10" in capsys.readouterr().err
 
 
 def test_without_the_extra_a_page_is_refused_with_the_command_that_installs_it(

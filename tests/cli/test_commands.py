@@ -12,10 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
+from handoff.cli.doctor import examine
 from handoff.cli.embedded import postgres
 from handoff.cli.postmaster import Postmaster
 from handoff.jobs.table import JOBS
+from handoff.settings import Settings
 from tests.processes import HANDOFF, PATIENCE_S, environment, free_port, passable_folder, serving
 
 
@@ -367,6 +370,14 @@ def test_the_doctor_gives_a_remedy_for_each_problem(
                 assert f"FAIL {check}" in done.stdout, (settings, done.stdout)
                 assert done.stdout.count("FAIL") == done.stdout.count("     → "), done.stdout
                 assert "Traceback" not in done.stderr
+
+
+async def test_the_doctor_tells_a_database_that_refuses_from_one_that_is_away(postgres_url: str) -> None:
+    absent, nowhere = postgres_url.replace("/postgres?", "/absent?"), f"postgresql://127.0.0.1:{free_port()}/x"
+    for url, says in ((absent, "refused: InvalidCatalogNameError"), (nowhere, "does not answer: ConnectionRefusedError")):
+        found = [it async for it in examine(Settings(database_url=SecretStr(url), port=free_port()))]
+        (database,) = [it for it in found if it.check == "database"]
+        assert database.found.startswith(says), database
 
 
 def test_a_closed_pipe_on_standard_output_is_not_an_error() -> None:

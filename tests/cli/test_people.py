@@ -178,10 +178,22 @@ def test_each_kind_of_failure_has_its_own_status_and_one_sentence(
     assert handoff.errors.count("\n") == 1
     handoff("sessions", "--url", service.url.replace("/mcp", "/healthz"), status=5)
     handoff("sessions", "--token-file", str(tmp_path / "none"), status=2)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    handoff("sessions", "--token-file", str(tmp_path / "binary"), status=2)
+    assert "is no text in UTF-8. Name the file that holds the token." in handoff.errors
+    handoff("sessions", "--since", "yesterday", status=1)
+    assert "since: must be a time with a time zone, as in 2026-01-31T09:00:00Z, not the text 'yesterday'." in handoff.errors
     monkeypatch.delenv("HANDOFF_URL")
     (tmp_path / "running.json").write_text(json.dumps({"url": service.url}))
     monkeypatch.setenv("HANDOFF_DATA_DIR", str(tmp_path))
     assert key in handoff("sessions", "--of", "ada", "--limit", "100")
+
+
+@pytest.mark.parametrize("words", [("accept", "x"), ("accept", "0"), ("sessions", "--limit", "-1")])
+def test_a_number_that_can_be_none_is_refused_in_words(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(words)
+    assert "must be a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_a_token_decides_who_calls_and_without_one_the_command_says_where_to_put_it(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import asyncpg
 import numpy as np
@@ -172,5 +173,14 @@ def test_what_is_wrong_is_one_sentence(
     for since in ("7", "0d", "400d", "d", "-1d", "1m", "9999999999d", ""):
         assert "--since must be a number of hours, days or weeks" in refused(since)
     assert "HANDOFF_DATABASE_URL is not set" in refused()
-    nowhere = "postgresql://localhost:1/handoff"
-    assert "The database at localhost:1 did not answer" in refused(HANDOFF_DATABASE_URL=nowhere)
+    monkeypatch.setenv("HANDOFF_DATABASE_URL", "postgresql://localhost:1/handoff")
+    with pytest.raises(SystemExit):
+        refused()
+    assert "The database does not answer: " in capsys.readouterr().err
+
+
+def test_a_database_without_our_tables_refuses_in_one_sentence(module_database_url: str, tmp_path: Path) -> None:
+    bare = urlsplit(module_database_url)._replace(path="/postgres").geturl()
+    done = handoff("report", "--out", str(tmp_path / "r.html"), database_url=bare)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"handoff: The database refused: relation .* does not exist\. .*\n", done.stderr), done.stderr

@@ -142,7 +142,7 @@ async def test_a_backtest_judges_an_expression(
     asked = ["backtest", "--promql", "m", "--prometheus", answers[0], "--since", "3h"]
     code = await anyio.to_thread.run_sync(backtest_command, parser().parse_args(asked))
     *alerts, last = capsys.readouterr().out.splitlines()
-    assert (code, "about 2 series since" in last) == (0, True)
+    assert (code, "Judged: 2 series, from" in last) == (0, True)
     assert {re.split("strength .*%  ", line)[1].split(" is ")[0] for line in alerts} == {"m (queue b)"}
 
 

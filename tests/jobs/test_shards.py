@@ -102,6 +102,18 @@ async def test_two_workers_share_the_shards_and_a_killed_one_is_taken_over_withi
     assert await db.fetchval("SELECT at FROM analytics_progress WHERE stage = 'judged'") == end
 
 
+async def test_a_shard_that_cannot_be_judged_fails_the_run_and_holds_up_no_other(app: App, db: asyncpg.Connection) -> None:
+    end = await past(app, db)
+    await detect.run(app)
+    await db.execute("UPDATE detector_state SET state = 'damaged' WHERE series_id = 1")
+    await db.execute("UPDATE detector_shard SET at = at - interval '1 minute'")
+
+    with pytest.raises(ValueError, match="The detector's state"):
+        await detect.run(app)
+    assert [row["shard"] for row in await db.fetch(SHARDS) if row["at"] < end] == [1]
+    assert all(row["holder"] is None for row in await db.fetch(SHARDS))
+
+
 async def test_a_worker_that_was_stopped_writes_nothing_once_another_has_its_shard(
     app: App, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:

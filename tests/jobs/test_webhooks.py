@@ -312,8 +312,8 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, words: s
 
 def test_a_secret_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    for text in ("whsec_c2hvcnQ=", "not base64!"):
-        file.write_text(text)
+    for written in (b"whsec_c2hvcnQ=", b"not base64!", "whsec_süß".encode(), bytes(range(128, 192))):
+        file.write_bytes(written)
         with pytest.raises(WebhooksFileError, match="24 to 64 bytes in base64"):
             endpoint(secret_files=[file]).secrets()
 

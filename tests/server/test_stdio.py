@@ -1,5 +1,6 @@
 """Over stdio, standard output carries nothing but the protocol."""
 
+import asyncio
 import json
 import subprocess
 from time import monotonic
@@ -10,8 +11,10 @@ import asyncpg
 import pytest
 from mcp import Client, StdioServerParameters
 
+from handoff.context import App
+from handoff.server import channel
 from handoff.server.channel import takes_channel
-from tests.agents import LONG_WAIT_S, Agent
+from tests.agents import LONG_WAIT_S, Agent, until
 from tests.processes import HANDOFF, PATIENCE_S, environment, over_stdio
 from tests.requests import body
 
@@ -159,6 +162,23 @@ async def test_offers_are_announced_through_a_channel_to_a_client_that_has_one(a
     assert f"Handoff {waiting} is offered to you by alice." in first["params"]["content"]
     assert "rosebud" not in json.dumps(first), "what another agent wrote is read when the model asks for it"
     assert rest == "", "each offer once"
+
+
+async def test_more_offers_than_a_page_has_are_all_announced_the_most_urgent_first(
+    app: App, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_PAGE", 2)
+    key, sent = await agent.session(), list[Any]()
+    held = await agent.offer(key, priority=9)
+    await agent.accept(held)  # has a place on the first page
+    waiting = [await agent.offer(key, priority=priority) for priority in (1, 2, 3, 4)]
+    announcing = asyncio.create_task(channel.announce(app, "bob", sent.append))
+    await until(lambda: len(sent) == 4)
+    made = [await agent.offer(key) for _ in range(5)]
+    await until(lambda: len(sent) == 9)
+    announcing.cancel()
+    assert [int(it.params["meta"]["handoff_id"]) for it in sent[:4]] == waiting[::-1]
+    assert {int(it.params["meta"]["handoff_id"]) for it in sent[4:]} == set(made)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ async def test_a_held_handoff_cannot_be_cancelled_rejected_or_accepted_again(age
         for tool, arguments in attempts:
             error = await agent.refused(tool, handoff_id=handoff_id, **arguments)
             assert (error["code"], error["state"], error["holder"]) == ("wrong_state", state, "bob")
-            assert error["try"] == f"Allowed now: {allowed}."
+            assert error["try"] == f"Allowed now, to its holder: {allowed}."
         if state == "accepted":
             await agent.ok("resolve_handoff", action="block", note="waiting", **hold)
     early = await agent.refused("resolve_handoff", action="complete", **hold)

@@ -1,9 +1,17 @@
-"""Amounts as people read them."""
+"""Amounts as people read and write them."""
 
+import re
 from datetime import timedelta
 from typing import Final
 
 NONE: Final = "n/a"
+SINCE_MAX: Final = timedelta(days=366)
+_UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def number(count: int, noun: str) -> str:
+    """How many there are of something whose plural ends in s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def share(value: float | None) -> str:
@@ -42,3 +50,13 @@ def length(value: timedelta) -> str:
     hours = round(value.total_seconds() / 3_600)
     count, unit = (hours // 24, "day") if hours % 24 == 0 else (hours, "hour")
     return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def since(text: str) -> timedelta:
+    """How far back an option --since reaches. Raises ValueError with a sentence for the user."""
+    found = re.fullmatch(r"([1-9]\d{0,3})([hdw])", text, re.ASCII)
+    if found is None or (span := timedelta(**{_UNITS[found[2]]: int(found[1])})) > SINCE_MAX:
+        raise ValueError(
+            f"--since must be a number of hours, days or weeks, at most {SINCE_MAX.days} days (24h, 7d, 4w), not {text!r}."
+        )
+    return span

@@ -1,7 +1,7 @@
 """`handoff backtest`: what the detector would have said of the past of metrics, read from CSV files or from our history."""
 
 import csv
-import sys
+import math
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -9,6 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zoneinfo import ZoneInfo
+
+from handoff.cli import amounts
+from handoff.cli.page_file import written
+from handoff.cli.start import fail
 
 if TYPE_CHECKING:  # numpy is loaded by this command only
     from handoff.analytics.columns import Double, Index
@@ -38,11 +42,9 @@ def backtest_command(arguments: Namespace) -> int:
     """Print what would have been told, and how often that is; with --html, write a page with a plot of each series."""
     of_history = [name for name in ("since", "series", "promql", "prometheus") if getattr(arguments, name) is not None]
     if arguments.file and of_history:
-        print(f"--{of_history[0]} does not go with a file: a file is judged whole. Leave one of them out.", file=sys.stderr)
-        return 2
+        return fail(f"--{of_history[0]} does not go with a file: a file is judged whole. Leave one of them out.")
     if arguments.html is not None and (find_spec("matplotlib") is None or find_spec("jinja2") is None):
-        print("--html needs the extra `report`: pip install 'handoff-observatory[report]'", file=sys.stderr)
-        return 2
+        return fail("--html needs the extra `report`: pip install 'handoff-observatory[report]'")
     try:
         zone = zone_of(arguments.timezone)
         if arguments.file:
@@ -51,13 +53,12 @@ def backtest_command(arguments: Namespace) -> int:
             from handoff.cli.backtest_history import of_history as judge_history
 
             shown, count = judge_history(arguments, zone)
-        if arguments.html is not None:
-            from handoff.cli.backtest_page import page
+    except Unreadable as error:
+        return fail(str(error))
+    if arguments.html is not None:
+        from handoff.cli.backtest_page import page
 
-            arguments.html.write_text(page(shown, arguments.sensitivity, zone, count - len(shown)), encoding="utf-8")
-    except (Unreadable, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return written(arguments.html, page(shown, arguments.sensitivity, zone, count - len(shown)))
     return 0
 
 
@@ -88,7 +89,7 @@ def _of_file(file: Path, zone: tzinfo, arguments: Namespace) -> Judged:
     """Replay a file, and print what would have been told."""
     points = list(_points(file, zone))
     if len(points) < POINTS_MIN:
-        raise Unreadable(f"{file} has {len(points)} points; at least 2 are needed, and 41 before anything is said.")
+        raise Unreadable(f"{file} has fewer than 2 points: {len(points)}. The first alert is possible at the 41st.")
     import numpy as np
 
     from handoff.analytics.kinds import Absence, Kind, level_of
@@ -116,7 +117,7 @@ def print_alerts(alerts: "Iterable[tuple[int, Finding]]", sensitivity: float, zo
 def rate_of(alerts: int, span_s: float) -> str:
     """How many alerts there are and, from a week on, how many per week."""
     per_week = f", {alerts * _WEEK_S / span_s:.1f} per week" if span_s >= _WEEK_S else ""
-    return f"{alerts} {'alert' if alerts == 1 else 'alerts'}{per_week}"
+    return f"{amounts.number(alerts, 'alert')}{per_week}"
 
 
 def zone_of(name: str) -> tzinfo:
@@ -129,25 +130,34 @@ def zone_of(name: str) -> tzinfo:
 
 def _points(file: Path, zone: tzinfo) -> Iterator[tuple[datetime, float]]:
     """The points of a file, in order. A first line that is no point is a heading."""
-    before: datetime | None = None
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if not row or (number == 1 and not _is_point(row)):
-                continue
-            if number > POINTS_MAX:
-                raise Unreadable(f"{file} has more than {POINTS_MAX:,} lines. Split it.")
-            try:
-                at, value = _time(row[0], zone), _number(row[1])
-            except (ValueError, IndexError, OverflowError) as error:
-                raise Unreadable(
-                    f"{file}, line {number}: wanted a time (seconds since 1970, or ISO 8601), a comma and a number."
-                ) from error
-            if before is not None and at <= before:
-                raise Unreadable(
-                    f"{file}, line {number}: its time is not after that of the line before. Sort the file by time."
-                )
-            before = at
-            yield at, value
+    before_s = -math.inf
+    for number, row in enumerate(_lines(file), start=1):
+        if not row or (number == 1 and not _is_point(row)):
+            continue
+        if number > POINTS_MAX:
+            raise Unreadable(f"{file} has more than {POINTS_MAX:,} lines. Split it.")
+        try:
+            at, value = _time(row[0], zone, before_s), _number(row[1])
+        except (ValueError, IndexError, OverflowError) as error:
+            raise Unreadable(
+                f"{file}, line {number}: wanted a time (seconds since 1970, or ISO 8601), a comma and a number."
+            ) from error
+        # In seconds: Python compares two times of one zone by what its clocks show, and they show an hour twice each autumn.
+        if at.timestamp() <= before_s:
+            raise Unreadable(f"{file}, line {number}: its time is not after that of the line before. Sort the file by time.")
+        before_s = at.timestamp()
+        yield at, value
+
+
+def _lines(file: Path) -> Iterator[list[str]]:
+    """The lines of a CSV file. Raises Unreadable if it can't be read, or is no such file."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            yield from csv.reader(lines)
+    except OSError as error:
+        raise Unreadable(f"{file} can't be read: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Unreadable(f"{file} is no CSV file in UTF-8: {error}.") from error
 
 
 def _is_point(row: list[str]) -> bool:
@@ -158,15 +168,19 @@ def _is_point(row: list[str]) -> bool:
     return True
 
 
-def _time(text: str, zone: tzinfo) -> datetime:
+def _time(text: str, zone: tzinfo, after_s: float = -math.inf) -> datetime:
+    """The time. One that the clocks of the zone show twice is the second if the first is not after `after_s`."""
     text = text.strip()
     try:
         return datetime.fromtimestamp(float(text), zone)
     except (ValueError, OSError):
         at = datetime.fromisoformat(text)
-    return at.replace(tzinfo=zone) if at.tzinfo is None else at.astimezone(zone)
+    if at.tzinfo is not None:
+        return at.astimezone(zone)
+    first = at.replace(tzinfo=zone)
+    return first if first.timestamp() > after_s else first.replace(fold=1)
 
 
 def _number(text: str) -> float:
     """The number; NaN where nothing was measured."""
-    return float("nan") if text.strip().lower() in _NOTHING else float(text)
+    return math.nan if text.strip().lower() in _NOTHING else float(text)

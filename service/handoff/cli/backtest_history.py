@@ -1,6 +1,6 @@
 """`handoff backtest --since`: what the detector would have said of our own series, or of an expression on a Prometheus."""
 
-import re
+import math
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from heapq import nlargest
 from typing import TYPE_CHECKING, Final
 
+from handoff.cli import amounts
 from handoff.cli.backtest import POINTS_MIN, Judged, Unreadable, judged, print_alerts, rate_of
 from handoff.cli.start import read_settings, run_loop
 from handoff.settings import Settings
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
     from handoff.analytics.findings import Finding
     from handoff.operations.prometheus import Values
 
-SINCE_MAX: Final = timedelta(days=366)
 _POINTS_MAX: Final = 2_000_000  # in memory at a time, some 60 bytes each; series are judged in groups that have no more
 _CHARTS_MAX: Final = 100  # on a page
-_UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(slots=True)
@@ -30,11 +29,15 @@ class _Past:
 
     sensitivity: float
     count: int = 0
+    began_s: float = math.inf  # the first point and the last of any series
+    ended_s: float = -math.inf
     told: "list[tuple[int, Finding]]" = field(default_factory=list)
     shown: list[Judged] = field(default_factory=list[Judged])
 
     def add(self, series: Sequence[Judged]) -> None:
         self.count += len(series)
+        self.began_s = min(self.began_s, *(float(it.found.t[0]) for it in series))
+        self.ended_s = max(self.ended_s, *(float(it.found.t[-1]) for it in series))
         self.told += [alert for it in series for alert in it.found.alerts(self.sensitivity)]
         alerts = {it.name: len(it.found.alerts(self.sensitivity)) for it in (*self.shown, *series)}
         self.shown = nlargest(_CHARTS_MAX, (*self.shown, *series), key=lambda it: alerts[it.name])
@@ -46,7 +49,11 @@ def of_history(arguments: Namespace, zone: tzinfo) -> tuple[list[Judged], int]:
     Raises:
         Unreadable: there is nothing to judge, or it can't be reached.
     """
-    settings, since = read_settings(arguments), _since(arguments.since or "30d")
+    settings = read_settings(arguments)
+    try:
+        since = (datetime.now(UTC) - amounts.since(arguments.since or "30d")).replace(second=0, microsecond=0)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
     past = _Past(arguments.sensitivity)
     if arguments.promql is not None:
         _of_prometheus(arguments, settings, since, zone, past)
@@ -58,21 +65,14 @@ def of_history(arguments: Namespace, zone: tzinfo) -> tuple[list[Judged], int]:
     else:
         run_loop(_of_database(settings, since, arguments.series, zone, past))
     print_alerts(sorted(past.told, key=lambda it: (it[0], it[1].sentence)), arguments.sensitivity, zone)
-    rate = rate_of(len(past.told), (datetime.now(UTC) - since).total_seconds())
+    if not past.count:
+        raise Unreadable("The expression has fewer than 2 points in this time. Name a longer one with --since.")
+    rate, began = rate_of(len(past.told), past.ended_s - past.began_s), datetime.fromtimestamp(past.began_s, zone)
     print(
-        f"{rate}, about {past.count} series since {since.astimezone(zone):%Y-%m-%d %H:%M %Z}. "
-        "Nothing is said about the first 40 points of each."
+        f"{rate}. Judged: {past.count:,} series, from {began:%Y-%m-%d %H:%M %Z} on. Nothing is said about the first 40 "
+        "points of each."
     )
     return past.shown, past.count
-
-
-def _since(text: str) -> datetime:
-    found = re.fullmatch(r"([1-9]\d{0,3})([hdw])", text)
-    if found is None or (span := timedelta(**{_UNITS[found[2]]: int(found[1])})) > SINCE_MAX:
-        raise Unreadable(
-            f"--since {text!r} is not understood. Name a number of hours, days or weeks, at most 366 days: 12h, 30d, 4w."
-        )
-    return (datetime.now(UTC) - span).replace(second=0, microsecond=0)
 
 
 async def _of_database(settings: Settings, since: datetime, wanted: str | None, zone: tzinfo, past: _Past) -> None:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import orjson
 from pydantic import ValidationError
 
@@ -163,8 +164,8 @@ async def _database(settings: Settings) -> Finding:
         why = error.__cause__ or error
         return Finding(
             "database",
-            f"does not answer: {type(why).__name__}: {why}",
-            "Check that Postgres is running and that the host, user and password in HANDOFF_DATABASE_URL are correct.",
+            f"{'refused' if isinstance(why, asyncpg.PostgresError) else 'does not answer'}: {type(why).__name__}: {why}",
+            "Check that Postgres is running, and that HANDOFF_DATABASE_URL names its host, user, password and database.",
         )
     except MigrationError as error:
         return Finding("database", str(error), "Install the release with which this database was migrated.")

@@ -1,6 +1,7 @@
 """The parser: which commands and options there are. It chooses a command; the command's own module runs it."""
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -150,9 +151,12 @@ def _add_facts(facts: argparse.ArgumentParser) -> None:
 
 
 def _sensitivity(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0.1 <= value <= 10:
-        raise argparse.ArgumentTypeError("must be from 0.1 to 10")
+        raise argparse.ArgumentTypeError("must be a number from 0.1 to 10")
     return value
 
 

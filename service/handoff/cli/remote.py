@@ -86,6 +86,8 @@ def with_service(arguments: argparse.Namespace, run: Callable[[Remote], Awaitabl
         url, token, agent = _whereabouts(arguments)
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}. Name the file that holds the token.")
+    except UnicodeDecodeError:
+        return fail(f"{arguments.token_file} is no text in UTF-8. Name the file that holds the token.")
 
     async def connected() -> int:
         async with _connected(url, token, agent) as remote:
@@ -144,11 +146,11 @@ async def _check_access(http: httpx2.AsyncClient, url: str, *, has_token: bool) 
 def _whereabouts(arguments: argparse.Namespace) -> tuple[str, str | None, str | None]:
     """The address, the token and the agent: from options, the environment, or what `handoff run` recorded.
 
-    Raises OSError if the token's file can't be read.
+    Raises OSError if the token's file can't be read, and UnicodeDecodeError if it is no text.
     """
     token = os.environ.get(_SETTINGS["token"]) or None
     if arguments.token_file is not None:
-        token = arguments.token_file.read_text().strip()
+        token = arguments.token_file.read_text(encoding="utf-8").strip()
     url = arguments.url or os.environ.get(_SETTINGS["url"]) or None
     if url is None:
         settings = read_settings(argparse.Namespace())

@@ -1,14 +1,11 @@
 """`handoff report`: one page with charts of what happened, what was unusual, and what to change."""
 
-import asyncio
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from asyncpg import Record
@@ -16,15 +13,14 @@ from asyncpg import Record
 from handoff import __version__
 from handoff.cli import amounts
 from handoff.cli.advice import FIGURES, advice, route_name
-from handoff.cli.start import fail, read_settings
-from handoff.errors import Invalid, Unavailable
+from handoff.cli.page_file import written
+from handoff.cli.start import fail, read_settings, run_loop
+from handoff.errors import Invalid
 from handoff.settings import Settings
 from handoff.store import alerts, anomalies, days, statistics, storage
-from handoff.store.connect import Connection, address, open_pool, snapshot
+from handoff.store.connect import Connection, connect_alone, prepare_connection
 from handoff.store.statistics import Asked, Granularity, Statistics
 
-_UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-SINCE_MAX: Final = timedelta(days=366)
 UNUSUAL_MAX: Final = 100  # rows
 _ALERTS_READ_MAX: Final = 1_000
 _ANOMALIES_READ_MAX: Final = 1_000
@@ -52,54 +48,28 @@ class Material:
 
 
 def report_command(arguments: Namespace) -> int:
-    """Write the report; 2 if something is missing or wrong."""
+    """Write the report; return 2 if something is missing or wrong. Exits if the database does not answer or refuses."""
     if find_spec("matplotlib") is None or find_spec("jinja2") is None:
         return fail(
             "The report needs the extra `report`: pip install 'handoff-observatory[report]', or "
             "uvx 'handoff-observatory[report]' report."
         )
-    length = _length(arguments.since)
-    if length is None:
-        return fail("--since must be a number of hours, days or weeks, at most a year: 24h, 7d or 4w.")
+    try:
+        length = amounts.since(arguments.since)
+    except ValueError as error:
+        return fail(str(error))
     settings = read_settings(arguments)
     if settings.database_url is None:
         return fail("HANDOFF_DATABASE_URL is not set. `handoff run` prints its own as it starts.")
     try:
-        material = asyncio.run(_gather(settings, length))
-        _write(arguments.out, page(material, length))
-    except Unavailable:
-        return fail(f"The database at {address(settings)} did not answer in time.")
+        material = run_loop(_gather(settings, length))
     except Invalid as error:
         return fail(f"{error.message} Choose a shorter time with --since.")
-    except OSError as error:
-        return fail(f"{arguments.out} can't be written: {error.strerror or error}.")
-    print(
-        f"{arguments.out}: {material.sessions.all['sessions']:,} sessions, {material.handoffs.all['handoffs']:,} handoffs."
-    )
+    if status := written(arguments.out, page(material, length)):
+        return status
+    sessions, handoffs = material.sessions.all["sessions"], material.handoffs.all["handoffs"]
+    print(f"{arguments.out}: {amounts.number(sessions, 'session')}, {amounts.number(handoffs, 'handoff')}.")
     return 0
-
-
-def _length(text: str) -> timedelta | None:
-    number, unit = text[:-1], _UNITS.get(text[-1:])
-    if unit is None or not number.isascii() or not number.isdigit() or not 1 <= len(number) <= 5:
-        return None
-    length = int(number) * unit
-    return length if timedelta(0) < length <= SINCE_MAX else None
-
-
-def _write(out: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    with NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
-        try:
-            file.write(text)
-            file.close()
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(file.name).chmod(0o666 & ~mask)  # as any other file; a temporary one is for its owner only
-            Path(file.name).replace(out)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 async def _gather(settings: Settings, length: timedelta) -> Material:
@@ -109,9 +79,10 @@ async def _gather(settings: Settings, length: timedelta) -> Material:
     asked = Asked(since, now, granularity)
     earlier = Asked(since - (now - since), since, granularity)
     timeout_s = settings.statement_timeout_s
-    pool = await open_pool(settings)
+    conn = await connect_alone(settings)
     try:
-        async with snapshot(pool) as conn:
+        await prepare_connection(conn)
+        async with conn.transaction(isolation="repeatable_read", readonly=True):
             read = (statistics.sessions, statistics.handoffs, statistics.context)
             sessions, handoffs, context = [await it(conn, asked, timeout_s) for it in read]
             before = [(await it(conn, earlier, timeout_s)).all for it in read]
@@ -121,7 +92,7 @@ async def _gather(settings: Settings, length: timedelta) -> Material:
             fired = await _alerts(conn, since)
             found = await anomalies.newest(conn, since, now, None, None, _ANOMALIES_READ_MAX)
     finally:
-        await pool.close()
+        await conn.close()
     return Material(
         asked, sessions, handoffs, context, (before[0], before[1], before[2]),
         trends["document"]["trends"] if trends is not None else [],

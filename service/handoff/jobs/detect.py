@@ -48,17 +48,23 @@ _OTHERS_S: Final = 0.5  # until it is looked again whether another process has f
 
 
 async def run(app: App) -> None:
-    """Judge every minute up to now, shard by shard, until none is behind: what another process leaves is done here."""
+    """Judge every minute up to now, shard by shard, until none is behind: what another process leaves is done here.
+
+    A shard that can't be judged holds up no other. Raises what the first of them raised, when the others are done.
+    """
     async with connection(app.pool) as conn:
         rolled_up = await series.progress(conn, "rolled_up")
         if rolled_up is None:
             return
         await shards.appear(conn)
     end, holder = rolled_up - SETTLED, uuid4()
+    failed: dict[int, Exception] = {}
     renewing = asyncio.create_task(_renew(app, holder))
     try:
-        while await _claim_one(app, holder, end):
+        while await _claim_one(app, holder, end, failed):
             pass
+        if failed:
+            raise next(iter(failed.values()))
     finally:
         renewing.cancel()
         with suppress(HandoffError):  # else the claims lapse by themselves
@@ -74,11 +80,14 @@ async def _renew(app: App, holder: UUID) -> None:
                 await shards.renew(conn, holder)
 
 
-async def _claim_one(app: App, holder: UUID, end: datetime) -> bool:
-    """Claim a shard and judge it up to `end`, or wait a while if others judge the rest; return whether any was behind."""
+async def _claim_one(app: App, holder: UUID, end: datetime, failed: dict[int, Exception]) -> bool:
+    """Claim a shard and judge it up to `end`, or wait a while if others judge the rest; return whether any was behind.
+
+    One that can't be judged is added to `failed`; those that are there are left out.
+    """
     async with connection(app.pool) as conn:
-        claimed = await shards.claim(conn, holder, end)
-        if claimed is None and not await shards.is_behind(conn, end):
+        claimed = await shards.claim(conn, holder, end, failed)
+        if claimed is None and not await shards.is_behind(conn, end, failed):
             return False
     if claimed is None:
         await asyncio.sleep(_OTHERS_S)
@@ -89,6 +98,11 @@ async def _claim_one(app: App, holder: UUID, end: datetime) -> bool:
             judged = await _judge_some(app, shard, holder, judged, end)
     except ShardLost:
         log.warning("detector.shard_lost", shard=shard)
+    except HandoffError:  # the database is away
+        raise
+    except Exception as error:
+        log.exception("detector.shard_failed", shard=shard)
+        failed[shard] = error
     async with connection(app.pool) as conn:
         await shards.release(conn, holder)
     return True

@@ -106,8 +106,13 @@ async def read_accepted_brief(call: Call, path: dict[str, str], _: NoQuery) -> d
 
 async def _seen(conn: Connection, call: Call, path: dict[str, str]) -> Record:
     """The handoff. Raises NotFound when the caller may not see it."""
-    handoff_id = int(path["id"]) if _ID.fullmatch(path["id"]) else 0
-    viewer = call.caller.viewer(None)
+    if not _ID.fullmatch(path["id"]):
+        raise NotFound(
+            "handoff_not_found",
+            "This URI has no handoff's id, which is a whole number without leading zeros.",
+            "Correct the id. get_inbox lists the handoffs that are open for you.",
+        )
+    handoff_id, viewer = int(path["id"]), call.caller.viewer(None)
     row = await handoffs.find(conn, handoff_id, viewer)
     if row is None or not handoffs.may_see(row, viewer):
         raise handoff_not_found(handoff_id)

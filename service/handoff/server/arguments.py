@@ -24,6 +24,10 @@ _NAME: Final = re.compile(NAME_PATTERN)
 # What is wanted, by pydantic's type of error; its context has the limits.
 _WANTED: Final[Mapping[str, str]] = {
     "bool_type": "true or false",
+    **dict.fromkeys(
+        ("datetime_from_date_parsing", "datetime_parsing", "datetime_type", "timezone_aware"),
+        "a time with a time zone, as in 2026-01-31T09:00:00Z",
+    ),
     "dict_type": "an object",
     "greater_than_equal": "at least {ge}",
     "int_from_float": "an integer",

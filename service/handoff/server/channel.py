@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 CAPABILITY: Final = "claude/channel"
 METHOD: Final = "notifications/claude/channel"
 _CLIENTS: Final = frozenset({"claude-code"})  # have channels without declaring it
-_AT_ONCE_MAX: Final = 20  # the most urgent ones
+_PAGE: Final = 20
 _TOLD_MAX: Final = 10_000
 _AGAIN_S: Final = 60.0  # looks again without being woken: the agent may have declared other capabilities
 _PAUSE_S: Final = 5.0  # while the database does not answer
@@ -43,22 +43,28 @@ def takes_channel(params: dict[str, Any] | None) -> bool:
 async def announce(app: App, agent: str, send: Callable[[types.JSONRPCMessage], None]) -> None:
     """Announce what the agent can accept now, and then each offer when it is made, once; until cancelled."""
     told: set[tuple[int, int]] = set()
-    since: inbox.Mark | None = None
+    since: inbox.Mark | None = None  # of the first page: what has come while the others were read is read again
     topics = [f"agent:{agent}"]
     while not app.wakeups.closing:
         try:
             async with app.wakeups.waiting(topics) as rung:
-                async with connection(app.pool) as conn:
-                    found = await inbox.read(conn, agent, after=INBOX_START, limit=_AT_ONCE_MAX, since=since)
-                since = found.mark
-                for row in found.rows:
-                    if row["state"] == "offered" and (row["id"], row["lapses"]) not in told:
-                        told.add((row["id"], row["lapses"]))
-                        send(_announcement(row))
-                        log.info("channel.announced", handoff=row["id"], agent=agent)
+                after, first = INBOX_START, None
+                while True:
+                    async with connection(app.pool) as conn:
+                        found = await inbox.read(conn, agent, after=after, limit=_PAGE, since=since)
+                    first = first or found
+                    for row in found.rows:
+                        if row["state"] == "offered" and (row["id"], row["lapses"]) not in told:
+                            told.add((row["id"], row["lapses"]))
+                            send(_announcement(row))
+                            log.info("channel.announced", handoff=row["id"], agent=agent)
+                    if len(found.rows) < _PAGE:
+                        break
+                    after = found.rows[-1]["priority"], found.rows[-1]["id"]
+                since = first.mark
                 if len(told) > _TOLD_MAX:
                     told.clear()
-                wanted = [f"agent:{agent}", *(f"capability:{name}" for name in found.capabilities)]
+                wanted = [f"agent:{agent}", *(f"capability:{name}" for name in first.capabilities)]
                 if wanted != topics:
                     topics = wanted
                     continue

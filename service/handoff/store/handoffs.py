@@ -279,12 +279,15 @@ def wrong_state(row: Record, action: HandoffAction) -> Conflict:
     """Return the error for an action that the handoff's state does not allow."""
     allowed = [name for name in actions_from(row["state"]) if name not in ("amend", "lapse", "expire")]
     participle = EVENT_OF_ACTION[action].removeprefix("handoff.")
-    held_by = f" It is held by {row['holder']!r}." if row["state"] in HELD_STATES else ""
+    is_held = row["state"] in HELD_STATES
+    held_by = f" It is held by {row['holder']!r}." if is_held else ""
     because = f" because {row['reason']}" if row["state"] == "expired" and row["reason"] else ""
     return Conflict(
         "wrong_state",
         f"Handoff {row['id']} is {row['state']}{because}, so it cannot be {participle}.{held_by}",
-        f"Allowed now: {', '.join(allowed)}." if allowed else "This handoff is settled: do not act on it again.",
+        f"Allowed now{', to its holder' if is_held else ''}: {', '.join(allowed)}."
+        if allowed
+        else "This handoff is settled: do not act on it again.",
         state=row["state"],
         holder=row["holder"],
     )

@@ -5,6 +5,7 @@ own: a process that was stopped for longer changes nothing when it goes on, beca
 meanwhile.
 """
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -29,13 +30,14 @@ CLAIM = """
     UPDATE detector_shard SET holder = $1, held_until = now() + $2::interval
      WHERE shard = (SELECT shard FROM detector_shard
                      WHERE (at IS NULL OR at < $3) AND (held_until IS NULL OR held_until < now())
+                       AND shard <> ALL ($4::int[])
                      ORDER BY at NULLS FIRST, shard LIMIT 1
                        FOR UPDATE SKIP LOCKED)
  RETURNING shard, at
 """
 RENEW = "UPDATE detector_shard SET held_until = now() + $2::interval WHERE holder = $1 AND held_until > now()"
 RELEASE = "UPDATE detector_shard SET holder = NULL, held_until = NULL WHERE holder = $1"
-BEHIND = "SELECT EXISTS (SELECT FROM detector_shard WHERE at IS NULL OR at < $1)"
+BEHIND = "SELECT EXISTS (SELECT FROM detector_shard WHERE (at IS NULL OR at < $1) AND shard <> ALL ($2::int[]))"
 # Whoever commits second sees what the first has committed, so that the progress of all is that of the last shard.
 LOCK = """
     INSERT INTO analytics_progress (stage, at) VALUES ('judged', $1)
@@ -64,14 +66,17 @@ async def appear(conn: Connection) -> None:
     await conn.execute(APPEAR, SERIES)
 
 
-async def is_behind(conn: Connection, until: datetime) -> bool:
-    """Whether a shard, claimed or not, has minutes before `until` that are not judged."""
-    return await conn.fetchval(BEHIND, until)
+async def is_behind(conn: Connection, until: datetime, without: Collection[int] = ()) -> bool:
+    """Whether a shard, claimed or not, has minutes before `until` that are not judged; `without` names some to leave out."""
+    return await conn.fetchval(BEHIND, until, list(without))
 
 
-async def claim(conn: Connection, holder: UUID, until: datetime) -> Record | None:
-    """Claim a shard that has minutes before `until` to judge; return its number and how far it is, None if none is free."""
-    return await conn.fetchrow(CLAIM, holder, LEASE, until)
+async def claim(conn: Connection, holder: UUID, until: datetime, without: Collection[int] = ()) -> Record | None:
+    """Claim a shard that has minutes before `until` to judge, and is none of `without`.
+
+    Return its number and how far it is judged, None if none is free.
+    """
+    return await conn.fetchrow(CLAIM, holder, LEASE, until, list(without))
 
 
 async def renew(conn: Connection, holder: UUID) -> None:
