@@ -74,8 +74,10 @@ ADVANCE = """
     INSERT INTO analytics_progress (stage, at) VALUES ($1, $2) ON CONFLICT (stage) DO UPDATE SET at = excluded.at
 """
 WATCHED = """
-    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried
+    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried,
+           r.read_from, r.read_to
       FROM series s LEFT JOIN detector_state d ON d.series_id = s.id
+      LEFT JOIN promql_reading r ON s.absence = 'alert' AND s.name = 'promql.' || r.name
      WHERE s.id >= $1 AND s.id < $2
      ORDER BY s.id
 """
