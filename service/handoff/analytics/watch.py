@@ -75,7 +75,7 @@ class Watch:
     carried: list[tuple[float, float, float]]
 
 
-def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> Watch:
+def go_on(series: Sequence[Series], first: int, values: Double, of: Double, budget: float = 1.0) -> Watch:
     """Judge minutes, one at least.
 
     Args:
@@ -83,6 +83,7 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
         first: when the first minute begins, in seconds since 1970 (UTC).
         values: (minutes, series), NaN where nothing was measured.
         of: the same for the denominators of ratios.
+        budget: how many alerts there may be, as a multiple of the usual.
 
     Raises:
         ValueError: a state is of another version.
@@ -92,6 +93,7 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
     levels, gaps, carried = _levels(series, t, values, of)
     steps = np.full(len(series), float(STEP_S))
     detector = unpack([it.state for it in series], steps)
+    detector.budget = budget
     per_day = bins_per_day(steps)
     told_at = np.array([it.told_at for it in series])
     found: list[Found] = []

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import structlog
 from asyncpg import Record
 
+from handoff.configuration import BUDGET
 from handoff.context import App
 from handoff.errors import HandoffError
 from handoff.jobs import bands
@@ -182,11 +183,17 @@ async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at:
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
     places = {row["id"]: place for place, row in enumerate(rows)}
     minutes = int((until - at) / series.MINUTE)
-    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points)
+    budget = app.policies.analytics.alerts_per_series_week / BUDGET
+    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points, budget)
 
 
 def _go_on(
-    given: "Sequence[Series]", first: int, minutes: int, places: Mapping[int, int], points: Sequence[Record]
+    given: "Sequence[Series]",
+    first: int,
+    minutes: int,
+    places: Mapping[int, int],
+    points: Sequence[Record],
+    budget: float,
 ) -> "Watch":
     import numpy as np
 
@@ -198,7 +205,7 @@ def _go_on(
         values[row["minutes"], place] = row["values"]
         if row["of"] is not None:
             of[row["minutes"], place] = np.array(row["of"], np.float64)  # None is NaN
-    return go_on(given, first, values, of)
+    return go_on(given, first, values, of, budget)
 
 
 def _anomalies(app: App, rows: Sequence[Record], told_at: Sequence[float], found: "Sequence[Found]") -> list[Anomaly]:
