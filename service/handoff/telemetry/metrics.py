@@ -257,10 +257,10 @@ PROMQL_EMPTY: Final = Gauge(
     "handoff.promql.empty", "{expression}", "Expressions of monitoring.promql that have never had a value."
 )
 ALERT_BUDGET: Final = Gauge(
-    "handoff.alert_budget", "{anomaly}", "Anomalies per series and week that may be told, as the configuration says."
+    "handoff.alert_budget", "", "Anomalies per series and week that may be told, as the configuration says."
 )
 ALERT_BUDGET_USED: Final = Gauge(
-    "handoff.alert_budget.used", "1", "Anomalies told in the last 7 days, as a share of what the alert budget allows."
+    "handoff.alert_budget.used", "", "Anomalies told in the last 7 days, as a share of what the alert budget allows."
 )
 DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
 ANOMALIES: Final = Counter(

@@ -10,4 +10,3 @@ CREATE TABLE promql_reading (
     read_from   timestamptz NOT NULL, -- the minutes that were read without a gap: from this one
     read_to     timestamptz NOT NULL -- to before this one
 );
-CREATE VIEW reporting.promql_reading AS SELECT name, named_at, answered_at, read_to FROM promql_reading;
