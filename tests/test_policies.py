@@ -155,6 +155,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"retention": {"short": {"logs_days": 1.5}}}, "retention.short.logs_days: must be a whole number from 1 to 3650"),
     ({"retention": {"short": {"dormant_minutes": 500}}}, "dormant_minutes must be at most 240, which is active_hours in"),
     ({"analytics": {"series": [{}]}}, "analytics.series.0: needs at least one of sensitivity, muted and tell"),
+    ({"analytics": {"alerts_per_series_week": 0}}, "alerts_per_series_week must be a number from 0.01 to 10"),
     ({"analytics": {"series": [{"sensitivity": 5}]}}, "sensitivity must be a number from 0.25 to 4"),
     (
         {"analytics": {"series": [{"muted": True, "until": "tonight"}]}},

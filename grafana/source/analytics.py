@@ -14,13 +14,6 @@ _JOBS: Final = 'handoff_job=~"rollup|promql|detect|incidents|recommend|trends"'
 _VALUE, _LOWER, _UPPER = map(series, (t.SERIES_VALUE, t.SERIES_LOWER, t.SERIES_UPPER))
 _NOT_WITHIN: Final = f"({_VALUE} and {_LOWER} unless {_VALUE} >= {_LOWER} <= {_UPPER})"
 _OUTSIDE: Final = f"max by ({label(t.SERIES_NAME)}) ({live(_NOT_WITHIN, leader=True)})"
-_BUDGET: Final = 0.1  # alerts per series and week, below which the detector is calibrated to stay while all is quiet
-_BUDGET_USED: Final = f"""
-    SELECT told / nullif({_BUDGET} * series_weeks, 0) AS used, told AS alerts
-      FROM (SELECT (SELECT count(*) FROM reporting.anomaly
-                     WHERE NOT shadow AND NOT muted AND bucket > now() - interval '7 days') AS told,
-                   (SELECT sum(extract(epoch FROM least(now() - begins_at, interval '7 days')) / 604800)
-                      FROM reporting.series) AS series_weeks) AS counted"""
 _INCIDENTS: Final = """
     SELECT id AS incident, severity, component AS cause, summary, anomalies, opened_at AS "opened", last_at AS "last anomaly",
            closed_at AS "closed", feedback
@@ -76,10 +69,10 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Alert budget used",
-                    "Anomalies told in the last 7 days, as a share of one per series in 10 weeks, below which the detector is calibrated to stay while all is quiet. Beside it, their number. Empty until there is a series.",
+                    "Anomalies told in the last 7 days, as a share of the alert budget. Beside it, that budget: anomalies per series and week, as analytics.alerts_per_series_week says.",
                     "percentunit",
-                    Sql(_BUDGET_USED),
-                    units={"alerts": "short"},
+                    Prom(f"{gauge(t.ALERT_BUDGET_USED)} or vector(0)", "used"),
+                    Prom(f"{gauge(t.ALERT_BUDGET)} or vector(0)", "budget", "short"),
                 ),
                 stat_panel(
                     "Detector lag",
@@ -97,9 +90,10 @@ PAGE: Final = Page(
                 ),
                 stat_panel(
                     "Expressions not read",
-                    "Number of the expressions in monitoring.promql that Prometheus did not answer when they were last asked.",
+                    "Number of the expressions in monitoring.promql that Prometheus did not answer when they were last asked and, beside it, of those that it answers but has never had a value for.",
                     "short",
-                    Prom(f"{gauge(t.PROMQL_FAILED)} or vector(0)"),
+                    Prom(f"{gauge(t.PROMQL_FAILED)} or vector(0)", "not answered"),
+                    Prom(f"{gauge(t.PROMQL_EMPTY)} or vector(0)", "never a value"),
                     steps=higher_is_worse(1),
                 ),
             ],
@@ -278,9 +272,10 @@ PAGE: Final = Page(
                 ),
                 time_series(
                     "Expressions not read, over time",
-                    "Number of the expressions in monitoring.promql that Prometheus did not answer when they were last asked.",
+                    "Number of the expressions in monitoring.promql that Prometheus did not answer when they were last asked, and of those that it answers but has never had a value for.",
                     "short",
-                    Prom(f"{gauge(t.PROMQL_FAILED)} or vector(0)", "not read"),
+                    Prom(f"{gauge(t.PROMQL_FAILED)} or vector(0)", "not answered"),
+                    Prom(f"{gauge(t.PROMQL_EMPTY)} or vector(0)", "never a value"),
                     links={"Log lines": link_to("logs", service="handoff-worker")},
                     width=12,
                 ),

@@ -19,6 +19,9 @@ PROMQL_MAX: Final = 20  # expressions, of at most 100 series each; all are read 
 SERIES_RULES_MAX: Final = 100
 SENSITIVITY_MIN: Final = 0.25
 SENSITIVITY_MAX: Final = 4.0
+BUDGET: Final = 0.1  # alerts per series and week, below which the detector is calibrated to stay while all is quiet
+BUDGET_MIN: Final = 0.01
+BUDGET_MAX: Final = 10.0
 LABEL_CHARS_MAX: Final = 200
 DOCUMENT_BYTES_MAX: Final = 32 << 10  # of a version, as JSON: about 12,000 tokens
 DEFAULT_POLICY: Final = "standard"  # which register_session uses if the call names none
@@ -246,6 +249,10 @@ def _is_sensitivity(value: object) -> float:
     return _number_in(value, SENSITIVITY_MIN, SENSITIVITY_MAX, "sensitivity")
 
 
+def _is_budget(value: object) -> float:
+    return _number_in(value, BUDGET_MIN, BUDGET_MAX, "alerts_per_series_week")
+
+
 Time = Annotated[datetime, BeforeValidator(_is_a_time)]
 LabelValue = Annotated[str, Field(min_length=1, max_length=LABEL_CHARS_MAX, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -299,6 +306,7 @@ class Watching:
 class AnalyticsConfig(_Model):
     """How series are watched. For each field of a rule, the first rule that selects the series and has the field decides."""
 
+    alerts_per_series_week: Annotated[float, BeforeValidator(_is_budget)] = BUDGET
     series: Annotated[list[SeriesRule], Field(max_length=SERIES_RULES_MAX)] = Field(default_factory=list)
 
     def watching(self, name: str, labels: Mapping[str, str], at: datetime) -> Watching:

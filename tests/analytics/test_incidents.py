@@ -1,6 +1,7 @@
 """The life of an incident."""
 
 import numpy as np
+import pytest
 
 from handoff.analytics.incidents import Life, Pace, advance, is_open, sensitivity
 from handoff.analytics.levels import SLOW, Levels
@@ -57,6 +58,25 @@ def test_while_the_level_moves_further_the_same_way_the_incident_stays_open_and_
     pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 40
     assert pair.tell(0.1, 24 * HOUR) == [False, False]
     assert pair.tell(12) == [True, True]
+
+
+def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_sooner() -> None:
+    def strengths(budget: float) -> list[float]:
+        pair = Pair()
+        found: list[float] = []
+        for direction in (1, -1, 1, -1, 1):
+            residual, now = np.full(2, direction, np.float32), np.full(2, 12, np.float32)
+            measured = np.ones(2, np.bool_)
+            found.append(float(advance(pair.life, pair.levels, now, residual, PACE, measured, budget)[0]))
+            pair.tell(0.1, 23 * HOUR)
+        return found
+
+    usual, double, tenth = strengths(1), strengths(2), strengths(0.1)
+    assert usual[:3] == pytest.approx([1.2] * 3)
+    assert usual[3] < 1.2
+    assert double == pytest.approx([1.2] * 5)
+    assert tenth[0] == usual[0]
+    assert all(less < more for less, more in zip(tenth[1:], usual[1:], strict=True))
 
 
 def test_finer_steps_have_to_be_clearer() -> None:

@@ -173,7 +173,7 @@ async def test_each_step_of_a_handoff_is_counted_and_its_waits_are_measured(
     assert found["handoffs.completed", '{"agent": "bob"}'] == 1
 
 
-async def test_points_and_then_series_are_forgotten_so_that_there_is_room_for_others(
+async def test_history_is_kept_as_the_policy_says_and_a_quiet_series_makes_room_for_others_until_it_is_back(
     app: App, db: asyncpg.Connection
 ) -> None:
     now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
@@ -182,11 +182,23 @@ async def test_points_and_then_series_are_forgotten_so_that_there_is_room_for_ot
         point = Point(Spec(name, "level", "gap"), now - timedelta(days=days), 1.0)
         await transact(app.pool, lambda conn: series.put(conn, [point], 10))
 
-    for name, days in (("gone", 40), ("alive", 40), ("alive", 2), ("young", 30)):
+    await db.execute("UPDATE retention_policy SET metrics_for = interval '60 days'")
+    for name, days in (("gone", 70), ("alive", 70), ("alive", 2), ("quiet", 40), ("young", 30)):
         await put(name, days)
+    await db.execute("INSERT INTO detector_state SELECT id, 3, now(), '', '{0,0,0}' FROM series")
     await retention.run(app)
-    assert [row["name"] for row in await db.fetch("SELECT name FROM series ORDER BY name")] == ["alive", "young"]
-    assert await db.fetchval("SELECT count(*) FROM series_point") == 2
+    assert [row["name"] for row in await db.fetch("SELECT name FROM series ORDER BY name")] == ["alive", "quiet", "young"]
+    assert await db.fetchval("SELECT count(*) FROM series_point") == 3  # the history is kept as the policy says
+
+    async def watched() -> list[tuple[str, bool]]:
+        return [(row["name"], row["state"] is not None) for row in await transact(app.pool, series.watched)]
+
+    assert await watched() == [("alive", True), ("young", True)]
+    assert await transact(app.pool, series.count) == 2
+    new = [Point(Spec(name, "level", "gap"), now, 1.0) for name in ("new", "newer")]
+    assert await transact(app.pool, lambda conn: series.put(conn, new, 3)) == 1  # what is quiet makes room
+    await put("quiet", 0)
+    assert await watched() == [("alive", True), ("quiet", False), ("young", True), ("new", False)]  # learnt anew
 
 
 async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
@@ -198,6 +210,7 @@ async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
     await db.execute(
         "INSERT INTO analytics_progress VALUES ('rolled_up', $1), ('judged', $2)", now, now - timedelta(minutes=20)
     )
+    await db.execute("UPDATE series SET last_at = now()")
     await db.execute("INSERT INTO detector_state SELECT id, 0, now(), '', '{NaN,NaN,NaN}' FROM series")
     asked: list[timedelta] = []
     points = series.points

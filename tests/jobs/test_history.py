@@ -1,7 +1,8 @@
 """Minutes of series add up to hours, days and months, and past days are packed: what is read stays the same."""
 
 from datetime import datetime, timedelta
-from typing import Final
+from itertools import product
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -12,6 +13,7 @@ from handoff.store import history as periods
 from handoff.store import series
 from handoff.store.connect import transact
 from handoff.store.series import Point, Spec
+from tests.agents import Agent
 
 MINUTE: Final = timedelta(minutes=1)
 COUNT = Spec("counted", "count", "zero")
@@ -34,6 +36,18 @@ OBVIOUS = """
      WHERE date_trunc(grain, m.bucket, 'UTC') + ('1 ' || grain)::interval <= now() - interval '5 minutes'
      GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """
+# The same of whole periods, as it is shown.
+SHOWN = """
+    SELECT date_trunc($1, m.bucket, 'UTC') AS start, count(*)::integer AS minutes,
+           min(m.value / coalesce(m.of, 1)) AS lowest,
+           max(m.value / coalesce(m.of, 1)) AS highest, (array_agg(m.value ORDER BY m.bucket DESC))[1] AS last,
+           CASE s.kind WHEN 'ratio' THEN sum(m.value) / sum(m.of)
+                       WHEN 'count' THEN sum(m.value) ELSE avg(m.value) END AS value
+      FROM series_minutes('-infinity', 'infinity') m JOIN series s ON s.id = m.series_id
+     WHERE date_trunc($1, m.bucket, 'UTC') + ('1 ' || $1)::interval <= now() - interval '5 minutes' AND s.name = $2
+     GROUP BY 1, s.kind ORDER BY 1 DESC
+"""
+FIGURES = ("value", "lowest", "highest", "last", "minutes")
 PACKED = "SELECT count(*) FROM series_day"
 LOOSE = "SELECT count(*) FROM series_point"
 
@@ -82,6 +96,45 @@ async def test_what_is_read_and_what_it_adds_up_to_is_the_same_once_days_are_pac
     assert {row["grain"] for row in added} == {"hour", "day", "month"}
     await whole(app)
     assert await db.fetch(PERIODS) == added
+
+
+async def test_the_history_of_a_series_is_read_as_a_resource_page_by_page(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime
+) -> None:
+    levels = [Point(Spec("stood", "level", "gap"), now - timedelta(days=n), n * 1.5) for n in range(40)]
+    await put(app, *measured(now), *levels)
+    await whole(app)
+    since = (now - timedelta(days=70)).isoformat()
+    for per, name in product(("hour", "day", "week", "month"), ("counted", "share", "stood")):
+        found: list[dict[str, Any]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            uri = f"handoff://analytics/series?series={name}&granularity={per}&since={since}&limit=17{cursor}"
+            page = await agent.read(uri)
+            found += page["periods"]
+            cursor = f"&cursor={page['next_cursor']}" if "next_cursor" in page else None
+        slow = await db.fetch(SHOWN, per, name)
+        assert [datetime.fromisoformat(it["start"]) for it in found] == [it["start"] for it in slow] != []
+        for one, other in zip(found, slow, strict=True):
+            assert {it: one[it] for it in FIGURES} == pytest.approx({it: other[it] for it in FIGURES})
+
+
+async def test_an_agent_sees_the_history_of_its_own_series(app: App, agent: Agent, now: datetime) -> None:
+    routes = [Spec("handoffs.offered", "count", "zero", {"from": "ada", "to": to}) for to in ("bob", "eve")]
+    ours = [Spec("handoffs.offered", "count", "zero"), Spec("calls", "count", "zero", {"operation": "get_inbox"})]
+    await put(app, *(Point(spec, now - timedelta(hours=3), 1.0) for spec in (*routes, *ours)))
+    await whole(app)
+
+    async def read(query: str) -> Any:
+        return await agent.read(f"handoff://analytics/series?granularity=hour{query}")
+
+    assert [(it["name"], it["series"]) for it in (await read(""))["names"]] == [("calls", 1), ("handoffs.offered", 3)]
+    assert [(it["name"], it["series"]) for it in (await read("&agent=bob"))["names"]] == [("handoffs.offered", 1)]
+    assert len((await read("&series=handoffs.offered"))["periods"]) == 3
+    of_bob = (await read("&series=handoffs.offered&agent=bob"))["periods"]
+    assert [(it["labels"], it["value"]) for it in of_bob] == [({"from": "ada", "to": "bob"}, 1.0)]
+    assert len((await read("&series=calls&operation=get_inbox"))["periods"]) == 1
+    assert (await read("&series=calls&operation=other"))["periods"] == []
 
 
 async def test_what_comes_late_replaces_what_is_packed_and_is_added_up_again(

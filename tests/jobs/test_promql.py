@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Generator
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 import anyio.to_thread
 import asyncpg
 import pytest
+from mcp import Client
 from pydantic import SecretStr
 
 from handoff.app import open_app
@@ -21,11 +22,16 @@ from handoff.cli.backtest import backtest_command
 from handoff.cli.doctor import examine
 from handoff.cli.parser import parser
 from handoff.context import App
-from handoff.jobs import promql
+from handoff.jobs import detect, incidents, promql
 from handoff.operations import prometheus
+from handoff.server.protocol import build_server
 from handoff.settings import Settings
-from handoff.store.connect import transact
+from handoff.store import promql as readings
+from handoff.store import series
+from handoff.store.connect import Connection, transact
+from handoff.store.series import Point, Spec
 from handoff.telemetry import metrics
+from tests.agents import Agent
 
 CONFIGURATION = """
 [monitoring.promql.queue]
@@ -37,6 +43,9 @@ POINTS = """
     SELECT name, labels::text, kind, absence, bucket, value FROM series_point JOIN series ON id = series_id
      WHERE name LIKE 'promql.%' ORDER BY labels, bucket
 """
+UP = Spec("promql.up", "level", "alert", {"job": "demo"})
+NOTHING = b'{"status": "success", "data": {"resultType": "matrix", "result": []}}'
+ANOMALIES = "SELECT bucket, severity, sentence, incident_id FROM anomaly ORDER BY bucket"
 Answer = Callable[[dict[str, str]], tuple[int, bytes]]
 
 
@@ -124,6 +133,107 @@ async def test_what_an_operator_names_is_read_and_a_prometheus_that_is_away_is_t
     assert ends[-1] >= began.timestamp()
     said = [(line["event"], line.get("error")) for line in logged if line["event"].startswith("promql.")]
     assert said == [("promql.failed", "it refused: parse error"), ("promql.read", None)]
+
+
+@pytest.fixture
+async def reading(
+    settings: Settings, answers: tuple[str, list[Answer]], tmp_path: Path
+) -> AsyncGenerator[tuple[App, list[Answer], Agent]]:
+    """A worker with an expression whose absence is an alert, and what answers it."""
+    file = tmp_path / "handoff.toml"
+    file.write_text('[monitoring.promql.up]\nexpression = "up"\nabsence = "alert"\n')
+    update = {"prometheus_url": SecretStr(answers[0]), "config_file": file, "admin": True, "series_warm_up_s": 0.0}
+    async with open_app(settings.model_copy(update=update)) as app, Client(build_server(app)) as client:
+        yield app, answers[1], Agent(client)
+
+
+async def judged(app: App, begins: datetime, values: Sequence[float], to: datetime) -> None:
+    """What the worker makes of these values, a minute each from `begins` on, by the time `to`."""
+    points = [Point(UP, begins + n * series.MINUTE, value) for n, value in enumerate(values)]
+
+    async def work(conn: Connection) -> None:
+        await series.put(conn, points, 10)
+        await series.advance(conn, "rolled_up", to + detect.SETTLED)
+
+    await transact(app.pool, work)
+    await detect.run(app)
+    await incidents.run(app)
+
+
+async def test_a_series_whose_absence_is_an_alert_is_one_critical_incident_until_it_is_back(
+    reading: tuple[App, list[Answer], Agent], db: asyncpg.Connection
+) -> None:
+    app, answer, agent = reading
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    begins, gone = now - timedelta(hours=1), now - timedelta(minutes=8)
+    await judged(app, begins, [1.0] * 52, now)
+    assert not await db.fetch(ANOMALIES)  # nobody has looked: Prometheus was away
+    answer[0] = partial(constant, 200, NOTHING)
+    await promql.run(app)
+    for minutes in (1, 2):  # what goes on is found again as the same
+        await judged(app, now, [], now + minutes * series.MINUTE)
+        found = await db.fetch(ANOMALIES)
+        assert [(row["severity"], row["bucket"], row["incident_id"] is None) for row in found] == [
+            ("critical", gone + timedelta(minutes=3), False)
+        ]
+    told = (await agent.read("handoff://analytics/anomalies"))["anomalies"][0]
+    sentence = f"promql.up (job demo) has had no value since {gone:%Y-%m-%d %H:%M} UTC, and its absence is an alert."
+    assert (told["value"], told["upper"], told["sentence"]) == (None, None, sentence)
+    incident = (await agent.read("handoff://analytics/incidents"))["incidents"][0]
+    assert (incident["state"], incident["summary"]) == ("open", f"{sentence} Likeliest cause: the service.")
+    explained = await agent.ok("explain_anomaly", agent="ops", incident=incident["id"])
+    assert explained["found"][0]["sentence"] == sentence
+
+    back = now + timedelta(minutes=6)
+    await judged(app, now, [1.0] * 6, back)
+    assert await db.fetchval("SELECT closed_at FROM incident") is None  # it was absent in 4 of the last 10 minutes
+    await judged(app, back, [1.0] * 6, back + timedelta(minutes=6))
+    assert await db.fetchval("SELECT closed_at FROM incident") is not None
+    assert await db.fetch(ANOMALIES) == found
+
+
+async def test_minutes_in_which_prometheus_was_away_make_nothing_absent(
+    reading: tuple[App, list[Answer], Agent], db: asyncpg.Connection
+) -> None:
+    app, answer, _ = reading
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+    answer[0] = partial(constant, 200, NOTHING)
+    await judged(app, now - timedelta(hours=1), [1.0] * 30, now)
+    long_ago = now - timedelta(minutes=32)
+    await transact(app.pool, lambda conn: readings.note(conn, {"up": ("up", True)}, long_ago - series.MINUTE, long_ago))
+    await promql.run(app)  # minutes are missing between this reading and the one before
+    ((read_from, read_to),) = await db.fetch("SELECT read_from, read_to FROM promql_reading")
+    assert read_to - read_from == series.LATE
+    await db.execute("UPDATE promql_reading SET read_from = read_to - interval '3 minutes'")
+    await judged(app, now, [], now + series.MINUTE)
+    assert not await db.fetch(ANOMALIES)  # of half an hour without a value, nobody has looked at more than three minutes
+
+
+async def test_an_expression_that_has_never_had_a_value_is_said_until_it_has_one_or_another_wording(
+    reading: tuple[App, list[Answer], Agent], db: asyncpg.Connection, logged: list[dict[str, Any]]
+) -> None:
+    app, answer, agent = reading
+    metrics.PROMQL_EMPTY.set(0)  # another test's
+    answer[0] = partial(constant, 200, NOTHING)
+    for _ in range(2):
+        await promql.run(app)
+    assert (metrics.PROMQL_EMPTY.value(), metrics.PROMQL_FAILED.value()) == (1, 0)
+    assert [line["series"] for line in logged if line["event"] == "promql.empty"] == ["up"]
+    since: datetime = await db.fetchval("SELECT named_at FROM promql_reading")
+    said = f"Prometheus answers its expression, but has never had a value for it since {since:%Y-%m-%d %H:%M} UTC."
+    assert (await agent.read("handoff://analytics/series"))["not_measured"] == {"promql.up": said}
+    answer[0] = matrix
+    await promql.run(app)
+    answer[0] = partial(constant, 200, NOTHING)
+    await promql.run(app)
+    assert metrics.PROMQL_EMPTY.value() == 0  # it is absent now, which means what the expression declares
+    named = app.policies.monitoring.promql["up"]
+    app.policies.monitoring.promql["up"] = named.model_copy(update={"expression": "pu"})
+    await promql.run(app)
+    assert metrics.PROMQL_EMPTY.value() == 1
+    app.policies.monitoring.promql.clear()
+    await promql.run(app)
+    assert (metrics.PROMQL_EMPTY.value(), await db.fetchval("SELECT count(*) FROM promql_reading")) == (0, 0)
 
 
 async def test_a_backtest_judges_an_expression(

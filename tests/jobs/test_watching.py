@@ -7,8 +7,10 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
+from handoff.analytics import watch
+from handoff.analytics.watch import go_on
 from handoff.context import App
-from handoff.jobs import detect, incidents
+from handoff.jobs import detect, incidents, measure
 from handoff.settings import Settings
 from handoff.store import series
 from handoff.store.connect import Connection, transact
@@ -80,6 +82,31 @@ async def test_of_a_muted_series_everything_is_found_and_nobody_told(
     assert [tuple(row) for row in await db.fetch(FOUND)] == [(False, True)]
     assert await db.fetchval("SELECT count(*) FROM incident") == 0
     assert [metrics.ANOMALIES.value("count", it) for it in ("warning", "critical")] == counted
+
+
+async def test_the_alert_budget_is_configured_given_to_the_detector_and_its_use_is_measured(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = json.dumps({"analytics": {"alerts_per_series_week": 0.05}})
+    asked = {"action": "set", "changes": change, "expected_version": 1, "reason": "a test"}
+    changed = await agent.ok("configuration", agent="ops", **asked)
+    assert [it["field"] for it in changed["changes"]] == ["analytics.alerts_per_series_week"]
+    await app.policies.refresh()
+    budgets: set[float] = set()
+
+    def noted(*arguments: Any) -> Any:
+        budgets.add(arguments[-1])
+        return go_on(*arguments)
+
+    monkeypatch.setattr(watch, "go_on", noted)
+    await burst(app, agent, now)
+    await measure.run(app)
+    assert budgets == {0.5}  # of the usual
+    told = await db.fetchval("SELECT count(*) FROM anomaly")
+    weeks = await db.fetchval("SELECT extract(epoch FROM now() - begins_at)::float8 / 604800 FROM series")
+    assert metrics.ALERT_BUDGET.value() == 0.05
+    assert metrics.ALERT_BUDGET_USED.value() == pytest.approx(told / (0.05 * weeks), rel=0.01)
+    assert told > 0
 
 
 async def test_with_less_sensitivity_the_same_fault_is_nothing(

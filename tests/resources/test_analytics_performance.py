@@ -15,10 +15,14 @@ from handoff.errors import Forbidden
 from handoff.model import Caller
 from handoff.server.calls import read
 from handoff.store import performance
-from handoff.telemetry.buckets import CALL_S
+from handoff.telemetry.buckets import CALL_S, LAG_S, WAIT_S
 from tests.agents import Agent
 from tests.store.test_performance import Seen, bucket, start
 
+COUNTED = (
+    *("process_hours", "memory_bytes_max", "disk_ratio_max", "pool_timeouts"),
+    *("cache_hits", "cache_misses", "cache_errors", "cache_hit_ratio"),
+)
 ENDS = ("ok", "ok", "ok", "failed", "refused", "cancelled")
 
 
@@ -71,6 +75,19 @@ async def test_performance_and_resources_are_those_of_the_raw_observations(
             assert it["service"]["cpus"] == pytest.approx(sum(numbers) / (60 * len(numbers)), abs=1e-4)
             memory = sum(100 + number for number in numbers) / len(numbers) * (1 << 20)
             assert it["service"]["memory_bytes"] == pytest.approx(memory, abs=1)
+            assert {name: it["service"][name] for name in COUNTED} == {
+                "process_hours": round(len(numbers) / 60, 3),
+                "memory_bytes_max": (100 + max(numbers)) << 20,
+                "disk_ratio_max": max(numbers) / 100,
+                "pool_timeouts": sum(numbers),
+                "cache_hits": 3 * sum(numbers),
+                "cache_misses": sum(numbers),
+                "cache_errors": len(numbers),
+                "cache_hit_ratio": 0.75 if any(numbers) else None,
+            }
+            for figure, bounds in (("pool_wait_s", WAIT_S), ("event_loop_lag_s", LAG_S)):
+                shown_s = it["service"][figure]
+                assert {bisect_left(bounds, shown_s[name]) for name in ("p50", "p95", "p99")} == {bisect_left(bounds, 0.002)}
         else:
             assert set(it) <= {"start", "partial"}
 

@@ -44,9 +44,9 @@ ONCE_A_QUEUE_WAS_FULL: Final = {
 }
 # Rules have used these only since the quiet hour was recorded; quiet.replay says which processes lived and which led.
 SINCE_THE_QUIET_HOUR: Final = {"handoff_job_interval_seconds", "handoff_loop_warnings_total", "handoff_quarantine",
-    "handoff_detector_lag_seconds", "handoff_incidents_open", "handoff_promql_failed", "handoff_series_refused",
-    "handoff_audit_broken", "handoff_process_cpu_limit", "handoff_threshold", "handoff_worker_leader",
-    "process_cpu_time_seconds_total", "target_info",
+    "handoff_detector_lag_seconds", "handoff_incidents_open", "handoff_promql_failed", "handoff_promql_empty",
+    "handoff_series_refused", "handoff_audit_broken", "handoff_process_cpu_limit", "handoff_threshold",
+    "handoff_worker_leader", "process_cpu_time_seconds_total", "target_info",
 }  # fmt: skip
 ONLY_WHERE_THERE_IS_ONE: Final = {
     "handoff_storage_full_in_seconds",

@@ -107,6 +107,7 @@ def test_every_alert_has_a_drill() -> None:
         "HandoffDetectorBehind",  # whose usual fault, a job that hangs or is paused, has a drill of HandoffJobLate
         "HandoffIncidentCritical",  # the detector needs a past of days; tests/jobs/test_incidents.py opens incidents
         "HandoffPromqlFailing",  # the stack reads no expression; tests/jobs/test_promql.py has a Prometheus that fails
+        "HandoffPromqlEmpty",  # likewise
         "HandoffSeriesRefused",  # its limit is set by a restart
         "HandoffWebhooksLate",  # the stack has no endpoint; tests/jobs/test_webhooks.py has receivers that fail and hang
         "HandoffStorageFilling",  # its forecast needs a day of measurements, and a limit that a restart sets

@@ -100,6 +100,7 @@ class Detector:
         self.warm_up = warm_up or WarmUp.empty(count)
         self._pools = pooling.Pace.of(self.step_s)
         self._life = incidents.Pace.of(self.step_s)
+        self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
     def step(self, values: Double, bins: Index, gaps: Flags) -> Verdict:
         """Judge one point of each series, then learn it.
@@ -168,7 +169,7 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        strength = incidents.advance(memory.life, level, unusual, residual, self._life, measured)
+        strength = incidents.advance(memory.life, level, unusual, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)

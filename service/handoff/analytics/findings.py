@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,7 @@ _SPOKE_MIN: Final = 1.301  # rarity: one in twenty
 _REASONS_MAX: Final = 3
 _SURE_POINTS: Final = 2 * 288  # two days of five-minute points: what is known of the day has been seen to repeat
 _CONFIDENCE_MAX: Final = 0.99
+ABSENT_STRENGTH: Final = 2.0  # whoever declares that an absence alerts means it: critical, unless told to be less sensitive
 
 # What each feature says if it is among the rarest. Those with two say the first above, the second below what is expected.
 _SAYS: Final[dict[int, tuple[str, ...]]] = {
@@ -70,6 +72,24 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
         confidence=_confidence(strength, int(verdict.seen[number])),
         spoke=tuple((features.FEATURES[it], round(float(rarity[it]), 2)) for it in order),
         sentence=f"{name} is {value:.4g}; {expected:.4g} was expected, {lower:.4g} to {upper:.4g} would be usual{because}.",
+    )
+
+
+def absent(name: str, since: int) -> Finding:
+    """Say that nothing has been measured of a series since this time, although it declares that this is an alert.
+
+    There is no value, and any value would end it: NaN, and a band without ends.
+    """
+    begins = f"{datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M} UTC"
+    return Finding(
+        value=math.nan,
+        expected=math.nan,
+        lower=-math.inf,
+        upper=math.inf,
+        strength=ABSENT_STRENGTH,
+        confidence=1.0,
+        spoke=(),
+        sentence=f"{name} has had no value since {begins}, and its absence is an alert.",
     )
 
 

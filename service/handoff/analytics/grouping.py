@@ -8,6 +8,7 @@ A cause explains its own findings, those of what depends on it, and those of a t
 It is excused by what explains it in the same way. docs/incidents.md has the reasons.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -118,6 +119,8 @@ class Sign:
             or (self.name == "calls" and _WAY_TOOLS.issuperset(self.place.names[:1] or ("",)))
         ):
             return "handoffs"
+        if math.isnan(self.value):  # absent: there is no number to compare
+            return ""
         return self.name if self.kind in _ADDS_UP or self.of is not None else ""
 
 

@@ -29,7 +29,7 @@ _SAME_S: Final = 22 * 3_600.0  # from the alert, or from when the level last mov
 _SAME_MAX_S: Final = 14 * 86_400.0  # then what still moves further is told again
 _FURTHER: Final = np.float32(0.02)  # of the slow mean's range: less is no movement
 _MEMORY_S: Final = 7 * 86_400.0
-_FREE: Final = np.float32(2.0)  # alerts in that time that cost nothing
+_FREE: Final = 2.0  # alerts in that time that cost nothing, with the budget that people have if they choose none
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
 _MINUTE_FACTOR: Final = 0.67  # with more points per day there are more chances to be wrong
 _LONG_AGO: Final = 16_000_000  # points; a float32 counts up to 16,777,216 and then stays
@@ -86,10 +86,13 @@ class Pace:
         )
 
 
-def advance(life: Life, levels: Levels, unusual: Single, residual: Single, pace: Pace, measured: Flags) -> Single:
+def advance(
+    life: Life, levels: Levels, unusual: Single, residual: Single, pace: Pace, measured: Flags, budget: float = 1.0
+) -> Single:
     """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates.
 
-    `residual` says in which direction the point deviates from what was expected of its time of day.
+    `residual` says in which direction the point deviates from what was expected of its time of day. `budget` is how many
+    alerts there may be, as a multiple of the usual: with less, further alerts of a series have to be clearer sooner.
     """
     life.alerts *= pace.remembered
     life.age += 1
@@ -106,7 +109,7 @@ def advance(life: Life, levels: Levels, unusual: Single, residual: Single, pace:
     strength = np.zeros_like(unusual)
     if len(at):
         now = unusual[at]
-        crowded = 1 + _COST * np.maximum(0, life.alerts[at] - _FREE)
+        crowded = 1 + _COST * np.maximum(0, life.alerts[at] - np.float32(_FREE * budget))
         strength[at] = pace.sensitivity[at] * now / crowded / ALERT_AT
         alerting = now >= ALERT_AT
         life.worst[at] = now

@@ -11,7 +11,7 @@ import numpy as np
 from handoff.analytics.columns import Double, Flags, Index
 
 RATIO_PRIOR: Final = 10.0  # events: with fewer than that a share is drawn towards the share so far
-_SILENCE_STEPS: Final = 3.5
+SILENT_AFTER: Final = 4  # steps without a point
 _DAY_S: Final = 86_400
 _HOUR_S: Final = 3_600
 _CYCLES_MIN: Final = 2  # two days before a day is believed, two weeks before a week
@@ -95,9 +95,9 @@ def level_of(kind: Kind, absence: Absence, t: Index, values: Double, denominator
     return np.where(np.isnan(level), 0.0, level) if absence is Absence.ZERO else level
 
 
-def silent(absence: Absence, since_s: Double, step_s: Double) -> Flags:
-    """Which series should have reported by now; `since_s` is the time since each one's last measured point."""
-    return np.full(len(since_s), absence is Absence.ALERT) & (since_s > _SILENCE_STEPS * step_s)
+def silent(absence: Absence, silent_s: Double, step_s: Double | float) -> Flags:
+    """Which silences are alerts; `silent_s` is how long nobody has measured anything, from the first missing step on."""
+    return np.full(len(silent_s), absence is Absence.ALERT) & (silent_s >= SILENT_AFTER * step_s)
 
 
 def season_of(t: Index, x: Double) -> Season:

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from handoff.analytics.columns import Double, Flags, Index
-from handoff.analytics.findings import Finding, explain, in_units
-from handoff.analytics.kinds import Absence, Kind, level_of, rate, ratio
+from handoff.analytics.findings import ABSENT_STRENGTH, Finding, absent, explain, in_units
+from handoff.analytics.kinds import SILENT_AFTER, Absence, Kind, level_of, rate, ratio, silent
 from handoff.analytics.profile import bin_of, bins_per_day
 from handoff.analytics.state import VERSION, pack, unpack
 
@@ -20,6 +20,8 @@ __all__ = ["VERSION", "Found", "Series", "Watch", "go_on"]
 
 STEP_S: Final = 60
 _DAY_S: Final = 86_400
+_ABSENT_S_MAX: Final = 3 * _DAY_S  # then an absence is accepted, as a new level is
+_ALWAYS: Final = (-np.inf, np.inf)
 _GAP_STEPS: Final = 3.5
 NOTHING_CARRIED: Final = (np.nan, np.nan, np.nan)
 
@@ -34,6 +36,7 @@ class Series:
     state: bytes = b""
     carried: tuple[float, float, float] = NOTHING_CARRIED
     told_at: float = 1.0  # the strength from which a finding is told
+    looked: tuple[float, float] = _ALWAYS  # between these times somebody looked for points: elsewhere absence says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Watch:
     carried: list[tuple[float, float, float]]
 
 
-def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> Watch:
+def go_on(series: Sequence[Series], first: int, values: Double, of: Double, budget: float = 1.0) -> Watch:
     """Judge minutes, one at least.
 
     Args:
@@ -80,6 +83,7 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
         first: when the first minute begins, in seconds since 1970 (UTC).
         values: (minutes, series), NaN where nothing was measured.
         of: the same for the denominators of ratios.
+        budget: how many alerts there may be, as a multiple of the usual.
 
     Raises:
         ValueError: a state is of another version.
@@ -89,6 +93,7 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
     levels, gaps, carried = _levels(series, t, values, of)
     steps = np.full(len(series), float(STEP_S))
     detector = unpack([it.state for it in series], steps)
+    detector.budget = budget
     per_day = bins_per_day(steps)
     told_at = np.array([it.told_at for it in series])
     found: list[Found] = []
@@ -101,9 +106,26 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double) -> W
         for place in np.flatnonzero(verdict.strength >= told_at).tolist():
             finding = explain(verdict, place, float(levels[number, place]), series[place].name, series[place].kind)
             found.append(Found(place, int(t[number]), int(verdict.seen[place]), finding))
+    for place, it in enumerate(series):
+        if it.absence is Absence.ALERT and it.told_at <= ABSENT_STRENGTH:
+            seen = int(detector.memory.scale.seen[place])
+            found += [Found(place, at, seen, absent(it.name, since)) for at, since in _silences(it, t, levels[:, place])]
     last = np.vstack((levels[-1:], usual)).T.tolist()
     bands = [Band(*in_units(it, one.kind)) for it, one in zip(last, series, strict=True)]
     return Watch(found, bands, pack(detector), carried)
+
+
+def _silences(series: Series, t: Index, levels: Double) -> list[tuple[int, int]]:
+    """The silences that are told by now: when each was long enough to be told, and its first minute.
+
+    Both depend only on the point before it, so that a silence that goes on is found again as the same.
+    """
+    measured = t[np.isfinite(levels)]
+    first = np.concatenate(([series.carried[2]], measured)) + STEP_S  # NaN: nothing was ever measured
+    end = np.concatenate((measured, [t[-1] + STEP_S]))
+    looked_s = np.minimum(end, series.looked[1]) - np.maximum(first, series.looked[0])
+    told = silent(series.absence, looked_s, float(STEP_S)) & (end - first < _ABSENT_S_MAX)
+    return [(int(it) + (SILENT_AFTER - 1) * STEP_S, int(it)) for it in first[told]]
 
 
 def _levels(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from asyncpg import Record
 
 from handoff.context import App
-from handoff.store import incidents, series, shards
+from handoff.store import anomalies, incidents, series, shards
 from handoff.store.connect import connection
 from handoff.telemetry import metrics
 from handoff.telemetry.instruments import Gauge
@@ -52,7 +52,11 @@ async def show(app: App) -> None:
         count = await series.count(conn)
         rows = await shards.newest(conn)
         concerned = await incidents.concerned(conn, app.settings.series_max)
+        told, series_weeks = await anomalies.told(conn)
     metrics.SERIES.set(count)
+    budget = app.policies.analytics.alerts_per_series_week
+    metrics.ALERT_BUDGET.set(budget)
+    metrics.ALERT_BUDGET_USED.set(told / (budget * series_weeks) if series_weeks else 0.0)
     if judged_to is None:
         return
     metrics.DETECTOR_LAG.set(max(0.0, time() - judged_to.timestamp()))

@@ -7,6 +7,7 @@ another one has left (store/shards.py).
 """
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from uuid import UUID, uuid4
 import structlog
 from asyncpg import Record
 
+from handoff.configuration import BUDGET
 from handoff.context import App
 from handoff.errors import HandoffError
 from handoff.jobs import bands
@@ -172,6 +174,13 @@ def _told_at(app: App, row: Record, at: datetime) -> float:
     return row["threshold"] / app.policies.analytics.watching(row["name"], row["labels"], at).sensitivity
 
 
+def _looked(row: Record) -> tuple[float, float]:
+    """Between which times somebody looked for points of a series: what Prometheus was not asked about is not absent."""
+    if row["read_to"] is not None:
+        return row["read_from"].timestamp(), row["read_to"].timestamp()
+    return (0.0, 0.0) if row["name"].startswith("promql.") else (-math.inf, math.inf)
+
+
 async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime) -> "Watch":
     """Judge some series that stand at the same minute, in a thread: the event loop goes on."""
     from handoff.analytics.kinds import Absence, Kind  # only the processes that judge load it
@@ -180,7 +189,7 @@ async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at:
     async with connection(app.pool) as conn:  # not held while they are judged: Postgres ends what idles in a transaction
         points = await series.points(conn, [row["id"] for row in rows], at, until)
     given = [
-        Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"]), told_at=limit)
+        Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"]), told_at=limit, looked=_looked(row))
         for row, limit in zip(rows, told_at, strict=True)
     ]
     for place, row in enumerate(rows):
@@ -188,11 +197,17 @@ async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at:
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
     places = {row["id"]: place for place, row in enumerate(rows)}
     minutes = int((until - at) / series.MINUTE)
-    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points)
+    budget = app.policies.analytics.alerts_per_series_week / BUDGET
+    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points, budget)
 
 
 def _go_on(
-    given: "Sequence[Series]", first: int, minutes: int, places: Mapping[int, int], points: Sequence[Record]
+    given: "Sequence[Series]",
+    first: int,
+    minutes: int,
+    places: Mapping[int, int],
+    points: Sequence[Record],
+    budget: float,
 ) -> "Watch":
     import numpy as np
 
@@ -204,7 +219,7 @@ def _go_on(
         values[row["minutes"], place] = row["values"]
         if row["of"] is not None:
             of[row["minutes"], place] = np.array(row["of"], np.float64)  # None is NaN
-    return go_on(given, first, values, of)
+    return go_on(given, first, values, of, budget)
 
 
 def _anomalies(app: App, rows: Sequence[Record], told_at: Sequence[float], found: "Sequence[Found]") -> list[Anomaly]:

@@ -35,6 +35,7 @@ async def run(app: App) -> None:
         "incident": incidents.forget,
         "anomaly": incidents.forget_anomalies,
         "series_point": series.forget_points,
+        "detector_state": series.rest,
         "series": series.forget,
         "webhook_delivery": webhooks.forget,
     }

@@ -9,6 +9,7 @@ from handoff.resources.analytics_contract import AnalyticsQuery, Type
 from handoff.resources.analytics_incidents import INCIDENTS
 from handoff.resources.analytics_performance import PERFORMANCE, RESOURCES
 from handoff.resources.analytics_recommendations import RECOMMENDATIONS
+from handoff.resources.analytics_series import SERIES
 from handoff.resources.analytics_statistics import CONTEXT, HANDOFFS, SESSIONS
 from handoff.resources.analytics_trends import CAPACITY, TRENDS
 from handoff.resources.contract import Resource
@@ -24,6 +25,7 @@ TYPES: Final[dict[str, Type]] = {
     "anomalies": ANOMALIES,
     "incidents": INCIDENTS,
     "recommendations": RECOMMENDATIONS,
+    "series": SERIES,
 }
 
 
@@ -62,7 +64,8 @@ ANALYTICS = Resource(
     "handoff://analytics/{type}",
     "analytics",
     "Figures without content, at most 5 minutes old or marked as stale. Types: sessions, handoffs and context, per hour, "
-    "day, week or month (granularity) from since to until; anomalies and recommendations, newest first. You see your own; "
+    "day, week or month (granularity) from since to until; series, their names or, with series=NAME, their history; "
+    "anomalies and recommendations, newest first. You see your own; "
     "the scope admin sees all, and incidents, performance, resources, trends and capacity.",
     AnalyticsQuery,
     read_analytics,

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -12,6 +12,13 @@ from handoff.errors import Invalid
 from handoff.model import AGENT_CHARS_MAX, NAME_PATTERN, Scope
 from handoff.resources.contract import CursorArg, LimitArg, Query, TimeArg
 from handoff.store.statistics import Granularity
+
+RANGES: Final[dict[Granularity, timedelta]] = {  # without `since`
+    "hour": timedelta(days=2),
+    "day": timedelta(days=30),
+    "week": timedelta(weeks=26),
+    "month": timedelta(days=366),
+}
 
 
 class AnalyticsQuery(Query):
@@ -23,6 +30,7 @@ class AnalyticsQuery(Query):
     agent: Annotated[str | None, Field(max_length=AGENT_CHARS_MAX, pattern=NAME_PATTERN)] = None
     policy: Annotated[str | None, Field(max_length=100, pattern=NAME_PATTERN)] = None
     operation: Annotated[str | None, Field(max_length=100, pattern=r"^[\w/:.-]+$")] = None
+    series: Annotated[str | None, Field(max_length=200, pattern=NAME_PATTERN)] = None
     cursor: CursorArg = None
     limit: LimitArg = 50
 

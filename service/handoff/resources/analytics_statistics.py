@@ -9,18 +9,12 @@ from handoff.cache import figures_key
 from handoff.context import Call
 from handoff.encoding import from_cursor, that_fit, to_cursor
 from handoff.errors import Invalid
-from handoff.resources.analytics_contract import AnalyticsQuery, Type
+from handoff.resources.analytics_contract import RANGES, AnalyticsQuery, Type
 from handoff.store import statistics
 from handoff.store.connect import Connection, address, snapshot
-from handoff.store.statistics import Asked, Granularity, Statistics
+from handoff.store.statistics import Asked, Statistics
 
 BUCKETS_MAX: Final = 400  # per range: a fortnight of hours, a year of days
-_RANGE: Final[dict[Granularity, timedelta]] = {  # without `since`
-    "hour": timedelta(days=2),
-    "day": timedelta(days=30),
-    "week": timedelta(weeks=26),
-    "month": timedelta(days=366),
-}
 _PART_OF: Final = {"agent": "agents", "policy": "policies", "route": "routes", "type": "types", "operation": "operations"}
 
 Read = Callable[[Connection, Asked, float], Awaitable[Statistics]]
@@ -59,7 +53,7 @@ def _asked(query: AnalyticsQuery, agent: str | None) -> Asked:
     until = min(query.until or now, now)
     granularity = query.granularity
     try:
-        since = statistics.beginning(query.since or until - _RANGE[granularity], granularity)
+        since = statistics.beginning(query.since or until - RANGES[granularity], granularity)
     except OverflowError:
         since = until
     if since >= until:

@@ -20,6 +20,13 @@ ADD = """
     RETURNING severity, shadow, muted, extract(epoch FROM now() - bucket)::float8 AS age_s,
               (SELECT kind FROM series WHERE id = series_id) AS kind
 """
+# How many were told in the last week, and for how many weeks series were watched in it, each for one at most.
+TOLD = """
+    SELECT (SELECT count(*) FROM anomaly
+             WHERE NOT shadow AND NOT muted AND bucket > now() - interval '7 days')::float8 AS told,
+           (SELECT coalesce(sum(extract(epoch FROM least(now() - begins_at, interval '7 days'))), 0) / 604800
+              FROM series WHERE last_at >= now() - interval '8 days')::float8 AS series_weeks
+"""
 SHOWN: Final = (
     *("at", "labels", "kind", "severity", "value", "expected", "lower", "upper", "strength", "confidence", "spoke"),
     *("sentence", "found_at"),
@@ -66,6 +73,12 @@ async def add(conn: Connection, found: Sequence[Anomaly]) -> list[Record]:
         return []
     columns = [list(column) for column in zip(*(astuple(it) for it in found), strict=True)]
     return await conn.fetch(ADD, *columns)
+
+
+async def told(conn: Connection) -> tuple[float, float]:
+    """How many anomalies people were told in the last week, and over how many weeks of series."""
+    row = await conn.fetchrow(TOLD)
+    return (row["told"], row["series_weeks"]) if row is not None else (0.0, 0.0)
 
 
 async def newest(

@@ -7,6 +7,8 @@ is added up again; an hour marks its day, and a day its month.
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
+from asyncpg import Record
+
 from handoff.store.connect import Connection
 
 Grain = Literal["hour", "day", "month"]
@@ -92,6 +94,25 @@ PACK = """
              FROM unnest(excluded.value, excluded.of, d.value, d.of) WITH ORDINALITY
                   AS u (new, new_of, old, old_of, place))
 """
+# Series per period, the newest first. A week is added up from its days. The cursor is the place of the last row.
+READ = """
+    SELECT date_trunc($2, p.start, 'UTC') AS start, s.id, s.name, s.labels, s.kind, sum(p.points)::integer AS minutes,
+           sum(p.total) AS total, sum(p.of) AS of, min(p.lowest) AS lowest, max(p.highest) AS highest,
+           (array_agg(p.last ORDER BY p.start DESC))[1] AS last
+      FROM series s JOIN series_period p ON p.series_id = s.id
+     WHERE p.grain = $1 AND p.start >= $3 AND p.start < $4 AND s.name = $5
+       AND ($6::text IS NULL OR $6 IN (s.labels ->> 'agent', s.labels ->> 'from', s.labels ->> 'to'))
+       AND ($7::text IS NULL OR $7 = s.labels ->> 'operation')
+     GROUP BY 1, s.id
+    HAVING (date_trunc($2, p.start, 'UTC'), s.id) < ($8, $9)
+     ORDER BY 1 DESC, s.id DESC LIMIT $10
+"""
+NAMES = """
+    SELECT name, kind, count(*) AS series FROM series
+     WHERE $1::text IS NULL OR $1 IN (labels ->> 'agent', labels ->> 'from', labels ->> 'to')
+     GROUP BY name, kind ORDER BY name, kind LIMIT $2
+"""
+NAMES_MAX: Final = 200
 DROP = "SELECT series_months_drop(now() - (SELECT max(metrics_for) FROM retention_policy))"
 
 
@@ -126,6 +147,31 @@ async def pack(conn: Connection) -> bool:
     first: int = await conn.fetchval(FIRST, day, timeout=_WAIT_S_MAX)
     await conn.execute(PACK, day, first, SERIES_MAX, timeout=_WAIT_S_MAX)
     return True
+
+
+async def read(
+    conn: Connection,
+    name: str,
+    since: datetime,
+    until: datetime,
+    per: Literal["hour", "day", "week", "month"],
+    *,
+    agent: str | None,
+    operation: str | None,
+    after: tuple[datetime, int],
+    limit: int,
+) -> list[Record]:
+    """The periods from `since` to before `until` of the series of this name that concern the agent and the operation.
+
+    None is all of them. The newest come first, from below the place `after`.
+    """
+    grain: Grain = "day" if per == "week" else per
+    return await conn.fetch(READ, grain, per, since, until, name, agent, operation, *after, limit)
+
+
+async def names(conn: Connection, agent: str | None) -> list[Record]:
+    """The names of all series, or of those that concern the agent, with how many there are of each."""
+    return await conn.fetch(NAMES, agent, NAMES_MAX)
 
 
 async def drop(conn: Connection) -> int:

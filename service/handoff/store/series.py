@@ -19,8 +19,10 @@ Kind = Literal["counter", "ratio", "count", "duration", "level"]  # as analytics
 Absence = Literal["zero", "gap", "alert"]
 Stage = Literal["rolled_up", "judged"]
 
+# One without points for so long is watched no more and makes room for others; its history is kept as the policies say.
+_WATCHED = "last_at >= now() - interval '32 days'"
 # A series whose kind has changed is learnt anew: what was known of it would be of another number.
-REGISTER = """
+REGISTER = f"""
     WITH changed AS (
         UPDATE series s SET kind = w.kind, absence = w.absence
           FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[]) AS w (name, labels, kind, absence)
@@ -34,7 +36,7 @@ REGISTER = """
                WITH ORDINALITY AS w (name, labels, kind, absence, begins_at, place)
          WHERE NOT EXISTS (SELECT FROM series s WHERE s.name = w.name AND s.labels = w.labels)
          ORDER BY w.place
-         LIMIT greatest($5 - (SELECT count(*) FROM series), 0)
+         LIMIT greatest($5 - (SELECT count(*) FROM series WHERE {_WATCHED}), 0)
             ON CONFLICT DO NOTHING
         RETURNING id, name, labels)
     SELECT id, name, labels FROM added
@@ -48,7 +50,7 @@ SEEN = """
       FROM (SELECT id, max(at) AS at FROM unnest($1::int[], $2::timestamptz[]) AS t (id, at) GROUP BY id) seen
      WHERE s.id = seen.id AND s.last_at < seen.at - interval '1 day'
 """
-_KEPT = "least((SELECT max(metrics_for) FROM retention_policy), interval '31 days')"
+_KEPT = "(SELECT max(metrics_for) FROM retention_policy)"
 FORGET_POINTS = f"""
     DELETE FROM series_point
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM series_point WHERE bucket < now() - {_KEPT} ORDER BY bucket LIMIT $1))
@@ -73,13 +75,19 @@ PROGRESS = "SELECT at FROM analytics_progress WHERE stage = $1"
 ADVANCE = """
     INSERT INTO analytics_progress (stage, at) VALUES ($1, $2) ON CONFLICT (stage) DO UPDATE SET at = excluded.at
 """
-WATCHED = """
-    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried
+WATCHED = f"""
+    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, d.version, d.judged_to, d.state, d.carried,
+           r.read_from, r.read_to
       FROM series s LEFT JOIN detector_state d ON d.series_id = s.id
-     WHERE s.id >= $1 AND s.id < $2
+      LEFT JOIN promql_reading r ON s.absence = 'alert' AND s.name = 'promql.' || r.name
+     WHERE s.id >= $1 AND s.id < $2 AND s.{_WATCHED}
      ORDER BY s.id
 """
-COUNT = "SELECT count(*) FROM series"
+COUNT = f"SELECT count(*) FROM series WHERE {_WATCHED}"
+REST = f"""
+    DELETE FROM detector_state
+     WHERE series_id IN (SELECT series_id FROM detector_state JOIN series ON id = series_id WHERE NOT {_WATCHED} LIMIT $1)
+"""
 KEEP = """
     INSERT INTO detector_state (series_id, version, judged_to, state, carried)
     SELECT id, $2, $3, state, ARRAY[part, whole, measured_at]
@@ -177,7 +185,7 @@ async def advance(conn: Connection, stage: Stage, at: datetime) -> None:
 
 
 async def count(conn: Connection) -> int:
-    """How many series there are."""
+    """How many series are watched."""
     return await conn.fetchval(COUNT)
 
 
@@ -201,10 +209,15 @@ async def keep(
 
 
 async def forget_points(conn: Connection) -> int:
-    """Delete points that are older than any policy keeps metrics, and than 31 days; return how many."""
+    """Delete points that are older than any policy keeps metrics; return how many."""
     return int((await conn.execute(FORGET_POINTS, BATCH_MAX)).rsplit(" ", 1)[-1])
 
 
+async def rest(conn: Connection) -> int:
+    """Delete what the detector knows of series that are watched no more; one that comes back is learnt anew."""
+    return int((await conn.execute(REST, BATCH_MAX)).rsplit(" ", 1)[-1])
+
+
 async def forget(conn: Connection) -> int:
-    """Delete series that have had no points for so long, which makes room for others; return how many."""
+    """Delete series that have had no points for so long; return how many."""
     return int((await conn.execute(FORGET, BATCH_MAX)).rsplit(" ", 1)[-1])

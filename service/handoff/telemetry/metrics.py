@@ -253,6 +253,15 @@ SERIES_LEFT_OUT: Final = Gauge(
 PROMQL_FAILED: Final = Gauge(
     "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
 )
+PROMQL_EMPTY: Final = Gauge(
+    "handoff.promql.empty", "{expression}", "Expressions of monitoring.promql that have never had a value."
+)
+ALERT_BUDGET: Final = Gauge(
+    "handoff.alert_budget", "", "Anomalies per series and week that may be told, as the configuration says."
+)
+ALERT_BUDGET_USED: Final = Gauge(
+    "handoff.alert_budget.used", "", "Anomalies told in the last 7 days, as a share of what the alert budget allows."
+)
 DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
 ANOMALIES: Final = Counter(
     "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
@@ -331,6 +340,9 @@ LEADERS: Final[tuple[Instrument, ...]] = (
     SERIES_UPPER,
     SERIES_LEFT_OUT,
     PROMQL_FAILED,
+    PROMQL_EMPTY,
+    ALERT_BUDGET,
+    ALERT_BUDGET_USED,
     DETECTOR_LAG,
     INCIDENTS_OPEN,
     WEBHOOKS_PENDING,
