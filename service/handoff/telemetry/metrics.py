@@ -59,9 +59,7 @@ RECOMMENDATION: Final = Attribute("handoff.recommendation")  # admitted by recom
 DAMAGE: Final = Attribute("reason", ("content", "sequence", "receipt"))  # why a session is in quarantine
 ALERT_STATUS: Final = Attribute("status", ("firing", "resolved"))
 SERIES_KIND: Final = Attribute("handoff.series.kind", ("counter", "ratio", "count", "duration", "level"))
-SERIES_NAME: Final = Attribute(
-    "handoff.series.name", chosen_max=100
-)  # chosen by jobs/bands.py, with no name that a caller gave
+SERIES_NAME: Final = Attribute("handoff.series.name", chosen_max=100)  # chosen by jobs/bands.py, no name of a caller
 SEVERITY: Final = Attribute("severity", get_args(Severity))
 PART: Final = Attribute("handoff.part", get_args(Part))  # where the likeliest cause of an incident is
 OUTCOME: Final = Attribute("outcome", ("ok", "error"))
@@ -253,15 +251,9 @@ SERIES_LEFT_OUT: Final = Gauge(
 PROMQL_FAILED: Final = Gauge(
     "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
 )
-PROMQL_EMPTY: Final = Gauge(
-    "handoff.promql.empty", "{expression}", "Expressions of monitoring.promql that have never had a value."
-)
-ALERT_BUDGET: Final = Gauge(
-    "handoff.alert_budget", "", "Anomalies per series and week that may be told, as the configuration says."
-)
-ALERT_BUDGET_USED: Final = Gauge(
-    "handoff.alert_budget.used", "", "Anomalies told in the last 7 days, as a share of what the alert budget allows."
-)
+PROMQL_EMPTY: Final = Gauge("handoff.promql.empty", "{expression}", "Expressions that have never had a value.")
+ALERT_BUDGET: Final = Gauge("handoff.alert_budget", "", "Anomalies per series and week that may be told.")
+ALERT_BUDGET_USED: Final = Gauge("handoff.alert_budget.used", "", "Share of the alert budget used in the last 7 days.")
 DETECTOR_LAG: Final = Gauge("handoff.detector.lag", "s", "Age of the newest minute that the detector has judged.")
 ANOMALIES: Final = Counter(
     "handoff.anomalies", "{anomaly}", "Anomalies found in series that are no longer being learnt.", SERIES_KIND, SEVERITY
