@@ -16,7 +16,7 @@ from tests.analytics.series import DAY, STEP_S, daily, scores, stamps, strengths
 
 QUIET = daily(6 * DAY, 6, seed=1)
 AT = 4 * DAY
-STORED = {version: (Path(__file__).parent / f"state-{version}.bin").read_bytes() for version in (1, 2)}
+STORED = {version: (Path(__file__).parent / f"state-{version}.bin").read_bytes() for version in (1, 2, 3)}
 
 
 def alerts(values: np.ndarray, **how: Any) -> list[list[int]]:
@@ -57,7 +57,7 @@ def test_the_state_of_a_series_is_small_has_a_version_and_nothing_else_is_accept
     (blob,) = pack(watch(QUIET[:100, :1])[1])
     assert len(blob) == GROWN_BYTES <= BYTES_MAX
     assert len(pack(watch(QUIET[:20, :1])[1])[0]) < 500
-    with pytest.raises(ValueError, match="has version 9; this program reads versions 1 to 3"):
+    with pytest.raises(ValueError, match="has version 9; this program reads versions 1 to 4"):
         unpack([bytes((9,)) + blob[1:]], np.array([300.0]))
     with pytest.raises(ValueError, match="bytes instead of"):
         unpack([blob[:-1]], np.array([300.0]))
@@ -202,6 +202,16 @@ def test_a_leak_is_told_once_however_long_the_level_goes_on_rising_and_a_drop_in
     assert found[8 * DAY : -DAY // 2].sum() <= 9
     assert found[-DAY // 2 :].any(axis=0).tolist() == [True] * 4 + [False] * 4
     assert np.array([it.is_open for it in verdicts])[11 * DAY :].mean() > 0.9
+
+
+def test_where_odd_points_come_alone_the_point_after_one_is_no_alert_and_a_shift_still_is() -> None:
+    rng = np.random.default_rng(3)
+    values = 1_000 + 10 * rng.standard_t(3, (8 * DAY, 40))
+    values[7 * DAY :, 0] += 120
+    found = strengths(watch(values)[0]) >= 1
+    after = found[4 * DAY :, 1:] & (np.abs(values[4 * DAY :, 1:] - 1_000) < 20)
+    assert after.sum() <= 2  # in 22 weeks of series; 8 if echoes alert
+    assert found[7 * DAY : 7 * DAY + 3, 0].any()
 
 
 def test_hours_that_are_odd_alone_are_noise_and_hours_that_confirm_one_another_are_told() -> None:

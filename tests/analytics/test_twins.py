@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from handoff.analytics import codebook
 from handoff.analytics.calibration import Histograms, rarity, refit
+from handoff.analytics.echoes import Echoes, follow
 from handoff.analytics.features import FEATURES, RAW, RELATIVE
 from handoff.analytics.sampling import fold
 from tests.analytics import twins
@@ -63,3 +64,27 @@ def test_finer_points_are_folded_as_a_loop_folds_them(steps: list[tuple[int, flo
     assert starts.tolist() == [it[0] for it in wanted]
     assert closes.tolist() == [it[2] for it in wanted]
     assert np.allclose(means, [it[1] for it in wanted], equal_nan=True)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seeds, st.sampled_from([0.0, 0.6]))
+def test_an_echo_is_what_a_loop_over_the_whole_past_says(seed: int, lasting: float) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.choice([0.0, 1.0, 1.4, 1.7, 4.0], (220, 2), p=[0.5, 0.35, 0.02, 0.1, 0.03]).astype(np.float32)
+    at, series = np.nonzero(points[:-1] >= 1.6)
+    points[at + 1, series] = np.where(rng.random(len(at)) < lasting, 2.0, 0.0)
+    counted = rng.random(points.shape) < 0.9
+    echoes = Echoes.empty(2)
+    found = np.array([follow(echoes, *it) for it in zip(points, counted, strict=True)])
+    for series in (0, 1):
+        past = [float(it) if known else None for it, known in zip(points[:, series], counted[:, series], strict=True)]
+        assert found[:, series].tolist() == twins.echoes(past)
+    assert not (found.any() and lasting)
+
+
+def test_counts_of_odd_points_are_halved_before_they_overflow() -> None:
+    echoes = Echoes.empty(1)
+    rarities = np.tile(np.array([[2.0], [0.0]], np.float32), (2_000, 1))
+    found = np.array([follow(echoes, it, np.ones(1, np.bool_)) for it in rarities])
+    assert found[100::2].sum() == 0
+    assert found[101::2].all()

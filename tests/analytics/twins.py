@@ -1,6 +1,7 @@
 """Slow, obvious twins of the fast kernels: one series at a time, in plain Python."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import exp, isfinite, log, log10, sqrt
 
 
@@ -63,3 +64,19 @@ def fold(points: Sequence[tuple[int, float]], step_s: float, into_s: int) -> lis
 def mean_of(values: Sequence[float]) -> float:
     measured = [it for it in values if isfinite(it)]
     return sum(measured) / len(measured) if measured else float("nan")
+
+
+def echoes(rarities: Sequence[float | None]) -> list[bool]:
+    """`follow` over one series, from all of its past; None where a point does not count."""
+    past: list[float] = []
+    found: list[bool] = []
+    for rarity in rarities:
+        if rarity is None:
+            found.append(False)
+            continue
+        past.append(rarity)
+        followed = [(a, b) for a, b in pairwise(past) if a >= 1.6]
+        alone = sum(b < 1.3 for _, b in followed)
+        is_near = any(it >= 1.6 for it in past[-13:-1])
+        found.append(rarity < 1.3 and is_near and len(followed) >= 15 and alone >= 0.9 * len(followed))
+    return found

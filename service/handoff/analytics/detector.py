@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from handoff.analytics import codebook, counts, features, incidents, levels, pooling, profile
+from handoff.analytics import codebook, counts, echoes, features, incidents, levels, pooling, profile
 from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
 
@@ -49,6 +49,7 @@ class Memory:
     levels: levels.Levels
     histograms: Histograms
     pools: pooling.Pools
+    echoes: echoes.Echoes
     counts: counts.Counts
     life: incidents.Life
 
@@ -70,6 +71,7 @@ PARTS: Final[dict[str, type[Columns]]] = {
     "levels": levels.Levels,
     "histograms": Histograms,
     "pools": pooling.Pools,
+    "echoes": echoes.Echoes,
     "counts": counts.Counts,
     "life": incidents.Life,
 }
@@ -169,7 +171,10 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        strength = incidents.advance(memory.life, level, unusual, residual, self._life, measured, self.budget)
+        is_echo = echoes.follow(memory.echoes, rare[features.BAND_OF_DAY], measured & expected.known)
+        is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
+        opening = np.where(is_echo, np.float32(0), unusual)
+        strength = incidents.advance(memory.life, level, opening, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)

@@ -9,6 +9,7 @@ import numpy as np
 from handoff.analytics.calibration import BINS, Histograms, fit
 from handoff.analytics.columns import Columns, Single, column
 from handoff.analytics.detector import PARTS, Memory
+from handoff.analytics.echoes import Echoes
 from handoff.analytics.features import FEATURES
 from handoff.analytics.incidents import Life
 from handoff.analytics.levels import Levels
@@ -87,7 +88,11 @@ def _memory_of_2(parts: dict[str, Any]) -> Memory:
     old = parts["levels"]
     kept: dict[str, Any] = {it.name: getattr(old, it.name) for it in fields(old)}
     made: dict[str, Any] = {"levels": Levels(**kept, usual_lowest=old.lowest.copy(), usual_highest=old.highest.copy())}
-    return Memory(**parts | made)
+    return _memory_of_3(parts | made)
+
+
+def _memory_of_3(parts: dict[str, Any]) -> Memory:
+    return Memory(**parts, echoes=Echoes.empty(len(parts["scale"].unit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,11 @@ class Earlier:
     read: Callable[[dict[str, Any]], Memory]
 
 
-_PARTS_2: Final[dict[str, type[Columns]]] = PARTS | {"levels": _Levels}
+_PARTS_3: Final[dict[str, type[Columns]]] = {name: part for name, part in PARTS.items() if part is not Echoes}
+_PARTS_2: Final[dict[str, type[Columns]]] = _PARTS_3 | {"levels": _Levels}
 _PARTS_1: Final[dict[str, type[Columns]]] = _PARTS_2 | {"histograms": _Histograms, "pools": _Pools, "life": _Life}
-EARLIER: Final[Mapping[int, Earlier]] = {1: Earlier(_PARTS_1, _memory_of_1), 2: Earlier(_PARTS_2, _memory_of_2)}
+EARLIER: Final[Mapping[int, Earlier]] = {
+    1: Earlier(_PARTS_1, _memory_of_1),
+    2: Earlier(_PARTS_2, _memory_of_2),
+    3: Earlier(_PARTS_3, _memory_of_3),
+}
