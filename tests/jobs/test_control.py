@@ -11,7 +11,7 @@ from mcp import Client
 from handoff.app import open_app
 from handoff.context import App
 from handoff.errors import HandoffError
-from handoff.jobs.runner import RETRY_S, run_jobs
+from handoff.jobs.runner import LEADER_KEY, RETRY_S, run_jobs
 from handoff.jobs.table import Job
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
@@ -156,6 +156,27 @@ async def test_a_paused_job_does_not_run_until_it_is_resumed_but_can_be_asked_to
         ("alice", "job.resume", "archive"),
     ]
     assert (await audit.check_whole(db)).broken_id is None
+
+
+async def test_a_leader_asks_before_each_run_whether_it_still_leads(
+    admin: tuple[App, Agent], db: asyncpg.Connection, database_url: str
+) -> None:
+    job, clock = Counted("archive", 60), Clock()
+    other = await asyncpg.connect(database_url)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    ends = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = 'handoff-jobs'"""
+    async with Running(admin[0], clock, job):
+        await until(lambda: job.runs == 1)
+        leads = asyncio.create_task(other.execute("SELECT pg_advisory_lock($1)", LEADER_KEY))
+        await until_async(lambda: db.fetchval(waits), lambda it: it == 1)
+        assert await db.fetchval(ends) == 1
+        await leads
+        clock.now += 600
+        await asyncio.sleep(0.5)  # twice as long as a leader takes to begin what is due
+        assert job.runs == 1
+        await other.close()
+        await until(lambda: job.runs == 2)
 
 
 async def until_async(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> None:

@@ -38,9 +38,10 @@ JOBS: dict[str, Callable[[App], Awaitable[None]]] = {
 }
 DOES = (
     *("append", "append", "append", "offer", "accept", "complete", "close", "hold", "release", "erase"),
-    *("jump", "jump", "jump", "jump", "job", "job", "job", "killed job", "killed job", "nap", "nap", "age"),
+    *("jump", "jump", "jump", "jump", "job", "job", "job", "killed job", "killed job", "nap", "nap", "age", "almost"),
 )
-WAYS = {"nap": ((3.31, "dormant"),), "age": ((26.3, "expire"), (26.3, "archive"))}
+AGE = ((26.3, "expire"), (26.3, "archive"))
+WAYS = {"nap": ((3.31, "dormant"),), "age": AGE, "almost": (*AGE, (95.9, "delete"))}  # which is too early by any policy
 SEEN = """
     SELECT s.key, s.status, extract(epoch FROM now() - s.last_activity_at)::float8 / 3600 AS idle_h,
            (SELECT array_agg(kind ORDER BY id) FROM event e WHERE e.session_id = s.id AND kind LIKE 'session.%') AS events

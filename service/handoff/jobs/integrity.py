@@ -1,4 +1,4 @@
-"""Checks entries, archived ones too: hashes, sequence numbers, receipts. Sets aside sessions in which one does not fit."""
+"""Checks entries, also archived ones, by hash, sequence number and receipt; sets aside sessions in which one doesn't fit."""
 
 from time import monotonic
 from typing import Final
