@@ -60,15 +60,6 @@ class Demo:
             self.stop()
             self.start()
 
-    @contextmanager
-    def away(self) -> Generator[None]:
-        """No agent calls any more."""
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
-
 
 @dataclass(frozen=True)
 class Wrong:
@@ -83,14 +74,13 @@ class Wrong:
     of_machine: bool = False
 
 
-# The first ones are also those of the quick pace.
+# At the quick pace only the first.
 WRONG: Final = (
     Wrong(
         "ping-pong (--fault ping-pong)",
         lambda demo: demo.going_wrong("ping-pong"),
         frozenset({("route", "ada", "grace"), ("route", "grace", "ada")}),
     ),
-    Wrong("no traffic", Demo.away, frozenset({("service",)})),
     Wrong("Redis is away", lambda demo: stopped(demo.stack, "redis"), frozenset({("cache",)})),
     Wrong(
         "agents that make mistakes (--fault failing)", lambda demo: demo.going_wrong("failing"), frozenset({("service",)})
