@@ -21,7 +21,6 @@ from tests.stack.bundle import Stack
 TURNS: Final = 100
 DAYS: Final = 3  # two of them are learnt before anybody is told
 MINUTES_MIN: Final = 5
-JITTER: Final = 3  # calls per minute
 SPREAD: Final = 0.2  # of the logarithm of what is drawn from a few minutes
 OF_THE_MACHINE: Final = frozenset({"duration", "level"})
 OF_THE_AGENTS: Final = "handoffs."  # how long these take is up to the agents
@@ -92,9 +91,9 @@ def _of_this_machine(quiet: Recording, shown: Sequence[Mapping[str, Any]], seed:
     drawn = [draw.choice(it["values"], len(quiet.values)) * draw.lognormal(0, SPREAD, len(quiet.values)) for it in shown]
     nothing = np.full((len(quiet.values), len(drawn)), np.nan)
     values, of = quiet.values[:, kept], quiet.of[:, kept]
-    # Virtual time makes exactly as many calls in each minute.
+    # Virtual time makes exactly as many calls in each minute; after such a past, each demo that starts would be unusual.
     (all_calls,) = [n for n, at in enumerate(kept) if quiet.specs[at].key == ("calls", "{}")]
-    values[:, all_calls] += draw.integers(-JITTER, JITTER + 1, len(values))
+    values[:, all_calls] = draw.poisson(values[:, all_calls])
     return Recording(
         [*(quiet.specs[n] for n in kept), *(Spec(it["name"], it["kind"], it["absence"], it["labels"]) for it in shown)],
         np.column_stack([values, *drawn]),
