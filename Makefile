@@ -6,7 +6,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 # long as all else that its start does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-faults bench-jobs bench-rca bench-series doctor fuzz open clean
+.PHONY: run demo test test-stack check dashboards docs bench bench-anomaly bench-brief bench-faults bench-jobs bench-rca bench-series doctor drill-faults fuzz open clean
 .DEFAULT_GOAL := run
 
 run: .venv/.ready            ## start Postgres and the service here, on one machine
@@ -27,10 +27,11 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
 # has ended. The longest come first, so that the last doesn't run alone.
-LANES := bundle work pages outages
+LANES := bundle work pages outages faults
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
+faults_tests := tests/stack/drills/test_incidents.py
 bundle_tests := tests/stack $(addprefix --ignore=,tests/stack/drills $(pages_tests))
 test-stack: .venv/.ready     ## the whole stack, started, broken and started again; needs Docker with Compose
 	@rm -rf results/lanes
@@ -39,6 +40,9 @@ test-stack: .venv/.ready     ## the whole stack, started, broken and started aga
 
 test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* --lane=$* $($*_tests)
+
+drill-faults: .venv/.ready   ## an hour of normal work and then faults in a running stack, at the pace that ships; writes docs/incidents.md
+	.venv/bin/pytest --project=handoff-faults --pace=shipped --write-alerts $(faults_tests)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check

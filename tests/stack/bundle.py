@@ -50,10 +50,10 @@ class Failed(AssertionError):
     """A command failed. The message contains its output."""
 
 
-def run(*command: str, cwd: Path = ROOT) -> str:
-    """Run a command and return its output. Raises Failed on a non-zero exit status, or if it hangs."""
+def run(*command: str, cwd: Path = ROOT, given: str | None = None) -> str:
+    """Run a command with this input and return its output. Raises Failed on a non-zero exit status, or if it hangs."""
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+        done = subprocess.run(command, cwd=cwd, input=given, capture_output=True, text=True, timeout=COMMAND_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise Failed(f"{' '.join(command)}: not done after {COMMAND_S} s") from error
     if done.returncode != 0:
@@ -257,10 +257,14 @@ class Stack:
         """Run statements as the superuser, one transaction each."""
         return self._psql("-h", "/var/run/postgresql", "-U", "postgres", *_each(statements))
 
-    def _psql(self, *arguments: str, **environment: str) -> str:
-        given = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
+    def script(self, text: str) -> str:
+        """Run a script of psql as the superuser; it may contain what COPY reads."""
+        return self._psql("-h", "/var/run/postgresql", "-U", "postgres", "-f", "-", given=text)
+
+    def _psql(self, *arguments: str, given: str | None = None, **environment: str) -> str:
+        variables = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
         psql = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "handoff", *arguments]
-        return run("docker", "exec", *given, f"{self.project}-postgres-1", *psql).strip()
+        return run("docker", "exec", "-i", *variables, f"{self.project}-postgres-1", *psql, given=given).strip()
 
     @asynccontextmanager
     async def agent(self, token: str) -> AsyncGenerator[Agent]:

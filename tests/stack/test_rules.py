@@ -105,7 +105,6 @@ def test_every_alert_has_a_drill() -> None:
         "HandoffCpuHigh",  # a process that uses up its CPU for as long as that slows every other drill down, and one that is
         "HandoffCpuCritical",  # throttled instead stalls, which other alerts tell; promtool has the cases
         "HandoffDetectorBehind",  # whose usual fault, a job that hangs or is paused, has a drill of HandoffJobLate
-        "HandoffIncidentCritical",  # the detector needs a past of days; tests/jobs/test_incidents.py opens incidents
         "HandoffPromqlFailing",  # the stack reads no expression; tests/jobs/test_promql.py has a Prometheus that fails
         "HandoffPromqlEmpty",  # likewise
         "HandoffSeriesRefused",  # its limit is set by a restart
