@@ -262,8 +262,8 @@ class Settings(BaseSettings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="How many series the detector watches; more are refused, and the alert HandoffSeriesRefused says so. "
-        "Each takes 4 KB of its state.",
+        description="How many series the detector watches, for a tenth as many agents; more are refused, and the alert "
+        "HandoffSeriesRefused says so. Each takes 4 KB of its state.",
     )
     series_warm_up_s: float = Field(
         default=172_800,

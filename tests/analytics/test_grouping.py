@@ -103,6 +103,13 @@ def test_a_fault_becomes_one_incident_whose_first_cause_is_where_it_is(fault: st
     assert 0 < scores[-1] <= scores[0] <= 1
 
 
+def test_what_is_hardly_slower_explains_little_however_sure_it_is() -> None:
+    tool = sign("calls.latency", 1.45, 0.006, strength=1.3, tool="search_context")
+    database = sign("database.latency", 0.00198, 0.0018, strength=1.5)
+    assert causes(tool, database)[0] == tool.place
+    assert causes(tool, replace(database, value=0.02))[0] == DATABASE
+
+
 def test_what_has_nothing_to_do_with_each_other_stays_apart() -> None:
     one, other = route("handoffs.rejected", "ada", "bob"), route("handoffs.rejected", "cyd", "dan", at=1)
     late = route("handoffs.rejected", "ada", "bob", at=60)

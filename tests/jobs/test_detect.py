@@ -120,6 +120,18 @@ async def test_pieces_leave_the_same_bits_as_the_whole(
     assert await db.fetch(FOUND) == found
 
 
+async def test_a_tenth_as_many_agents_as_series_have_some_the_first_that_come(app: App, db: asyncpg.Connection) -> None:
+    now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
+
+    async def put(*agents: str) -> int:
+        points = [Point(Spec("calls", "count", "zero", {"agent": agent}), now, 1.0) for agent in agents]
+        return await transact(app.pool, lambda conn: series.put(conn, points, 20))
+
+    assert await put("z", "a", "b") == 1
+    assert await put("c", "a") == 1
+    assert await db.fetchval("SELECT array_agg(labels ->> 'agent' ORDER BY id) FROM series") == ["z", "a"]
+
+
 async def test_series_beyond_the_limit_are_refused_and_told(settings: Settings, app: App, db: asyncpg.Connection) -> None:
     now: datetime = await db.fetchval("SELECT date_trunc('minute', now())")
 

@@ -1,6 +1,7 @@
 """What has outlived its time is deleted in batches, and nothing that is younger or still in use."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from handoff.jobs import retention
 from handoff.jobs.table import JOBS
 from handoff.store import instances, performance
 from handoff.store import retention as store
+from handoff.store.performance import AgentCalls
 from handoff.telemetry import metrics
 from tests.agents import Agent
 from tests.store.test_performance import BEGAN as NOW
@@ -96,11 +98,15 @@ async def test_minutes_end_after_a_month_and_hours_and_days_with_the_longest_pol
 ) -> None:
     for days in (89, 91, 30, 32):
         await performance.write(
-            db, bucket(datetime.now(UTC) - timedelta(days=days), "service", [(NOW, "t", "ok", 1.0)], [], 0)
+            db,
+            replace(
+                bucket(datetime.now(UTC) - timedelta(days=days), "service", [(NOW, "t", "ok", 1.0)], [], 0),
+                agents=[AgentCalls("alice", 1, 0, 1, 100)],
+            ),
         )
     await retention.run(app)
     this_one = "minute > now() - interval '1 day'"  # what this process has written of itself meanwhile
-    for table in ("process_minute", "call_minute"):
+    for table in ("process_minute", "call_minute", "agent_minute"):
         assert await db.fetchval(f"SELECT count(*) FROM {table} WHERE NOT {this_one}") == 1, table
     for table in ("process_period", "call_period"):
         assert await db.fetchval(f"SELECT count(*) FROM {table} WHERE start < now() - interval '2 days'") == 6, table

@@ -69,6 +69,9 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     assert [tuple(row) for row in later] == [
         ("get_inbox", "failed", [int(place == UP_TO_5_MS) for place in range(len(CALL_S) + 1)])
     ]
+    of_alice, *others = await db.fetch("SELECT * FROM agent_minute WHERE id IN ($1, $2)", first["id"], second["id"])
+    assert others == []
+    assert tuple(of_alice)[2:6] == ("alice", 2, 1, 1)
     assert first["minute"] <= began < first["minute"] + timedelta(minutes=2)
     assert (first["instance"], first["kind"], first["cache_hits"], first["cache_errors"]) == ("i1", "service", 1, 1)
     assert sum(first["pool_waits"]) >= 1

@@ -21,6 +21,12 @@ _ROUNDING: Final = 1e-6
 _WINDOWS: Final = np.array([[12.0], [96.0]], np.float32)
 RARITY_OF_ALERT: Final = 5.0  # 40 series of Poisson(.02) pass 4.94 five times in 1.7 weeks
 _LEAST: Final = 1e-30
+# The cumulants of the leaky sums at `_TILTS`, for a rate of one event per point: what Chernoff's bound takes.
+_TILTS: Final = np.geomspace(0.05, 20, 32)
+_CUMULANTS: Final = np.stack(
+    [np.expm1(_TILTS[:, None] * (1 - 1 / window) ** np.arange(40 * window)).sum(axis=1) for window in _WINDOWS[:, 0]]
+)
+_LN10: Final = np.log(10)
 
 
 @dataclass(slots=True)
@@ -68,13 +74,16 @@ def _cap(counts: Counts, raw: Double, seen: np.ndarray, unusual: Single, alert_a
 
 
 def _rarity(value: Single, lately: Single, seen: np.ndarray, total: Single, squares: Single) -> Double:
-    """-log10 of the probability of as many or more, the rarest of the three windows."""
+    """-log10 of the probability of as many or more, the rarest of the three windows.
+
+    Of the leaky sums it is at most that (Chernoff): one event, however long nothing has happened before, is as rare as one
+    event in a point, and no rarer for the hours in which there was no other.
+    """
     rate = (total + 0.5) / (seen + 10.0)
     wider = np.maximum(1.0, squares / np.maximum(total, 1) - rate)  # than a Poisson distribution
-    rarest = np.zeros(len(value))
-    observed = [value, *(2 * lately)]
-    windows = [1.0, *(2.0 * _WINDOWS[:, 0])]
-    for count, window in zip(observed, windows, strict=True):
-        upper = gammainc(np.maximum(count, 1e-9) / wider, window * rate / wider)
-        rarest = np.maximum(rarest, np.where(count > 0, -np.log10(np.maximum(upper, _LEAST)), 0))
+    upper = gammainc(np.maximum(value, 1e-9) / wider, rate / wider)
+    rarest = np.where(value > 0, -np.log10(np.maximum(upper, _LEAST)), 0)
+    for weighed, cumulants in zip(lately.astype(np.float64), _CUMULANTS, strict=True):
+        for tilt, cumulant in zip(_TILTS.tolist(), cumulants.tolist(), strict=True):
+            np.maximum(rarest, (tilt * weighed - cumulant * rate) / (wider * _LN10), out=rarest)
     return rarest

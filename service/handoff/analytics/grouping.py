@@ -54,6 +54,7 @@ _PARTS: Final[Mapping[str, Part]] = {
 _RESOURCES: Final = frozenset({"pool", "database", "cache", "host"})
 _LABELS: Final[Mapping[str, Part]] = {"agent": "agent", "tool": "tool", "operation": "tool"}
 _ADDS_UP: Final = ("count", "counter")
+_LONGER: Final = math.log(2)  # twice or half as long counts in full, a tenth longer by an eighth: however sure it is
 # Series that count the same handoffs on their way, and the tools by which they take it.
 _ONE_WAY: Final = frozenset({"handoffs.offered", "handoffs.accepted", "handoffs.completed"})
 _WAY_TOOLS: Final = frozenset({"request_handoff", "accept_handoff", "resolve_handoff"})
@@ -99,6 +100,13 @@ class Sign:
     def more(self) -> float:
         """How much more there was than expected; of a ratio, as a number of those of which it is a share."""
         return (self.value - self.expected) * (1.0 if self.of is None else self.of + RATIO_PRIOR)
+
+    @property
+    def weight(self) -> float:
+        """How much there is to explain: how unusual it is and, of what takes time, by how much it takes longer or less."""
+        if self.kind != "duration" or not (self.value > 0 and self.expected > 0):
+            return self.strength
+        return self.strength * min(1.0, abs(math.log(self.value / self.expected)) / _LONGER)
 
     @property
     def is_traffic(self) -> bool:
@@ -216,10 +224,10 @@ def suspects(signs: Sequence[Sign]) -> list[Suspect]:
     own: dict[Place, list[Sign]] = {}
     for sign in found:
         own.setdefault(sign.place, []).append(sign)
-    total = sum(sign.strength for sign in found)
+    total = sum(sign.weight for sign in found) or 1.0
     ranked: list[Suspect] = []
     for place in {**own, **dict.fromkeys(_shared(own))}:
-        explained = sum(sign.strength * _explains(place, own, sign) for sign in found) / total
+        explained = sum(sign.weight * _explains(place, own, sign) for sign in found) / total
         if place in own:
             score = explained * (1 - _excused(place, own))
             sentence = _said(place, own[place], score)
@@ -259,7 +267,7 @@ def _from_below(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -
         return 1.0
     if place.part not in _RESOURCES:
         return float(any(it.is_traffic if sign.is_traffic else it.is_bad for it in own[place]))
-    return min(1.0, max((it.strength for it in own[place] if it.is_bad), default=0.0) / sign.strength)
+    return min(1.0, max((it.weight for it in own[place] if it.is_bad), default=0.0) / max(sign.weight, 1e-9))
 
 
 def _of_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
@@ -300,9 +308,9 @@ def _excused(place: Place, own: Mapping[Place, Sequence[Sign]]) -> float:
         for other in own
         if other != place
     }
-    total = sum(sign.strength for sign in own[place])
+    total = sum(sign.weight for sign in own[place]) or 1.0
     excused = sum(
-        sign.strength * max((share * _explains(other, own, sign) for other, share in excuses.items()), default=0.0)
+        sign.weight * max((share * _explains(other, own, sign) for other, share in excuses.items()), default=0.0)
         for sign in own[place]
     )
     return excused / total

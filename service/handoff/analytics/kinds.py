@@ -26,7 +26,7 @@ class Kind(StrEnum):
     COUNTER = "counter"  # only rises, and begins again at 0 when its process restarts
     RATIO = "ratio"  # some of so many
     COUNT = "count"  # events per point, often none
-    DURATION = "duration"  # seconds: twice as long is as far from usual as half as long
+    DURATION = "duration"  # seconds, or a size: twice as much is as far from usual as half as much
     LEVEL = "level"
 
 

@@ -30,6 +30,7 @@ async def run(app: App) -> None:
         "health_event": retention.health,
         "process_minute": retention.process_minutes,
         "call_minute": retention.call_minutes,
+        "agent_minute": retention.agent_minutes,
         "process_period": retention.process_periods,
         "call_period": retention.call_periods,
         "incident": incidents.forget,

@@ -23,8 +23,9 @@ from handoff.operations.recent import FAILURES
 from handoff.settings import Settings
 from handoff.store import performance
 from handoff.store.connect import LOST, StandbyConnection
-from handoff.store.performance import Bucket, Calls, Outcome
-from handoff.telemetry import metrics
+from handoff.store.performance import AgentCalls, Bucket, Calls, Outcome
+from handoff.telemetry import agents, metrics
+from handoff.telemetry.agents import Called
 from handoff.telemetry.instruments import Histogram, Labels
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class _Counts:
     statements: Sequence[int]
     pool_timeouts: int
     cache: Mapping[str, int]  # by result
+    agents: Mapping[str, Called]
 
 
 class Minutes:
@@ -105,6 +107,11 @@ class Minutes:
                 for key, counts in sorted(now.calls.items())
                 if any(new := _less(counts, was.calls.get(key, (0,) * len(counts))))
             ],
+            agents=[
+                AgentCalls(agent, *new)
+                for agent, called in sorted(now.agents.items())
+                if any(new := _less(called, was.agents.get(agent, (0,) * len(called))))
+            ],
         )
         self._unwritten.append(bucket)
         if len(self._unwritten) > MINUTES_MAX:
@@ -146,6 +153,7 @@ def _counts() -> _Counts:
         statements=_all(metrics.STATEMENT_DURATION),
         pool_timeouts=int(metrics.POOL_TIMEOUTS.value()),
         cache=cache,
+        agents=agents.read(),
     )
 
 

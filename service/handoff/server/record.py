@@ -21,7 +21,7 @@ from mcp_types import (
 
 from handoff.context import App
 from handoff.errors import HandoffError, Unavailable
-from handoff.telemetry import calls, metrics, spans
+from handoff.telemetry import agents, calls, metrics, spans
 from handoff.telemetry.calls import Arrival, AttributeValue
 from handoff.telemetry.logs import may_pass, write
 
@@ -124,6 +124,8 @@ def record_call(app: App, record: calls.CallRecord, subject: Subject, arrival: A
     )
     if subject.tool:
         level = "info" if not code or code == CANCELLED else "error" if code in _OUR_FAULTS else "warning"
+        if subject.agent is not None:
+            agents.count(subject.agent, subject.request_bytes, is_ok=not code, is_refused=level == "warning")
         if may_pass("tool.call", level):
             write(
                 level,

@@ -40,6 +40,11 @@ WRITE = """
         SELECT p.minute, p.id, c.operation, c.outcome, c.durations
           FROM process p, jsonb_to_recordset($16::text::jsonb) AS c(operation text, outcome text, durations integer[])
         RETURNING *
+    ), agents AS (
+        INSERT INTO agent_minute (minute, id, agent, calls, refused, succeeded, request_bytes)
+        SELECT p.minute, p.id, a.agent, a.calls, a.refused, a.succeeded, a.request_bytes
+          FROM process p, jsonb_to_recordset($17::text::jsonb)
+                            AS a(agent text, calls integer, refused integer, succeeded integer, request_bytes bigint)
     ), processes AS (
         INSERT INTO process_period AS o (grain, start, kind, seconds, cpu_s, memory_byte_s, memory_max, disk_max,
                                          pool_timeouts, cache_hits, cache_misses, cache_errors, pool_waits, loop_lags)
@@ -120,6 +125,15 @@ CALL_MINUTES = """
      GROUP BY minute, operation, outcome
      ORDER BY minute, operation, outcome
 """
+AGENT_MINUTES = """
+    SELECT minute, agent, sum(calls)::float8 AS calls, sum(refused)::float8 AS refused,
+           (sum(request_bytes) / nullif(sum(succeeded), 0))::float8 AS request_bytes
+      FROM agent_minute
+     WHERE minute < $2
+       AND (minute >= $1 OR minute IN (SELECT minute FROM process_minute WHERE written_at >= $1 AND minute < $1))
+     GROUP BY minute, agent
+     ORDER BY sum(sum(calls)) OVER (PARTITION BY agent) DESC, agent, minute
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +143,17 @@ class Calls:
     operation: str
     outcome: Outcome
     durations: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCalls:
+    """Tool calls of an agent, and the bytes of the requests of those that succeeded."""
+
+    agent: str
+    calls: int
+    refused: int
+    succeeded: int
+    request_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +176,7 @@ class Bucket:
     loop_lags: Sequence[int]
     statements: Sequence[int]
     calls: Sequence[Calls]
+    agents: Sequence[AgentCalls] = ()
 
 
 async def write(conn: Connection, it: Bucket) -> None:
@@ -173,6 +199,7 @@ async def write(conn: Connection, it: Bucket) -> None:
         it.loop_lags,
         it.statements,
         to_json([asdict(calls) for calls in it.calls]).decode(),
+        to_json([asdict(agent) for agent in it.agents]).decode(),
     )
 
 
@@ -191,7 +218,8 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
 
     Of all operations and of each: calls, and the ratios of those that failed and that were refused. Of each also the 95th
     percentile of the duration of those that succeeded, except where a call waits for something to happen. Of each kind of
-    process: CPUs, memory, disk, the event loop's lag, the pool, SQL statements, and the cache's hits and errors.
+    process: CPUs, memory, disk, the event loop's lag, the pool, SQL statements, and the cache's hits and errors. Of each
+    agent, the busiest first: tool calls, the ratio of those that were refused, and how large requests are.
     """
     found: list[Point] = []
     by_operation: dict[tuple[datetime, str], dict[str, list[int]]] = {}
@@ -231,6 +259,19 @@ async def points(conn: Connection, since: datetime, until: datetime) -> list[Poi
         if row["cache_gets"]:
             spec = Spec("cache.hit_ratio", "ratio", "gap", labels)
             found.append(Point(spec, minute, row["cache_hits"], row["cache_gets"]))
+    return [*found, *await _of_agents(conn, since, until)]
+
+
+async def _of_agents(conn: Connection, since: datetime, until: datetime) -> list[Point]:
+    found: list[Point] = []
+    for row in await conn.fetch(AGENT_MINUTES, since, until):
+        minute, labels = row["minute"], {"agent": row["agent"]}
+        found += [
+            Point(Spec("calls", "count", "zero", labels), minute, row["calls"]),
+            Point(Spec("calls.refused_ratio", "ratio", "gap", labels), minute, row["refused"], row["calls"]),
+        ]
+        if row["request_bytes"] is not None:
+            found.append(Point(Spec("calls.request_bytes", "duration", "gap", labels), minute, row["request_bytes"]))
     return found
 
 

@@ -53,6 +53,7 @@ PROCESS_MINUTES = """
                               LIMIT $2))
 """
 CALL_MINUTES = PROCESS_MINUTES.replace("process_minute", "call_minute")
+AGENT_MINUTES = PROCESS_MINUTES.replace("process_minute", "agent_minute")
 PROCESS_PERIODS = """
     DELETE FROM process_period
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM process_period
@@ -130,6 +131,11 @@ async def process_minutes(conn: Connection) -> int:
 async def call_minutes(conn: Connection) -> int:
     """Delete the calls of such minutes; return how many rows."""
     return _count(await conn.execute(CALL_MINUTES, MINUTES_KEPT, BATCH_MAX))
+
+
+async def agent_minutes(conn: Connection) -> int:
+    """Delete what agents called in such minutes; return how many rows."""
+    return _count(await conn.execute(AGENT_MINUTES, MINUTES_KEPT, BATCH_MAX))
 
 
 async def process_periods(conn: Connection) -> int:

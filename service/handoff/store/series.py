@@ -12,6 +12,7 @@ from handoff.store.connect import Connection
 
 MINUTE: Final = timedelta(minutes=1)
 LATE: Final = timedelta(minutes=5)  # after the end of a minute its points may still be written, or written again
+PER_AGENT: Final = 10  # series that there may be for each agent that has some: seven of its own, and its routes
 BATCH_MAX: Final = 2_000  # rows deleted by a statement, as in retention.py
 PUT_MAX: Final = 10_000  # points written by a statement, so that none takes long
 
@@ -28,6 +29,13 @@ REGISTER = f"""
           FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[]) AS w (name, labels, kind, absence)
          WHERE s.name = w.name AND s.labels = w.labels AND (s.kind, s.absence) <> (w.kind, w.absence)
         RETURNING s.id),
+    agents AS ( -- those that have series, then those whose points come first
+        SELECT agent
+          FROM (SELECT labels ->> 'agent' AS agent, 0 AS place FROM series WHERE labels ? 'agent'
+                UNION ALL
+                SELECT w.labels ->> 'agent', w.place
+                  FROM unnest($2::jsonb[]) WITH ORDINALITY AS w (labels, place) WHERE w.labels ? 'agent') named
+         GROUP BY agent ORDER BY min(place), agent LIMIT $7),
     forgotten AS (DELETE FROM detector_state WHERE series_id IN (SELECT id FROM changed)),
     added AS (
         INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
@@ -35,6 +43,7 @@ REGISTER = f"""
           FROM unnest($1::text[], $2::jsonb[], $3::text[], $4::text[], $6::timestamptz[])
                WITH ORDINALITY AS w (name, labels, kind, absence, begins_at, place)
          WHERE NOT EXISTS (SELECT FROM series s WHERE s.name = w.name AND s.labels = w.labels)
+           AND (NOT w.labels ? 'agent' OR w.labels ->> 'agent' IN (SELECT agent FROM agents))
          ORDER BY w.place
          LIMIT greatest($5 - (SELECT count(*) FROM series WHERE {_WATCHED}), 0)
             ON CONFLICT DO NOTHING
@@ -137,6 +146,7 @@ def shown(row: Record) -> str:
 async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int:
     """Write points, and register the series that are new; return how many series were refused because there are too many.
 
+    Only so many agents have series of their own that they leave room for the others; those whose points come first.
     Points that are there already are replaced, so that a repetition changes nothing.
     """
     keys = {id(point.spec): point.spec.key for point in points}  # sources make one Spec for all points of a series
@@ -157,6 +167,7 @@ async def put(conn: Connection, points: Sequence[Point], series_max: int) -> int
         [it.absence for it in wanted],
         series_max,
         list(begins.values()),
+        max(1, series_max // PER_AGENT),
     )
     ids = {(row["name"], label_key(row["labels"])): row["id"] for row in rows}
     known = {(ids[key], point.bucket): point for point in points if (key := keys[id(point.spec)]) in ids}
