@@ -226,9 +226,7 @@ STORAGE_SIZE: Final = Gauge("handoff.storage.size", "By", "What a table takes on
 STORAGE_GROWTH: Final = Gauge("handoff.storage.growth", "By", "Growth of all tables per day, over the last 7 days.")
 STORAGE_LIMIT: Final = Gauge("handoff.storage.limit", "By", "What all tables may take on disk; 0 without a limit.")
 STORAGE_FULL_IN: Final = Gauge("handoff.storage.full_in", "s", "Time until the limit is reached at the present growth.")
-RECOMMENDATIONS: Final = Gauge(
-    "handoff.recommendations", "{recommendation}", "Open recommendations, by kind.", RECOMMENDATION
-)
+RECOMMENDATIONS: Final = Gauge("handoff.recommendations", "{recommendation}", "Open ones, by kind.", RECOMMENDATION)
 QUARANTINED: Final = Gauge(
     "handoff.quarantine", "{session}", "Sessions set aside because something in them does not fit, by reason.", DAMAGE
 )
@@ -248,9 +246,7 @@ SERIES_UPPER: Final = Gauge("handoff.series.upper", "", "Above it, that minute w
 SERIES_LEFT_OUT: Final = Gauge(
     "handoff.series.left_out", "{series}", "Series whose value and band are not exported because there are too many."
 )
-PROMQL_FAILED: Final = Gauge(
-    "handoff.promql.failed", "{expression}", "Expressions of monitoring.promql that Prometheus did not answer last time."
-)
+PROMQL_FAILED: Final = Gauge("handoff.promql.failed", "{expression}", "Expressions that Prometheus did not answer last.")
 PROMQL_EMPTY: Final = Gauge("handoff.promql.empty", "{expression}", "Expressions that have never had a value.")
 ALERT_BUDGET: Final = Gauge("handoff.alert_budget", "", "Anomalies per series and week that may be told.")
 ALERT_BUDGET_USED: Final = Gauge("handoff.alert_budget.used", "", "Share of the alert budget used in the last 7 days.")
