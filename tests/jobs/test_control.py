@@ -166,17 +166,20 @@ async def test_a_leader_asks_before_each_run_whether_it_still_leads(
     waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
     ends = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'handoff-jobs'"""
-    async with Running(admin[0], clock, job):
-        await until(lambda: job.runs == 1)
-        leads = asyncio.create_task(other.execute("SELECT pg_advisory_lock($1)", LEADER_KEY))
-        await until_async(lambda: db.fetchval(waits), lambda it: it == 1)
-        assert await db.fetchval(ends) == 1
-        await leads
-        clock.now += 600
-        await asyncio.sleep(0.5)  # twice as long as a leader takes to begin what is due
-        assert job.runs == 1
-        await other.close()
-        await until(lambda: job.runs == 2)
+    try:
+        async with Running(admin[0], clock, job):
+            await until(lambda: job.runs == 1)
+            leads = asyncio.create_task(other.execute("SELECT pg_advisory_lock($1)", LEADER_KEY))
+            await until_async(lambda: db.fetchval(waits), lambda it: it == 1)
+            assert await db.fetchval(ends) == 1
+            await leads
+            clock.now += 600
+            await asyncio.sleep(0.5)  # twice as long as a leader takes to begin what is due
+            assert job.runs == 1
+            await other.close()
+            await until(lambda: job.runs == 2)
+    finally:
+        other.terminate()
 
 
 async def until_async(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> None:
