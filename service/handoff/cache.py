@@ -78,6 +78,10 @@ class Cache(Protocol):
         """Store a value for `ttl_s` seconds."""
         ...
 
+    def drop_expired(self) -> int:
+        """Drop values whose time is over, where that does not happen by itself; return how many."""
+        ...
+
     async def ping(self) -> str | None:
         """Return None if the cache answers, otherwise what is wrong."""
         ...
@@ -116,6 +120,14 @@ class LocalCache:
             self._entries.popitem(last=False)
         _done(self.name, "put", began, "stored")
         metrics.value_cached(self.name, len(body))
+
+    def drop_expired(self) -> int:
+        """Drop values whose time is over: nobody reads them again, and until the cache is full they would stay."""
+        now = monotonic()
+        over = [key for key, (until, _) in self._entries.items() if until < now]
+        for key in over:
+            del self._entries[key]
+        return len(over)
 
     async def ping(self) -> str | None:
         """Return None: memory is always available."""
@@ -186,6 +198,10 @@ class RedisCache:
         else:
             _done(self.name, "put", began, "stored")
             metrics.value_cached(self.name, len(body))
+
+    def drop_expired(self) -> int:
+        """Return 0: Redis does so by itself."""
+        return 0
 
     async def ping(self) -> str | None:
         """Return None if Redis answers, otherwise the error."""

@@ -82,6 +82,11 @@ async def preview_of(app: App, session_key: str, viewer: str) -> dict[str, Any]:
     return {"token_budget": brief.TOKENS_DEFAULT, "tokens": composed["tokens"], "omitted": composed["omitted"]}
 
 
+async def prepare_brief(app: App, session_key: str) -> None:
+    """Compose the brief that a reader gets by default, so that the cache has it."""
+    await _brief_of(app, session_key, None, brief.TOKENS_DEFAULT, reader=None, just_changed=True)
+
+
 async def _brief_of(
     app: App, session_key: str, viewer: str | None, token_budget: int, *, reader: str | None, just_changed: bool
 ) -> tuple[Record, dict[str, Any]]:

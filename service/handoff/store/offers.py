@@ -1,6 +1,7 @@
 """Offers: the beginning of a handoff, with a bound on how many one sender may have open to one target."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from asyncpg import Record
@@ -54,6 +55,16 @@ OFFER = f"""
            pg_notify('handoff', concat_ws(E'\\n', 'handoff:' || h.id, 'agent:' || h.target_agent,
                                                 'capability:' || h.target_capability))
       FROM h, touched
+"""
+
+# Of the newest offers, the sessions that changed after they were offered, and no longer ago than $1: the last changed first.
+CHANGED_SINCE = """
+    SELECT DISTINCT ON (s.last_activity_at, s.id) s.id, s.key, s.version, s.created_at, s.last_activity_at
+      FROM (SELECT session_id, updated_at FROM handoff WHERE state = 'offered' ORDER BY updated_at DESC LIMIT 1000) h
+      JOIN session s ON s.id = h.session_id
+     WHERE s.last_activity_at > h.updated_at AND s.last_activity_at > now() - $1::interval
+     ORDER BY s.last_activity_at DESC, s.id
+     LIMIT $2
 """
 
 
@@ -118,3 +129,8 @@ def _too_many_offers(new: Offer) -> Busy:
         "Call again after one of them is accepted, or withdraw one with resolve_handoff action=cancel. Nothing was offered.",
         share="offers",
     )
+
+
+async def changed_since(conn: Connection, within: timedelta, limit: int) -> list[Record]:
+    """Return sessions that are on offer and went on changing afterwards, lately: at most `limit`, the last changed first."""
+    return await conn.fetch(CHANGED_SINCE, within, limit)
