@@ -39,7 +39,9 @@ PAST: Final = 3  # days of quiet before each fault; two of them are learnt befor
 WEEK: Final = 7
 BLOCK: Final = 60  # minutes of the quiet recording that stay together when they make up a longer past
 SERIES_MAX: Final = 10_000
-INCIDENTS: Final = "SELECT id, severity, opened_at, anomalies, summary, causes FROM incident WHERE last_at >= $1 ORDER BY id"
+INCIDENTS: Final = (
+    "SELECT id, severity, opened_at, anomalies, summary, causes FROM incident WHERE opened_at >= $1 ORDER BY id"
+)
 
 Place = tuple[str, ...]
 
@@ -49,8 +51,10 @@ class Outcome:
     """What became of a fault. Ranks are from 1; None if the right cause is not among those named."""
 
     found_after: int | None  # minutes
+    notified_after: int | None  # minutes, until one of its incidents was critical
     incidents: int
-    rank_first: int | None  # when people are notified
+    notifications: int  # critical incidents
+    rank_first: int | None  # when it is found
     rank: int | None  # when it ends
     named: list[Place]
 
@@ -102,14 +106,18 @@ async def outcome(
     first: list[Place] | None = None
     named: list[Place] = []
     found_after: int | None = None
+    notified_after: int | None = None
     async for minute in play(app, recording, begins_at, step):
         rows = await db.fetch(INCIDENTS, began)
+        if notified_after is None and any(row["severity"] == "critical" for row in rows):
+            notified_after = max(0, minute - BEFORE)
         if rows and found_after is None:
             found_after, first = max(0, minute - BEFORE), _causes(rows)
         if rows and minute <= ended:
             named = _causes(rows)
     rows = await db.fetch(INCIDENTS, began)
-    return Outcome(found_after, len(rows), _rank(fault, first or []), _rank(fault, named), named)
+    critical = sum(row["severity"] == "critical" for row in rows)
+    return Outcome(found_after, notified_after, len(rows), critical, _rank(fault, first or []), _rank(fault, named), named)
 
 
 def _causes(rows: Sequence[asyncpg.Record]) -> list[Place]:
@@ -178,8 +186,11 @@ async def measure(folder: Path, numbers: Sequence[int], days: float) -> list[tup
     async with learnt(longer(quiet, days), until) as server:
         async with server.copy() as (_, db):
             print(await quiet_line(db, len(quiet.specs), days))
-        print("| Fault | Found after | Incidents | Rank of the right cause: at first, at the end | Named at the end |")
-        print("|---|---|---|---|---|")
+        print(
+            "| Fault | Found after | Notified after | Incidents, critical ones "
+            "| Rank of the right cause: at first, at the end | Named at the end |"
+        )
+        print("|---|---|---|---|---|---|")
         for number in numbers:
             async with server.copy() as (app, db):
                 it = await outcome(app, db, FAULTS[number], Recording.load(folder / f"fault-{number}.npz"), until)
@@ -203,15 +214,16 @@ async def measure_week(folder: Path) -> None:
     quiet = Recording.load(folder / "quiet.npz")
     async with learnt(longer(quiet, WEEK, seed=2), until) as server, server.copy() as (_, db):
         print(await quiet_line(db, len(quiet.specs), WEEK))
-        for row in await db.fetch("SELECT summary FROM incident ORDER BY id"):
-            print("-", row["summary"])
+        for row in await db.fetch("SELECT severity, summary FROM incident ORDER BY id"):
+            print("-", row["severity"], row["summary"])
 
 
 def line(fault: Injected, it: Outcome) -> str:
     """A line of the table."""
-    after = "not found" if it.found_after is None else f"{it.found_after} min"
+    found, notified = ("-" if after is None else f"{after} min" for after in (it.found_after, it.notified_after))
     named = ", ".join(" ".join(one) for one in it.named[:3])
-    return f"| {fault.name} | {after} | {it.incidents} | {it.rank_first or '-'}, {it.rank or '-'} | {named} |"
+    ranks = f"{it.rank_first or '-'}, {it.rank or '-'}"
+    return f"| {fault.name} | {found} | {notified} | {it.incidents}, {it.notifications} | {ranks} | {named} |"
 
 
 def main() -> int:

@@ -127,6 +127,17 @@ async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
     assert events == ["incident.opened", "incident.escalated", "incident.closed", "incident.opened"]
 
 
+async def test_so_many_series_that_are_unusual_together_are_critical_however_weak_each_is(world: World) -> None:
+    tools = [Spec("calls", "count", "zero", {"operation": f"tool_{number}"}) for number in range(incidents.CRITICAL_SERIES)]
+    await world.found(0, *tools[1:])
+    await world.found(1, *tools[1:])  # the same series again are no further evidence
+    (one,) = await world.judged(2)
+    assert (one["severity"], one["anomalies"]) == ("warning", 8)
+    await world.found(3, tools[0])
+    (one,) = await world.judged(4)
+    assert (one["severity"], one["escalated_at"]) == ("critical", world.at(3))
+
+
 async def test_an_incident_is_explained_and_feedback_moves_the_thresholds_of_its_series_within_bounds(
     world: World, agent: Agent
 ) -> None:

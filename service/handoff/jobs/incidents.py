@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 INTERVAL_S: Final = 15.0  # after the detector has found something, until somebody is told
+# That are unusual together: chance hardly finds two of hundreds within minutes, so this many mean something.
+CRITICAL_SERIES: Final = 5
 
 
 async def run(app: App) -> None:
@@ -67,7 +69,11 @@ async def _write(conn: Connection, cluster: "Cluster", added: Sequence[Record], 
 
     causes = await asyncio.to_thread(suspects, cluster.signs)
     before = severities.get(cluster.incident or 0, "warning")
-    is_critical = before == "critical" or any(row["severity"] == "critical" for row in added)
+    is_critical = (
+        before == "critical"
+        or any(row["severity"] == "critical" for row in added)
+        or len({sign.series_id for sign in cluster.signs}) >= CRITICAL_SERIES
+    )
     verdict = Verdict(
         "critical" if is_critical else "warning",
         causes[0].place.part,
