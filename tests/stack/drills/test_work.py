@@ -228,7 +228,8 @@ def test_slowly_burning_budgets_raise_warnings(drill: Drill) -> None:
                 lambda it: both(
                     failing(it.stack, "session", OPERATORS),
                     slow(it.stack, "handoff", 0.7),
-                    again_and_again(seldom_ill(it.stack, it.ada, it.operator), every_s=0.01),
+                    # By three, so that on a slow machine, too, as many calls fail in a window as a rule asks for.
+                    again_and_again(seldom_ill(it.stack, it.ada, it.operator), threads=3, every_s=0.01),
                 ),
                 ("HandoffAvailabilityBudgetBurnSlow", "HandoffLatencyBudgetBurnSlow", "HandoffAcceptBudgetBurnSlow"),
             ),
