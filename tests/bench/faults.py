@@ -39,9 +39,11 @@ PAST: Final = 3  # days of quiet before each fault; two of them are learnt befor
 WEEK: Final = 7
 BLOCK: Final = 60  # minutes of the quiet recording that stay together when they make up a longer past
 SERIES_MAX: Final = 10_000
-INCIDENTS: Final = (
-    "SELECT id, severity, opened_at, anomalies, summary, causes FROM incident WHERE opened_at >= $1 ORDER BY id"
-)
+# Of a fault that begins at $1; what is under way then may show it a minute earlier.
+INCIDENTS: Final = """
+    SELECT id, severity, opened_at, anomalies, summary, causes FROM incident
+     WHERE opened_at >= $1::timestamptz - interval '1 minute' ORDER BY id
+"""
 
 Place = tuple[str, ...]
 

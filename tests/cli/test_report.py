@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import asyncpg
 import numpy as np
@@ -179,8 +178,7 @@ def test_what_is_wrong_is_one_sentence(
     assert "The database does not answer: " in capsys.readouterr().err
 
 
-def test_a_database_without_our_tables_refuses_in_one_sentence(module_database_url: str, tmp_path: Path) -> None:
-    bare = urlsplit(module_database_url)._replace(path="/postgres").geturl()
-    done = handoff("report", "--out", str(tmp_path / "r.html"), database_url=bare)
+def test_a_database_without_our_tables_refuses_in_one_sentence(empty_database_url: str, tmp_path: Path) -> None:
+    done = handoff("report", "--out", str(tmp_path / "r.html"), database_url=empty_database_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"handoff: The database refused: relation .* does not exist\. .*\n", done.stderr), done.stderr

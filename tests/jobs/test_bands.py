@@ -6,6 +6,7 @@ import pytest
 from handoff.context import App
 from handoff.jobs import bands, detect, measure, rollup
 from handoff.settings import Settings
+from handoff.store import rollups
 from handoff.telemetry import metrics
 from tests.agents import Agent
 from tests.jobs.test_detect import FORGET, past
@@ -38,6 +39,7 @@ def shown() -> set[str]:
 async def test_the_newest_minute_is_shown_with_its_band_and_without_a_callers_word(
     app: App, agent: Agent, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rollup, "SOURCES", (rollups.from_events,))  # not also what this process does meanwhile
     await past(agent, db, 300)
     await rollup.run(app)
     await detect.run(app)

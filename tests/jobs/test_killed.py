@@ -46,18 +46,27 @@ async def killed_while_it_waits_for(
 async def test_deletions_that_were_committed_before_a_kill_are_counted_and_the_next_run_deletes_the_rest(
     app: App, db: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletions, "BATCH_MAX", 10)
+    monkeypatch.setattr(deletions, "RESULT_BLOCKS_MAX", 1)
+
+    def from_the_first_block(_: int) -> int:
+        return 0
+
+    monkeypatch.setattr("random.randrange", from_the_first_block)
     await db.execute("""INSERT INTO idempotency (agent, key, tool, fingerprint, created_at)
-                        SELECT 'a', n::text, 't', sha256('x'), now() - interval '9 days' FROM generate_series(1, 45) n""")
+                        SELECT 'a', n::text, 't', sha256('x'), now() - interval '9 days' FROM generate_series(1, 450) n""")
     before = metrics.ROWS_DELETED.value("idempotency")
     left = "SELECT count(*) FROM idempotency"
+    in_later_blocks: int = await db.fetchval(f"{left} WHERE ctid >= '(2,0)'")
+    assert 0 < in_later_blocks < 450
 
-    await killed_while_it_waits_for(retention.run, app, database_url, "SELECT FROM idempotency WHERE key = '25' FOR UPDATE")
-    assert await db.fetchval(left) == 25
-    assert metrics.ROWS_DELETED.value("idempotency") == before + 20
+    await killed_while_it_waits_for(
+        retention.run, app, database_url, "SELECT FROM idempotency WHERE ctid = '(2,1)' FOR UPDATE"
+    )
+    assert await db.fetchval(left) == in_later_blocks
+    assert metrics.ROWS_DELETED.value("idempotency") == before + 450 - in_later_blocks
     await retention.run(app)
     assert await db.fetchval(left) == 0
-    assert metrics.ROWS_DELETED.value("idempotency") == before + 45
+    assert metrics.ROWS_DELETED.value("idempotency") == before + 450
 
 
 async def test_a_check_that_was_killed_goes_on_where_it_was_and_misses_nothing(

@@ -37,7 +37,7 @@ HTTP_STATUS: Final = Attribute(
 )
 HTTP_ROUTE: Final = Attribute("http.route")  # admitted by server/edge.py
 REFUSAL: Final = Attribute("reason", learned_max=32)  # the error code of a request that was refused before it became a call
-STATEMENT: Final = Attribute("db.query.summary", learned_max=300)  # the constant that holds the SQL: `handoffs.CHANGE`
+STATEMENT: Final = Attribute("db.query.summary", learned_max=400)  # the constant that holds the SQL: `handoffs.CHANGE`
 SQLSTATE: Final = Attribute("db.response.status_code", learned_max=48)  # of a statement that Postgres refused
 POOL_STATE: Final = Attribute("db.client.connection.state", ("idle", "used"))
 CACHE: Final = Attribute("cache", ("redis", "in-process"))
