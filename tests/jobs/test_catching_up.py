@@ -53,7 +53,7 @@ async def everything(app: App, db: asyncpg.Connection) -> tuple[list[Any], list[
 async def test_after_an_hour_without_the_database_all_is_as_if_it_had_been_there(
     app: App, agent: Agent, db: asyncpg.Connection, clock: Any
 ) -> None:
-    await past(agent, db, 300)
+    await past(agent, db, 2_000)
     clock(-HOUR)
     before, nothing = await everything(app, db)
     assert nothing == []
