@@ -246,7 +246,7 @@ class Settings(BaseSettings):
         "repeated call is a new one.",
     )
     delete_interval_s: float = Field(
-        default=900.0,
+        default=300.0,
         gt=0,
         le=86_400,
         description="Interval between searches for archived sessions whose policy's time has passed, in seconds.",

@@ -17,7 +17,7 @@ from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_S: Final = 3_600.0
+INTERVAL_S: Final = 300.0
 _RUN_S: Final = 30.0  # after which a run begins no other batch; the next run goes on
 
 

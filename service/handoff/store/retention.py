@@ -30,7 +30,7 @@ RESULTS = """
               AND s.status IN ('active', 'dormant') OFFSET 0)
 """
 RESULT_BLOCKS = "SELECT pg_relation_size('idempotency') / current_setting('block_size')::int"
-RESULT_BLOCKS_MAX: Final = 32  # of 8 KiB: up to 3,000 results or so
+RESULT_BLOCKS_MAX: Final = 8  # of 8 KiB: up to 800 results or so, in some milliseconds
 ALERTS = """
     DELETE FROM alert
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM alert
