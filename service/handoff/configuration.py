@@ -271,7 +271,7 @@ class SeriesRule(_Model):
     since: Time | None = None
     until: Time | None = None
     sensitivity: Annotated[float, BeforeValidator(_is_sensitivity)] | None = None  # 2: half as unusual is told, too
-    muted: bool | None = None  # shown, told to nobody
+    muted: bool | None = None  # shown, but nobody is notified
     tell: Literal["learnt", "always"] | None = None  # always: from now on, although the series is still being learnt
 
     @model_validator(mode="after")

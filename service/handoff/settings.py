@@ -270,7 +270,7 @@ class Settings(BaseSettings):
         ge=0,
         le=7_776_000,
         description="For how long a new series is only learnt, in seconds: what is found meanwhile is kept and shown, and "
-        "nobody is told.",
+        "nobody is notified.",
     )
     jobs: bool = Field(
         default=True,

@@ -3,7 +3,7 @@
 The past is written into the tables as the rollups would have written it, from the recording of a quiet day
 (tests/bench/simulated_faults.py) of the same agents at the same pace. What depends on the machine, durations and levels, is
 drawn from minutes that this stack has just had instead, or left out where there are none: such a series is then new, and
-nobody is told of it.
+nobody is notified.
 """
 
 import json
