@@ -12,12 +12,22 @@ _ids: Final = count(1)
 SERVICE, DATABASE = Place("service"), Place("database")
 
 
-def sign(name: str, value: float = 10, expected: float = 0, *, at: int = 0, strength: float = 2, **labels: str) -> Sign:
+def sign(
+    name: str,
+    value: float = 10,
+    expected: float = 0,
+    *,
+    at: int = 0,
+    strength: float = 2,
+    of: float | None = None,
+    **labels: str,
+) -> Sign:
     """A finding about a series, a minute after `at` minutes."""
     named = {label.rstrip("_"): text for label, text in labels.items()}
-    kind = "duration" if "latency" in name else "count"
+    kinds = {"calls.failed_ratio": "ratio", "calls.latency": "duration", "calls.request_bytes": "duration"}
+    kind = kinds.get(name, "duration" if "latency" in name else "count")
     place = place_of(name, named)
-    return Sign(next(_ids), name, kind, place, 60 * at, strength, value, expected, f"{name} of {place} is unusual.")
+    return Sign(next(_ids), name, kind, place, 60 * at, strength, value, expected, f"{name} of {place} is unusual.", of)
 
 
 def route(name: str, sender: str, target: str, value: float = 10, expected: float = 0, *, at: int = 0) -> Sign:
@@ -88,6 +98,24 @@ FAULTS: Final[dict[str, tuple[list[Sign], Place]]] = {
         [sign("calls.latency", tool=name) for name in ("get_inbox", "get_context", "update_context")],
         SERVICE,
     ),
+    "a tool that fails, so that what comes of it is missing everywhere": (
+        [
+            sign("calls.failed_ratio", 1, 0, of=5, operation="request_handoff", strength=1.2),
+            sign("calls.failed_ratio", 0.1, 0, of=60, strength=1.5),
+            sign("handoffs.offered", 0, 4, at=8),
+            sign("handoffs.completed", 0, 3, at=9),
+            sign("calls", 0, 3, operation="resolve_handoff", at=9),
+            *(sign("handoffs.offered", 0, 2, agent=name, at=12) for name in ("ada", "bob")),
+        ],
+        Place("tool", ("request_handoff",)),
+    ),
+    "an agent that sends so much that the tool takes long": (
+        [
+            sign("calls.latency", 0.04, 0.004, operation="update_context"),
+            sign("calls.request_bytes", 370_000, 700, agent="ada", at=11),
+        ],
+        Place("agent", ("ada",)),
+    ),
     "memory that leaks": ([sign("memory.bytes"), sign("calls.latency", tool="get_inbox", at=3)], Place("host")),
 }
 
@@ -114,6 +142,13 @@ def test_what_has_nothing_to_do_with_each_other_stays_apart() -> None:
     one, other = route("handoffs.rejected", "ada", "bob"), route("handoffs.rejected", "cyd", "dan", at=1)
     late = route("handoffs.rejected", "ada", "bob", at=60)
     assert [it.signs for it in gather([], [one, other, late])] == [[one], [other], [late]]
+
+
+def test_a_tool_that_fails_now_and_then_does_not_explain_that_hardly_anything_is_offered_any_more() -> None:
+    fails = sign("calls.failed_ratio", 0.1, 0, of=5, operation="request_handoff", strength=1.2)
+    fewer = sign("handoffs.offered", 0, 40)
+    assert causes(fails, fewer)[0] == SERVICE
+    assert causes(replace(fails, value=1, of=35), fewer)[0] == fails.place
 
 
 def test_a_third_place_at_the_same_time_is_no_coincidence() -> None:

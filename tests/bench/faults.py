@@ -1,6 +1,6 @@
 """Measures what becomes of the demo's faults: `python -m tests.bench.faults`.
 
-Each recorded fault (tests/bench/simulated_faults.py) follows a quiet past, minute by minute, through the jobs `detect` and
+Each recorded fault (tests/bench/recording.py) follows a quiet past, minute by minute, through the jobs `detect` and
 `incidents` on a real Postgres. What counts is whether an incident opens, after how many minutes, how many there are, and
 which place is named as the cause: when people are notified, and when the fault ends.
 """
@@ -31,10 +31,12 @@ from handoff.store import series
 from handoff.store.connect import Connection, transact
 from handoff.store.migrate import migrate
 from handoff.store.series import MINUTE, Point
-from tests.bench.simulated_faults import BEFORE, DURING, FAULTS, Injected, Recording
+from tests.bench.cast import CAST, HELD_OUT, Cast, Injected
+from tests.bench.recording import BEFORE, DURING, Recording
 from tests.processes import passable_folder
 
 RECORDED: Final = Path(__file__).parent / "recorded_faults"
+RECORDED_HELD_OUT: Final = RECORDED / "held_out"
 PAST: Final = 3  # days of quiet before each fault; two of them are learnt before anybody is told
 WEEK: Final = 7
 BLOCK: Final = 60  # minutes of the quiet recording that stay together when they make up a longer past
@@ -180,7 +182,7 @@ async def learnt(quiet: Recording, until: datetime) -> AsyncGenerator[Server]:
         yield server
 
 
-async def measure(folder: Path, numbers: Sequence[int], days: float) -> list[tuple[Injected, Outcome]]:
+async def measure(cast: Cast, folder: Path, numbers: Sequence[int], days: float) -> list[tuple[Injected, Outcome]]:
     """Measure these faults after so many days, and print a line of a table for each."""
     until = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
     found: list[tuple[Injected, Outcome]] = []
@@ -195,9 +197,11 @@ async def measure(folder: Path, numbers: Sequence[int], days: float) -> list[tup
         print("|---|---|---|---|---|---|")
         for number in numbers:
             async with server.copy() as (app, db):
-                it = await outcome(app, db, FAULTS[number], Recording.load(folder / f"fault-{number}.npz"), until)
-            found.append((FAULTS[number], it))
-            print(line(FAULTS[number], it), flush=True)
+                it = await outcome(
+                    app, db, fault := cast.faults[number], Recording.load(folder / f"fault-{number}.npz"), until
+                )
+            found.append((fault, it))
+            print(line(fault, it), flush=True)
     return found
 
 
@@ -231,16 +235,21 @@ def line(fault: Injected, it: Outcome) -> str:
 def main() -> int:
     """Measure every fault."""
     parser = argparse.ArgumentParser(prog="make bench-faults", description=__doc__)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="what tests.bench.simulated_faults has recorded")
-    parser.add_argument("--numbers", type=int, nargs="+", default=range(len(FAULTS)), help="only these faults")
+    parser.add_argument(
+        "--held-out", action="store_true", help="faults of other agents, with none of which in view a rule was chosen"
+    )
+    parser.add_argument("--recorded", type=Path, help="a folder that tests.bench.recording has written")
+    parser.add_argument("--numbers", type=int, nargs="+", default=range(len(CAST.faults)), help="only these faults")
     parser.add_argument("--days", type=float, default=PAST, help="of quiet before each fault")
     parser.add_argument("--week", action="store_true", help="a quiet week instead of faults")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    cast, folder = (HELD_OUT, RECORDED_HELD_OUT) if options.held_out else (CAST, RECORDED)
+    folder = options.recorded or folder
     if options.week:
-        asyncio.run(measure_week(options.recorded))
+        asyncio.run(measure_week(folder))
         return 0
-    found = asyncio.run(measure(options.recorded, options.numbers, options.days))
+    found = asyncio.run(measure(cast, folder, options.numbers, options.days))
     right, top3 = (sum(it.rank is not None and it.rank <= most for _, it in found) for most in (1, 3))
     print(f"\nThe right cause comes first for {right} of {len(found)} faults, and among the first three for {top3}.")
     return 0

@@ -66,7 +66,7 @@ class World:
             upper=5,
             strength=1.5,
             confidence=0.6,
-            spoke={"step": 3.1},
+            spoke={"silence": 6.2} if value == 0 else {"step": 3.1},
             sentence=f"{spec.name} is {value}.",
             **told,
         )
@@ -125,6 +125,15 @@ async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
     assert [it["anomalies"] for it in await world.judged(41)] == [3, 1], "after the end it is another incident"
     events = [it["event"] for it in logged if it["event"].startswith("incident.")]
     assert events == ["incident.opened", "incident.escalated", "incident.closed", "incident.opened"]
+
+
+async def test_a_silence_lasts_until_the_first_count_however_often_a_minute_without_one_is_usual(world: World) -> None:
+    await world.found(0, ROUTE, value=0)
+    (one,) = await world.judged(1)
+    assert [it["closed_at"] for it in await world.judged(25)] == [None]
+    await world.goes_on(ROUTE, [29], 1)
+    (one,) = await world.judged(30)  # 0 in the nine minutes before
+    assert one["closed_at"] == world.at(30)
 
 
 async def test_so_many_series_that_are_unusual_together_are_critical_however_weak_each_is(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the demo, recorded by tests/bench/simulated_faults.py, are found and explained: from points to causes."""
+"""Faults of the demo, recorded by tests/bench/recording.py, are found and explained: from points to causes."""
 
 from datetime import timedelta
 from typing import Final
@@ -10,12 +10,13 @@ import pytest
 from handoff.context import App
 from handoff.settings import Settings
 from handoff.store.series import MINUTE
+from tests.bench.cast import CAST
 from tests.bench.faults import RECORDED, outcome, pass_by
-from tests.bench.simulated_faults import BEFORE, FAULTS, Recording
+from tests.bench.recording import BEFORE, Recording
 
 PAST: Final = 480  # minutes
 FAULT: Final = 10  # minutes of it
-NUMBERS: Final = {fault.name: number for number, fault in enumerate(FAULTS)}
+NUMBERS: Final = {fault.name: number for number, fault in enumerate(CAST.faults)}
 
 
 @pytest.fixture
@@ -37,5 +38,5 @@ async def test_a_fault_is_one_incident_whose_first_cause_is_where_it_is(app: App
     await pass_by(app, cut("quiet", PAST), begins_at - PAST * MINUTE)
     assert await db.fetchval("SELECT count(*) FROM incident") == 0
     number = NUMBERS[name]
-    found = await outcome(app, db, FAULTS[number], cut(f"fault-{number}", BEFORE + FAULT), begins_at, step=5)
+    found = await outcome(app, db, CAST.faults[number], cut(f"fault-{number}", BEFORE + FAULT), begins_at, step=5)
     assert (found.incidents, found.rank) == (1, 1), found

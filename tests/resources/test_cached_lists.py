@@ -50,8 +50,8 @@ Step = Callable[[], Awaitable[Any]]
 class Story:
     """What agents, operators and jobs do to a few sessions, and the tools that they do it by."""
 
-    def __init__(self, agent: Agent, app: App, db: asyncpg.Connection) -> None:
-        self.agent, self.app, self.db = agent, app, db
+    def __init__(self, agent: Agent, app: App, reader: App, db: asyncpg.Connection) -> None:
+        self.agent, self.app, self.reader, self.db = agent, app, reader, db
         self.tools: set[str] = set()
         self.keys: list[str] = []
         self.offers: list[int] = []
@@ -97,7 +97,9 @@ class Story:
         assert moved["moved"] == 1
 
     async def time_passes(self) -> None:
-        """A session expires, which no job has noticed and nobody has written."""
+        """A session expires after its pages were read, which no job has noticed and nobody has written."""
+        await self.db.execute("UPDATE session SET expires_at = now() + interval '1 second' WHERE id = 3")
+        await everything(self.reader)
         while not await self.db.fetchval("SELECT expires_at <= now() FROM session WHERE id = 3"):
             await anyio.sleep(0.05)
 
@@ -140,7 +142,6 @@ class Story:
             lambda: self.db.execute("INSERT INTO quarantine SELECT id, 'content', 1, now() FROM session WHERE id = 1"),
             lambda: self.data("readmit", "session", self.keys[0]),
             lambda: self.call("close_session", agent="alice", session_key=self.keys[0]),
-            lambda: self.db.execute("UPDATE session SET expires_at = now() + interval '1 second' WHERE id = 3"),
             self.time_passes,
             lambda: self.job(dormant.run, 3.3),
             lambda: jump(self.db, hours=25),
@@ -182,7 +183,7 @@ async def test_no_write_by_any_tool_or_job_in_another_process_leaves_a_stale_pag
     shared: Settings, reader: App, valkey: ValkeyServer, db: asyncpg.Connection
 ) -> None:
     async with open_app(shared) as writer, Client(build_server(writer)) as client:
-        story = Story(Agent(client), writer, db)
+        story = Story(Agent(client), writer, reader, db)
         before = await everything(reader)
         changed: set[int] = set()
         with closing(valkey.client()) as cached:

@@ -30,6 +30,8 @@ from handoff.simulation.schedule import REQUEST_TYPE_BATCH, ScheduledScenario, s
 from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step, Steps, error_code
 from tests.processes import HANDOFF, PATIENCE_S, Service, environment, serving, stop
 
+WORK_S = 4 * PATIENCE_S  # of several agents at once, until what they do has shown everything
+
 
 def steps_of(scenario: ScheduledScenario, ids: Iterator[int]) -> list[Step]:
     """The steps of a scenario, answered by a stand-in service that takes its ids from `ids` and refuses nothing."""
@@ -138,7 +140,7 @@ def ended_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitabl
 
         async def wait_for_it(_: object, __: float) -> None:
             if not waiting:  # one looks, for all simulations
-                waiting.append(asyncio.ensure_future(until(condition)))
+                waiting.append(asyncio.ensure_future(until(condition, WORK_S)))
             await asyncio.shield(waiting[0])
 
         monkeypatch.setattr("handoff.cli.demo_work._print_progress", wait_for_it)  # its end stops the simulation
@@ -146,6 +148,7 @@ def ended_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitabl
     return ended_by
 
 
+@pytest.mark.timeout(2 * WORK_S)
 async def test_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_refused(
     database_url: str,
     db: asyncpg.Connection,
@@ -222,9 +225,9 @@ def printed_until(demo: "subprocess.Popen[str]", words: str) -> str:
     return printed
 
 
-async def until(what: Callable[[], Awaitable[object]]) -> None:
+async def until(what: Callable[[], Awaitable[object]], most_s: float = PATIENCE_S) -> None:
     """Wait until a condition on the database holds."""
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + most_s
     while not await what():
         assert time.monotonic() < give_up
         await asyncio.sleep(0.1)
@@ -384,6 +387,7 @@ def test_every_fault_is_explained() -> None:
     assert all(f"{fault} (" in " ".join(help_.split()) for fault in FAULTS)
 
 
+@pytest.mark.timeout(2 * WORK_S)
 async def test_each_fault_has_its_effect(
     database_url: str,
     db: asyncpg.Connection,

@@ -221,6 +221,7 @@ class Machine(RuleBasedStateMachine):
         self.story.check()
 
 
+@pytest.mark.timeout(1_200)  # a thousand steps, however long each takes
 def test_no_sequence_of_calls_and_time_steps_leaves_the_transition_table(settings: Settings, database_url: str) -> None:
     with world(settings, database_url) as opened:
         Machine.world = opened

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from handoff.analytics import codebook, counts, echoes, features, incidents, levels, pooling, profile
+from handoff.analytics import codebook, counts, echoes, features, incidents, levels, pooling, profile, silence
 from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
 
@@ -51,6 +51,7 @@ class Memory:
     pools: pooling.Pools
     echoes: echoes.Echoes
     counts: counts.Counts
+    silences: silence.Silences
     life: incidents.Life
 
     @classmethod
@@ -73,6 +74,7 @@ PARTS: Final[dict[str, type[Columns]]] = {
     "pools": pooling.Pools,
     "echoes": echoes.Echoes,
     "counts": counts.Counts,
+    "silences": silence.Silences,
     "life": incidents.Life,
 }
 
@@ -89,6 +91,7 @@ class Verdict:
     lower: Double  # the band in which it would have been usual, likewise
     upper: Double
     is_open: Flags  # whether an incident is open
+    silence: silence.Silence
 
 
 class Detector:
@@ -102,6 +105,8 @@ class Detector:
         self.warm_up = warm_up or WarmUp.empty(count)
         self._pools = pooling.Pace.of(self.step_s)
         self._life = incidents.Pace.of(self.step_s)
+        # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
+        self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
         self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
     def step(self, values: Double, bins: Index, gaps: Flags) -> Verdict:
@@ -174,6 +179,8 @@ class Detector:
         is_echo = echoes.follow(memory.echoes, rare[features.BAND_OF_DAY], measured & expected.known)
         is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
         opening = np.where(is_echo, np.float32(0), unusual)
+        silent = silence.follow(memory.silences, values, measured, memory.counts.is_integer > 0)
+        opening = np.maximum(opening, silent.rarity * self._per_rarity)
         strength = incidents.advance(memory.life, level, opening, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
@@ -181,7 +188,9 @@ class Detector:
         levels.learn(level, x, bounded, seen, measured, unusual < _USUAL_BELOW)
         seen += measured
         self._widen_unit(measured)
-        return Verdict(score, strength, rare, seen.copy(), usual, lower, upper, incidents.is_open(memory.life, self._life))
+        return Verdict(
+            score, strength, rare, seen.copy(), usual, lower, upper, incidents.is_open(memory.life, self._life), silent
+        )
 
     def _band(self, expected: profile.Expected, told: Index) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.

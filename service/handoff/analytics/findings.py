@@ -12,6 +12,7 @@ from handoff.analytics import features
 from handoff.analytics.detector import Verdict
 from handoff.analytics.kinds import Kind
 
+SILENCE: Final = "silence"  # the name of what `silence` found, beside those of the features
 _SPOKE_MIN: Final = 1.301  # rarity: one in twenty
 _REASONS_MAX: Final = 3
 _SURE_POINTS: Final = 2 * 288  # two days of five-minute points: what is known of the day has been seen to repeat
@@ -61,7 +62,16 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
     levels = (level, *(float(it[number]) for it in (verdict.expected, verdict.lower, verdict.upper)))
     value, expected, lower, upper = in_units(levels, kind)
     strength = float(verdict.strength[number])
-    reasons = list(dict.fromkeys(_SAYS[it][-1 if value < expected else 0] for it in order))[:_REASONS_MAX]
+    spoke = [(features.FEATURES[it], round(float(rarity[it]), 2)) for it in order]
+    said = [_SAYS[it][-1 if value < expected else 0] for it in order]
+    silence = verdict.silence
+    if silence.rarity[number] > 0:
+        spoke.insert(0, (SILENCE, round(float(silence.rarity[number]), 2)))
+        longest = silence.longest[number]
+        said.insert(
+            0, f"it has been 0 for {silence.points[number]} points in a row, and never before for more than {longest}"
+        )
+    reasons = list(dict.fromkeys(said))[:_REASONS_MAX]
     because = f": {'; '.join(reasons)}" if reasons else ""
     return Finding(
         value=value,
@@ -70,7 +80,7 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
         upper=upper,
         strength=strength,
         confidence=_confidence(strength, int(verdict.seen[number])),
-        spoke=tuple((features.FEATURES[it], round(float(rarity[it]), 2)) for it in order),
+        spoke=tuple(spoke),
         sentence=f"{name} is {value:.4g}; {expected:.4g} was expected, {lower:.4g} to {upper:.4g} would be usual{because}.",
     )
 

@@ -61,6 +61,14 @@ _WAY_TOOLS: Final = frozenset({"request_handoff", "accept_handoff", "resolve_han
 _MEANS: Final = frozenset({"handoffs.time_to_accept", "handoffs.time_to_complete"})  # which most of the handoffs decide
 _LOADS: Final = frozenset({"process.cpus"})  # which rise and fall with traffic
 _BETTER_HIGH: Final = frozenset({"cache.hit_ratio"})
+_HANDOFF_CALLS: Final = frozenset({"accept_handoff", "renew_handoff", "resolve_handoff", "resource:handoff"})
+# Of what there is less when a tool fails, because it comes of its calls.
+_COMES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "register_session": ("sessions.", "handoffs."),
+    "request_handoff": ("handoffs.",),
+    "accept_handoff": ("handoffs.accepted", "handoffs.completed"),
+    "resolve_handoff": ("handoffs.completed", "handoffs.rejected"),
+}
 # What is counted at a place is also counted at, or costs something at.
 _IN: Final[Mapping[Part, tuple[Part, ...]]] = {
     "service": ("route", "agent", "tool"),
@@ -205,7 +213,11 @@ def _belong(one: Sign, other: Sign, within_s: int) -> bool:
     if one.series_id == other.series_id:
         return True  # a known cluster is open: it still goes on
     return abs(one.at - other.at) <= within_s and (
-        one.place == other.place or other.place in dependencies(one.place) or one.place in dependencies(other.place)
+        one.place == other.place
+        or other.place in dependencies(one.place)
+        or one.place in dependencies(other.place)
+        or _brings_about(one, other) > 0
+        or _brings_about(other, one) > 0
     )
 
 
@@ -271,8 +283,8 @@ def _from_below(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -
 
 
 def _of_total(place: Place, own: Mapping[Place, Sequence[Sign]], sign: Sign) -> float:
-    """How much of a finding a place explains because most of it is the place's own."""
-    return max((_share(part, sign) for part in own.get(place, ())), default=0.0)
+    """How much of a finding a place explains because most of it is the place's own, or comes of what happens there."""
+    return max((max(_share(part, sign), _brings_about(part, sign)) for part in own.get(place, ())), default=0.0)
 
 
 def _share(part: Sign, whole: Sign) -> float:
@@ -289,6 +301,21 @@ def _share(part: Sign, whole: Sign) -> float:
         return 0.0
     share = min(1.0, part.more / whole.more)
     return share if share >= MAJORITY else 0.0
+
+
+def _brings_about(cause: Sign, effect: Sign) -> float:
+    """How much of a finding another one brings about elsewhere: failures leave things undone, large requests take long."""
+    if cause.more <= 0:
+        return 0.0
+    if cause.place.part == "agent" and effect.place.part == "tool":
+        is_load = cause.name == "calls.request_bytes" and effect.kind == "duration" and effect.more > 0
+        return min(1.0, cause.weight / max(effect.weight, 1e-9)) if is_load else 0.0
+    if cause.place.part != "tool" or cause.name != "calls.failed_ratio" or not effect.more < 0:
+        return 0.0
+    (tool,) = cause.place.names
+    is_next = effect.name == "calls" and tool == "request_handoff" and _HANDOFF_CALLS.issuperset(effect.place.names)
+    comes_of_it = effect.kind in _ADDS_UP and effect.name.startswith(_COMES_OF.get(tool, ()))
+    return min(1.0, cause.more / -effect.more) if is_next or comes_of_it else 0.0
 
 
 def _is_part(part: Place, whole: Place) -> bool:

@@ -62,12 +62,13 @@ ASSIGN = """
      WHERE (a.bucket, a.series_id, a.version) = (w.bucket, w.series_id, w.version)
 """
 # An incident is over once nothing was found in QUIET, and each of its series was back within the band of its latest
-# anomaly in all but a few of these minutes. A minute in which nothing was measured says what the series declares.
+# anomaly in all but a few of these minutes. A minute in which nothing was measured says what the series declares. Of a
+# silence, in which no single minute is unusual, one minute is the end in which something was counted.
 CLOSE = f"""
     UPDATE incident i SET closed_at = $1::timestamptz
      WHERE i.closed_at IS NULL AND i.last_at < $1::timestamptz - $2::interval
        AND (i.last_at < $1::timestamptz - $3::interval OR NOT EXISTS (
-            SELECT FROM (SELECT DISTINCT ON (series_id) series_id, lower, upper FROM anomaly
+            SELECT FROM (SELECT DISTINCT ON (series_id) series_id, lower, upper, spoke ? 'silence' AS is_silence FROM anomaly
                           WHERE incident_id = i.id ORDER BY series_id, bucket DESC) a
               JOIN series s ON s.id = a.series_id
              CROSS JOIN generate_series($1::timestamptz - $2::interval, $1::timestamptz - interval '1 minute',
@@ -81,7 +82,9 @@ CLOSE = f"""
                             WHEN s.absence = 'zero' THEN coalesce(p.value, 0)
                             ELSE p.value END AS value) v
              WHERE v.value < a.lower OR v.value > a.upper OR (p.value IS NULL AND s.absence = 'alert')
-             GROUP BY a.series_id HAVING count(*) >= {OUTSIDE_MIN}))
+                OR (a.is_silence AND v.value = 0)
+             GROUP BY a.series_id, a.is_silence
+            HAVING count(*) >= CASE WHEN a.is_silence THEN {QUIET // timedelta(minutes=1)} ELSE {OUTSIDE_MIN} END))
  RETURNING i.id, i.severity, i.component
 """
 CONCERNED = """

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from handoff.simulation.agents import NAMES
-from tests.bench.simulated_faults import AGENTS
+from tests.bench.cast import CAST
 from tests.processes import HANDOFF, PATIENCE_S, environment
 from tests.stack.bundle import Stack
 from tests.stack.drills.faults import both, failing, slow, stopped
 
 PACE: Final = 1  # call per second, as in the recording of the quiet past
-TOKENS: Final = {name: f"the demo's token of {name}" for name in NAMES[:AGENTS]}
+TOKENS: Final = {name: f"the demo's token of {name}" for name in CAST.names}
 
 Place = tuple[str, ...]
 
@@ -63,7 +62,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Wrong:
-    """What goes wrong, and the places that are its right cause, as in tests/bench/simulated_faults.py.
+    """What goes wrong, and the places that are its right cause, as in tests/bench/recording.py.
 
     `of_machine`: it shows in durations only, whose past this machine has to give.
     """

