@@ -183,9 +183,7 @@ async def renew_handoff(world: World) -> dict[str, Any]:
 
 async def resolve_handoff(world: World) -> dict[str, Any]:
     await world.session()
-    held = await world.blocked()
-    await world.agent.ok("renew_handoff", **held)
-    return await world.agent.ok("resolve_handoff", **held, action="complete", note=NOTE)
+    return await world.agent.ok("resolve_handoff", **await world.held(), action="complete", note=NOTE)
 
 
 async def handoff(world: World) -> dict[str, Any]:
@@ -243,10 +241,10 @@ async def session(world: World) -> dict[str, Any]:
 
 async def lifecycle(world: World) -> dict[str, Any]:
     await world.session()
-    data = {"from": ADA, "to": BOB}
+    data = {"token": 9_007_199_254_740_991, "reason": "x" * 1_000}
     await world.db.execute(
         """INSERT INTO event (session_id, kind, agent, at, data)
-           SELECT id, 'session.owner_changed', $1, now(), $2::text::jsonb FROM session, generate_series(1, 200)""",
+           SELECT id, 'handoff.rejected', $1, now(), $2::text::jsonb FROM session, generate_series(1, 200)""",
         ADA,
         orjson.dumps(data).decode(),
     )

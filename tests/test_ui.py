@@ -227,6 +227,8 @@ async def test_the_brief_is_shown_as_it_was_received_and_the_lease_is_renewed(se
         await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="block", token=1, note="Why?")
         assert "Resume" in Page((await browser.get(f"/ui/handoffs/{offered}")).text).text
         assert (await browser.post(renew, headers=FORM)).status_code == 303
+        assert "Why?" not in Page((await browser.get(f"/ui/handoffs/{offered}")).text).text
+        assert "Why?" in (await shown(browser, f"/ui/sessions/{key}")).text
         await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="complete", token=1, note="Done.")
         assert (await browser.post(renew, headers=FORM)).status_code == 409
         assert "HolderbobType" in Page((await browser.get(f"/ui/handoffs/{offered}")).text).text

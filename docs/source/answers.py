@@ -30,10 +30,10 @@ ANSWERS: Final[dict[str, Answer]] = {
     "request_handoff": Answer(10_000, "texts of the handoff", _TEXTS),
     "get_inbox": Answer(150_000, f"{_PAGE}, or the texts of one handoff, cut to 12,000 characters each", "`next_cursor`"),
     "accept_handoff": Answer(210_000, "`token_budget`, and the instructions", "`get_context view=entries`"),
-    "renew_handoff": Answer(250_000, "texts of the handoff, whole"),
-    "resolve_handoff": Answer(20_000, "texts of the handoff", _TEXTS),
+    "renew_handoff": Answer(130_000, "texts of the handoff, whole"),
+    "resolve_handoff": Answer(14_000, "texts of the handoff", _TEXTS),
     "close_session": Answer(25_000, _SESSION),
-    "lapse_handoff": Answer(14_000, "texts of the handoff", _TEXTS),
+    "lapse_handoff": Answer(8_000, "texts of the handoff", _TEXTS),
     "session_data": Answer(13_000, "the reason"),
     "configuration": Answer(110_000, "32 KiB per version; `changes` has each field before and after"),
     "job": Answer(700, "one job"),
@@ -41,7 +41,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "retry_webhooks": Answer(180, "the name of the endpoint"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
-    "handoff://sessions/{key}/lifecycle": Answer(45_000, "`limit`", "`next_cursor`"),
+    "handoff://sessions/{key}/lifecycle": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://context/{key}": Answer(66_000, _ENTRIES, "`next_cursor`; `offset`"),
     "handoff://summary/{key}": Answer(
         125_000,
@@ -59,7 +59,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "handoff://handoffs": Answer(
         66_000, f"{_PAGE}; each text cut to 280 characters", "`next_cursor`; `handoff://handoffs/{id}`"
     ),
-    "handoff://handoffs/{id}": Answer(370_000, "texts of the handoff, whole"),
+    "handoff://handoffs/{id}": Answer(250_000, "texts of the handoff, whole"),
     "handoff://handoffs/{id}/brief": Answer(95_000, "`token_budget` of accept_handoff, and 1,000 tokens of instructions"),
     "handoff://health": Answer(55_000, "`history`"),
     "handoff://metrics": Answer(33_000, "32 KiB", "`name`"),

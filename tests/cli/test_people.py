@@ -77,13 +77,17 @@ def test_a_person_sends_work_and_another_takes_it_rejects_it_and_reads_the_trail
     renewed = handoff("renew", number, "--agent", "grace", "--lease-seconds", "900")
     assert re.fullmatch(rf"You hold handoff {number} until \S+\.\n", renewed)
 
+    handoff("resolve", number, "block", "--note", "Which lines?", "--agent", "grace")
+    handoff("renew", number, "--agent", "grace")
     assert (
         handoff("resolve", number, "complete", "--note", "412 lines.", "--agent", "grace")
         == f"Handoff {number} is completed.\n"
     )
     trail = handoff("show", key)
-    for words in ("ada  message", "handoff.accepted", "grace", "outcome: 412 lines.", sent["context_digest"]):
+    outcome = "outcome: 412 lines."
+    for words in ("ada  message", "handoff.accepted", "grace", "Which lines?", outcome, sent["context_digest"]):
         assert words in trail
+    assert "reason: " not in trail
     assert key in handoff("search", '"Count the lines"', "--agent", "ada")
     whole = json.loads(handoff("show", key, "--json"))
     assert [it["sequence"] for it in whole["entries"]] == [1, 2]

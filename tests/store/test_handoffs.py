@@ -33,6 +33,24 @@ async def test_a_handoff_goes_from_offer_to_completion_and_each_step_records_one
     assert await kinds(agent, key) == ["offered", "accepted", "renewed", "blocked", "renewed", "completed"]
 
 
+async def test_a_reason_is_that_of_the_present_state_and_its_event_keeps_it(agent: Agent) -> None:
+    handoff_id = await agent.offer(key := await agent.session())
+    hold = {"agent": "bob", "handoff_id": handoff_id, "token": await agent.accept(handoff_id)}
+
+    await agent.ok("resolve_handoff", action="block", note="no key " * 500, **hold)
+    asked = {"agent": "alice", "session_key": key, "handoff_id": handoff_id}
+    await agent.ok("request_handoff", **asked, instructions="The key is in the vault.")
+    amended = await agent.read(f"handoff://handoffs/{handoff_id}")
+    resumed = await agent.ok("renew_handoff", **hold)
+    done = await agent.ok("resolve_handoff", action="complete", **hold)
+
+    assert (amended["state"], amended["reason"]) == ("blocked", "no key " * 500)
+    assert [(it["state"], it.get("reason")) for it in (resumed, done)] == [("accepted", None), ("completed", None)]
+    events = (await agent.read(f"handoff://sessions/{key}/lifecycle"))["events"]
+    reasons = {event["kind"]: event.get("data", {}).get("reason") for event in events}
+    assert {kind: reason for kind, reason in reasons.items() if reason} == {"handoff.blocked": ("no key " * 500)[:1_000]}
+
+
 async def test_the_context_digest_covers_exactly_the_entries_that_were_handed_over(agent: Agent) -> None:
     key = await agent.session()
     await agent.says(key, "first")

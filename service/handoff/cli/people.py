@@ -278,6 +278,8 @@ def _print_trail(
             else:
                 about = f"  handoff {it['handoff_id']}" if "handoff_id" in it else ""
                 print_text(out, f"\n{it['at']}  {it['kind']}{about}  {it.get('agent', '')}".rstrip(), "cyan")
+                if reason := it.get("data", {}).get("reason"):
+                    print_text(out, reason)
         for it in handoffs:
             target = it.get("target_agent") or f"any {it.get('target_capability')}"
             print_text(out, f"\nHandoff {it['handoff_id']}: {it['state']}, {it['sender']} to {target}", "bold")

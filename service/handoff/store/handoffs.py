@@ -43,8 +43,9 @@ LOCK = f"{FIND} FOR NO KEY UPDATE OF h, s"
 
 # A transition of a locked handoff, with all that belongs to it: the session's owner and writers, its event or events, a new
 # participant, and the notification of those who wait. What an agent does ($13) lets the session live on, at least as long as
-# the lease; what the service does is no activity. The session loses the writer $11 unless that agent may write because
-# of another handoff: it holds one, or completed one as a collaboration.
+# the lease; what the service does is no activity. A reason is that of the present state, so only an amendment ($17) keeps
+# it; its event has it for good. The session loses the writer $11 unless that agent may write because of another handoff: it
+# holds one, or completed one as a collaboration.
 CHANGE = f"""
     WITH h AS (
         UPDATE handoff
@@ -52,7 +53,7 @@ CHANGE = f"""
                lease_expires_at =
                    CASE WHEN $17::text IS NULL THEN now() + make_interval(secs => $5) ELSE lease_expires_at END,
                accepted_at = CASE WHEN $4 > token THEN now() ELSE accepted_at END, token = $4,
-               outcome = coalesce($7, outcome), reason = coalesce($8, reason), updated_at = now(),
+               outcome = coalesce($7, outcome), reason = CASE WHEN $17 IS NULL THEN $8 ELSE reason END, updated_at = now(),
                instructions = coalesce($17, instructions), as_of_sequence = coalesce($18, as_of_sequence),
                context_digest = coalesce($19, context_digest)
          WHERE id = $1
@@ -118,6 +119,7 @@ OVERDUE = f"""
       ORDER BY deadline LIMIT $1)
 """
 
+_REASON_CHARS_MAX: Final = 1_000  # in an event, of which a page has a hundred; the handoff has all of it while it stands
 WRITERS_MAX: Final = 64  # as a constraint of the table says too
 
 
@@ -206,6 +208,8 @@ async def transition(
     recorded = [(EVENT_OF_ACTION[action], {"holder": row["holder"]} if action == "lapse" else {})]
     if token:
         recorded[0][1]["token"] = token
+    if reason is not None:
+        recorded[0][1]["reason"] = reason[:_REASON_CHARS_MAX]
     if owner != row["session_owner"]:
         recorded.append(("session.owner_changed", {"from": row["session_owner"], "to": owner}))
     changed = await conn.fetchrow(
