@@ -18,12 +18,10 @@ from handoff.cli.start import fail, read_settings, run_loop
 from handoff.errors import Invalid
 from handoff.settings import Settings
 from handoff.store import alerts, anomalies, days, statistics, storage
-from handoff.store.connect import Connection, connect_alone, prepare_connection
+from handoff.store.connect import connect_alone, prepare_connection
 from handoff.store.statistics import Asked, Granularity, Statistics
 
 UNUSUAL_MAX: Final = 100  # rows
-_ALERTS_READ_MAX: Final = 1_000
-_ANOMALIES_READ_MAX: Final = 1_000
 _ROUTES_SHOWN: Final = 20
 _AGENTS_SHOWN: Final = 20
 _OPEN: Final = ("offered", "accepted", "blocked")
@@ -89,24 +87,16 @@ async def _gather(settings: Settings, length: timedelta) -> Material:
             trends, capacity = await days.concluded(conn, "trends"), await days.concluded(conn, "capacity")
             known = await days.read(conn, now.date() - timedelta(days=90))
             saving = (await storage.read(conn, settings.storage_bytes_max)).advice
-            fired = await _alerts(conn, since)
-            found = await anomalies.newest(conn, since, now, None, None, _ANOMALIES_READ_MAX)
+            fired = await alerts.since(conn, since, UNUSUAL_MAX)
+            found = await anomalies.since(conn, since, UNUSUAL_MAX)
     finally:
         await conn.close()
     return Material(
         asked, sessions, handoffs, context, (before[0], before[1], before[2]),
         trends["document"]["trends"] if trends is not None else [],
         capacity["document"]["forecasts"] if capacity is not None else [],
-        known.get("storage_bytes", {}), saving, fired, [row for row in found if not row["shadow"]],
+        known.get("storage_bytes", {}), saving, fired, found,
     )  # fmt: skip
-
-
-async def _alerts(conn: Connection, since: datetime) -> list[Record]:
-    """Those that fire, or began in the range."""
-    found, _ = await alerts.page(
-        conn, before=(True, datetime(9999, 1, 1, tzinfo=UTC), ""), status=None, limit=_ALERTS_READ_MAX
-    )
-    return [row for row in found if row["fires"] or row["starts_at"] >= since]
 
 
 def page(material: Material, length: timedelta) -> str:
@@ -131,8 +121,8 @@ def page(material: Material, length: timedelta) -> str:
         advice=advice(
             material.handoffs.all, routes, material.context.all, material.trends, storage_forecast, material.saving, today
         ),
-        unusual=unusual[:UNUSUAL_MAX],
-        unusual_left_out=max(0, len(unusual) - UNUSUAL_MAX),
+        unusual=unusual,
+        unusual_left_out=sum(rows[0]["total"] for rows in (material.alerts, material.anomalies) if rows) - len(unusual),
         charts=_charts(material, storage_forecast),
         tables=_tables(material, routes),
         version=__version__,
@@ -158,7 +148,7 @@ def _card(name: str, value: str, before: str) -> dict[str, str]:
 
 
 def _unusual(material: Material) -> list[dict[str, str]]:
-    """Alerts and anomalies, newest first."""
+    """The newest alerts and anomalies, newest first."""
     found = [
         (
             row["starts_at"],
@@ -172,7 +162,7 @@ def _unusual(material: Material) -> list[dict[str, str]]:
     found.sort(key=lambda it: it[0], reverse=True)
     return [
         {"at": f"{at:%Y-%m-%d %H:%M}", "lasted": lasted, "severity": severity, "what": what}
-        for at, lasted, severity, what in found
+        for at, lasted, severity, what in found[:UNUSUAL_MAX]
     ]
 
 

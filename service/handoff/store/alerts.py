@@ -65,6 +65,14 @@ PAGE = """
      ORDER BY (status = 'firing') DESC, began_at DESC, fingerprint DESC
      LIMIT $5
 """
+SINCE = """
+    SELECT began_at AS starts_at, ends_at, labels ->> 'alertname' AS alertname, labels ->> 'severity' AS severity,
+           annotations ->> 'summary' AS summary, count(*) OVER () AS total
+      FROM alert
+     WHERE status = 'firing' OR began_at >= $1
+     ORDER BY began_at DESC, fingerprint DESC
+     LIMIT $2
+"""
 HEARD = "UPDATE watchdog SET evaluated_at = $1 WHERE evaluated_at IS NULL OR evaluated_at < $1"
 WATCHDOG = """
     SELECT extract(epoch FROM now() - evaluated_at)::float8 AS age_s, silent_since, told FROM watchdog
@@ -98,6 +106,11 @@ async def page(
     """Return a page of alerts, firing ones first, then newest first, and its last row if more follow (otherwise None)."""
     rows = await conn.fetch(PAGE, *before, status, limit + 1)
     return rows[:limit], rows[limit - 1] if len(rows) > limit else None
+
+
+async def since(conn: Connection, at: datetime, limit: int) -> list[Record]:
+    """Return the alerts that fire or began since `at`, newest first; the `total` of each row is how many there are."""
+    return await conn.fetch(SINCE, at, limit)
 
 
 async def heard(conn: Connection, evaluated_at: datetime) -> None:

@@ -42,6 +42,13 @@ LIST = """
      ORDER BY a.bucket DESC, a.series_id DESC, a.version DESC
      LIMIT $6
 """
+SINCE = """
+    SELECT a.bucket AS at, s.labels, a.severity, a.sentence, count(*) OVER () AS total
+      FROM anomaly a JOIN series s ON s.id = a.series_id
+     WHERE a.bucket >= $1 AND NOT a.shadow
+     ORDER BY a.bucket DESC, a.series_id DESC, a.version DESC
+     LIMIT $2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +98,8 @@ async def newest(
 ) -> list[Record]:
     """Anomalies from `since` to before `until`, newest first, from below the place `after`; None is those of all agents."""
     return await conn.fetch(LIST, since, until, *(after or (until, 0, 0)), limit, agent)
+
+
+async def since(conn: Connection, at: datetime, limit: int) -> list[Record]:
+    """Anomalies since `at` that are no shadows, newest first; the `total` of each row is how many there are."""
+    return await conn.fetch(SINCE, at, limit)
