@@ -211,15 +211,19 @@ async def test_what_was_given_up_is_delivered_after_an_operator_asks_for_it(
     offered = await agent.offer(await agent.session())
     receiver.status_of = {offered: 410}
     await webhooks.run(app)
-    await agent.accept(offered)
     receiver.status_of = {}
+    token = await agent.accept(offered)
+    await webhooks.run(app)
+    await agent.ok("resolve_handoff", agent="bob", handoff_id=offered, action="complete", token=token)
     asked = {"agent": "alice", "endpoint": "ops"}
     again = await agent.ok("retry_webhooks", **asked)
     await webhooks.run(app)
     nothing = await agent.refused("retry_webhooks", **asked)
 
     assert again == {"endpoint": "ops", "retried": 1, "pending": 1, "dead": 0}
-    assert receiver.got == [(offered, "offered"), (offered, "accepted")]
+    assert receiver.got == [(offered, "accepted"), (offered, "offered"), (offered, "completed")]
+    numbers = [int(it.removeprefix("evt_")) for it in receiver.ids]
+    assert numbers[1] < numbers[0] < numbers[2], "a receiver can order them, as docs/webhooks.md says"
     assert nothing["code"] == "webhook_not_found"
     [row] = await db.fetch("SELECT actor, action, target, details FROM audit")
     assert tuple(row) == ("alice", "webhooks.retry", "ops", '{"messages": 1}')
