@@ -462,11 +462,11 @@ def test_metrics_are_selected_by_name_and_what_is_left_out_is_counted() -> None:
     assert 0.8 * ANSWERS["handoff://metrics"].bytes_max < len(text) <= ANSWERS["handoff://metrics"].bytes_max
     *kept, last = text.splitlines(keepends=True)
     assert kept == lines[: len(kept)]
-    assert last.startswith(f"# {len(lines) - len(kept)} lines were left out.")
+    assert last.startswith(f"# Left out: {len(lines) - len(kept):,} lines.")
     assert selected([*lines, *buckets], "b_") == "".join(buckets)
     assert selected(buckets, "").splitlines()[-2:] == [
         "b_seconds_sum 0.5",
-        "# 1 lines were left out. Read handoff://metrics?name=NAME for fewer metrics.",
+        "# Left out: 1 line. Read handoff://metrics?name=NAME for fewer metrics.",
     ]
     assert selected(lines, "c").startswith("# No metric has a name that begins with 'c'.")
 

@@ -31,6 +31,11 @@ def that_fit(items: Sequence[dict[str, Any]], bytes_max: int) -> list[dict[str, 
     return list(items)
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return how many there are of something, in words: "1 entry"; without a `plural`, the noun takes an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def to_cursor(*position: int | str | datetime) -> str:
     """Return a position in a list as an opaque string."""
     return base64.urlsafe_b64encode(to_json(position)).rstrip(b"=").decode()

@@ -71,7 +71,7 @@ async def test_a_caller_that_uses_its_whole_share_is_refused_and_others_are_not(
     share = Share("waits", "calls that wait", 8, Settings())
     share.take("mallory")
     share.take("mallory")
-    with pytest.raises(Busy, match="2 calls that wait are yours"):
+    with pytest.raises(Busy, match="share of calls that wait is 2"):
         share.take("mallory")
     share.take("bob")
     share.give_back("mallory")

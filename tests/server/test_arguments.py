@@ -87,6 +87,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get_inbox", {"capabilities": ["Go on!"]}, "capabilities.0: must be text that matches ^[A-Za-z0-9_]"),
     ("get_inbox", {"capabilities": ["Go on!"]}, ", not a text of 6 characters."),
     ("search_context", {"query": []}, "query: must be text, not a list of 0 items."),
+    ("search_context", {"query": ["x"]}, "query: must be text, not a list of 1 item."),
+    ("search_context", {"query": ""}, "query: must be text of at least 1 character, not a text of 0 characters."),
+    ("register_session", {"agent": "!"}, ", not a text of 1 character."),
+    ("update_context", {"entries": []}, "entries: must be a list of at least 1 item, not a list of 0 items."),
     (
         "accept_handoff",
         {"handoff_id": 10**40},

@@ -234,7 +234,7 @@ async def test_while_the_tokens_file_cannot_be_used_health_says_so(
     found = (await checked(guarded.health))["components"]["tokens"]
     assert found["status"] == "degraded"
     assert f"{tokens_file}:" in found["detail"]
-    assert f"{len(PEOPLE)} tokens read before are in use" in found["detail"]
+    assert f"in use: {len(PEOPLE)} tokens, read before" in found["detail"]
     assert (await call(http, "get_inbox", {}, **bearer("alice"))).status_code == 200
     assert [it["level"] for it in logged if it["event"] == "auth.tokens_file_refused"] == ["error"]  # once
 

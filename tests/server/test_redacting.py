@@ -109,7 +109,7 @@ async def test_a_refused_call_counts_no_secret_and_its_error_does_not_repeat_one
 
     assert refused["code"] == "session_not_found"
     assert longer["code"] == "invalid_arguments"
-    assert "at most 20000 characters" in longer["message"]
+    assert "at most 20,000 characters" in longer["message"]
     assert counted() == {"handoff.secrets.redacted": 0}
     flush_logs()
     assert not [line for line in logged if line["event"] == "secrets.redacted"]

@@ -198,7 +198,8 @@ async def test_every_tool_is_used_every_state_is_reached_and_only_mistakes_are_r
     # The cleanup at the end is not in the schedule. It may be refused too: when a lease lapses meanwhile, or for now.
     assert set(found - scheduled) <= {*CLEANUP_ERRORS, *RETRYABLE}
     assert "unexpected" not in said
-    assert re.search(r"^Stopped after \d:\d\d:\d\d: \d+ calls, \d+ handoffs completed, \d+ refused$", said, re.MULTILINE)
+    totals = r"^Stopped after \d:\d\d:\d\d: [\d,]+ calls?, [\d,]+ handoffs? completed, \d+ refused$"
+    assert re.search(totals, said, re.MULTILINE)
 
     assert await db.fetchval("SELECT count(*) FROM session WHERE status = 'active'") <= 1, "sessions were left open"
 

@@ -9,11 +9,6 @@ SINCE_MAX: Final = timedelta(days=366)
 _UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 
 
-def number(count: int, noun: str) -> str:
-    """How many there are of something whose plural ends in s."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def share(value: float | None) -> str:
     """A part of 1 in per cent."""
     return NONE if value is None else f"{100 * value:.0f} %"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from handoff.cli import amounts
 from handoff.cli.page_file import written
 from handoff.cli.start import fail
+from handoff.encoding import counted
 
 if TYPE_CHECKING:  # numpy is loaded by this command only
     from handoff.analytics.columns import Double, Index
@@ -117,7 +117,7 @@ def print_alerts(alerts: "Iterable[tuple[int, Finding]]", sensitivity: float, zo
 def rate_of(alerts: int, span_s: float) -> str:
     """How many alerts there are and, from a week on, how many per week."""
     per_week = f", {alerts * _WEEK_S / span_s:.1f} per week" if span_s >= _WEEK_S else ""
-    return f"{amounts.number(alerts, 'alert')}{per_week}"
+    return f"{counted(alerts, 'alert')}{per_week}"
 
 
 def zone_of(name: str) -> tzinfo:

@@ -9,6 +9,7 @@ from jinja2 import Environment
 
 from handoff.cli.backtest import Judged
 from handoff.cli.band_chart import STYLE, Mark, band_chart
+from handoff.encoding import counted
 
 SENSITIVITIES: Final = (0.5, 0.7, 1.0, 1.4, 2.0)
 _SHOWN_MAX: Final = 500  # alerts listed per series; the chart has all
@@ -30,7 +31,7 @@ def _shown(it: Judged, sensitivity: float, zone: tzinfo, number: int) -> dict[st
     alerts = found.alerts(sensitivity)
     weaker = [told for told in found.alerts(max(*SENSITIVITIES, sensitivity)) if told not in alerts]
     marks = [Mark(at, finding.value, faint) for told, faint in ((alerts, False), (weaker, True)) for at, finding in told]
-    label = f"{it.name}: {len(alerts)} alerts"
+    label = f"{it.name}: {counted(len(alerts), 'alert')}"
     chart = band_chart(found.t, found.x, found.lower, found.upper, marks, zone, label, number)
     return {
         "name": it.name,

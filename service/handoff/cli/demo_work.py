@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from handoff.encoding import counted
 from handoff.simulation.agents import NAMES, Fault, create_agents
 from handoff.simulation.client import ServiceUnusable
 from handoff.simulation.options import SimulationOptions
@@ -96,7 +97,7 @@ async def run_simulation(options: SimulationOptions, schedule: Generator[Schedul
         progress.cancel()
         await runner.close()
         await asyncio.gather(progress, return_exceptions=True)
-    left = f"; {runner.open_scenarios} sessions may still be open" if runner.open_scenarios else ""
+    left = f"; {counted(runner.open_scenarios, 'session')} may still be open" if runner.open_scenarios else ""
     _print(f"Stopped after {_elapsed(began)}: {runner.totals}{left}")
     return 0
 
@@ -112,7 +113,7 @@ def _print_introduction(options: SimulationOptions) -> None:
 async def _print_progress(runner: Runner, began: float) -> None:
     while True:
         await asyncio.sleep(PROGRESS_S)
-        _print(f"{_elapsed(began)}  {runner.totals}; {runner.open_scenarios} sessions open")
+        _print(f"{_elapsed(began)}  {runner.totals}; {counted(runner.open_scenarios, 'session')} open")
 
 
 def _elapsed(began: float) -> timedelta:

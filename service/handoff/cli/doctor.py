@@ -19,6 +19,7 @@ import orjson
 from pydantic import ValidationError
 
 from handoff.cache import RedisCache
+from handoff.encoding import counted
 from handoff.errors import HandoffError
 from handoff.operations.prometheus import PrometheusFailed, ask
 from handoff.server.auth import Tokens, TokensFileError
@@ -252,7 +253,7 @@ async def _webhooks(file: Path) -> Finding:
         return Finding(
             "webhooks", str(error), "Mend this secret, without which the worker can't sign. Other processes need none."
         )
-    number = "1 endpoint" if len(endpoints) == 1 else f"{len(endpoints)} endpoints"
+    number = counted(len(endpoints), "endpoint")
     return Finding("webhooks", f"{number} in {file}")
 
 

@@ -16,6 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from handoff.cli.start import fail, mcp_address, read_settings
 from handoff.cli.worktree import NoWorkTree, WorkTree, read_work_tree, run_test
+from handoff.encoding import counted
 from handoff.facts import FACTS
 
 TIMEOUT_S: Final = 30.0
@@ -130,7 +131,7 @@ def _sentence(here: WorkTree) -> str:
     if here.changed:
         more = f" and {here.changed - 5} more" if here.changed > 5 else ""
         paths = ", ".join(here.changed_paths[:5])
-        said += f"{here.changed} uncommitted files, +{here.added} -{here.removed} lines ({paths}{more}); "
+        said += f"{counted(here.changed, 'uncommitted file')}, +{here.added} -{here.removed} lines ({paths}{more}); "
     else:
         said += "nothing uncommitted; "
     test = here.test

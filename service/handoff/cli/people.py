@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from handoff.cli.remote import NOT_FOUND, Failed, Remote, with_service
 from handoff.cli.terminal import age, console, one_line, paged, print_json, print_table, print_text
+from handoff.encoding import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +146,7 @@ def send_command(arguments: argparse.Namespace) -> int:
             return 0
         target = offered.get("target_agent") or f"any {offered.get('target_capability')}"
         print(f"Handoff {offered['handoff_id']} of session {key} is offered to {target}.")
-        print(f"Receipt: {offered['as_of_sequence']} entries, digest {offered['context_digest']}")
+        print(f"Receipt: {counted(offered['as_of_sequence'], 'entry', 'entries')}, digest {offered['context_digest']}")
         if "warning" in offered:
             print_text(console(), offered["warning"])
         return 0
@@ -265,11 +266,10 @@ def _print_trail(
     out = console()
     with paged(out):
         print_text(out, f"{session['session_key']}: {session['status']}, owned by {session['owner']}", "bold")
-        print_text(
-            out, f"{session['last_sequence']} entries, {session['content_bytes']} bytes, since {session['created_at']}"
-        )
+        written = f"{counted(session['last_sequence'], 'entry', 'entries')}, {counted(session['content_bytes'], 'byte')}"
+        print_text(out, f"{written}, since {session['created_at']}")
         if left_out:
-            print_text(out, f"The first {left_out} entries are left out; --all shows them.", "dim")
+            print_text(out, f"Left out: the first {counted(left_out, 'entry', 'entries')}; --all shows all.", "dim")
         for it in sorted([*entries, *events], key=lambda it: it.get("created_at") or it["at"]):
             if "sequence" in it:
                 gone = ", retracted" if it.get("retracted") else ", superseded" if "superseded_by" in it else ""
@@ -283,7 +283,7 @@ def _print_trail(
         for it in handoffs:
             target = it.get("target_agent") or f"any {it.get('target_capability')}"
             print_text(out, f"\nHandoff {it['handoff_id']}: {it['state']}, {it['sender']} to {target}", "bold")
-            print_text(out, f"Receipt: {it['as_of_sequence']} entries, digest {it['context_digest']}")
+            print_text(out, f"Receipt: {counted(it['as_of_sequence'], 'entry', 'entries')}, digest {it['context_digest']}")
             for name in ("instructions", "reason", "outcome"):
                 if name in it:
                     print_text(out, f"{name}: {it[name]}")
@@ -296,7 +296,7 @@ def _print_received(out: "Console", received: dict[str, Any] | None) -> None:
         print_text(out, "The brief that was received is not kept, or not yours to read.", "dim")
         return
     brief = received["brief"]
-    about = f"{brief['tokens']} tokens, as of entry {brief['as_of_sequence']}"
+    about = f"{counted(brief['tokens'], 'token')}, as of entry {brief['as_of_sequence']}"
     print_text(out, f"\nThe brief that {received['agent']} received on {received['at']}: {about}", "bold")
     _print_brief(out, brief)
 

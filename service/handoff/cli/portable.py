@@ -17,6 +17,7 @@ from handoff.cli.people import read_entries, read_events
 from handoff.cli.remote import DAMAGED, Failed, Remote, with_service
 from handoff.cli.start import fail
 from handoff.cli.terminal import print_json
+from handoff.encoding import counted
 
 FILE_FORMAT: Final = "handoff-session/1"
 _ENTRIES_PER_CALL: Final = 50
@@ -55,7 +56,8 @@ def export_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"session_key": key, "file": str(arguments.output), **end})
         else:
-            print(f"Session {key}: {end['entries']} entries in {arguments.output}, digest {end['context_digest']}")
+            written = counted(end["entries"], "entry", "entries")
+            print(f"Session {key}: {written} in {arguments.output}, digest {end['context_digest']}")
         return 0
 
     return with_service(arguments, run)
@@ -78,7 +80,7 @@ def import_command(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({"session_key": key, "entries": written})
         else:
-            print(f"Session {key}: {written} entries imported and verified.")
+            print(f"Session {key}: {counted(written, 'entry', 'entries')} imported and verified.")
         return 0
 
     return with_service(arguments, run)

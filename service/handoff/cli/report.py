@@ -15,6 +15,7 @@ from handoff.cli import amounts
 from handoff.cli.advice import FIGURES, advice, route_name
 from handoff.cli.page_file import written
 from handoff.cli.start import fail, read_settings, run_loop
+from handoff.encoding import counted
 from handoff.errors import Invalid
 from handoff.settings import Settings
 from handoff.store import alerts, anomalies, days, statistics, storage
@@ -66,7 +67,7 @@ def report_command(arguments: Namespace) -> int:
     if status := written(arguments.out, page(material, length)):
         return status
     sessions, handoffs = material.sessions.all["sessions"], material.handoffs.all["handoffs"]
-    print(f"{arguments.out}: {amounts.number(sessions, 'session')}, {amounts.number(handoffs, 'handoff')}.")
+    print(f"{arguments.out}: {counted(sessions, 'session')}, {counted(handoffs, 'handoff')}.")
     return 0
 
 

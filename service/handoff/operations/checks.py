@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 import psutil
 
 from handoff.cache import Cache
+from handoff.encoding import counted
 from handoff.operations.event_loop import WINDOW_S, EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Presence
@@ -222,7 +223,7 @@ async def telemetry(watched: Watched) -> Reading:
     away = [signal for signal, shipment in shipments.items() if shipment.away_s > 0]
     detail = f"not received: {', '.join(away)}" if away else "all signals are received"
     if fresh:
-        detail = f"{detail}; {fresh} records dropped since the last check, {dropped} since the start"
+        detail = f"{detail}; {counted(fresh, 'record')} dropped since the last check, {dropped} since the start"
         return Reading("degraded", away_s, "s", detail, REMEDIES["telemetry"])
     return judge(watched.policies, "telemetry", away_s, "s", detail)
 
@@ -232,9 +233,8 @@ async def tokens(watched: Watched) -> Reading:
     found = watched.tokens
     if found is None:
         return Reading("healthy", None, "", "off: there is no tokens file")
-    detail = (
-        f"{found.problem}; the {found.count} tokens read before are in use" if found.problem else f"{found.count} tokens"
-    )
+    known = counted(found.count, "token")
+    detail = f"{found.problem}; in use: {known}, read before" if found.problem else known
     return judge(watched.policies, "tokens", found.refused_s, "s", detail)
 
 

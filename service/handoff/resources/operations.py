@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from handoff.context import Call
+from handoff.encoding import counted
 from handoff.operations.health import HISTORY_MAX
 from handoff.resources.contract import Query, Resource
 
@@ -53,7 +54,9 @@ def selected(lines: Sequence[str], name: str) -> str:
     sizes = accumulate(len(line.encode()) for line in wanted)
     kept = wanted[: sum(size <= METRICS_BYTES_MAX for size in sizes)]
     if len(kept) < len(found):
-        kept.append(f"# {len(found) - len(kept)} lines were left out. Read handoff://metrics?name=NAME for fewer metrics.\n")
+        kept.append(
+            f"# Left out: {counted(len(found) - len(kept), 'line')}. Read handoff://metrics?name=NAME for fewer metrics.\n"
+        )
     return "".join(kept)
 
 

@@ -34,7 +34,7 @@ class Share:
         if held >= self.per_caller_max:
             raise Busy(
                 "share_used_up",
-                f"{held} {self._what} are yours at this moment, which is your whole share.",
+                f"Your share of {self._what} is {held}, and all of it is in use at this moment.",
                 "Call again when one of them has ended, and make fewer at a time.",
                 share=self.name,
             )

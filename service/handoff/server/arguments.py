@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from handoff.encoding import counted
 from handoff.errors import Invalid
 from handoff.model import NAME_PATTERN
 from handoff.tools.context import ENTRIES_PER_CALL_MAX
@@ -38,12 +39,15 @@ _WANTED: Final[Mapping[str, str]] = {
     "literal_error": "{expected}",
     "model_type": "an object",
     "string_pattern_mismatch": "text that matches {pattern}",
-    "string_too_long": "text of at most {max_length} characters",
-    "string_too_short": "text of at least {min_length} characters",
     "string_type": "text",
     "string_unicode": "valid Unicode, without half of a surrogate pair",
-    "too_long": "a list of at most {max_length} items",
-    "too_short": "a list of at least {min_length} items",
+}
+# The same of a length: its limit in the context, and what is counted.
+_WANTED_LENGTH: Final[Mapping[str, tuple[str, str, str]]] = {
+    "string_too_long": ("text of at most", "max_length", "character"),
+    "string_too_short": ("text of at least", "min_length", "character"),
+    "too_long": ("a list of at most", "max_length", "item"),
+    "too_short": ("a list of at least", "min_length", "item"),
 }
 
 
@@ -75,10 +79,15 @@ def _problem(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
         return f"{where}: no such name; the names are {', '.join(_names(model, problem['loc'][:-1]))}"
     if kind == "value_error":
         return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
-    wanted = _WANTED.get(kind)
-    if wanted is None:
+    context = problem.get("ctx", {})
+    if kind in _WANTED_LENGTH:
+        words, limit, noun = _WANTED_LENGTH[kind]
+        wanted = f"{words} {counted(context[limit], noun)}"
+    elif kind in _WANTED:
+        wanted = _WANTED[kind].format_map(context)
+    else:
         return f"{where}: {problem['msg']}"
-    return f"{where}: must be {wanted.format_map(problem.get('ctx', {}))}, not {_sent(problem['input'])}"
+    return f"{where}: must be {wanted}, not {_sent(problem['input'])}"
 
 
 def _names(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
@@ -107,8 +116,8 @@ def _sent(value: Any) -> str:
         return f"the number {value!r}"
     if isinstance(value, str):
         is_name = len(value) <= _TEXT_CHARS_SHOWN and _NAME.fullmatch(value)
-        return f"the text {value!r}" if is_name else f"a text of {len(value)} characters"
-    return f"a list of {len(value)} items" if isinstance(value, list) else "an object"
+        return f"the text {value!r}" if is_name else f"a text of {counted(len(value), 'character')}"
+    return f"a list of {counted(len(value), 'item')}" if isinstance(value, list) else "an object"
 
 
 def _check_names(arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from handoff.encoding import counted
 from handoff.simulation.steps import Answer, Step, error_code
 
 _UNEXPECTED_SHOWN: Final = 5
@@ -32,7 +33,7 @@ class Totals:
             self.unexpected[code or "success"] += 1
 
     def __str__(self) -> str:
-        totals = f"{self.calls} calls, {self.completed} handoffs completed, {self.refused} refused"
+        totals = f"{counted(self.calls, 'call')}, {counted(self.completed, 'handoff')} completed, {self.refused} refused"
         if self.unexpected:
             shown = ", ".join(f"{count} {code}" for code, count in self.unexpected.most_common(_UNEXPECTED_SHOWN))
             totals += f" (unexpected: {shown})"

@@ -6,6 +6,7 @@ from functools import partial
 
 from asyncpg import Record
 
+from handoff.encoding import counted
 from handoff.errors import Busy
 from handoff.model import Loop, RequestType
 from handoff.store.connect import Connection, after_commit
@@ -123,9 +124,10 @@ async def offer(conn: Connection, new: Offer) -> Record:
 def _too_many_offers(new: Offer) -> Busy:
     """Return the error for a sender that uses its whole share of a target's inbox."""
     target = repr(new.target_agent) if new.target_agent else f"the capability {new.target_capability!r}"
+    offers = counted(new.offers_max, "offer")
     return Busy(
         "share_used_up",
-        f"You have {new.offers_max} offers to {target} that nobody has accepted yet, which is your share of that inbox.",
+        f"You have {offers} to {target} that nobody has accepted yet, which is your share of that inbox.",
         "Call again after one of them is accepted, or withdraw one with resolve_handoff action=cancel. Nothing was offered.",
         share="offers",
     )

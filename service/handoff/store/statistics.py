@@ -188,7 +188,7 @@ async def _fetch(conn: Connection, statement: str, asked: Asked, timeout_s: floa
     try:
         return await conn.fetch(statement, asked.since, asked.until, asked.granularity, asked.policy, *agent)
     except QueryCanceledError as error:
-        raise _too_much(f"These figures took longer than {timeout_s * _SHARE_OF_TIMEOUT:.0f} seconds.") from error
+        raise _too_much(f"These figures took longer than {timeout_s * _SHARE_OF_TIMEOUT:.1f} s.") from error
 
 
 def _too_much(what: str) -> Invalid:

@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 from asyncpg import Record
 
 from handoff.context import Call
+from handoff.encoding import counted
 from handoff.errors import Conflict, Forbidden, Invalid, handoff_not_found
 from handoff.model import HELD_STATES, INSTRUCTIONS_CHARS_MAX
 from handoff.store import entries, handoffs, idempotency, sessions
@@ -97,6 +98,6 @@ def _with_note(row: Record, note: str, last_sequence: int) -> handoffs.Amendment
             "limit_reached",
             f"With this note, the instructions of handoff {row['id']} would have {len(noted)} characters; the limit is "
             f"{INSTRUCTIONS_CHARS_MAX}.",
-            f"Shorten the note by {len(noted) - INSTRUCTIONS_CHARS_MAX} characters and repeat the call.",
+            f"Shorten the note by {counted(len(noted) - INSTRUCTIONS_CHARS_MAX, 'character')} and repeat the call.",
         )
     return handoffs.Amendment(noted, row["as_of_sequence"], row["context_digest"])
