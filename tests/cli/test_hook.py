@@ -81,6 +81,10 @@ async def test_a_session_starts_with_the_inbox_and_the_brief_and_ends_with_what_
         brief = (await agent.ok("get_context", agent="ben", session_key=key))["brief"]
         assert "tabs" in json.dumps(brief)
 
+        for _ in range(2):
+            await agent.accept(await agent.offer(await agent.session("ada"), to="ben", agent="ada"), "ben")
+        assert "You hold 1 more: call get_inbox." in shown(hook("SessionStart", "ben", source="startup"))
+
 
 async def test_what_a_compaction_would_lose_is_read_from_the_transcript_and_shown_after_it(
     service: Service, hook: Hook, tmp_path: Path

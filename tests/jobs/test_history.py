@@ -130,6 +130,12 @@ async def test_an_agent_sees_the_history_of_its_own_series(app: App, agent: Agen
 
     assert [(it["name"], it["series"]) for it in (await read(""))["names"]] == [("calls", 1), ("handoffs.offered", 3)]
     assert [(it["name"], it["series"]) for it in (await read("&agent=bob"))["names"]] == [("handoffs.offered", 1)]
+    first = await read("&limit=1")
+    rest = await read(f"&limit=1&cursor={first['next_cursor']}")
+    assert [(it["names"][0]["name"], it["total"], "next_cursor" in it) for it in (first, rest)] == [
+        ("calls", 2, True),
+        ("handoffs.offered", 2, False),
+    ]
     assert len((await read("&series=handoffs.offered"))["periods"]) == 3
     of_bob = (await read("&series=handoffs.offered&agent=bob"))["periods"]
     assert [(it["labels"], it["value"]) for it in of_bob] == [({"from": "ada", "to": "bob"}, 1.0)]

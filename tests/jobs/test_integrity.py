@@ -68,7 +68,7 @@ async def test_what_does_not_fit_is_set_aside_by_its_reason_and_nothing_else(
 
 
 async def test_a_session_that_is_set_aside_is_neither_archived_nor_deleted(
-    app: App, agent: Agent, db: asyncpg.Connection
+    app: App, agent: Agent, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [await agent.session(), await agent.session(), await agent.session()]
     for key in keys:
@@ -89,6 +89,9 @@ async def test_a_session_that_is_set_aside_is_neither_archived_nor_deleted(
     left = [row["key"] for row in await db.fetch("SELECT key FROM session ORDER BY id")]
     assert left == keys[:2]
     assert [it["session_key"] for it in (await agent.read("handoff://lifecycle"))["quarantine"]] == keys[:2]
+    monkeypatch.setattr(store, "_LISTED_MAX", 1)
+    shown = await agent.read("handoff://lifecycle")
+    assert ([it["session_key"] for it in shown["quarantine"]], shown["quarantine_left_out"]) == (keys[:1], 1)
 
 
 async def test_a_session_that_is_readmitted_stays_out_of_quarantine_until_something_else_does_not_fit(

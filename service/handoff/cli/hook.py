@@ -109,6 +109,8 @@ def _print_start(service: Service, given: dict[str, Any], event: str) -> None:
         f"until {it['lease_expires_at']}). Its brief: {_brief(service, it['session_key'])}"
         for it in held[:_HELD_SHOWN]
     ]
+    if len(held) > _HELD_SHOWN:
+        said.append(f"You hold {len(held) - _HELD_SHOWN} more: call get_inbox.")
     if given.get("source") in ("compact", "resume") and (brief := _brief(service, own)) != "{}":
         said.append(f"What you saved in session {own} so far: {brief}")
     where = f"session {held[0]['session_key']}" if len(held) == 1 else f"session {own}"

@@ -240,14 +240,16 @@ def _tables(material: Material, routes: Sequence[Mapping[str, Any]]) -> list[dic
             for it in routes[:_ROUTES_SHOWN]
         ]  # fmt: skip
         heads = ("From, to", "Handoffs", "Completed", "Accepted within", "Completed within", "Lapsed")
-        tables.append({"name": "Routes", "heads": heads, "rows": rows})
+        name = "Routes" if len(routes) <= _ROUTES_SHOWN else f"Routes: the {_ROUTES_SHOWN} with the most handoffs"
+        tables.append({"name": name, "heads": heads, "rows": rows})
     agents = material.context.parts.get("agent", [])
     if agents:
         rows = [
             (it["agent"], f"{it['entries']:,}", amounts.size(it["content_bytes"]), f"{it['large']:,}")
             for it in agents[:_AGENTS_SHOWN]
         ]
-        tables.append({"name": "Who wrote", "heads": ("Agent", "Entries", "Content", "Above 100 kB"), "rows": rows})
+        name = "Who wrote" if len(agents) <= _AGENTS_SHOWN else f"Who wrote: the {_AGENTS_SHOWN} with the most entries"
+        tables.append({"name": name, "heads": ("Agent", "Entries", "Content", "Above 100 kB"), "rows": rows})
     known = [it for it in material.trends if it["verdict"] != "unknown"]
     if known:
         rows = [

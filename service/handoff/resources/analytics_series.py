@@ -16,15 +16,9 @@ _KEPT_MAX: Final = timedelta(days=4_000)  # more than any policy keeps
 
 
 async def _read(call: Call, query: AnalyticsQuery, agent: str | None) -> dict[str, Any]:
-    """The names of the series or, with `series`, a page of the periods of those of this name. Whole periods only."""
+    """A page of the names of series or, with `series`, of the periods of those of this name. Whole periods only."""
     if query.series is None:
-        async with snapshot(call.app.pool) as conn:
-            names = await history.names(conn, agent)
-            empty = await promql.empty(conn) if agent is None else []
-        answer: dict[str, Any] = {"names": [dict(row) for row in names]}
-        if empty:
-            answer["not_measured"] = {f"promql.{row['name']}": _empty(row["named_at"]) for row in empty}
-        return answer
+        return await _names(call, query, agent)
     per = query.granularity
     since, until = range_of(query, RANGES[per])
     now = datetime.now(UTC) - history.OVER
@@ -48,6 +42,21 @@ async def _read(call: Call, query: AnalyticsQuery, agent: str | None) -> dict[st
     if len(shown) < len(rows):
         last = rows[len(shown) - 1]
         page["next_cursor"] = to_cursor(last["start"], last["id"])
+    return page
+
+
+async def _names(call: Call, query: AnalyticsQuery, agent: str | None) -> dict[str, Any]:
+    """Names by their order; the first page also names the expressions of the configuration that have no series."""
+    after = from_cursor(query.cursor, str, str) if query.cursor is not None else ("", "")
+    async with snapshot(call.app.pool) as conn:
+        rows = await history.names(conn, agent, (after[0], after[1]), query.limit + 1)
+        empty = await promql.empty(conn) if agent is None and query.cursor is None else []
+    shown = [{"name": row["name"], "kind": row["kind"], "series": row["series"]} for row in rows[: query.limit]]
+    page: dict[str, Any] = {"names": shown, "total": rows[0]["total"] if rows else 0}
+    if empty:
+        page["not_measured"] = {f"promql.{row['name']}": _empty(row["named_at"]) for row in empty}
+    if len(shown) < len(rows):
+        page["next_cursor"] = to_cursor(shown[-1]["name"], shown[-1]["kind"])
     return page
 
 

@@ -73,7 +73,7 @@ FAILED = """
 """
 SUCCEEDED = "DELETE FROM archive_failure WHERE session_id = $1"
 FAILURES = """
-    SELECT s.key AS session_key, f.attempts, f.error, f.failed_at, f.next_at
+    SELECT s.key AS session_key, f.attempts, f.error, f.failed_at, f.next_at, count(*) OVER () AS total
       FROM archive_failure f JOIN session s ON s.id = f.session_id
      ORDER BY f.failed_at DESC, f.session_id
      LIMIT $1
@@ -127,5 +127,8 @@ async def failed(conn: Connection, session_id: int, error: str) -> Record | None
 
 
 async def failures(conn: Connection) -> list[dict[str, Any]]:
-    """Return the sessions that could not be archived, why, and when that is tried again: at most 100, the latest first."""
+    """Return the sessions that could not be archived, why, and when that is tried again: at most 100, the latest first.
+
+    The `total` of each is how many there are.
+    """
     return [dict(row) for row in await conn.fetch(FAILURES, _FAILURES_LISTED_MAX)]

@@ -107,12 +107,18 @@ READ = """
     HAVING (date_trunc($2, p.start, 'UTC'), s.id) < ($8, $9)
      ORDER BY 1 DESC, s.id DESC LIMIT $10
 """
+# The cursor is the last name of the page before, and its kind.
 NAMES = """
-    SELECT name, kind, count(*) AS series FROM series
-     WHERE $1::text IS NULL OR $1 IN (labels ->> 'agent', labels ->> 'from', labels ->> 'to')
-     GROUP BY name, kind ORDER BY name, kind LIMIT $2
+    WITH found AS MATERIALIZED (
+        SELECT name, kind, count(*) AS series FROM series
+         WHERE $1::text IS NULL OR $1 IN (labels ->> 'agent', labels ->> 'from', labels ->> 'to')
+         GROUP BY name, kind)
+    SELECT name, kind, series, (SELECT count(*) FROM found) AS total
+      FROM found
+     WHERE (name, kind) > ($2, $3)
+     ORDER BY name, kind
+     LIMIT $4
 """
-NAMES_MAX: Final = 200
 DROP = "SELECT series_months_drop(now() - (SELECT max(metrics_for) FROM retention_policy))"
 
 
@@ -169,9 +175,12 @@ async def read(
     return await conn.fetch(READ, grain, per, since, until, name, agent, operation, *after, limit)
 
 
-async def names(conn: Connection, agent: str | None) -> list[Record]:
-    """The names of all series, or of those that concern the agent, with how many there are of each."""
-    return await conn.fetch(NAMES, agent, NAMES_MAX)
+async def names(conn: Connection, agent: str | None, after: tuple[str, str], limit: int) -> list[Record]:
+    """The names of all series, or of those that concern the agent, from above the place `after`; `series` counts each.
+
+    The `total` of each row is how many names there are.
+    """
+    return await conn.fetch(NAMES, agent, *after, limit)
 
 
 async def drop(conn: Connection) -> int:

@@ -110,7 +110,7 @@ CHECK_ARCHIVE = f"""
     ), {_OUTCOME}"""
 COUNTS = "SELECT reason, count(*) AS sessions FROM quarantine WHERE released_at IS NULL GROUP BY reason"
 LIST = """
-    SELECT s.key AS session_key, q.reason, q.sequence, q.found_at
+    SELECT s.key AS session_key, q.reason, q.sequence, q.found_at, count(*) OVER () AS total
       FROM quarantine q JOIN session s ON s.id = q.session_id
      WHERE q.released_at IS NULL
      ORDER BY q.found_at, q.session_id
@@ -168,5 +168,5 @@ async def readmit(conn: Connection, key: str, by: str) -> Record | None:
 
 
 async def listed(conn: Connection) -> list[dict[str, object]]:
-    """Return the sessions that are set aside, those found first before others, at most 100."""
+    """Return the sessions that are set aside, those found first before others: at most 100, of a `total`."""
     return [dict(row) for row in await conn.fetch(LIST, _LISTED_MAX)]
