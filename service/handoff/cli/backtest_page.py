@@ -20,19 +20,19 @@ _TEMPLATE: Final = files("handoff.cli").joinpath("backtest.html")
 def page(series: Sequence[Judged], sensitivity: float, zone: tzinfo, left_out: int) -> str:
     """The page, which needs no other file; it says how many series were left out."""
     weaker = f"{SENSITIVITIES[-1]:g}" if sensitivity < SENSITIVITIES[-1] else ""
-    shown = [_shown(it, sensitivity, zone, number) for number, it in enumerate(series)]
+    shown = [_shown(it, sensitivity, zone) for it in series]
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text("utf-8"))
     return template.render(style=STYLE, sensitivity=f"{sensitivity:g}", weaker=weaker, series=shown, left_out=left_out)
 
 
-def _shown(it: Judged, sensitivity: float, zone: tzinfo, number: int) -> dict[str, object]:
+def _shown(it: Judged, sensitivity: float, zone: tzinfo) -> dict[str, object]:
     found = it.found
     weeks = float(found.t[-1] - found.t[0]) / _WEEK_S
     alerts = found.alerts(sensitivity)
     weaker = [told for told in found.alerts(max(*SENSITIVITIES, sensitivity)) if told not in alerts]
     marks = [Mark(at, finding.value, faint) for told, faint in ((alerts, False), (weaker, True)) for at, finding in told]
     label = f"{it.name}: {counted(len(alerts), 'alert')}"
-    chart = band_chart(found.t, found.x, found.lower, found.upper, marks, zone, label, number)
+    chart = band_chart(found.t, found.x, found.lower, found.upper, marks, zone, label)
     return {
         "name": it.name,
         "said": it.said,

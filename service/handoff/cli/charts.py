@@ -1,54 +1,20 @@
-"""Charts as SVG that takes its colours from the page around it, so that the same chart is light, dark and printed."""
+"""The charts of a report. Only figures are drawn: names belong into the page, beside the chart."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from io import StringIO
 from typing import Any, Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from handoff.cli import amounts
+from handoff.cli.svg import BAD, FIRST, SECOND, styled, written
 
-# Matplotlib writes colours into each element. These stand for variables of the page's style sheet.
-_COLOURS: Final = {
-    "#010101": "--ink",
-    "#020202": "--faint",
-    "#a10001": "--good",
-    "#a20002": "--bad",
-    "#a30003": "--open",
-    "#a40004": "--first",
-    "#a50005": "--second",
-}
-INK, FAINT, GOOD, BAD, OPEN, FIRST, SECOND = _COLOURS
 _TICKS_S: Final = (0.1, 1, 10, 60, 300, 900, 3_600, 10_800, 43_200, 86_400, 259_200, 604_800)
 _SIZE_INCHES: Final = (7.6, 2.4)
-_GROUP: Final = re.compile(r'<g id="[^"]*">')  # ids that nothing refers to, and that would repeat on the page
-_STYLE: Final[Any] = {  # its keys are literals to the type checker
-    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
-    "text.parse_math": False,  # a name with dollar signs is a name
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.4,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-    "savefig.facecolor": "none",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +81,7 @@ def _times(starts: Sequence[datetime]) -> Any:
 
 
 def _axes(unit: str) -> tuple[Figure, Axes]:
-    with mpl.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
     axes.set_ylabel(unit)
@@ -126,14 +92,7 @@ def _svg(figure: Figure, axes: Axes, *, legend: bool) -> str:
     locator = AutoDateLocator(maxticks=10)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    out = StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": str(id(figure))}):
-        if legend:
+    if legend:
+        with styled():
             axes.legend(loc="upper left", ncols=4, fontsize=8, bbox_to_anchor=(0, 1.16), borderaxespad=0)
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    svg = _GROUP.sub("<g>", svg[svg.index("<svg") :])
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, name in _COLOURS.items():
-        svg = svg.replace(colour, f"var({name})")
-    return svg
+    return written(figure)

@@ -174,6 +174,7 @@ def _named(row: Record) -> str:
 
 def _charts(material: Material, forecast: Mapping[str, Any] | None) -> list[dict[str, str]]:
     from handoff.cli import charts
+    from handoff.cli.svg import BAD, FIRST, GOOD, OPEN, SECOND
 
     starts = statistics.buckets_of(material.asked)
     per = f"per {material.asked.granularity}"
@@ -187,26 +188,26 @@ def _charts(material: Material, forecast: Mapping[str, Any] | None) -> list[dict
 
     shown: list[dict[str, str]] = []
     if material.sessions.buckets:
-        svg = charts.bars(starts, [charts.Values("sessions", charts.FIRST, values(material.sessions, "sessions"))], per)
+        svg = charts.bars(starts, [charts.Values("sessions", FIRST, values(material.sessions, "sessions"))], per)
         shown.append({"name": "Sessions created", "note": per, "svg": svg})
     if material.handoffs.buckets:
         ended = [
-            charts.Values("completed", charts.GOOD, states("completed")),
-            charts.Values("rejected, cancelled or expired", charts.BAD, states(*_UNSUCCESSFUL)),
-            charts.Values("open", charts.OPEN, states(*_OPEN)),
+            charts.Values("completed", GOOD, states("completed")),
+            charts.Values("rejected, cancelled or expired", BAD, states(*_UNSUCCESSFUL)),
+            charts.Values("open", OPEN, states(*_OPEN)),
         ]
         svg = charts.bars(starts, ended, per)
         shown.append({"name": "Handoffs, by how they ended", "note": f"{per} in which they were offered", "svg": svg})
     if any(value is not None for value in values(material.handoffs, "to_accept_s", "p50")):
         waited = [
-            charts.Values("median", charts.FIRST, values(material.handoffs, "to_accept_s", "p50")),
-            charts.Values("95th percentile", charts.SECOND, values(material.handoffs, "to_accept_s", "p95")),
+            charts.Values("median", FIRST, values(material.handoffs, "to_accept_s", "p50")),
+            charts.Values("95th percentile", SECOND, values(material.handoffs, "to_accept_s", "p95")),
         ]
         svg = charts.durations(starts, waited)
         shown.append({"name": "Time from offer to acceptance", "note": f"{per}, logarithmic", "svg": svg})
     if material.context.buckets:
         written = [None if it is None else it / 1e6 for it in values(material.context, "content_bytes")]
-        svg = charts.bars(starts, [charts.Values("content", charts.FIRST, written)], f"MB {per}")
+        svg = charts.bars(starts, [charts.Values("content", FIRST, written)], f"MB {per}")
         shown.append({"name": "Content written", "note": f"MB {per}", "svg": svg})
     if forecast is not None and "ahead" in forecast and material.stored:
         shown.append(_storage_chart(material, forecast))

@@ -5,7 +5,7 @@ not those of which the newest handoff's digest was made. In the archive the firs
 compared with the originals when they moved there.
 """
 
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from asyncpg import Record
 
@@ -167,6 +167,6 @@ async def readmit(conn: Connection, key: str, by: str) -> Record | None:
     return await conn.fetchrow(READMIT, key, by)
 
 
-async def listed(conn: Connection) -> list[dict[str, object]]:
+async def listed(conn: Connection) -> list[dict[str, Any]]:
     """Return the sessions that are set aside, those found first before others: at most 100, of a `total`."""
     return [dict(row) for row in await conn.fetch(LIST, _LISTED_MAX)]
