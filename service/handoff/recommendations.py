@@ -39,12 +39,34 @@ class Measured:
 
 
 KINDS: Final[Mapping[str, Kind]] = {
+    "scale": Kind(
+        "share of the minutes of an hour in which the processes of the service were saturated and the database was not, in "
+        "the hour of the last 24 that had most",
+        0.5,
+        0.25,
+        "Run as many processes of the service as processes_needed says, behind one address and with a CPU for each. If "
+        "cpus_per_process is below 1, give each process a whole CPU first.",
+        "With as many processes they use 60 % of their CPU in such an hour: calls no longer wait for one another, and none "
+        "is refused as overloaded.",
+        "HandoffCpuHigh",
+    ),
+    "scale_ahead": Kind(
+        "CPU that the service is expected to use in the busiest hour of the day in 30 days, as a share of 80 % of what its "
+        "processes may use",
+        1.0,
+        0.9,
+        "Run as many processes of the service as processes_needed says before limit_reached, behind one address and with a "
+        "CPU for each.",
+        "The growth that is forecast for 30 days does not make calls wait for one another.",
+        "HandoffCpuHigh",
+    ),
     "pool_size": Kind(
-        "share of the requests for a connection that waited longer than 50 ms, in 24 hours",
+        "share of the requests for a connection that waited longer than 50 ms, in the minutes of the last 24 hours in which "
+        "the processes were not saturated",
         0.05,
         0.02,
-        "Raise HANDOFF_POOL_SIZE if Postgres has connections and CPU to spare; otherwise start another process of the "
-        "service, or look for slow statements first.",
+        "Look for slow statements first, because each keeps its connection for as long. If there are none, and Postgres has "
+        "connections and CPU to spare, raise HANDOFF_POOL_SIZE.",
         "Calls no longer wait for a connection: they take less by the time in the evidence, and none fails for want of one.",
         "HandoffDatabasePoolExhausted",
     ),

@@ -47,6 +47,15 @@ def test_trends_are_found_in_series_that_have_one_and_in_no_others() -> None:
     assert {name: share(name, 60) for name in GROWING if share(name, 60) < 0.95} == {}
 
 
+@pytest.mark.parametrize(("per_day", "days"), [(1.06, 28), (1.06, 50), (0.95, 28), (0.95, 50)])
+def test_what_grows_or_shrinks_by_so_much_per_cent_is_a_trend_however_far_from_a_line(per_day: float, days: int) -> None:
+    found = [
+        trend_of(10 * per_day ** np.arange(days) * np.random.default_rng(seed).lognormal(0, 0.1, days), 7)
+        for seed in range(60)
+    ]
+    assert np.mean([it is not None and it.direction != "steady" for it in found]) > 0.9
+
+
 def test_an_outlier_is_no_trend_and_gaps_are_left_out() -> None:
     chance = np.random.default_rng(1)
     x = 100 + chance.normal(size=28)

@@ -87,7 +87,7 @@ async def past(url: str) -> None:
     for name, values in known.items():
         for day, value in values.items():
             await days.record(conn, day, {name: value})
-    trends, capacity = conclude(known, TODAY, 80 << 30)
+    trends, capacity = conclude(known, {}, TODAY, {"storage_bytes": 80 << 30})
     await days.conclude(conn, "trends", trends)
     await days.conclude(conn, "capacity", capacity)
     await conn.close()

@@ -1,6 +1,8 @@
 """Days are recorded while their rows are complete, and what is concluded from them can be read."""
 
-from datetime import UTC, date, datetime, timedelta
+from bisect import bisect_left
+from datetime import UTC, date, datetime, time, timedelta
+from random import Random
 from typing import Any
 
 import asyncpg
@@ -11,9 +13,12 @@ from handoff.analytics import forecast, trend
 from handoff.context import App
 from handoff.jobs import trends
 from handoff.settings import Settings
-from handoff.store import statistics
+from handoff.store import days, performance, statistics
+from handoff.store.performance import Outcome
+from handoff.telemetry.buckets import CALL_S
 from tests.agents import Agent
 from tests.resources.test_analytics import filled
+from tests.store.test_performance import Seen, bucket
 
 TODAY = datetime.now(UTC).date()
 LIMIT = 100 << 30
@@ -104,6 +109,60 @@ async def test_trends_and_capacity_say_what_rises_falls_and_ends(app: App, agent
     assert 0.85 <= storage["coverage_measured"] <= 1
     assert forecasts["entries"]["days_needed"] == 14
     assert "limit_reached" not in forecasts["sessions"]
+
+
+async def test_each_operation_is_improving_degrading_or_steady_by_its_days_as_the_raw_calls_say(
+    app: App, agent: Agent, db: asyncpg.Connection
+) -> None:
+    chance = Random(5)  # noqa: S311 - repeats the same past
+    began = datetime.combine(TODAY, time(12), UTC) - timedelta(days=30)
+    seen: list[Seen] = []
+    for number in range(31):  # the last one is today, which is not over
+        at = began + timedelta(days=number)
+        waited: Seen = (at, "get_inbox", "ok", 30.0)
+        few: Seen = (at, "accept_handoff", "ok", 0.01)
+        calls = [waited] * 25 + [few] * (number % 21)  # too few to say how long they take
+        for operation, slower, failed in (("update_context", 1.03**number, 0.0), ("get_brief", 1.0, 0.4 - 0.01 * number)):
+            for _ in range(60):
+                end: Outcome = "failed" if chance.random() < failed else "ok"
+                calls.append((at, operation, end, 0.01 * slower * chance.lognormvariate(0, 0.3)))
+        await performance.write(db, bucket(at, "service", calls, [], 1))
+        seen += calls if number < 30 else []
+
+    since = (began - timedelta(days=1)).date()
+    found = await days.of_operations(db, since, TODAY)
+    assert list(found) == ["get_brief", "update_context", "get_inbox", "accept_handoff"]
+    for operation, figures in found.items():
+        of_days = {
+            day: [it for it in seen if it[1] == operation and it[0].date() == day] for day in {it[0].date() for it in seen}
+        }
+        of_days = {day: calls for day, calls in of_days.items() if calls}
+        enough = {day: calls for day, calls in of_days.items() if len(calls) >= 20}
+        assert figures["calls"] == {day: len(calls) for day, calls in of_days.items()}
+        assert figures["failed_ratio"] == {
+            day: pytest.approx(sum(it[2] == "failed" for it in calls) / len(calls)) for day, calls in enough.items()
+        }
+        succeeded = {day: sorted(it[3] for it in calls if it[2] == "ok") for day, calls in of_days.items()}
+        slowest = {day: them[-(-95 * len(them) // 100) - 1] for day, them in succeeded.items() if len(them) >= 20}
+        assert {day: bisect_left(CALL_S, value) for day, value in figures.get("duration_p95_s", {}).items()} == (
+            {day: bisect_left(CALL_S, value) for day, value in slowest.items()} if operation != "get_inbox" else {}
+        )
+    used = await days.of_service(db, since, TODAY)
+    assert used["calls"] == {day: sum(it[0].date() == day for it in seen) for day in {it[0].date() for it in seen}}
+
+    await trends.run(app)
+    told = (await agent.read("handoff://analytics/performance?since=" + since.isoformat() + "T00:00:00Z"))["operations"]
+    verdicts = {it["operation"]: {trend["figure"]: trend["verdict"] for trend in it["trends"]} for it in told}
+    assert verdicts["update_context"] == {"calls": "steady", "failed_ratio": "steady", "duration_p95_s": "degrading"}
+    assert verdicts["get_brief"] == {"calls": "steady", "failed_ratio": "improving", "duration_p95_s": "steady"}
+    assert verdicts["get_inbox"] == {"calls": "steady", "failed_ratio": "steady"}
+    assert verdicts["accept_handoff"]["duration_p95_s"] == "unknown"
+    of_trends = (await agent.read("handoff://analytics/trends"))["operations"]
+    (slower,) = (it for it in of_trends if (it["operation"], it["figure"]) == ("update_context", "duration_p95_s"))
+    assert slower["p_value"] < 0.01
+    assert slower["change"] > 0.5
+    known = {it["figure"]: it["days"] for it in (await agent.read("handoff://analytics/capacity"))["forecasts"]}
+    assert (known["calls"], known["service_cpus"]) == (30, 30)
 
 
 async def test_a_day_with_too_many_rows_has_no_figures_and_the_others_do(

@@ -17,10 +17,10 @@ from pydantic import SecretStr
 from handoff.app import Kind, open_app
 from handoff.context import App
 from handoff.jobs.runner import jobs_beside
-from handoff.operations.checks import CHECKS, FAILURES_MIN, cpu_limit, memory_limit
+from handoff.operations.checks import CHECKS, FAILURES_MIN, memory_limit
 from handoff.operations.health import CHECK_TIMEOUT_S, Health
 from handoff.operations.readiness import Readiness
-from handoff.operations.recent import LONG_WAIT_S, Figures
+from handoff.operations.recent import LONG_WAIT_S, Figures, cpu_limit
 from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.connect import connection

@@ -13,6 +13,7 @@ from handoff.context import App
 from handoff.operations import minutes
 from handoff.operations.minutes import Minutes
 from handoff.operations.presence import Identity
+from handoff.operations.recent import cpu_limit
 from handoff.settings import Settings
 from handoff.store.connect import StandbyConnection, connection
 from handoff.telemetry import metrics
@@ -43,6 +44,7 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     labels = ("tools/call", "get_inbox", "tool_error", "unavailable", "tcp", "", "", "")
     metrics.call_ended(0.004, None, *labels)
     metrics.call_ended(0.004, None, "tools/call", "get_inbox", "cancelled", "cancelled", "tcp", "", "", "")
+    metrics.call_ended(0.004, None, "tools/call", "search_context", "tool_error", "overloaded", "tcp", "", "", "")
     metrics.CACHE_DURATION.record(0.001, "redis", "get", "hit")
     metrics.CACHE_DURATION.record(0.001, "redis", "get", "error")
     metrics.EVENT_LOOP_LAG.record(9)
@@ -64,6 +66,7 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
         ("resource:storage", "ok"): 1,
         ("get_inbox", "failed"): 1,
         ("get_inbox", "cancelled"): 1,
+        ("search_context", "failed"): 1,
     }
     later = await db.fetch("SELECT operation, outcome, durations FROM call_minute WHERE id = $1", second["id"])
     assert [tuple(row) for row in later] == [
@@ -79,6 +82,7 @@ async def test_a_minute_holds_what_happened_since_the_one_before(
     assert first["cpu_s"] > second["cpu_s"] > 0
     assert first["memory_bytes"] > 10 << 20
     assert 0 < first["disk_ratio"] <= 1
+    assert (first["overloaded"], second["overloaded"], first["cpus"]) == (1, 0, pytest.approx(cpu_limit()))
 
 
 async def test_minutes_that_the_database_does_not_take_are_written_later_and_the_oldest_dropped(

@@ -1,5 +1,6 @@
 """Whether a series rises or falls: a test by ranks, and a slope, that neither outliers nor a weekly cycle mislead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -48,7 +49,7 @@ def trend_of(x: Double, season: int = 1) -> Trend | None:
     if season > 1 and len(x) >= _CYCLES_MIN * season:
         x = _without_cycle(t, x, season)
     slope = slope_of(t, x)
-    s, variance = _kendall(x, x - slope * t)
+    s, variance = _kendall(x, [x - slope * t, *_without_growth(t, x)])
     z = (s - np.sign(s)) / np.sqrt(variance) if variance > 0 else 0.0
     p_value = float(2 * norm.sf(abs(z)))
     pairs = len(x) * (len(x) - 1) / 2
@@ -77,22 +78,38 @@ def _without_cycle(t: Double, x: Double, season: int) -> Double:
     return x - cycle + np.median(level)
 
 
-def _kendall(x: Double, residuals: Double) -> tuple[float, float]:
+def _without_growth(t: Double, x: Double) -> list[Double]:
+    """The series divided by its steady growth, if it has one sign: what grows by so much per cent is no line."""
+    if not (np.all(x > 0) or np.all(x < 0)):
+        return []
+    first, second = np.triu_indices(len(x), 1)
+    rate = np.median(np.log(x[second] / x[first]) / (t[second] - t[first]))
+    return [x * np.exp(-rate * t)]
+
+
+def _kendall(x: Double, without_trend: Sequence[Double]) -> tuple[float, float]:
     """S, and its variance with ties, after Hamed and Rao (1998) for autocorrelated points.
 
     The correlation is taken to fall with the lag as that of an autoregression of order 1, because those of single lags are
-    too uncertain in so few points. It is corrected for the bias that it has after a trend was removed.
+    too uncertain in so few points. It is corrected for the bias that it has after a trend was removed. The trend may be a
+    line or growth: whichever leaves less correlation, because what is left of the wrong one hides the trend.
     """
     n = len(x)
     first, second = np.triu_indices(n, 1)
     s = float(np.sign(x[second] - x[first]).sum())
     _, ties = np.unique(x, return_counts=True)
     variance = (n * (n - 1) * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18
-    ranks = rankdata(residuals) - (n + 1) / 2
-    power = float(ranks @ ranks)
-    if power == 0:
-        return s, variance
-    correlation = np.clip((float(ranks[1:] @ ranks[:-1]) / power * n + 2) / (n - 4), 0, _CORRELATION_MAX)
+    correlation = min(_correlation(it) for it in without_trend)
     lags = np.arange(1, n - 2)
     weights = (n - lags) * (n - lags - 1) * (n - lags - 2)
     return s, variance * (1 + 2 / (n * (n - 1) * (n - 2)) * float((weights * correlation**lags).sum()))
+
+
+def _correlation(residuals: Double) -> float:
+    """That of the ranks of neighbours, between 0 and _CORRELATION_MAX; 0 if all are equal."""
+    n = len(residuals)
+    ranks = rankdata(residuals) - (n + 1) / 2
+    power = float(ranks @ ranks)
+    if power == 0:
+        return 0.0
+    return float(np.clip((float(ranks[1:] @ ranks[:-1]) / power * n + 2) / (n - 4), 0, _CORRELATION_MAX))

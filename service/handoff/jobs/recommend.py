@@ -1,4 +1,4 @@
-"""Opens and closes recommendations by what it measures: waits, cache, slow statements, storage, entries, routes, leases."""
+"""Opens and closes recommendations by what it measures: processes, pool, cache, statements, tables, entries, routes."""
 
 from functools import partial
 from typing import Final

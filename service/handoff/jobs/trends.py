@@ -11,8 +11,9 @@ import structlog
 
 from handoff.context import App
 from handoff.errors import Invalid
-from handoff.store import days
+from handoff.store import days, saturation
 from handoff.store.connect import Connection, snapshot, transact
+from handoff.store.saturation import SERVICE_CPUS
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +26,8 @@ _RUN_S: Final = 30.0  # after which a run counts no other day; the next run goes
 DAYS_MIN: Final = 14  # for a trend or a forecast
 _SHOWN: Final = (7, 30, 90)  # days ahead
 
-# What each figure should do; None if neither is better.
-TRENDS: Final[dict[str, Literal["rise", "fall"] | None]] = {
+Better = Literal["rise", "fall"] | None  # what a figure should do; None if neither is better
+TRENDS: Final[dict[str, Better]] = {
     "sessions": None,
     "handoffs": None,
     "entries": None,
@@ -38,7 +39,12 @@ TRENDS: Final[dict[str, Literal["rise", "fall"] | None]] = {
     "lapsed_ratio": "fall",
     "large_entries": "fall",
 }
-CAPACITY: Final = ("storage_bytes", "content_bytes", "entries", "sessions", "handoffs")
+CAPACITY: Final = ("storage_bytes", "content_bytes", "entries", "sessions", "handoffs", "calls", SERVICE_CPUS)
+OF_OPERATIONS: Final[dict[str, Better]] = {
+    "calls": None,
+    "failed_ratio": "fall",
+    "duration_p95_s": "fall",
+}
 
 Days = Mapping[str, Mapping[date, float]]
 
@@ -54,8 +60,11 @@ async def run(app: App) -> None:
             break
         await _record(app, day)
     async with snapshot(app.pool) as conn:
-        known = await days.read(conn, today - timedelta(days=days.KEPT_DAYS))
-    trends, capacity = await asyncio.to_thread(conclude, known, today, app.settings.storage_bytes_max)
+        since = today - timedelta(days=days.KEPT_DAYS)
+        known = await days.read(conn, since) | await days.of_service(conn, since, today)
+        operations = await days.of_operations(conn, today - timedelta(days=TREND_DAYS), today)
+        limits = {"storage_bytes": app.settings.storage_bytes_max or None, SERVICE_CPUS: await saturation.limit(conn)}
+    trends, capacity = await asyncio.to_thread(conclude, known, operations, today, limits)
 
     async def store(conn: Connection) -> None:
         await days.conclude(conn, "trends", trends)
@@ -74,19 +83,26 @@ async def _record(app: App, day: date) -> None:
     await transact(app.pool, partial(days.record, day=day, figures=figures))
 
 
-def conclude(known: Days, today: date, storage_bytes_max: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The trends of all figures, and the forecasts, from their values by day."""
+def conclude(
+    known: Days, operations: Mapping[str, Days], today: date, limits: Mapping[str, float | None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trends of all figures and of those of each operation, and the forecasts, from their values by day."""
     trends = {
         "since": today - timedelta(days=TREND_DAYS),
         "until": today,
-        "trends": [_trend(name, known.get(name, {}), today) for name in TRENDS],
+        "trends": [_trend(name, known.get(name, {}), today, better) for name, better in TRENDS.items()],
+        "operations": [
+            {"operation": operation} | _trend(name, of_it[name], today, better)
+            for operation, of_it in operations.items()
+            for name, better in OF_OPERATIONS.items()
+            if name in of_it
+        ],
     }
-    limits = {"storage_bytes": storage_bytes_max or None}
     capacity = {"forecasts": [_forecast(name, known.get(name, {}), today, limits.get(name)) for name in CAPACITY]}
     return trends, capacity
 
 
-def _trend(name: str, values: Mapping[date, float], today: date) -> dict[str, Any]:
+def _trend(name: str, values: Mapping[date, float], today: date, better: Better) -> dict[str, Any]:
     first = today - timedelta(days=TREND_DAYS)
     series = [values.get(first + timedelta(days=number)) for number in range(TREND_DAYS)]
     known = sum(value is not None for value in series)
@@ -99,7 +115,6 @@ def _trend(name: str, values: Mapping[date, float], today: date) -> dict[str, An
     found = trend_of(np.array(series, np.float64), season=7)  # None becomes NaN
     if found is None:
         raise ValueError(f"{known} days are too few for a trend")
-    better = TRENDS[name]
     verdict: str = found.direction
     if better is not None and verdict != "steady":
         verdict = "improving" if (verdict == "rising") == (better == "rise") else "degrading"
@@ -132,10 +147,7 @@ def _forecast(name: str, values: Mapping[date, float], today: date, limit: float
         raise ValueError(f"{len(latest)} days are too few for a forecast")
     paths = {"low": found.low, "expected": found.expected, "high": found.high}
     shown |= {
-        "ahead": [
-            {"in_days": ahead, **{path: round(max(0.0, float(x[ahead - 1])), 1) for path, x in paths.items()}}
-            for ahead in _SHOWN
-        ],
+        "ahead": [{"in_days": ahead, **{path: _rounded(x[ahead - 1]) for path, x in paths.items()}} for ahead in _SHOWN],
         "confidence": CONFIDENCE,
         "coverage_measured": round(found.coverage, 3),
         "measured_on": found.tried,
@@ -144,6 +156,11 @@ def _forecast(name: str, values: Mapping[date, float], today: date, limit: float
         when = {"earliest": found.high, "expected": found.expected, "latest": found.low}
         shown["limit_reached"] = {name: _reaches(x, limit, today) for name, x in when.items()}
     return shown
+
+
+def _rounded(value: float) -> float:
+    """Not below zero; bytes and counts to a tenth, CPUs to a thousandth."""
+    return round(max(0.0, float(value)), 1 if value >= 1_000 else 3)
 
 
 def _reaches(path: Any, limit: float, today: date) -> date | None:

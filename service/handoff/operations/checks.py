@@ -18,7 +18,7 @@ from handoff.encoding import counted
 from handoff.operations.event_loop import WINDOW_S, EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Presence
-from handoff.operations.recent import LONG_WAIT_S, Recent
+from handoff.operations.recent import LONG_WAIT_S, Recent, cpu_limit
 from handoff.policies import Policies
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
@@ -353,11 +353,3 @@ def _container_memory() -> int | None:
         kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return int((group / "memory.current").read_text()) - int(kinds["inactive_file"])
     return None
-
-
-def cpu_limit() -> float:
-    """The CPUs that this process can use: one, since calls run on one event loop, or its control group's share of one."""
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(1.0, int(quota) / int(period))  # without a limit, the quota is `max`
-    return 1.0

@@ -22,7 +22,7 @@ from handoff.operations.checks import CHECKS, REMEDIES, Reading, Status, Watched
 from handoff.operations.event_loop import EventLoopLag
 from handoff.operations.heartbeat import Heartbeat
 from handoff.operations.presence import Identity, Presence
-from handoff.operations.recent import Recent
+from handoff.operations.recent import Recent, cpu_limit
 from handoff.policies import Policies
 from handoff.server.auth import Tokens
 from handoff.settings import Settings
@@ -86,7 +86,7 @@ class Health:
         self._began_at: float | None = None  # of the check in progress
         self._storing: asyncio.Task[None] | None = None
         metrics.MEMORY_LIMIT.source = lambda: [(checks.memory_limit(), ())]
-        metrics.CPU_LIMIT.source = lambda: [(checks.cpu_limit(), ())]
+        metrics.CPU_LIMIT.source = lambda: [(cpu_limit(), ())]
 
     @property
     def identity(self) -> Identity:

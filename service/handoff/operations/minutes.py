@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from handoff.operations.presence import Identity
-from handoff.operations.recent import FAILURES
+from handoff.operations.recent import FAILURES, cpu_limit
 from handoff.settings import Settings
 from handoff.store import performance
 from handoff.store.connect import LOST, StandbyConnection
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 MINUTES_MAX: Final = 180  # kept while the database is away: 1 MB where 40 operations are called every minute
 _MINUTE_S: Final = 60.0
+_OVERLOADED: Final = "overloaded"  # the code of a call that is refused because too many wait already
 _CANCELLED: Final = "cancelled"  # the code of a call whose caller has gone
 _LAST_S: Final = 1.0  # for the last write, when the process ends
 
@@ -47,6 +48,7 @@ class _Counts:
     loop_lags: Sequence[int]
     statements: Sequence[int]
     pool_timeouts: int
+    overloaded: int
     cache: Mapping[str, int]  # by result
     agents: Mapping[str, Called]
 
@@ -93,9 +95,11 @@ class Minutes:
             kind=identity.kind,
             seconds=now.at - was.at,
             cpu_s=now.cpu_s - was.cpu_s,
+            cpus=cpu_limit(),
             memory_bytes=self._process.memory_info().rss,
             disk_ratio=disk_ratio,
             pool_timeouts=now.pool_timeouts - was.pool_timeouts,
+            overloaded=now.overloaded - was.overloaded,
             cache_hits=now.cache["hit"] - was.cache["hit"],
             cache_misses=now.cache["miss"] - was.cache["miss"],
             cache_errors=now.cache["error"] - was.cache["error"],
@@ -137,9 +141,12 @@ class Minutes:
 
 def _counts() -> _Counts:
     calls: dict[tuple[str, Outcome], list[int]] = {}
+    overloaded = 0
     for labels, counts in metrics.OPERATION_DURATION.buckets().items():
         key = _operation(labels), _outcome(labels)
         calls[key] = [a + b for a, b in zip(calls[key], counts, strict=True)] if key in calls else counts
+        if labels[3] == _OVERLOADED:
+            overloaded += sum(counts)
     cache: dict[str, int] = {"hit": 0, "miss": 0, "error": 0}
     for (_, _, result), counts in metrics.CACHE_DURATION.buckets().items():
         if result in cache:
@@ -152,6 +159,7 @@ def _counts() -> _Counts:
         loop_lags=_only(metrics.EVENT_LOOP_LAG),
         statements=_all(metrics.STATEMENT_DURATION),
         pool_timeouts=int(metrics.POOL_TIMEOUTS.value()),
+        overloaded=overloaded,
         cache=cache,
         agents=agents.read(),
     )

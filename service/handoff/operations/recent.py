@@ -3,7 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic, process_time
 from typing import Final
 
@@ -98,3 +100,11 @@ def _sample() -> _Sample:
 
 def _total(cells: Mapping[Labels, Iterable[int]]) -> int:
     return sum(map(sum, cells.values()))
+
+
+def cpu_limit() -> float:
+    """The CPUs that this process can use: one, since calls run on one event loop, or its control group's share of one."""
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(1.0, int(quota) / int(period))  # without a limit, the quota is `max`
+    return 1.0

@@ -15,7 +15,7 @@ from asyncpg import Record
 
 from handoff.resources.analytics_contract import Type
 from handoff.resources.analytics_statistics import read_statistics
-from handoff.store import performance
+from handoff.store import days, performance
 from handoff.store.connect import Connection
 from handoff.store.statistics import PLACES_MAX, Asked, Statistics
 from handoff.telemetry.buckets import CALL_S, LAG_S, WAIT_S
@@ -35,8 +35,19 @@ async def _performance(conn: Connection, asked: Asked, _limit_s: float) -> Stati
         by_operation[row["operation"]].append(row)
     operations: list[dict[str, Any]] = [{"operation": name, **_calls(of_it)} for name, of_it in by_operation.items()]
     operations.sort(key=lambda it: (-it["calls"], it["operation"]))
+    await _with_trends(conn, operations[:PLACES_MAX])
     buckets = {start: _calls(of_it) for start, of_it in by_start.items()}
     return Statistics(_calls(rows), _calls(()), buckets, {"operation": operations[:PLACES_MAX]})
+
+
+async def _with_trends(conn: Connection, operations: Sequence[dict[str, Any]]) -> None:
+    """Add to each operation how its daily figures change, as the job `trends` concluded last; none before it has."""
+    found = await days.concluded(conn, "trends")
+    trends: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for it in found["document"].get("operations", ()) if found is not None else ():
+        trends[it["operation"]].append({name: value for name, value in it.items() if name != "operation"})
+    for operation in operations:
+        operation["trends"] = trends[operation["operation"]]
 
 
 async def _resources(conn: Connection, asked: Asked, _limit_s: float) -> Statistics:

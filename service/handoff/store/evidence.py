@@ -1,4 +1,4 @@
-"""Measures what recommendations rest on: waits, the cache, slow statements, storage, large entries, routes, and leases."""
+"""Measures what recommendations rest on: processes, cache, slow statements, storage, large entries, routes, leases."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -7,17 +7,15 @@ from typing import Any, Final
 import asyncpg
 
 from handoff.recommendations import KINDS, Measured
-from handoff.store import storage
+from handoff.store import saturation, storage
 from handoff.store.connect import Connection
-from handoff.telemetry.buckets import WAIT_S
 
 WINDOW: Final = timedelta(days=3)  # long enough for a weekend, short enough to show soon what a change has done
 HANDOFFS_MAX: Final = 20_000  # looked at, the newest
 ENTRIES_MAX: Final = 20_000
 SUBJECTS_MAX: Final = 200  # of each kind, those with most
 _ANSWERED_MIN: Final = 10  # offers of a route, or acceptances of an agent
-_EVENTS_MIN: Final = 1_000  # waits for a connection, or reads of the cache
-_WAIT_LONG_S: Final = 0.05  # the bound of a bucket
+_READS_MIN: Final = 1_000  # of the cache
 _CALLS_MIN: Final = 20  # of a statement
 _STATEMENTS_MAX: Final = 20
 _PLANS_MAX: Final = 5  # explained per run
@@ -51,14 +49,9 @@ LAPSES = """
      ORDER BY lapsed DESC, agent
      LIMIT $3
 """
-# Of the last 24 hours: all waits for a connection, those in buckets above 50 ms, timeouts, and reads of the cache.
-PROCESSES = """
-    SELECT coalesce(sum(waits), 0)::bigint AS waits, coalesce(sum(long), 0)::bigint AS long,
-           coalesce(sum(pool_timeouts), 0)::bigint AS timeouts, coalesce(sum(cache_hits), 0)::bigint AS hits,
-           coalesce(sum(cache_misses), 0)::bigint AS misses
-      FROM process_period p,
-           LATERAL (SELECT sum(n) AS waits, sum(n) FILTER (WHERE place > $1) AS long
-                      FROM unnest(p.pool_waits) WITH ORDINALITY u(n, place)) w
+CACHE = """
+    SELECT coalesce(sum(cache_hits), 0)::bigint AS hits, coalesce(sum(cache_misses), 0)::bigint AS misses
+      FROM process_period
      WHERE grain = 'hour' AND start > now() - interval '24 hours' AND kind = 'service'
 """
 HAS_STATEMENTS = "SELECT to_regclass('pg_stat_statements') IS NOT NULL"
@@ -76,7 +69,8 @@ _STATEMENTS: Final = """
 async def measure(conn: Connection, storage_bytes_max: int, known: Mapping[str, Mapping[str, Any]]) -> list[Measured]:
     """Measure every kind. `known` is the last evidence about each statement that was ever slow."""
     return [
-        *await _processes(conn),
+        *await saturation.measure(conn),
+        *await _cache(conn),
         *await _storage(conn, storage_bytes_max),
         *[
             Measured(
@@ -105,18 +99,12 @@ async def measure(conn: Connection, storage_bytes_max: int, known: Mapping[str, 
     ]
 
 
-async def _processes(conn: Connection) -> list[Measured]:
-    row = await conn.fetchrow(PROCESSES, WAIT_S.index(_WAIT_LONG_S) + 1)
-    found: list[Measured] = []
-    if row is not None and row["waits"]:
-        evidence = {"waits": row["waits"], "longer_than_50_ms": row["long"], "timeouts": row["timeouts"]}
-        share, enough = (row["long"] + row["timeouts"]) / row["waits"], row["waits"] >= _EVENTS_MIN
-        found.append(Measured("pool_size", "service", share, is_enough=enough, evidence=evidence))
-    if row is not None and (reads := row["hits"] + row["misses"]):
-        evidence = {"hits": row["hits"], "misses": row["misses"]}
-        enough = reads >= _EVENTS_MIN
-        found.append(Measured("cache_lifetime", "service", row["misses"] / reads, is_enough=enough, evidence=evidence))
-    return found
+async def _cache(conn: Connection) -> list[Measured]:
+    row = await conn.fetchrow(CACHE)
+    if row is None or not (reads := row["hits"] + row["misses"]):
+        return []
+    enough = reads >= _READS_MIN
+    return [Measured("cache_lifetime", "service", row["misses"] / reads, is_enough=enough, evidence=dict(row))]
 
 
 async def _routes(conn: Connection) -> list[Measured]:

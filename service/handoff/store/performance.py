@@ -31,8 +31,10 @@ ROWS_MAX: Final = 100_000  # read at a time: a year of days, with 250 combinatio
 WRITE = """
     WITH process AS (
         INSERT INTO process_minute (minute, id, instance, kind, seconds, cpu_s, memory_bytes, disk_ratio, pool_timeouts,
-                                    cache_hits, cache_misses, cache_errors, pool_waits, loop_lags, statements)
-        VALUES (date_trunc('minute', $1::timestamptz), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                                    cache_hits, cache_misses, cache_errors, pool_waits, loop_lags, statements, cpus,
+                                    overloaded)
+        VALUES (date_trunc('minute', $1::timestamptz), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $18,
+                $19)
         ON CONFLICT DO NOTHING
         RETURNING *
     ), calls AS (
@@ -177,6 +179,8 @@ class Bucket:
     statements: Sequence[int]
     calls: Sequence[Calls]
     agents: Sequence[AgentCalls] = ()
+    cpus: float = 1.0  # that the process may use
+    overloaded: int = 0  # calls that were refused because too many waited already
 
 
 async def write(conn: Connection, it: Bucket) -> None:
@@ -200,6 +204,8 @@ async def write(conn: Connection, it: Bucket) -> None:
         it.statements,
         to_json([asdict(calls) for calls in it.calls]).decode(),
         to_json([asdict(agent) for agent in it.agents]).decode(),
+        it.cpus,
+        it.overloaded,
     )
 
 
