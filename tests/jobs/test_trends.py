@@ -121,7 +121,7 @@ async def test_each_operation_is_improving_degrading_or_steady_by_its_days_as_th
         at = began + timedelta(days=number)
         waited: Seen = (at, "get_inbox", "ok", 30.0)
         few: Seen = (at, "accept_handoff", "ok", 0.01)
-        calls = [waited] * 25 + [few] * (number % 21)  # too few to say how long they take
+        calls: list[Seen] = [*[waited] * 25, *[few] * (number % 21)]  # too few to say how long they take
         for operation, slower, failed in (("update_context", 1.03**number, 0.0), ("get_brief", 1.0, 0.4 - 0.01 * number)):
             for _ in range(60):
                 end: Outcome = "failed" if chance.random() < failed else "ok"

@@ -24,6 +24,7 @@ POINTS_MIN: Final = 2  # between fewer there is no step
 POINTS_MAX: Final = 2_000_000
 _WEEK_S: Final = 7 * 86_400
 _NOTHING: Final = frozenset({"", "nan", "null", "none"})
+_TIME_NAMES: Final = frozenset({"time", "timestamp", "date", "datetime", "at", "ts"})  # in a heading
 
 
 class Unreadable(Exception):
@@ -88,8 +89,8 @@ def judged(
 def _of_file(file: Path, zone: tzinfo, arguments: Namespace) -> Judged:
     """Replay a file, and print what would have been told."""
     points = list(_points(file, zone))
-    if len(points) < POINTS_MIN:
-        raise Unreadable(f"{file} has fewer than 2 points: {len(points)}. The first alert is possible at the 41st.")
+    if (known := sum(math.isfinite(value) for _, value in points)) < POINTS_MIN:
+        raise Unreadable(f"{file} has fewer than 2 points with a value: {known}. The first alert is possible at the 41st.")
     import numpy as np
 
     from handoff.analytics.kinds import Absence, Kind, level_of
@@ -132,7 +133,10 @@ def _points(file: Path, zone: tzinfo) -> Iterator[tuple[datetime, float]]:
     """The points of a file, in order. A first line that is no point is a heading."""
     before_s = -math.inf
     for number, row in enumerate(_lines(file), start=1):
-        if not row or (number == 1 and not _is_point(row)):
+        if number == 1 and row and not _is_point(row):
+            _check_heading(file, row)
+            continue
+        if not row:
             continue
         if number > POINTS_MAX:
             raise Unreadable(f"{file} has more than {POINTS_MAX:,} lines. Split it.")
@@ -158,6 +162,14 @@ def _lines(file: Path) -> Iterator[list[str]]:
         raise Unreadable(f"{file} can't be read: {error.strerror or error}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise Unreadable(f"{file} is no CSV file in UTF-8: {error}.") from error
+
+
+def _check_heading(file: Path, names: Sequence[str]) -> None:
+    """Refuse a file whose times are not in the first column, as far as its heading says: they might be taken for values."""
+    are_times = [name.strip().lower() in _TIME_NAMES for name in names]
+    if any(are_times) and not are_times[0]:
+        wanted = f"{names[are_times.index(True)].strip()!r} is its column {are_times.index(True) + 1}"
+        raise Unreadable(f"{file}, line 1: {wanted}. The first column must be the time, and the second the value.")
 
 
 def _is_point(row: list[str]) -> bool:
