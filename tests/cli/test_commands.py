@@ -312,7 +312,7 @@ def test_migrate_applies_each_migration_once_and_prints_it(empty_database_url: s
         "0036_agent_minutes.sql",
         "0037_promql_readings.sql",
         "0038_archive_check.sql",
-        "0040_saturation_by_the_minute.sql",
+        "0039_saturation_by_the_minute.sql",
     ]
     assert (first.returncode, first.stdout) == (0, "".join(f"applied {name}\n" for name in names))
     assert (second.returncode, second.stdout) == (0, "nothing to apply\n")
