@@ -266,8 +266,8 @@ async def test_growth_of_the_busiest_hour_recommends_processes_before_they_are_s
     assert abs(date.fromisoformat(evidence["limit_reached"]["expected"]) - today - timedelta(days=20)) <= timedelta(days=1)
     assert (evidence["processes"], evidence["processes_needed"]) == (1, 2)
 
-    await minutes(db, range(10), cpu=0.1)  # as many processes again
-    await db.execute("UPDATE process_minute SET instance = id::text")
+    await db.execute("DELETE FROM process_minute")
+    await minutes(db, range(10), processes=2, cpu=0.3)
     await trends.run(app)
     await recommend.run(app)
     closed = await one(agent, "scale_ahead")
