@@ -23,7 +23,7 @@ with passable_folder() as folder, postgres(folder):
 
 
 async def test_what_a_killed_test_process_started_is_ended_and_its_folder_removed() -> None:
-    with subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True) as killed:  # noqa: ASYNC220
+    with subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True) as killed:  # noqa: ASYNC220 - it takes a millisecond
         assert killed.stdout is not None
         folder, started = killed.stdout.readline().split()
         running = left_behind(folder)

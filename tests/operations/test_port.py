@@ -114,7 +114,7 @@ async def test_a_connection_that_was_kept_for_long_ends_with_an_answer_that_says
         (b"localhost\r\nHost: evil.example", False),
     ],
 )
-async def test_a_host_that_is_none_of_its_names_is_refused(app: App, host: bytes, is_ours: bool) -> None:  # noqa: FBT001
+async def test_a_host_that_is_none_of_its_names_is_refused(app: App, host: bytes, is_ours: bool) -> None:  # noqa: FBT001 - a parameter of the test
     bound = OperationsPort(app.settings.model_copy(update={"ops_port": 0, "allowed_hosts": ("service:8642",)}))
     try:
         with bound.serving(app):

@@ -267,7 +267,7 @@ async def test_a_subscription_is_kept_alive(app: App, monkeypatch: pytest.Monkey
             is_seen.set()
 
     async with edge(app) as http:
-        transport: Any = http._transport  # pyright: ignore[reportPrivateUsage] - httpx2 collects a response before it gives it
+        transport: Any = http._transport  # httpx2 collects a response before it gives it
         with anyio.fail_after(10):
             await transport.app(scope, receive, send)
 

@@ -29,7 +29,7 @@ MARKS = ("question", "todo", "pinned")
 async def session_of_two_blocks(agent: Agent) -> str:
     """A session with all that an entry can be, and a handoff; return its key."""
     key = await agent.session(metadata={"continues": "earlier"})
-    rng = Random(7)  # noqa: S311
+    rng = Random(7)  # noqa: S311 - the same in each run
     written: list[dict[str, Any]] = [text.entry(rng, text.TOPICS[0], 300) for _ in range(300)]
     written[5] = {"type": "message", "content": "数据库 \x01 é𝄞\n\\ getUserName", "metadata": {"question": True}}
     written[6] = {"type": "decision", "content": "x" * 90_000, "metadata": {"todo": True, "deep": {"a": [1, None, "é"]}}}
@@ -144,7 +144,7 @@ async def test_a_session_that_would_read_differently_stays_as_it_is_and_delays_n
 async def test_the_archive_of_the_demos_prose_takes_a_fifth_of_the_space(
     agent: Agent, app: App, db: asyncpg.Connection
 ) -> None:
-    rng = Random(1)  # noqa: S311
+    rng = Random(1)  # noqa: S311 - the same in each run
     for _ in range(12):
         key = await agent.session()
         topic = rng.choice(text.TOPICS)

@@ -6,7 +6,7 @@ The editors that we found for Python either drop comments, need Node, or have ha
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType] - no stub
+from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue] - no stub
 from typing import Any, Final
 
 _SPACE: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)

@@ -123,7 +123,7 @@ class _Repeated:
                 began = self._clock()
                 error = await self._run_once()
                 self._failures = 0 if error is None else self._failures + 1
-                self._share = random.uniform(1 - _JITTER, 1)  # noqa: S311
+                self._share = random.uniform(1 - _JITTER, 1)  # noqa: S311 - no secret
                 self._ended = self._clock()
                 self._ledger.add(Run(name, self._ended, self._ended - began, error, self._wait_s(), asked))
             await asyncio.sleep(min(_TICK_S, self._app.settings.settle_interval_s))

@@ -44,6 +44,6 @@ def show_calls(*, shown: bool) -> None:
     """
     now: Any = api._RUNTIME_CONTEXT  # noqa: SLF001 - see above
     if shown and not isinstance(now, _WithCalls):
-        api._RUNTIME_CONTEXT = _WithCalls(now)  # noqa: SLF001
+        api._RUNTIME_CONTEXT = _WithCalls(now)  # noqa: SLF001 - see above
     elif not shown and isinstance(now, _WithCalls):
-        api._RUNTIME_CONTEXT = now.below()  # noqa: SLF001
+        api._RUNTIME_CONTEXT = now.below()  # noqa: SLF001 - see above

@@ -259,7 +259,7 @@ class Histogram(_Instrument[_Distribution]):
         cell.sum += value
         if value < cell.least:  # noqa: PLR1730 - min() and max() would cost more than all the rest
             cell.least = value
-        if value > cell.most:  # noqa: PLR1730
+        if value > cell.most:  # noqa: PLR1730 - see above
             cell.most = value
 
     def exemplify(self, value: float, trace_id: int, span_id: int, *labels: str) -> None:
