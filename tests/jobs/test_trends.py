@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from datetime import UTC, date, datetime, time, timedelta
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import numpy as np
@@ -14,11 +14,13 @@ from handoff.context import App
 from handoff.jobs import trends
 from handoff.settings import Settings
 from handoff.store import days, performance, statistics
-from handoff.store.performance import Outcome
 from handoff.telemetry.buckets import CALL_S
 from tests.agents import Agent
 from tests.resources.test_analytics import filled
 from tests.store.test_performance import Seen, bucket
+
+if TYPE_CHECKING:
+    from handoff.store.performance import Outcome
 
 TODAY = datetime.now(UTC).date()
 LIMIT = 100 << 30
