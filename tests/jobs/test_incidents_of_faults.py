@@ -14,7 +14,7 @@ from tests.bench.cast import CAST
 from tests.bench.faults import RECORDED, outcome, pass_by
 from tests.bench.recording import BEFORE, Recording
 
-PAST: Final = 1_440  # minutes: each time of day has been seen
+PAST: Final = 480  # minutes
 FAULT: Final = 10  # minutes of it
 NUMBERS: Final = {fault.name: number for number, fault in enumerate(CAST.faults)}
 

@@ -183,7 +183,7 @@ async def test_subscriptions_of_one_agent_are_bounded_and_others_can_subscribe(s
 
         await subscribe("mallory")
         await subscribe("mallory")
-        with pytest.raises(Exception, match="2 open subscriptions are yours"):
+        with pytest.raises(Exception, match="Your share of open subscriptions is 2"):
             await subscribe("mallory")
         await subscribe("bob")
 

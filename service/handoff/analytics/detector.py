@@ -195,10 +195,11 @@ class Detector:
     def _band(self, expected: profile.Expected, told: Index) -> tuple[Double, Double, Double]:
         """What was expected of this moment, and the lowest and highest that would have been usual, as values.
 
-        NaN for all series but those that are `told` of. Where the time of day is not known yet, the band is the range of
-        what was not unusual, so that a fault does not become usual while it lasts.
+        NaN for all series but those that are `told` of. Where the time of day is not known from an earlier day, the band is
+        the range of what was not unusual, so that a fault does not become usual while it lasts.
         """
-        level, scale, known = self.memory.levels, self.memory.scale, expected.known[told]
+        level, scale = self.memory.levels, self.memory.scale
+        known = expected.known[told] & (scale.seen[told] * self.step_s[told] > profile.DAY_S)
         usual_by_day = expected.usual[told]
         margin = profile.BOUND * self.memory.profile.spread[told]
         lowest, highest = level.usual_lowest[told], level.usual_highest[told]

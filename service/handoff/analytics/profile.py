@@ -11,7 +11,7 @@ import numpy as np
 from handoff.analytics.columns import Columns, Flags, Index, Single, column, to_half
 
 BINS: Final = 288  # five minutes each: with 144 or 96 the detector gets measurably worse
-_DAY_S: Final = 86_400
+DAY_S: Final = 86_400
 _RATE_MIN: Final = 0.15  # a visit's weight in the usual value, after the first few
 _VISITS_MAX: Final = 15  # more are not told apart; the weight is at its minimum from the sixth on
 _BAND_DECAY: Final = 0.02  # per visit, so that a band narrows within weeks
@@ -45,12 +45,12 @@ class Expected:
 
 def bins_per_day(step_s: np.ndarray) -> Index:
     """How many bins a series with this step fills."""
-    return np.clip(np.round(_DAY_S / step_s), 2, BINS).astype(np.int64)
+    return np.clip(np.round(DAY_S / step_s), 2, BINS).astype(np.int64)
 
 
 def bin_of(second_of_day: np.ndarray, bins: np.ndarray) -> Index:
     """The bin of a moment, given in local time so that the hour of daylight saving does not move the day."""
-    return (second_of_day * bins // _DAY_S).astype(np.int64)
+    return (second_of_day * bins // DAY_S).astype(np.int64)
 
 
 def expect(profile: Profile, bins: Index) -> Expected:
