@@ -16,8 +16,8 @@ _OVER_MIN: Final = 10  # silences that are over, before one is judged
 _LONGER: Final = 1.5  # times the longest so far
 _UNSURE: Final = 2.0  # standard errors by which the mean may be longer than it looks
 _LN10: Final = np.float32(np.log(10))
-_RARITY_MAX: Final = np.float32(13.0)  # it grows with each minute, but does not become a worse fault
-RARITY_OF_ALERT: Final = 6.5  # a series that is 0 every other minute has 2,500 silences a week: 0.001 alerts
+_RARITY_MAX: Final = np.float32(12.0)  # it grows with each minute, but does not become a worse fault
+RARITY_OF_ALERT: Final = 6.0  # all series of a service have some 100,000 silences a week: a tenth of an alert
 
 
 @dataclass(slots=True)
