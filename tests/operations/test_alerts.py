@@ -226,7 +226,7 @@ async def test_notifications_need_a_token_with_the_scope_alerts(
 
 async def test_a_notification_while_the_database_hangs_is_refused_and_stored_when_it_is_back(settings: Settings) -> None:
     with own_postgres() as (url, folder):
-        update = {"database_url": SecretStr(url), "statement_timeout_s": 0.5, "connect_timeout_s": 0.5}
+        update = {"database_url": SecretStr(url), "statement_timeout_s": 3, "connect_timeout_s": 3}
         own = settings.model_copy(update=update)
         await migrate(own)
         async with open_app(own) as app, edge(app) as http:

@@ -29,6 +29,7 @@ HEAD = b"Host: localhost\r\n"
 POST = b"POST /mcp HTTP/1.1\r\n" + HEAD + b"Content-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n"
+ATTEMPTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,18 @@ def test_trailers_do_not_count_as_headers(service: Service) -> None:
     assert status == 200  # an Origin that is not allowed is refused, and so is a second Host
 
 
+def begun(service: Service, begin: bytes, *, drip: bool) -> bytes:
+    """What the service says to a request that does not become complete, silent or a byte at a time."""
+    with connected(service) as connection:
+        connection.sendall(begin)
+        while drip and not select.select([connection], [], [], 0.2)[0]:
+            try:
+                connection.sendall(b"x" if begin else b"\n")
+            except ConnectionError:
+                break
+        return until_closed(connection)
+
+
 @pytest.mark.parametrize("drip", [False, True])
 @pytest.mark.parametrize(
     ("begin", "expected"),
@@ -263,14 +276,13 @@ def test_trailers_do_not_count_as_headers(service: Service) -> None:
 def test_a_request_that_does_not_become_complete_is_ended(
     strict: Service, begin: bytes, expected: tuple[int, str] | None, *, drip: bool
 ) -> None:
-    with connected(strict) as connection:
-        connection.sendall(begin)
-        while drip and not select.select([connection], [], [], 0.2)[0]:
-            try:
-                connection.sendall(b"x" if begin else b"\n")
-            except ConnectionError:
-                break
-        answer = until_closed(connection)
+    answer = b""
+    for _ in range(ATTEMPTS):
+        answer = begun(strict, begin, drip=drip)
+        if (
+            answer or not begin
+        ):  # of what came too late on a busy machine the service knew nothing, and so it answered nothing
+            break
 
     if expected is None:
         assert answer == b""
