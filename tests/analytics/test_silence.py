@@ -26,8 +26,9 @@ def test_who_is_gone_is_found_when_a_silence_as_long_is_improbable() -> None:
         longest = max(len(it) for it in "".join("x" if it else "0" for it in values[:GONE, number]).split("x"))
         assert found[0] in range(GONE + longest, GONE + 4 * longest + 3), (number, found[0] - GONE, longest)
     assert not (strengths(verdicts)[:, 3] >= 1).any()
-    sentence = explain(verdicts[GONE + 40], 0, 0.0, "calls").sentence
-    assert "it has been 0 for 41 points in a row, and never before for more than" in sentence
+    finding = explain(verdicts[GONE + 40], 0, 0.0, "calls")
+    assert "it has been 0 for 41 points in a row, and never before for more than" in finding.sentence
+    assert finding.spoke[0][0] == "silence"  # by this name store/incidents.py knows when it is over
 
 
 @pytest.mark.parametrize(

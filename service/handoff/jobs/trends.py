@@ -159,7 +159,7 @@ def _forecast(name: str, values: Mapping[date, float], today: date, limit: float
 
 
 def _rounded(value: float) -> float:
-    """Not below zero; bytes and counts to a tenth, CPUs to a thousandth."""
+    """Not below zero; to a tenth from 1,000 on, and to a thousandth below, as CPUs need it."""
     return round(max(0.0, float(value)), 1 if value >= 1_000 else 3)
 
 
