@@ -17,7 +17,7 @@ from handoff.jobs.trends import conclude
 from handoff.store import days
 from handoff.store.connect import prepare_connection
 from tests.cli.test_commands import handoff
-from tests.resources.test_analytics import filled
+from tests.past import filled
 
 HOSTILE: Final = "</td><script>alert('x')</script>$x_1$&<svg onload=alert(1)>"
 TODAY: Final = datetime.now(UTC).date()

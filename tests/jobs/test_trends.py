@@ -16,7 +16,7 @@ from handoff.settings import Settings
 from handoff.store import days, performance, statistics
 from handoff.telemetry.buckets import CALL_S
 from tests.agents import Agent
-from tests.resources.test_analytics import filled
+from tests.past import filled
 from tests.store.test_performance import Seen, bucket
 
 if TYPE_CHECKING:
