@@ -241,11 +241,9 @@ async def test_a_backtest_judges_an_expression(
 ) -> None:
     def jumps(asked: dict[str, str]) -> tuple[int, bytes]:
         ends = range(int(float(asked["start"])), int(float(asked["end"])) + 1, int(asked["step"]))
-        usual = [[end, str(100 + end * 7_919 // 60 % 13)] for end in ends]
-        found = [
-            {"metric": {"queue": queue}, "values": [*usual[:-10], *([at, value] for at, _ in usual[-10:])]}
-            for queue, value in (("a", "100"), ("b", "900"))
-        ]
+        usual = [[end, str(100 + number * 7_919 % 13)] for number, end in enumerate(ends)]
+        jumped = [*usual[:-10], *([at, "900"] for at, _ in usual[-10:])]
+        found = [{"metric": {"queue": queue}, "values": values} for queue, values in (("a", usual), ("b", jumped))]
         return 200, json.dumps({"status": "success", "data": {"result": found}}).encode()
 
     answers[1][0] = jumps
