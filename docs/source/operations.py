@@ -52,6 +52,7 @@ def _alert(rule: dict[str, Any]) -> tuple[str, str, str]:
 def _readable(template: str) -> str:
     """An annotation without Prometheus's template language: `{value}` and `{label}` stand for what it puts in."""
     text = re.sub(r"\{\{ with .*?\{\{ end \}\}", "{threshold}", template)
+    text = re.sub(r"\{\{ if ne .*?\}\}s\{\{ end \}\}", "s", text)  # the plural
     text = re.sub(r"\{\{ \$value\b.*?\}\}", "{value}", text)
     return re.sub(r"\{\{ \$labels\.(\w+)\b.*?\}\}", r"{\1}", text)
 

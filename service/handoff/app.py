@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
+_LEAVE_S = 1.0
 _LOOK_AT_FILES_S = 1.0  # a changed tokens file takes effect at the second look
 
 Kind = Literal["service", "worker"]
@@ -144,12 +145,20 @@ def _observe_pool(pool: Pool) -> None:
 
 
 async def _close(app: App, minutes: Minutes) -> bool:
-    """Write the last minute, and close what the App holds; return whether every append was answered in time."""
+    """Say the last things, and close what the App holds; return whether every append was answered in time."""
     await app.figures.close()
-    is_drained, _ = await asyncio.gather(_drain(app), minutes.leave())  # a stop has not the time for one after the other
+    is_drained, _ = await asyncio.gather(_drain(app), _leave(app, minutes))  # there is no time for one after the other
     await app.health.close()
     await app.cache.close()
     return is_drained
+
+
+async def _leave(app: App, minutes: Minutes) -> None:
+    """Write the last minute and leave the registry, if the database takes both within a second."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LEAVE_S):
+            await minutes.leave()
+            await app.health.leave()
 
 
 async def _drain(app: App) -> bool:

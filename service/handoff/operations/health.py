@@ -130,15 +130,16 @@ class Health:
             "history": self._history[:history],
         }
 
-    async def close(self) -> None:
-        """Cancel a check in progress, remove this process from the registry, and close the connection."""
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
-        if self._storing is not None:
-            self._storing.cancel()
-            await asyncio.gather(self._storing, return_exceptions=True)
+    async def leave(self) -> None:
+        """Remove this process from the registry, if the database answers."""
         await self.presence.leave(self._registry)
+
+    async def close(self) -> None:
+        """Cancel a check in progress, and close the connections."""
+        for task in (self._checking, self._storing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         self._registry.terminate()
         self.probe.terminate()
 

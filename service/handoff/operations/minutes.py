@@ -7,7 +7,6 @@ take are kept in memory, MINUTES_MAX of them, and written later.
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +33,6 @@ MINUTES_MAX: Final = 180  # kept while the database is away: 1 MB where 40 opera
 _MINUTE_S: Final = 60.0
 _OVERLOADED: Final = "overloaded"  # the code of a call that is refused because too many wait already
 _CANCELLED: Final = "cancelled"  # the code of a call whose caller has gone
-_LAST_S: Final = 1.0  # for the last write, when the process ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +72,13 @@ class Minutes:
             await self.write()
 
     async def leave(self) -> None:
-        """End the minute in progress and write it, if the database takes it within a second."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_S):
-                await self.end_minute()
-                await self.write()
-        if self._unwritten:
-            log.warning("minutes.lost", minutes=len(self._unwritten))
+        """End the minute in progress and write it, as the last thing that this process counts."""
+        try:
+            await self.end_minute()
+            await self.write()
+        finally:
+            if self._unwritten:
+                log.warning("minutes.lost", minutes=len(self._unwritten))
 
     async def end_minute(self) -> None:
         """Make a bucket of what was counted since the last one ended. Beyond MINUTES_MAX, the oldest one is dropped."""

@@ -56,7 +56,7 @@ class Presence:
             log.info("leases.kept", stood_still_s=round(clock["stood_still_s"], 1), leases=clock["moved"])
 
     async def leave(self, database: StandbyConnection) -> None:
-        """Remove this process from the registry, if the database answers within a second."""
+        """Remove this process from the registry, if the database answers."""
         with suppress(*LOST):
-            async with asyncio.timeout(1), database.use() as conn:
+            async with database.use() as conn:
                 await instances.gone(conn, self.identity.id)

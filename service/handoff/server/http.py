@@ -24,11 +24,12 @@ from handoff.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# A stop takes at most STOP_S_MAX, of which telemetry has two at the end. Until _CALLS_S, calls in progress go on. Then their
-# connections to the database are cut, which ends most of them with `unavailable`, and the others get that at _GRACE_S.
+# A stop takes at most STOP_S_MAX, of which three are for what takes no time unless the machine is busy. Until _CALLS_S,
+# calls in progress go on. Then their connections to the database are cut, which ends most of them with `unavailable`, and
+# the others get that at _GRACE_S. The last writes have a second after that, and telemetry has two.
 STOP_S_MAX: Final = 10
-_CALLS_S: Final = 4
-_GRACE_S: Final = 5
+_CALLS_S: Final = 3
+_GRACE_S: Final = 4
 _LAST_ANSWERS_S: Final = 1
 _TICKS_PER_S: Final = 10  # uvicorn's
 _BACKLOG: Final = 1_024  # connections that wait to be accepted
