@@ -86,7 +86,7 @@ class World:
 
 @pytest.fixture
 async def world(app: App, db: asyncpg.Connection) -> World:
-    return World(app, db, await db.fetchval("SELECT date_trunc('minute', now()) - interval '45 minutes'"))
+    return World(app, db, await db.fetchval("SELECT date_trunc('minute', now()) - interval '55 minutes'"))
 
 
 async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
@@ -117,12 +117,13 @@ async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
     await world.goes_on(ROUTE, range(7, 30), 40)  # a new level, of which the detector says nothing more
     assert [it["closed_at"] for it in await world.judged(30)] == [None]
     assert (await agent.read("handoff://analytics/incidents"))["incidents"][0]["state"] == "held"
-    (one,) = await world.judged(38)  # 8 minutes without a rejection, which count as 0: within the band
-    assert one["closed_at"] == world.at(38)
+    assert [it["closed_at"] for it in await world.judged(42)] == [None]
+    (one,) = await world.judged(43)  # 13 minutes without a rejection, which count as 0: within the band
+    assert one["closed_at"] == world.at(43)
     assert metrics.INCIDENTS_OPEN.value("critical", "route") == 0
 
-    await world.found(40, ROUTE)
-    assert [it["anomalies"] for it in await world.judged(41)] == [3, 1], "after the end it is another incident"
+    await world.found(45, ROUTE)
+    assert [it["anomalies"] for it in await world.judged(46)] == [3, 1], "after the end it is another incident"
     events = [it["event"] for it in logged if it["event"].startswith("incident.")]
     assert events == ["incident.opened", "incident.escalated", "incident.closed", "incident.opened"]
 
@@ -132,7 +133,7 @@ async def test_a_silence_lasts_until_the_first_count_however_often_a_minute_with
     (one,) = await world.judged(1)
     assert [it["closed_at"] for it in await world.judged(25)] == [None]
     await world.goes_on(ROUTE, [29], 1)
-    (one,) = await world.judged(30)  # 0 in the nine minutes before
+    (one,) = await world.judged(30)  # 0 in the 14 minutes before
     assert one["closed_at"] == world.at(30)
 
 

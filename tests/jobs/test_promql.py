@@ -186,8 +186,8 @@ async def test_a_series_whose_absence_is_an_alert_is_one_critical_incident_until
 
     back = now + timedelta(minutes=6)
     await judged(app, now, [1.0] * 6, back)
-    assert await db.fetchval("SELECT closed_at FROM incident") is None  # it was absent in 4 of the last 10 minutes
-    await judged(app, back, [1.0] * 6, back + timedelta(minutes=6))
+    assert await db.fetchval("SELECT closed_at FROM incident") is None  # it was absent in 8 of the last 15 minutes
+    await judged(app, back, [1.0] * 7, back + timedelta(minutes=7))
     assert await db.fetchval("SELECT closed_at FROM incident") is not None
     assert await db.fetch(ANOMALIES) == found
 

@@ -16,7 +16,9 @@ Feedback = Literal["useful", "noise"]
 BATCH: Final = 500  # anomalies grouped per transaction
 OPEN_MAX: Final = 500  # incidents; what comes beyond is grouped when some of them have closed
 SIGNS_MAX: Final = 200  # per incident that are looked at: those of its first and its last hours look alike
-QUIET: Final = timedelta(minutes=10)  # without anything unusual, and the incident is over
+# Without anything unusual, and the incident is over: for so long, one more finding of the same fault may still come
+# (TOGETHER_S in analytics/grouping.py).
+QUIET: Final = timedelta(minutes=15)
 OUTSIDE_MIN: Final = 3  # minutes of QUIET outside the band, and it is not: one is noise
 ACCEPTED_AFTER: Final = timedelta(days=3)  # as the detector accepts a new level
 NEWS: Final = timedelta(hours=1)
