@@ -265,6 +265,16 @@ async def test_an_agent_sees_its_own_figures_and_an_admin_sees_all(guarded: App)
         assert "ada" in (row["sender"], row.get("target_agent")) or "target_capability" in row
 
 
+async def test_the_agents_that_have_most_are_shown_and_the_others_are_counted(agent: Agent) -> None:
+    for number in range(53):
+        await agent.session(f"agent-{number}")
+    await agent.session("agent-52")
+    found = await agent.read("handoff://analytics/sessions")
+    assert (len(found["agents"]), found["agents_left_out"]) == (statistics.PLACES_MAX, 3)
+    assert (found["agents"][0]["agent"], found["agents"][0]["sessions"]) == ("agent-52", 2)
+    assert "policies_left_out" not in found
+
+
 async def test_stale_figures_are_shown_once_while_they_are_computed_anew(
     app: App, agent: Agent, db: asyncpg.Connection
 ) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PAGE: Final = 100  # the largest page of a resource
-_EVENTS_MAX: Final = 5_000  # of a session, for `show`
 _EXCERPT_CHARS: Final = 70
 
 
@@ -244,16 +243,15 @@ async def read_entries(remote: Remote, key: str, after: int = 0) -> list[dict[st
 
 
 async def read_events(remote: Remote, key: str) -> list[dict[str, Any]]:
-    """The first _EVENTS_MAX events of a session, oldest first."""
+    """All events of a session, oldest first."""
     found: list[dict[str, Any]] = []
     cursor: str | None = None
-    while len(found) < _EVENTS_MAX:
+    while True:
         page = await remote.read(f"sessions/{key}/lifecycle", limit=_PAGE, cursor=cursor)
         found += page["events"]
         cursor = page.get("next_cursor")
         if cursor is None:
-            break
-    return found
+            return found
 
 
 def _print_trail(

@@ -37,7 +37,8 @@ async def _performance(conn: Connection, asked: Asked, _limit_s: float) -> Stati
     operations.sort(key=lambda it: (-it["calls"], it["operation"]))
     await _with_trends(conn, operations[:PLACES_MAX])
     buckets = {start: _calls(of_it) for start, of_it in by_start.items()}
-    return Statistics(_calls(rows), _calls(()), buckets, {"operation": operations[:PLACES_MAX]})
+    left_out = max(0, len(operations) - PLACES_MAX)
+    return Statistics(_calls(rows), _calls(()), buckets, {"operation": operations[:PLACES_MAX]}, {"operation": left_out})
 
 
 async def _with_trends(conn: Connection, operations: Sequence[dict[str, Any]]) -> None:
@@ -55,7 +56,7 @@ async def _resources(conn: Connection, asked: Asked, _limit_s: float) -> Statist
     by_start: dict[datetime, list[Record]] = defaultdict(list)
     for row in rows:
         by_start[row["start"]].append(row)
-    return Statistics(_kinds(rows), {}, {start: _kinds(of_it) for start, of_it in by_start.items()}, {})
+    return Statistics(_kinds(rows), {}, {start: _kinds(of_it) for start, of_it in by_start.items()}, {}, {})
 
 
 def _calls(rows: Iterable[Row]) -> dict[str, Any]:

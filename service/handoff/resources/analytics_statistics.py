@@ -79,7 +79,12 @@ def _answer(asked: Asked, found: Statistics, *, alone: bool) -> dict[str, Any]:
         if statistics.after(start, asked.granularity) > asked.until:
             bucket["partial"] = True
         buckets.append(bucket)
-    parts = {_PART_OF[part]: rows for part, rows in found.parts.items() if not (alone and part == "agent")}
+    parts: dict[str, Any] = {}
+    for part, rows in found.parts.items():
+        if not (alone and part == "agent"):
+            parts[_PART_OF[part]] = rows
+            if left_out := found.left_out.get(part):
+                parts[f"{_PART_OF[part]}_left_out"] = left_out
     return {
         "since": asked.since,
         "until": asked.until,

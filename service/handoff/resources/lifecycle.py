@@ -20,7 +20,8 @@ async def read_lifecycle(call: Call, _: dict[str, str], __: NoQuery) -> dict[str
         failures = await archive.failures(conn)
     room = settings.page_bytes_max
     for name, whole in (("archive", found["archive"]), ("quarantine", damaged), ("not_archived", failures), ("holds", held)):
-        total = max([len(whole), *(row.pop("total") for row in whole if "total" in row)])
+        totals = [row.pop("total") for row in whole if "total" in row]  # each row of some lists says how many there are
+        total = max([len(whole), *totals])
         found[name] = that_fit(whole, room)
         if len(found[name]) < total:
             found[f"{name}_left_out"] = total - len(found[name])

@@ -37,7 +37,9 @@ def _statement(chosen: str, grouped: str, most: str) -> str:
     WITH chosen AS MATERIALIZED ({chosen} LIMIT {ROWS_MAX + 1}),
          grouped AS ({grouped}),
          ranked AS (
-             SELECT *, row_number() OVER (PARTITION BY part ORDER BY {most} DESC, name, target) AS place FROM grouped
+             SELECT *, row_number() OVER (PARTITION BY part ORDER BY {most} DESC, name, target) AS place,
+                    count(*) OVER (PARTITION BY part) AS places
+               FROM grouped
          )
     SELECT * FROM ranked WHERE part = 'bucket' OR place <= {PLACES_MAX} ORDER BY part, bucket, place
 """
@@ -148,12 +150,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Figures of all rows, of each bucket that has rows by its beginning, of each part, and those of no rows at all."""
+    """Figures of all rows, of no rows, of each bucket that has rows by its beginning, and of the parts that have most.
+
+    `left_out` is how many there are besides of each kind of part.
+    """
 
     all: dict[str, Any]
     none: dict[str, Any]
     buckets: dict[datetime, dict[str, Any]]
     parts: dict[str, list[dict[str, Any]]]
+    left_out: dict[str, int]
 
 
 async def sessions(conn: Connection, asked: Asked, timeout_s: float) -> Statistics:
@@ -196,7 +202,7 @@ def _too_much(what: str) -> Invalid:
 
 
 def _statistics(rows: list[Record], count: str, figures: Callable[[Record | None], dict[str, Any]]) -> Statistics:
-    found = Statistics(figures(None), figures(None), {}, {})
+    found = Statistics(figures(None), figures(None), {}, {}, {})
     for row in rows:
         if row["part"] == "bucket":
             found.buckets[row["bucket"]] = figures(row)
@@ -206,6 +212,7 @@ def _statistics(rows: list[Record], count: str, figures: Callable[[Record | None
             found.all.update(figures(row))
         else:
             found.parts.setdefault(row["part"], []).append({**_named(row), **figures(row)})
+            found.left_out[row["part"]] = max(0, row["places"] - PLACES_MAX)
     return found
 
 
