@@ -26,8 +26,8 @@ fuzz: .venv/.ready           ## 20,000 mutated requests in both protocol eras, o
 	.venv/bin/python -m tests.fuzz $(if $(SEED),--seed $(SEED))
 
 # As many stacks at a time as there are processors: on a crowded machine a drill proves nothing. What each prints comes when it
-# has ended. The longest come first, so that the last doesn't run alone.
-LANES := bundle work pages outages faults
+# has ended. They come in an order in which two at a time end together.
+LANES := bundle outages work pages faults
 pages_tests := $(addprefix tests/stack/,test_panels.py test_profiles.py test_channels.py test_silences.py test_rules.py)
 outages_tests := $(addprefix tests/stack/drills/,test_outages.py test_restarts.py test_silence.py)
 work_tests := tests/stack/drills/test_work.py
@@ -42,7 +42,7 @@ test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* --lane=$* $($*_tests)
 
 drill-faults: .venv/.ready   ## an hour of normal work and then faults in a running stack, at the pace that ships; writes docs/incidents.md
-	.venv/bin/pytest --project=handoff-faults --pace=shipped --write-alerts $(faults_tests)
+	.venv/bin/pytest --project=handoff-drill --pace=shipped --write-alerts $(faults_tests)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check
