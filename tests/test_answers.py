@@ -23,6 +23,7 @@ from handoff.server.protocol import build_server
 from handoff.settings import Settings
 from handoff.store.handoffs import WRITERS_MAX
 from handoff.telemetry import metrics
+from handoff.tools import backtest as backtest_tool
 from handoff.tools.contract import METADATA_BYTES_MAX, TEXT_CHARS_MAX
 from handoff.tools.session_data import REASON_CHARS_MAX
 from handoff.webhooks import AGENTS_MAX, ENDPOINTS_MAX, Event
@@ -372,6 +373,25 @@ async def explain_anomaly(world: World) -> dict[str, Any]:
     return await world.agent.ok("explain_anomaly", agent=ADA, incident=number, feedback="useful")
 
 
+async def backtest(world: World) -> dict[str, Any]:
+    """Twenty series with the longest labels that jump every few hours, twice as sensitive as usual."""
+    await world.db.execute(
+        """WITH s AS (
+               INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
+               SELECT 'handoffs.rejected', jsonb_build_object('from', repeat('a', 196) || n, 'to', repeat('b', 196) || n),
+                      'count', 'zero', date_trunc('minute', now()) - interval '3 days', now()
+                 FROM generate_series(1000, 1024) n RETURNING id)
+           INSERT INTO series_point (bucket, series_id, value)
+           SELECT date_trunc('minute', now()) - n * interval '1 minute', id,
+                  CASE WHEN n % 290 < 9 THEN 1e4 * (6000 - n) ELSE 100 + n * 7919 % 13 END
+             FROM s, generate_series(1, 4320) n"""
+    )
+    found = await world.agent.ok("backtest", agent=ADA, series="handoffs.rejected", sensitivity=4)
+    assert len(found["series"]) == backtest_tool.SERIES_MAX
+    assert found["alerts_left_out"]
+    return found
+
+
 async def health(world: World) -> dict[str, Any]:
     await world.db.execute(
         """INSERT INTO health_event (at, instance, component, was, status, figure, threshold, unit, detail)
@@ -423,6 +443,7 @@ LARGEST: Final[dict[str, Build]] = {
     "configuration": configuration,
     "job": control_job,
     "explain_anomaly": explain_anomaly,
+    "backtest": backtest,
     "retry_webhooks": retry_webhooks,
     "handoff://sessions": sessions,
     "handoff://sessions/{key}": session,

@@ -10,6 +10,7 @@ import pytest
 
 from handoff.context import App
 from handoff.jobs import detect, measure, retention, rollup
+from handoff.jobs.judging import RELEARNT
 from handoff.settings import Settings
 from handoff.store import anomalies, series
 from handoff.store.connect import Connection, transact
@@ -234,7 +235,7 @@ async def test_a_state_of_another_version_is_learnt_anew_from_a_bounded_past(
     monkeypatch.setattr(series, "points", noted)
     await detect.run(app)
     # Not 300 days at once; and what is kept is that of five minutes ago.
-    assert asked == [detect.RELEARNT + timedelta(minutes=19) - series.LATE, series.LATE]
+    assert asked == [RELEARNT + timedelta(minutes=19) - series.LATE, series.LATE]
     assert await db.fetchval("SELECT judged_to FROM detector_state") == now - detect.SETTLED - series.LATE
 
 

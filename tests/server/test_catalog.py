@@ -117,6 +117,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "configuration": {},
     "job": {"agent": "a", "job": "settle", "action": "run", "reason": "x"},
     "explain_anomaly": {"agent": "a", "incident": 1},
+    "backtest": {"agent": "a", "series": "x"},
     "retry_webhooks": {"agent": "a", "endpoint": "x"},
 }
 OF_EVERY_TYPE: list[Any] = [True, 0, -1, 7, 10**6, 1.5, "", "x", "1", "message", [], [1], ["x"], {}, {"x": 1}]

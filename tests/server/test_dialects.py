@@ -52,7 +52,9 @@ def example(schema: dict[str, Any]) -> Any:
         return {name: example(schema["properties"][name]) for name in names}
     if schema["type"] == "array":
         return [example(schema["items"])]
-    return {"string": schema.get("enum", ["alice"])[0], "integer": schema.get("minimum", 1), "boolean": True}[schema["type"]]
+    number = schema.get("minimum", 1)
+    of_type = {"string": schema.get("enum", ["alice"])[0], "integer": number, "number": number, "boolean": True}
+    return of_type[schema["type"]]
 
 
 @pytest.mark.external
@@ -166,5 +168,5 @@ async def test_each_tool_can_be_called_with_every_listed_property_present(agent:
     withdrawn = {**shared, "handoff_id": offer["handoff_id"], "token": 0, "note": ""}
     assert (await ok("resolve_handoff", **withdrawn, action="cancel"))["state"] == "cancelled"
     await ok("close_session", **shared, session_key=key, outcome="completed")
-    of_operators = {"lapse_handoff", "session_data", "job", "configuration", "explain_anomaly", "retry_webhooks"}
+    of_operators = {"lapse_handoff", "session_data", "job", "configuration", "explain_anomaly", "backtest", "retry_webhooks"}
     assert called == SCHEMAS.keys() - of_operators

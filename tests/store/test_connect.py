@@ -23,10 +23,14 @@ from tests.server.test_http import edge
 
 TABLES = ("session", "participant", "context_entry", "handoff", "event", "idempotency")
 
-OF_OPERATORS = ("configuration", "explain_anomaly", "job", "retry_webhooks", "session_data")
+OF_OPERATORS = ("backtest", "configuration", "explain_anomaly", "job", "retry_webhooks", "session_data")
 INCIDENT = """
     INSERT INTO incident (severity, component, summary, causes, anomalies, opened_at, last_at)
     VALUES ('warning', 'host', '', '[]', 0, now(), now())
+"""
+SERIES = """
+    INSERT INTO series (name, labels, kind, absence, begins_at, last_at)
+    VALUES ('seen', '{}', 'level', 'gap', now() - interval '5 minutes', now())
 """
 WEBHOOK = """
     INSERT INTO webhook_delivery (endpoint, handoff_id, event_id, kind, at, data, is_dead)
@@ -112,6 +116,8 @@ async def arguments_of(agent: Agent, tool: str, number: int) -> dict[str, Any]:
 
 
 async def admin_arguments_of(agent: Agent, tool: str, key: str, number: int) -> dict[str, Any]:
+    if tool == "backtest":
+        return {"series": "seen"}
     if tool == "explain_anomaly":
         return {"incident": 1, "feedback": "noise"}
     if tool == "retry_webhooks":
@@ -129,8 +135,8 @@ async def admin_arguments_of(agent: Agent, tool: str, key: str, number: int) -> 
 async def test_a_connection_lost_after_any_statement_of_a_tool_is_a_retryable_error_and_leaves_nothing_half_done(
     app: App, db: asyncpg.Connection, terminations: Terminations, tool: str
 ) -> None:
-    await db.execute(INCIDENT)
-    await db.execute(WEBHOOK)
+    for row in (INCIDENT, SERIES, WEBHOOK):
+        await db.execute(row)
     async with Client(build_server(app)) as client:
         agent = Agent(client)
         whole = await arguments_of(agent, tool, 0)

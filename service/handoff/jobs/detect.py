@@ -7,8 +7,7 @@ another one has left (store/shards.py).
 """
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,10 +19,10 @@ from uuid import UUID, uuid4
 import structlog
 from asyncpg import Record
 
-from handoff.configuration import BUDGET
 from handoff.context import App
 from handoff.errors import HandoffError
 from handoff.jobs import bands
+from handoff.jobs.judging import RELEARNT, judge, unknown
 from handoff.store import anomalies, series, shards
 from handoff.store.anomalies import Anomaly
 from handoff.store.connect import Connection, connection, transact
@@ -31,7 +30,7 @@ from handoff.store.shards import ShardLost
 from handoff.telemetry import metrics
 
 if TYPE_CHECKING:
-    from handoff.analytics.watch import Band, Found, Series, Watch
+    from handoff.analytics.watch import Band, Found, Watch
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +40,6 @@ KEPT_EVERY: Final = timedelta(minutes=15)
 SETTLED: Final = timedelta(minutes=1)  # how long a minute has been over before it is judged: transactions end late
 CRITICAL_AT: Final = 1.5  # times the strength that alerts
 NEWS_S: Final = 3_600.0  # what is older when it is found, after an outage or a start with a past, wakes nobody
-RELEARNT: Final = timedelta(
-    days=2
-)  # of a series whose state can't be read any more: all of its past at once would fill memory
 _RUN_MAX: Final = timedelta(hours=6)  # that are judged at a time, in bounded memory
 _POINTS_MAX: Final = 720_000  # judged at a time
 _OTHERS_S: Final = 0.5  # until it is looked again whether another process has finished what it claimed
@@ -174,52 +170,13 @@ def _told_at(app: App, row: Record, at: datetime) -> float:
     return row["threshold"] / app.policies.analytics.watching(row["name"], row["labels"], at).sensitivity
 
 
-def _looked(row: Record) -> tuple[float, float]:
-    """Between which times somebody looked for points of a series: what Prometheus was not asked about is not absent."""
-    if row["read_to"] is not None:
-        return row["read_from"].timestamp(), row["read_to"].timestamp()
-    return (0.0, 0.0) if row["name"].startswith("promql.") else (-math.inf, math.inf)
-
-
 async def _judge(app: App, rows: Sequence[Record], told_at: Sequence[float], at: datetime, until: datetime) -> "Watch":
-    """Judge some series that stand at the same minute, in a thread: the event loop goes on."""
-    from handoff.analytics.kinds import Absence, Kind  # only the processes that judge load it
-    from handoff.analytics.watch import Series
-
-    async with connection(app.pool) as conn:  # not held while they are judged: Postgres ends what idles in a transaction
-        points = await series.points(conn, [row["id"] for row in rows], at, until)
-    given = [
-        Series(series.shown(row), Kind(row["kind"]), Absence(row["absence"]), told_at=limit, looked=_looked(row))
-        for row, limit in zip(rows, told_at, strict=True)
-    ]
+    """Judge some series that stand at the same minute, from what is known of them."""
+    given = [unknown(row, limit) for row, limit in zip(rows, told_at, strict=True)]
     for place, row in enumerate(rows):
         if row["version"] == _version():
             given[place] = replace(given[place], state=row["state"], carried=tuple(row["carried"]))
-    places = {row["id"]: place for place, row in enumerate(rows)}
-    minutes = int((until - at) / series.MINUTE)
-    budget = app.policies.analytics.alerts_per_series_week / BUDGET
-    return await asyncio.to_thread(_go_on, given, int(at.timestamp()), minutes, places, points, budget)
-
-
-def _go_on(
-    given: "Sequence[Series]",
-    first: int,
-    minutes: int,
-    places: Mapping[int, int],
-    points: Sequence[Record],
-    budget: float,
-) -> "Watch":
-    import numpy as np
-
-    from handoff.analytics.watch import go_on
-
-    values, of = np.full((minutes, len(given)), np.nan), np.full((minutes, len(given)), np.nan)
-    for row in points:
-        place = places[row["series_id"]]
-        values[row["minutes"], place] = row["values"]
-        if row["of"] is not None:
-            of[row["minutes"], place] = np.array(row["of"], np.float64)  # None is NaN
-    return go_on(given, first, values, of, budget)
+    return await judge(app, [row["id"] for row in rows], given, at, until)
 
 
 def _anomalies(app: App, rows: Sequence[Record], told_at: Sequence[float], found: "Sequence[Found]") -> list[Anomaly]:

@@ -130,6 +130,7 @@ class Admission:
         self.waits = Share("waits", "calls that wait", settings.waiters_max, settings)
         self.appends = Share("appends", "appends that are being written", settings.append_queue_max, settings)
         self.subscriptions = Share("subscriptions", "open subscriptions", SUBSCRIPTIONS_MAX, settings)
+        self.backtest = asyncio.Lock()  # held while one runs
         running_max = max(1, settings.pool_size // 4)  # most of the pool stays free for what is quick
         reads = Share("reads", "searches, briefs and summaries", running_max + READS_WAITING_MAX, settings)
         self.reads = Turns(

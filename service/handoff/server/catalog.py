@@ -22,7 +22,7 @@ from handoff.resources import webhooks as webhook_resources
 from handoff.resources.contract import Resource
 from handoff.settings import Settings
 from handoff.telemetry import metrics
-from handoff.tools import configuration, context, incidents, jobs, leases, offers, session_data, sessions, webhooks
+from handoff.tools import backtest, configuration, context, incidents, jobs, leases, offers, session_data, sessions, webhooks
 from handoff.tools.contract import Tool
 
 TOOLS: Final[tuple[Tool[Any], ...]] = (
@@ -43,6 +43,7 @@ ADMIN_TOOLS: Final[tuple[Tool[Any], ...]] = (
     configuration.CONFIGURATION,
     jobs.JOB,
     incidents.EXPLAIN_ANOMALY,
+    backtest.BACKTEST,
     webhooks.RETRY_WEBHOOKS,
 )
 RESOURCES: Final[tuple[Resource[Any], ...]] = (

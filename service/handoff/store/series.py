@@ -15,6 +15,7 @@ LATE: Final = timedelta(minutes=5)  # after the end of a minute its points may s
 PER_AGENT: Final = 10  # series that there may be for each agent that has some: seven of its own, and its routes
 BATCH_MAX: Final = 2_000  # rows deleted by a statement, as in retention.py
 PUT_MAX: Final = 10_000  # points written by a statement, so that none takes long
+NAMED_MAX: Final = 10_000
 
 Kind = Literal["counter", "ratio", "count", "duration", "level"]  # as analytics/kinds.py explains them
 Absence = Literal["zero", "gap", "alert"]
@@ -91,6 +92,12 @@ WATCHED = f"""
       LEFT JOIN promql_reading r ON s.absence = 'alert' AND s.name = 'promql.' || r.name
      WHERE s.id >= $1 AND s.id < $2 AND s.{_WATCHED}
      ORDER BY s.id
+"""
+NAMED = f"""
+    SELECT s.id, s.name, s.labels, s.kind, s.absence, s.begins_at, s.threshold, r.read_from, r.read_to
+      FROM series s LEFT JOIN promql_reading r ON s.absence = 'alert' AND s.name = 'promql.' || r.name
+     WHERE s.name = $1 AND s.{_WATCHED}
+     ORDER BY s.labels::text, s.id LIMIT $2
 """
 COUNT = f"SELECT count(*) FROM series WHERE {_WATCHED}"
 REST = f"""
@@ -203,6 +210,11 @@ async def count(conn: Connection) -> int:
 async def watched(conn: Connection, first: int = 0, until: int = (1 << 31) - 1) -> list[Record]:
     """The series with ids from `first` to before `until`, with what the detector knew of each when it was written last."""
     return await conn.fetch(WATCHED, first, until)
+
+
+async def named(conn: Connection, name: str) -> list[Record]:
+    """The series of this name by their labels, at most NAMED_MAX, without what the detector knows of them."""
+    return await conn.fetch(NAMED, name, NAMED_MAX)
 
 
 async def keep(
