@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handoff.analytics.detector import Detector
-from handoff.analytics.findings import explain
+from handoff.analytics.findings import explain, readable
 from handoff.analytics.levels import RESIDUAL
 from handoff.analytics.state import BYTES_MAX, GROWN_BYTES, pack, unpack
 from tests.analytics.series import DAY, STEP_S, daily, scores, stamps, strengths, watch
@@ -228,3 +228,9 @@ def test_hours_that_are_odd_alone_are_noise_and_hours_that_confirm_one_another_a
 def test_the_residual_has_a_usual_size_from_the_second_day_on() -> None:
     _, detector = watch(QUIET[: 2 * DAY])
     assert (detector.memory.levels.squares[RESIDUAL] > 0).all()
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    assert readable((372_194.7, 673.37, 46.8, 44_060)) == ["372,200", "673.4", "46.8", "44,060"]
+    assert readable((2, 0, -1.376e-17, 1)) == ["2", "0", "0", "1"]
+    assert readable((0.04325, 0.003638, 1.5e-7, 0)) == ["0.04325", "0.003638", "1.5e-07", "0"]

@@ -13,6 +13,7 @@ from handoff.analytics.detector import Verdict
 from handoff.analytics.kinds import Kind
 
 SILENCE: Final = "silence"  # the name of what `silence` found, beside those of the features
+_NOTHING: Final = 1e-12
 _SPOKE_MIN: Final = 1.301  # rarity: one in twenty
 _REASONS_MAX: Final = 3
 _SURE_POINTS: Final = 2 * 288  # two days of five-minute points: what is known of the day has been seen to repeat
@@ -73,6 +74,7 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
         )
     reasons = list(dict.fromkeys(said))[:_REASONS_MAX]
     because = f": {'; '.join(reasons)}" if reasons else ""
+    shown = readable((value, expected, lower, upper))
     return Finding(
         value=value,
         expected=expected,
@@ -81,7 +83,7 @@ def explain(verdict: Verdict, number: int, level: float, name: str, kind: Kind =
         strength=strength,
         confidence=_confidence(strength, int(verdict.seen[number])),
         spoke=tuple(spoke),
-        sentence=f"{name} is {value:.4g}; {expected:.4g} was expected, {lower:.4g} to {upper:.4g} would be usual{because}.",
+        sentence=f"{name} is {shown[0]}; {shown[1]} was expected, {shown[2]} to {shown[3]} would be usual{because}.",
     )
 
 
@@ -101,6 +103,12 @@ def absent(name: str, since: int) -> Finding:
         spoke=(),
         sentence=f"{name} has had no value since {begins}, and its absence is an alert.",
     )
+
+
+def readable(values: Sequence[float]) -> list[str]:
+    """Numbers that are compared, to four digits; what is nothing beside the largest is 0."""
+    largest = max(map(abs, values))
+    return ["0" if abs(it) <= _NOTHING * largest else f"{float(f'{it:.4g}'):,.15g}" for it in values]
 
 
 def in_units(levels: Sequence[float], kind: Kind) -> Sequence[float]:

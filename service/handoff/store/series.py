@@ -146,7 +146,7 @@ def label_key(labels: Mapping[str, str]) -> str:
 
 def shown(row: Record) -> str:
     """The name of a series for people, with its labels."""
-    labels = ", ".join(f"{name} {value}" for name, value in row["labels"].items())
+    labels = ", ".join(f"{name} {value}" for name, value in sorted(row["labels"].items()))
     return f"{row['name']} ({labels})" if labels else row["name"]
 
 
