@@ -51,9 +51,10 @@ async def past(app: App, now: datetime, specs: Sequence[Spec], minutes: int, fau
     await transact(app.pool, work)
 
 
-async def test_it_says_what_the_worker_says_and_changes_nothing(
-    app: App, agent: Agent, db: asyncpg.Connection, now: datetime
+async def test_it_says_what_the_worker_says_piece_by_piece_and_changes_nothing(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(judging, "_PIECE", timedelta(minutes=70))
     await past(app, now, [calls("get_inbox"), calls("search_context")], 5 * HOUR, [(12, 0)])
     tables = ("anomaly", "incident", "detector_state", "audit", "event")
 
