@@ -41,8 +41,9 @@ test-stack: .venv/.ready     ## the whole stack, started, broken and started aga
 test-stack-%: .venv/.ready   ## one of them
 	.venv/bin/pytest --project=handoff-$* --lane=$* $($*_tests)
 
+# In their order: the alerts of a fault last for up to an hour, and would not be those of normal work.
 drill-faults: .venv/.ready   ## an hour of normal work and then faults in a running stack, at the pace that ships; writes docs/incidents.md
-	.venv/bin/pytest --project=handoff-drill --pace=shipped --write-alerts $(faults_tests)
+	.venv/bin/pytest --project=handoff-drill --pace=shipped --write-alerts -p no:randomly $(faults_tests)
 
 check: .venv/.ready          ## ruff, pyright, import-linter, deptry, hadolint; GitHub's workflows and forms
 	.venv/bin/ruff check
