@@ -20,6 +20,7 @@ from tests.stack.bundle import Stack
 
 TURNS: Final = 100
 DAYS: Final = 3  # two of them are learnt before anybody is told
+SHOWN_S: Final = 900  # from which durations and levels are drawn
 MINUTES_MIN: Final = 5
 SPREAD: Final = 0.2  # of the logarithm of what is drawn from a few minutes
 OF_THE_MACHINE: Final = frozenset({"duration", "level"})
@@ -55,7 +56,7 @@ _SHOWN: Final = f"""
       FROM (SELECT name, labels, kind, absence, array_agg(value) AS values
               FROM series JOIN series_point ON series_id = id
              WHERE kind IN ('duration', 'level') AND name NOT LIKE '{OF_THE_AGENTS}%'
-               AND bucket > now() - interval '15 minutes'
+               AND bucket > now() - interval '{SHOWN_S} seconds'
              GROUP BY id HAVING count(*) >= {MINUTES_MIN}) it
 """
 OVER: Final = "UPDATE incident SET closed_at = now() WHERE closed_at IS NULL"

@@ -19,7 +19,7 @@ from tests.stack.conftest import Start
 from tests.stack.drills.agents import Caller
 from tests.stack.drills.demo import WRONG, Demo, Place, Wrong, tokens_file
 from tests.stack.drills.pace import LEFT_OUT, PACES, overlay
-from tests.stack.drills.past import OVER, give_past
+from tests.stack.drills.past import OVER, SHOWN_S, give_past
 from tests.stack.panels import Sources, dashboards, questions
 
 ALERT: Final = "HandoffIncidentCritical"
@@ -158,6 +158,8 @@ def test_normal_work_notifies_nobody(watched: Watched, pytestconfig: pytest.Conf
 def test_what_goes_wrong_is_found_explained_and_routed(watched: Watched, wrong: Wrong) -> None:
     stack = watched.stack
     watched.rest()
+    if wrong.of_machine:
+        sleep(SHOWN_S)  # of normal work: what the fault before has slowed down is not usual
     give_past(stack, of_machine=wrong.of_machine)
     began = time()
 
