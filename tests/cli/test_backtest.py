@@ -139,6 +139,12 @@ def test_a_sensitivity_that_makes_no_sense_is_refused(sensitivity: str, capsys: 
     assert "must be a number from 0.1 to 10" in capsys.readouterr().err
 
 
+def test_an_address_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["backtest", "--promql", "up", "--prometheus", "localhost:9090"])
+    assert "must begin with http:// or https://" in capsys.readouterr().err
+
+
 def test_without_the_extra_a_page_is_refused_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,12 @@ def _add_facts(facts: argparse.ArgumentParser) -> None:
     )
 
 
+def _address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("must begin with http:// or https://")
+    return text
+
+
 def _sensitivity(text: str) -> float:
     try:
         value = float(text)
@@ -196,7 +202,7 @@ def _add_backtest(backtest: argparse.ArgumentParser) -> None:
         "--series", metavar="NAME", help="only this series of the database: its name, with or without labels"
     )
     backtest.add_argument("--promql", metavar="EXPR", help="judge this expression on a Prometheus instead")
-    backtest.add_argument("--prometheus", metavar="URL", help="its address (HANDOFF_PROMETHEUS_URL)")
+    backtest.add_argument("--prometheus", type=_address, metavar="URL", help="its address (HANDOFF_PROMETHEUS_URL)")
     backtest.add_argument(
         "--html", type=Path, metavar="OUT", help="also write a page with a plot of each series (extra report)"
     )
