@@ -38,7 +38,7 @@ ANSWERS: Final[dict[str, Answer]] = {
     "configuration": Answer(110_000, "32 KiB per version; `changes` has each field before and after"),
     "job": Answer(700, "one job"),
     "explain_anomaly": Answer(75_000, f"{_PAGE}; 200 anomalies, the strongest; 180 points of each of three series"),
-    "backtest": Answer(66_000, f"{_PAGE}; 20 series; 200 alerts, the strongest", "labels of one series; fewer `days`"),
+    "backtest": Answer(45_000, f"{_PAGE}; 20 series; 200 alerts, the strongest", "labels of one series; fewer `days`"),
     "retry_webhooks": Answer(180, "the name of the endpoint"),
     "handoff://sessions": Answer(66_000, _PAGE, "`next_cursor`"),
     "handoff://sessions/{key}": Answer(25_000, _SESSION),
