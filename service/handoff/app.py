@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
 _LEAVE_S = 1.0
+CANCELS = 3
+_CANCELLED_S = 0.3
 _LOOK_AT_FILES_S = 1.0  # a changed tokens file takes effect at the second look
 
 Kind = Literal["service", "worker"]
@@ -106,9 +108,7 @@ async def open_app(
     try:
         yield app
     finally:
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await end_tasks(background)
         await app.wakeups.close()
         is_drained = await _close(app, minutes)
         dropped = {name: it.dropped for name, it in signals.shipments().items()} if signals is not None else None
@@ -134,6 +134,21 @@ async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGe
         spans.use(None)
         calls.read_parents(flag=True)
         await asyncio.to_thread(signals.stop)
+
+
+async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: where a statement's time limit ends at the same moment, a cancellation is lost.
+
+    What is left after CANCELS is left to the end of the event loop, which cancels whatever there is.
+    """
+    pending = set(tasks)
+    for _ in range(CANCELS):
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCELLED_S)
+        if not pending:
+            return
+    log.warning("process.tasks_left", tasks=len(pending))
 
 
 def _observe_pool(pool: Pool) -> None:

@@ -33,6 +33,7 @@ NOT_READ_BY_OTHERS = {
     "mark",
     "cursor",
     "job",
+    "series",
     "reason",
     "retention_policy",
     "changes",
