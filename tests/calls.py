@@ -24,6 +24,8 @@ def fitting(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.text(text, min_size=schema.get("minLength", 0), max_size=min(schema.get("maxLength", 40), 40))
         case "integer":
             return st.integers(schema.get("minimum", -INTEGER_MAX), schema.get("maximum", INTEGER_MAX))
+        case "number":
+            return st.floats(schema["minimum"], schema["maximum"])
         case "boolean":
             return st.booleans()
         case "array":
