@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +28,7 @@ from handoff.settings import Settings
 from handoff.store import agents
 from handoff.store.connect import Pool, StandbyConnection, connection, open_pool
 from handoff.store.lane import AppendLane
+from handoff.tasks import end_tasks
 from handoff.telemetry import calls, metrics, spans
 from handoff.telemetry.environment import is_disabled, reads_parents, unheeded
 from handoff.telemetry.filters import Filters
@@ -41,8 +42,6 @@ log = structlog.get_logger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
 _LEAVE_S = 1.0
-CANCELS = 3
-_CANCELLED_S = 0.3
 _LOOK_AT_FILES_S = 1.0  # a changed tokens file takes effect at the second look
 
 Kind = Literal["service", "worker"]
@@ -134,21 +133,6 @@ async def open_telemetry(settings: Settings, kind: Kind = "service") -> "AsyncGe
         spans.use(None)
         calls.read_parents(flag=True)
         await asyncio.to_thread(signals.stop)
-
-
-async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended: where a statement's time limit ends at the same moment, a cancellation is lost.
-
-    What is left after CANCELS is left to the end of the event loop, which cancels whatever there is.
-    """
-    pending = set(tasks)
-    for _ in range(CANCELS):
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCELLED_S)
-        if not pending:
-            return
-    log.warning("process.tasks_left", tasks=len(pending))
 
 
 def _observe_pool(pool: Pool) -> None:

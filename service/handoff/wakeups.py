@@ -17,6 +17,7 @@ from handoff.errors import Unavailable
 from handoff.settings import Settings
 from handoff.store import agents, configuration
 from handoff.store.connect import Pool, connect_alone, connection
+from handoff.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +55,7 @@ class Wakeups:
     async def close(self) -> None:
         """Release all waiting calls and stop listening."""
         self.release()
-        tasks = [*self._publishing, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks([*self._publishing, *([self._task] if self._task else [])])
 
     def release(self) -> None:
         """Release all waiting calls and end all subscriptions. From now on no call waits."""

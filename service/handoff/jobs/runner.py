@@ -23,6 +23,7 @@ from handoff.jobs.ledger import Ledger, Run
 from handoff.jobs.table import JOBS, Job
 from handoff.settings import Settings
 from handoff.store.connect import LOST, connect_alone
+from handoff.tasks import end_tasks
 from handoff.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -58,10 +59,10 @@ async def run_jobs(
         for task in ended:
             task.result()  # none of them ends but by a bug, which ends them all
     finally:
-        for task in tasks:
-            task.cancel()
-        lock.release()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await end_tasks(tasks)
+        finally:
+            lock.release()
 
 
 @asynccontextmanager

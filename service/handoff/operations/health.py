@@ -96,9 +96,7 @@ class Health:
     async def run(self) -> None:
         """Run the loops that keep the report current, until cancelled. One that fails is logged and started again."""
         loops = (self._event_loop.run, self._recent.run, self._check_regularly, self._show_presence, self._read_heartbeat)
-        async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(_keep_running(loop))
+        await asyncio.gather(*map(_keep_running, loops))
 
     async def check(self) -> None:
         """Run all checks, unless they ran within FRESH_S. Returns after ANSWER_S, even if they have not ended."""
