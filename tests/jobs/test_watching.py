@@ -30,8 +30,11 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"admin": True, "series_warm_up_s": NONE_S})
 
 
-async def burst(app: App, agent: Agent, now: datetime, *rules: dict[str, Any]) -> None:
-    """Calls of a tool rise from 30 per minute to hundreds of times that; the jobs judge that with these rules in force."""
+async def burst(app: App, agent: Agent, now: datetime, *rules: dict[str, Any], noise: int = 0) -> None:
+    """Calls of a tool rise from 30 per minute to hundreds of times that; the jobs judge that with these rules in force.
+
+    So many earlier incidents of the series were noise, as operators said.
+    """
     if rules:
         change = json.dumps({"analytics": {"series": list(rules)}})
         asked = {"action": "set", "changes": change, "expected_version": 1, "reason": "a test"}
@@ -43,6 +46,7 @@ async def burst(app: App, agent: Agent, now: datetime, *rules: dict[str, Any]) -
 
     async def work(conn: Connection) -> None:
         await series.put(conn, points, 10)
+        await conn.execute("UPDATE series SET noise = $1", noise)
         await series.advance(conn, "rolled_up", now + detect.SETTLED)
 
     await transact(app.pool, work)
@@ -128,6 +132,23 @@ async def test_with_less_sensitivity_the_same_fault_is_nothing(
 ) -> None:
     await burst(app, agent, now, {"series": "calls", "sensitivity": 0.25})
     assert await db.fetch(FOUND) == []
+
+
+async def test_after_feedback_that_it_is_noise_the_same_fault_is_nothing(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime
+) -> None:
+    await burst(app, agent, now, noise=7)
+    assert await db.fetch(FOUND) == []
+
+
+@pytest.mark.parametrize(("sensitivity", "severity"), [(0.7, "warning"), (1.0, "critical")])
+async def test_what_is_half_as_strong_again_as_what_is_told_is_critical(
+    app: App, agent: Agent, db: asyncpg.Connection, now: datetime, sensitivity: float, severity: str
+) -> None:
+    await burst(app, agent, now, {"series": "calls", "sensitivity": sensitivity})
+    found = await db.fetch("SELECT strength >= 1.5 AS is_critical, severity FROM anomaly")
+    assert [tuple(row) for row in found] == [(severity == "critical", severity)]
+    assert await db.fetchval("SELECT severity FROM incident") == severity
 
 
 @pytest.mark.parametrize("tell", ["learnt", "always"])
