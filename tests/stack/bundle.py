@@ -1,11 +1,10 @@
 """The bundle as it ships, started under its own project name and ports, and the queries that tests make."""
 
-import itertools
 import json
 import os
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -90,16 +89,25 @@ def shipped(*profiles: str) -> dict[str, Any]:
     return json.loads(run(*command))
 
 
-# Below the ephemeral range, with a separate range per process: stacks start in parallel, and a port that is free now must
-# still be free when Docker publishes it.
-_ports = itertools.count(20_000 + os.getpid() % 120 * 100)
+def _reserved_ports() -> Generator[int]:
+    """Ports below the ephemeral range, from ranges that only this process uses: it listens on the first port of each.
+
+    Stacks start beside one another, and a port that is free now must still be free when Docker publishes it.
+    """
+    for first in range(20_000, 32_000, 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", first)):
+            yield from range(first + 1, first + 100)
+            yield from _reserved_ports()
+
+
+_reserved = _reserved_ports()
 
 
 def free_ports(count: int) -> list[int]:
     """Ports on which nothing listens."""
     found: list[int] = []
     while len(found) < count:
-        port = next(_ports)
+        port = next(_reserved)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             found.append(port)
     return found
