@@ -1,6 +1,7 @@
 """What a run of the tests ends with, beside pytest's own summary: how busy the machine was while tests failed.
 
-With `--lane=NAME` pytest also keeps its results, and `python -m tests.report NAME...` makes one report of several lanes.
+With `--lane=NAME` pytest also keeps its results, and `python -m tests.report NAME...` makes one report of several lanes, and
+ends with status 1 if one of them failed.
 """
 
 import json
@@ -36,6 +37,7 @@ class Lane:
     """What one run of pytest did; as a plugin of pytest, it takes note of that."""
 
     name: str
+    status: int = 0  # of pytest
     took_s: float = 0
     outcomes: dict[str, int] = field(default_factory=dict[str, int])
     durations: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
@@ -62,8 +64,9 @@ class Lane:
             test = f"{report.nodeid} ({report.when})"
             self.failures.append(Failure(test, self._load.get(report.nodeid, load), load, evidence))
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Keep the results for a report over several lanes."""
+        self.status = int(exitstatus)
         self.took_s = monotonic() - self._began
         self.durations = sorted(self.durations, reverse=True)[:SLOWEST]
         if self.name:
@@ -95,13 +98,18 @@ def _read(kept: dict[str, Any]) -> Lane:
     return lane
 
 
-def text(names: Sequence[str]) -> str:
-    """One report of these lanes. A lane that left no results did not come to its end."""
-    lanes = [_read(json.loads(file.read_text())) for name in names if (file := LANES / f"{name}.json").exists()]
+def read(names: Sequence[str]) -> list[Lane]:
+    """Those of these lanes that came to their end: the others left no results."""
+    return [_read(json.loads(file.read_text())) for name in names if (file := LANES / f"{name}.json").exists()]
+
+
+def text(names: Sequence[str], lanes: Sequence[Lane]) -> str:
+    """One report of the lanes with these names."""
     lines = ["== how long each lane took"]
     for it in lanes:
         outcomes = ", ".join(f"{count} {what}" for what, count in it.outcomes.items())
-        lines += [f"{it.took_s:6.0f} s  {it.name}: {outcomes}"]
+        ended = f"{outcomes or 'nothing ran'}{f'; pytest ended with status {it.status}' if it.status else ''}"
+        lines += [f"{it.took_s:6.0f} s  {it.name}: {ended}"]
     lines += [f"        ?  {name}: it did not come to its end" for name in names if name not in {it.name for it in lanes}]
     lines.append(f"== slowest {SLOWEST}")
     slowest = sorted((it for lane in lanes for it in lane.durations), reverse=True)[:SLOWEST]
@@ -113,5 +121,12 @@ def text(names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def main(names: Sequence[str]) -> int:
+    """Print the report; return 1 if a lane failed or did not come to its end, else 0."""
+    lanes = read(names)
+    print(text(names, lanes))
+    return int(len(lanes) < len(names) or any(it.status for it in lanes))
+
+
 if __name__ == "__main__":
-    print(text(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

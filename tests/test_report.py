@@ -43,9 +43,12 @@ def test_one_report_has_every_lane_what_was_slow_what_was_skipped_and_the_load_o
     ran = pytester.runpytest_subprocess("--lane=work", "-p", "xdist", "--numprocesses=2")
     ran.assert_outcomes(passed=1, failed=1, errors=1, skipped=1)
     monkeypatch.setattr(report, "LANES", pytester.path / "lanes")
-    lines = report.text(["work", "pages"]).splitlines()
+    names = ["work", "pages"]
+    lines = report.text(names, report.read(names)).splitlines()
     [work] = [it for it in lines if "work: " in it]
-    assert sorted(work.partition(": ")[2].split(", ")) == ["1 passed", "1 skipped", "2 failed"]
+    outcomes, _, ended = work.partition(": ")[2].partition("; ")
+    assert sorted(outcomes.split(", ")) == ["1 passed", "1 skipped", "2 failed"]
+    assert ended == "pytest ended with status 1"
     assert "        ?  pages: it did not come to its end" in lines
     assert [it for it in lines if it.endswith(" s  call test_it.py::test_works")]
     assert "test_it.py::test_is_left_out: there is no Grafana" in lines
@@ -56,7 +59,22 @@ def test_one_report_has_every_lane_what_was_slow_what_was_skipped_and_the_load_o
     assert failed[1::2] == ["it lies in the folder results"] * 2
 
 
-def test_a_run_without_failures_says_so(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [((0, 0), 0), ((0, 1), 1), ((2, 0), 1), ((0,), 1)],
+    ids=["none failed", "a test failed", "nothing was collected", "one did not end"],
+)
+def test_the_report_fails_if_a_lane_did(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statuses: tuple[int, ...],
+    status: int,
+) -> None:
     monkeypatch.setattr(report, "LANES", pytester.path)
-    report.Lane("quiet").pytest_sessionfinish()
-    assert report.text(["quiet"]).splitlines()[-1] == "nothing"
+    for name, ended in zip(("one", "other"), statuses, strict=False):
+        report.Lane(name).pytest_sessionfinish(ended)
+    assert report.main(["one", "other"]) == status
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "nothing"  # failed
+    assert len([it for it in printed if " one: " in it or " other: " in it]) == 2
