@@ -23,6 +23,7 @@ MINUTE = timedelta(minutes=1)
 TOTAL = Spec("handoffs.rejected", "count", "zero")
 ROUTE = Spec("handoffs.rejected", "count", "zero", {"from": "ada", "to": "bob"})
 TOOL = Spec("calls.failed", "ratio", "gap", {"tool": "get_inbox"})
+EDGE = Spec("promql.edge", "level", "alert", {"job": "edge"})
 ALL = "SELECT id, severity, component, anomalies, opened_at, last_at, escalated_at, closed_at FROM incident ORDER BY id"
 
 
@@ -114,7 +115,11 @@ async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
     assert tuple(one)[1:] == ("critical", "route", 3, world.at(0), world.at(6), world.at(6), None)
     assert (metrics.INCIDENTS_OPEN.value("warning", "route"), metrics.INCIDENTS_OPEN.value("critical", "route")) == (0, 1)
 
-    await world.goes_on(ROUTE, range(7, 30), 40)  # a new level, of which the detector says nothing more
+    await world.found(7, ROUTE)
+    (one,) = await world.judged(8)
+    assert (one["severity"], one["escalated_at"]) == ("critical", world.at(6)), "it does not fall back"
+
+    await world.goes_on(ROUTE, range(8, 30), 40)  # a new level, of which the detector says nothing more
     assert [it["closed_at"] for it in await world.judged(30)] == [None]
     assert (await agent.read("handoff://analytics/incidents"))["incidents"][0]["state"] == "held"
     assert [it["closed_at"] for it in await world.judged(42)] == [None]
@@ -123,9 +128,9 @@ async def test_one_fault_is_one_incident_that_escalates_is_held_and_closes(
     assert metrics.INCIDENTS_OPEN.value("critical", "route") == 0
 
     await world.found(45, ROUTE)
-    assert [it["anomalies"] for it in await world.judged(46)] == [3, 1], "after the end it is another incident"
+    assert [it["anomalies"] for it in await world.judged(46)] == [4, 1], "after the end it is another incident"
     events = [it["event"] for it in logged if it["event"].startswith("incident.")]
-    assert events == ["incident.opened", "incident.escalated", "incident.closed", "incident.opened"]
+    assert events == [f"incident.{it}" for it in ("opened", "escalated", "extended", "closed", "opened")]
 
 
 async def test_a_silence_lasts_until_the_first_count_however_often_a_minute_without_one_is_usual(world: World) -> None:
@@ -135,6 +140,14 @@ async def test_a_silence_lasts_until_the_first_count_however_often_a_minute_with
     await world.goes_on(ROUTE, [29], 1)
     (one,) = await world.judged(30)  # 0 in the 14 minutes before
     assert one["closed_at"] == world.at(30)
+
+
+async def test_an_absence_that_is_an_alert_lasts_until_there_are_values_again(world: World) -> None:
+    await world.found(0, EDGE)
+    assert [it["closed_at"] for it in await world.judged(25)] == [None]
+    await world.goes_on(EDGE, range(25, 41), 3)
+    assert [it["closed_at"] for it in await world.judged(37)] == [None]  # absent in 3 of the last 15 minutes
+    assert [it["closed_at"] for it in await world.judged(38)] == [world.at(38)]
 
 
 async def test_so_many_series_that_are_unusual_together_are_critical_however_weak_each_is(world: World) -> None:
@@ -151,6 +164,7 @@ async def test_so_many_series_that_are_unusual_together_are_critical_however_wea
 async def test_an_incident_is_explained_and_feedback_moves_the_thresholds_of_its_series_within_bounds(
     world: World, agent: Agent
 ) -> None:
+    await world.goes_on(ROUTE, [0], 2)
     await world.goes_on(TOOL, range(-3, 0), 2)
     await world.found(0, TOOL)
     (one,) = await world.judged(1)
@@ -167,6 +181,7 @@ async def test_an_incident_is_explained_and_feedback_moves_the_thresholds_of_its
         return said["series"][0]["threshold"]
 
     assert [await judged(it) for it in ("noise", "noise", "useful", "noise")] == [1.25, 1.25, 0.909, 1.25]
+    assert await world.db.fetchval("SELECT threshold FROM series WHERE name = $1", ROUTE.name) == 1  # it has no part in it
     audited = await world.db.fetch("SELECT actor, action, target, details ->> 'feedback' FROM audit ORDER BY id")
     assert tuple(audited[-1]) == ("ops", "incident.feedback", f"incident {number}", "noise")
     bounds = "UPDATE series SET noise = $1, useful = $2 RETURNING threshold"
