@@ -83,7 +83,7 @@ def circles(trail: Sequence[Mapping[str, Any]], sender: str, agent: str | None, 
     """
     rounds, is_out = 0, False
     for row in reversed(trail):
-        if row["accepted_at"] is None or not row["is_recent"]:
+        if not row["is_recent"]:  # or never accepted
             continue
         if row["sender"] == sender and (row["holder"] == agent if agent else row["target_capability"] == capability):
             is_out = True
