@@ -84,9 +84,9 @@ WRONG: Final = (
     Wrong(
         "agents that make mistakes (--fault failing)", lambda demo: demo.going_wrong("failing"), frozenset({("service",)})
     ),
-    Wrong("agents that vanish (--fault silent)", lambda demo: demo.going_wrong("silent"), frozenset({("service",)})),
-    Wrong("entries that grow (--fault growing)", lambda demo: demo.going_wrong("growing"), frozenset({("agent", "grace")})),
     Wrong("a drop in traffic", lambda demo: demo.going_wrong(pace=PACE / 10), frozenset({("service",)})),
+    Wrong("entries that grow (--fault growing)", lambda demo: demo.going_wrong("growing"), frozenset({("agent", "grace")})),
+    Wrong("agents that vanish (--fault silent)", lambda demo: demo.going_wrong("silent"), frozenset({("service",)})),
     Wrong("offers fail", lambda demo: failing(demo.stack, "handoff"), frozenset({("tool", "request_handoff")})),
     Wrong(
         "Postgres is slow",
