@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.agents import Agent
 from tests.processes import PATIENCE_S
 from tests.server.test_auth import bearer, line
 from tests.server.test_http import edge
-from tests.test_faults import own_postgres, pids, signal_to
+from tests.test_faults import hanging, own_postgres
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -231,15 +230,9 @@ async def test_a_notification_while_the_database_hangs_is_refused_and_stored_whe
         await migrate(own)
         async with open_app(own) as app, edge(app) as http:
             assert (await http.post("/alerts", json=notification(alert(number=2)))).status_code == 200
-            stopped = pids(folder)
-            for pid in stopped:
-                signal_to(pid, signal.SIGSTOP)
-            try:
+            with hanging(folder):
                 answer = await http.post("/alerts", json=notification(alert()))
                 assert (answer.status_code, answer.json()["error"]["retryable"]) == (503, True)
-            finally:
-                for pid in stopped:
-                    signal_to(pid, signal.SIGCONT)
             db = await asyncpg.connect(url)
             try:
                 async with asyncio.timeout(PATIENCE_S):

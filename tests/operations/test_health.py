@@ -30,7 +30,7 @@ from handoff.telemetry.shipper import Shipment
 from tests.agents import Agent, until
 from tests.processes import PATIENCE_S, free_port, serving
 from tests.proxy import proxied
-from tests.test_faults import own_postgres, pids, signal_to
+from tests.test_faults import hanging, own_postgres
 
 
 async def checked(health: Health) -> dict[str, Any]:
@@ -107,10 +107,7 @@ async def test_a_database_that_hangs_delays_no_report_and_changes_are_stored_whe
             return http.get("/health").json()["components"].get("database", {}).get("status", "")
 
         await until(lambda: status_of_database() == "healthy")
-        hung = pids(folder)
-        for pid in hung:
-            signal_to(pid, __import__("signal").SIGSTOP)
-        try:
+        with hanging(folder):
             await until(lambda: http.get("/health").json()["status"] == "unhealthy")
             for _ in range(5):
                 assert http.get("/health").json()["status"] == "unhealthy"
@@ -120,9 +117,6 @@ async def test_a_database_that_hangs_delays_no_report_and_changes_are_stored_whe
             assert component["todo"]
             async with Client(service.url) as client:
                 assert (await Agent(client).read("handoff://health"))["status"] == "unhealthy"
-        finally:
-            for pid in hung:
-                signal_to(pid, __import__("signal").SIGCONT)
         await until(lambda: status_of_database() == "healthy")
 
         def stored() -> list[str]:
