@@ -16,7 +16,7 @@ from tests.analytics.series import DAY, STEP_S, daily, scores, stamps, strengths
 
 QUIET = daily(6 * DAY, 6, seed=1)
 AT = 4 * DAY
-STORED = {version: (Path(__file__).parent / f"state-{version}.bin").read_bytes() for version in (1, 2, 3, 4)}
+STORED = {version: (Path(__file__).parent / f"state-{version}.bin").read_bytes() for version in (1, 2, 3, 4, 5)}
 
 
 def alerts(values: np.ndarray, **how: Any) -> list[list[int]]:
@@ -57,7 +57,7 @@ def test_the_state_of_a_series_is_small_has_a_version_and_nothing_else_is_accept
     (blob,) = pack(watch(QUIET[:100, :1])[1])
     assert len(blob) == GROWN_BYTES <= BYTES_MAX
     assert len(pack(watch(QUIET[:20, :1])[1])[0]) < 500
-    with pytest.raises(ValueError, match="has version 9; this program reads versions 1 to 5"):
+    with pytest.raises(ValueError, match="has version 9; this program reads versions 1 to 6"):
         unpack([bytes((9,)) + blob[1:]], np.array([300.0]))
     with pytest.raises(ValueError, match="bytes instead of"):
         unpack([blob[:-1]], np.array([300.0]))
@@ -223,6 +223,16 @@ def test_hours_that_are_odd_alone_are_noise_and_hours_that_confirm_one_another_a
     found = strengths(verdicts) >= 1
     assert found[200:, 1:].sum() <= 12  # on 23 series in 4 weeks
     assert found[30 * 24 : 30 * 24 + 3, 0].any()
+
+
+def test_a_busy_count_by_the_minute_that_falls_to_a_tenth_is_told_in_every_series_and_quiet_ones_are_not() -> None:
+    day = 86_400 // 60
+    values = np.random.default_rng(1).poisson(61, (2 * day + 20, 24)).astype(float)
+    values[2 * day :, :12] = np.random.default_rng(2).poisson(6, (20, 12))
+    found = strengths(watch(values, step_s=60)[0]) >= 1
+    assert found[2 * day : 2 * day + 20, :12].any(axis=0).all()
+    assert not found[day : 2 * day].any()  # on the first day hardly anything is known yet
+    assert not found[:, 12:].any()
 
 
 def test_the_residual_has_a_usual_size_from_the_second_day_on() -> None:

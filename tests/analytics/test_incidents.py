@@ -6,22 +6,32 @@ import pytest
 from handoff.analytics.incidents import Life, Pace, advance, is_open, sensitivity
 from handoff.analytics.levels import SLOW, Levels
 
-PACE = Pace.of(np.array([300.0, 300.0]))
 HOUR = 12  # points
 
 
 class Pair:
     """Two series whose slow means have been between 0 and 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float = 300) -> None:
+        self.pace = Pace.of(np.full(2, step_s))
         self.levels, self.life = Levels.empty(2), Life.empty(2)
         self.levels.slow_lowest[:], self.levels.slow_highest[:], self.levels.means[SLOW] = 0, 1, 0.5
 
+    def strongest(
+        self, unusual: float, points: int = 1, toward: tuple[float, float] = (1, 1), sure: float = 0, budget: float = 1
+    ) -> list[float]:
+        """The greatest strength of each in so many points, all as unusual as this."""
+        now, certain = np.full(2, unusual, np.float32), np.full(2, sure, np.float32)
+        residual, measured = np.array(toward, np.float32), np.ones(2, np.bool_)
+        found = [
+            advance(self.life, self.levels, now, certain, residual, self.pace, measured, budget).copy()
+            for _ in range(points)
+        ]
+        return np.max(found, axis=0).tolist()
+
     def tell(self, unusual: float, points: int = 1, toward: tuple[float, float] = (1, 1)) -> list[bool]:
         """Whether each told anything in so many points, all as unusual as this."""
-        residual, now, measured = np.array(toward, np.float32), np.full(2, unusual, np.float32), np.ones(2, np.bool_)
-        found = [advance(self.life, self.levels, now, residual, PACE, measured) > 0 for _ in range(points)]
-        return np.any(found, axis=0).tolist()
+        return [it > 0 for it in self.strongest(unusual, points, toward)]
 
 
 def test_a_level_that_left_its_band_is_told_again_only_if_it_gets_half_as_bad_again_or_after_three_days() -> None:
@@ -54,10 +64,21 @@ def test_while_the_level_moves_further_the_same_way_the_incident_stays_open_and_
         assert pair.tell(0.1, 12 * HOUR - 1) == [False, False]
         is_second = half_day % 2 == 1
         assert pair.tell(12 if is_second else 0.1) == [False, is_second]
-        assert is_open(pair.life, PACE)[0]
+        assert is_open(pair.life, pair.pace)[0]
     pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 40
     assert pair.tell(0.1, 24 * HOUR) == [False, False]
     assert pair.tell(12) == [True, True]
+
+
+def test_what_has_lasted_is_judged_as_if_steps_were_not_fine_and_barred_only_by_what_was_told() -> None:
+    pair = Pair(step_s=60)
+    assert pair.strongest(14) == pytest.approx([0.938] * 2)  # an incident opens, of which nobody is told
+    pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 5  # in the first it is held
+    assert pair.strongest(16) == [0, 0]
+    assert pair.strongest(16, sure=9.9) == [0, 0]
+    assert pair.strongest(16, sure=10.4) == pytest.approx([1.072, 1.072])
+    assert pair.strongest(16, sure=11, toward=(-1, -1)) == [0, 0]
+    assert pair.strongest(16, sure=13, toward=(-1, -1)) == pytest.approx([0, 1.3])
 
 
 def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_sooner() -> None:
@@ -65,9 +86,7 @@ def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_soon
         pair = Pair()
         found: list[float] = []
         for direction in (1, -1, 1, -1, 1):
-            residual, now = np.full(2, direction, np.float32), np.full(2, 12, np.float32)
-            measured = np.ones(2, np.bool_)
-            found.append(float(advance(pair.life, pair.levels, now, residual, PACE, measured, budget)[0]))
+            found.append(pair.strongest(12, toward=(direction, direction), budget=budget)[0])
             pair.tell(0.1, 23 * HOUR)
         return found
 

@@ -8,6 +8,8 @@ from handoff.analytics import codebook
 from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.echoes import Echoes, follow
 from handoff.analytics.features import FEATURES, RAW, RELATIVE
+from handoff.analytics.lasting import Lasting, points_of
+from handoff.analytics.lasting import follow as follow_lasting
 from handoff.analytics.sampling import fold
 from tests.analytics import twins
 
@@ -88,3 +90,14 @@ def test_counts_of_odd_points_are_halved_before_they_overflow() -> None:
     found = np.array([follow(echoes, it, np.ones(1, np.bool_)) for it in rarities])
     assert found[100::2].sum() == 0
     assert found[101::2].all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.floats(8, 14, width=32)), max_size=40), st.sampled_from([60, 120, 300]))
+def test_what_lasts_is_what_a_loop_over_the_whole_past_says(unusual: list[float | None], step_s: int) -> None:
+    step = np.array([float(step_s)])
+    lasting, found = Lasting.empty(1), []
+    for it in unusual:
+        point = np.array([it or 20], np.float32)  # what a point that was not measured is called does not count
+        found.append(float(follow_lasting(lasting, point, points_of(step), np.array([it is not None]))[0]))
+    assert found == twins.lasting(unusual, {60: 5, 120: 3, 300: 1}[step_s])

@@ -1,7 +1,7 @@
 """Slow, obvious twins of the fast kernels: one series at a time, in plain Python."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from math import exp, isfinite, log, log10, sqrt
 
 
@@ -79,4 +79,14 @@ def echoes(rarities: Sequence[float | None]) -> list[bool]:
         alone = sum(b < 1.3 for _, b in followed)
         is_near = any(it >= 1.6 for it in past[-13:-1])
         found.append(rarity < 1.3 and is_near and len(followed) >= 15 and alone >= 0.9 * len(followed))
+    return found
+
+
+def lasting(unusual: Sequence[float | None], needed: int) -> list[float]:
+    """`follow` over one series, from all of its past; None where nothing was measured."""
+    found: list[float] = []
+    for at, now in enumerate(unusual):
+        past = [it for it in unusual[: at + 1] if it is not None]
+        run = list(takewhile(lambda it: it >= 10, reversed(past)))
+        found.append(min(run) if now is not None and len(run) >= needed else 0)
     return found

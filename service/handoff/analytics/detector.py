@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from handoff.analytics import codebook, counts, echoes, features, incidents, levels, pooling, profile, silence
+from handoff.analytics import codebook, counts, echoes, features, incidents, lasting, levels, pooling, profile, silence
 from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
 
@@ -17,6 +17,7 @@ WARM_UP: Final = 30  # points that are kept as they are until the unit is known
 SILENT: Final = 40  # points about which nothing is said
 _LIVES_AT: Final = np.float32(4_096)  # units; three points in a row beyond it, and the unit is too small
 _UNIT_BITS_MAX: Final = 60
+_PER_RARITY: Final = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT)
 _USUAL_BELOW: Final = incidents.ALERT_AT / 2  # so that the points of a fault that came before its alert are not usual
 
 
@@ -52,6 +53,7 @@ class Memory:
     echoes: echoes.Echoes
     counts: counts.Counts
     silences: silence.Silences
+    lasting: lasting.Lasting
     life: incidents.Life
 
     @classmethod
@@ -75,6 +77,7 @@ PARTS: Final[dict[str, type[Columns]]] = {
     "echoes": echoes.Echoes,
     "counts": counts.Counts,
     "silences": silence.Silences,
+    "lasting": lasting.Lasting,
     "life": incidents.Life,
 }
 
@@ -105,8 +108,8 @@ class Detector:
         self.warm_up = warm_up or WarmUp.empty(count)
         self._pools = pooling.Pace.of(self.step_s)
         self._life = incidents.Pace.of(self.step_s)
-        # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
-        self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
+        self._shares_bins = profile.shares_bins(self.step_s)
+        self._points_that_last = lasting.points_of(self.step_s)
         self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
     def step(self, values: Double, bins: Index, gaps: Flags) -> Verdict:
@@ -176,12 +179,14 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        is_echo = echoes.follow(memory.echoes, rare[features.BAND_OF_DAY], measured & expected.known)
+        is_echo = echoes.follow(memory.echoes, self._rare_by_day(rare), measured & expected.known)
         is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
         opening = np.where(is_echo, np.float32(0), unusual)
-        silent = silence.follow(memory.silences, values, measured, memory.counts.is_integer > 0)
-        opening = np.maximum(opening, silent.rarity * self._per_rarity)
-        strength = incidents.advance(memory.life, level, opening, residual, self._life, measured, self.budget)
+        is_count = memory.counts.is_integer > 0
+        lasts = lasting.follow(memory.lasting, opening, self._points_that_last, measured & is_count)
+        silent = silence.follow(memory.silences, values, measured, is_count)
+        sure = np.maximum(lasts, silent.rarity * _PER_RARITY)
+        strength = incidents.advance(memory.life, level, opening, sure, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
@@ -224,6 +229,15 @@ class Detector:
         if (seen <= SILENT).any():
             rare *= seen > SILENT
         return rare
+
+    def _rare_by_day(self, rare: Single) -> Single:
+        """How rare each point is at its time of day.
+
+        Where several points share a bin, the band has already reached the first of them when the next one comes, so that
+        the usual value says it, too.
+        """
+        band, usual = rare[features.BAND_OF_DAY], rare[features.TIME_OF_DAY]
+        return np.where(self._shares_bins, np.maximum(band, usual), band)
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
         """The first step of a series that has been constant is its unit. Until then all it remembers is 0."""

@@ -12,6 +12,7 @@ from handoff.analytics.detector import PARTS, Memory
 from handoff.analytics.echoes import Echoes
 from handoff.analytics.features import FEATURES
 from handoff.analytics.incidents import Life
+from handoff.analytics.lasting import Lasting
 from handoff.analytics.levels import Levels
 from handoff.analytics.pooling import Pools
 from handoff.analytics.silence import Silences
@@ -97,7 +98,11 @@ def _memory_of_3(parts: dict[str, Any]) -> Memory:
 
 
 def _memory_of_4(parts: dict[str, Any]) -> Memory:
-    return Memory(**parts, silences=Silences.empty(len(parts["scale"].unit)))
+    return _memory_of_5(parts | {"silences": Silences.empty(len(parts["scale"].unit))})
+
+
+def _memory_of_5(parts: dict[str, Any]) -> Memory:
+    return Memory(**parts, lasting=Lasting.empty(len(parts["scale"].unit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ class Earlier:
     read: Callable[[dict[str, Any]], Memory]
 
 
-_PARTS_4: Final[dict[str, type[Columns]]] = {name: part for name, part in PARTS.items() if part is not Silences}
+_PARTS_5: Final[dict[str, type[Columns]]] = {name: part for name, part in PARTS.items() if part is not Lasting}
+_PARTS_4: Final[dict[str, type[Columns]]] = {name: part for name, part in _PARTS_5.items() if part is not Silences}
 _PARTS_3: Final[dict[str, type[Columns]]] = {name: part for name, part in _PARTS_4.items() if part is not Echoes}
 _PARTS_2: Final[dict[str, type[Columns]]] = _PARTS_3 | {"levels": _Levels}
 _PARTS_1: Final[dict[str, type[Columns]]] = _PARTS_2 | {"histograms": _Histograms, "pools": _Pools, "life": _Life}
@@ -117,4 +123,5 @@ EARLIER: Final[Mapping[int, Earlier]] = {
     2: Earlier(_PARTS_2, _memory_of_2),
     3: Earlier(_PARTS_3, _memory_of_3),
     4: Earlier(_PARTS_4, _memory_of_4),
+    5: Earlier(_PARTS_5, _memory_of_5),
 }

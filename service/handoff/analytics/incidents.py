@@ -87,13 +87,22 @@ class Pace:
 
 
 def advance(
-    life: Life, levels: Levels, unusual: Single, residual: Single, pace: Pace, measured: Flags, budget: float = 1.0
+    life: Life,
+    levels: Levels,
+    unusual: Single,
+    sure: Single,
+    residual: Single,
+    pace: Pace,
+    measured: Flags,
+    budget: float = 1.0,
 ) -> Single:
     """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates.
 
-    `residual` says in which direction the point deviates from what was expected of its time of day. `budget` is how many
-    alerts there may be, as a multiple of the usual: with less, further alerts of a series have to be clearer sooner.
+    `sure` is how unusual that is for which it does not count how fine the steps are: what has lasted. `residual` says in
+    which direction the point deviates from what was expected of its time of day. `budget` is how many alerts there may be,
+    as a multiple of the usual: with less, further alerts of a series have to be clearer sooner.
     """
+    unusual = np.maximum(unusual, sure / pace.sensitivity)
     life.alerts *= pace.remembered
     life.age += 1
     # From 1 at `_HOLD` of the refractory period to 0 at its end.
@@ -105,6 +114,9 @@ def advance(
     repeats = _follow(life, levels, unusual, residual, pace)
     is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
+    # What is sure is only barred by what was clear enough to be told.
+    is_told = np.where(is_held, life.peak, life.worst) * pace.sensitivity >= ALERT_AT
+    barrier *= is_told | (sure < ALERT_AT)
     at = np.nonzero(measured & ~repeats & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
     strength = np.zeros_like(unusual)
     if len(at):

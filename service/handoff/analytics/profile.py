@@ -48,6 +48,11 @@ def bins_per_day(step_s: np.ndarray) -> Index:
     return np.clip(np.round(DAY_S / step_s), 2, BINS).astype(np.int64)
 
 
+def shares_bins(step_s: np.ndarray) -> Flags:
+    """Whether a bin has several points of the same day."""
+    return step_s * BINS < DAY_S
+
+
 def bin_of(second_of_day: np.ndarray, bins: np.ndarray) -> Index:
     """The bin of a moment, given in local time so that the hour of daylight saving does not move the day."""
     return (second_of_day * bins // DAY_S).astype(np.int64)

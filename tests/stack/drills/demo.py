@@ -34,11 +34,11 @@ class Demo:
         self._tokens.write_text("".join(f"{name}={token}\n" for name, token in TOKENS.items()))
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *faults: str) -> None:
+    def start(self, *faults: str, pace: float = PACE) -> None:
         """Let the agents work, with these faults of the demo's."""
         asked = [word for fault in faults for word in ("--fault", fault)]
         where = ["--url", self.stack.url("HANDOFF_PORT", "/mcp"), "--tokens-file", str(self._tokens)]
-        command = [HANDOFF, "demo", "--work", "--pace", str(PACE), *where, *asked]
+        command = [HANDOFF, "demo", "--work", "--pace", str(pace), *where, *asked]
         self._process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
     def stop(self) -> None:
@@ -49,10 +49,10 @@ class Demo:
             process.wait(PATIENCE_S)
 
     @contextmanager
-    def going_wrong(self, *faults: str) -> Generator[None]:
-        """The agents have these faults."""
+    def going_wrong(self, *faults: str, pace: float = PACE) -> Generator[None]:
+        """The agents have these faults, or work at another pace."""
         self.stop()
-        self.start(*faults)
+        self.start(*faults, pace=pace)
         try:
             yield
         finally:
@@ -84,6 +84,7 @@ WRONG: Final = (
     Wrong(
         "agents that make mistakes (--fault failing)", lambda demo: demo.going_wrong("failing"), frozenset({("service",)})
     ),
+    Wrong("a drop in traffic", lambda demo: demo.going_wrong(pace=PACE / 10), frozenset({("service",)})),
     Wrong("entries that grow (--fault growing)", lambda demo: demo.going_wrong("growing"), frozenset({("agent", "grace")})),
     Wrong("agents that vanish (--fault silent)", lambda demo: demo.going_wrong("silent"), frozenset({("service",)})),
     Wrong("offers fail", lambda demo: failing(demo.stack, "handoff"), frozenset({("tool", "request_handoff")})),
