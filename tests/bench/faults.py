@@ -32,7 +32,7 @@ from handoff.store.connect import Connection, transact
 from handoff.store.migrate import migrate
 from handoff.store.series import MINUTE, Point
 from tests.bench.cast import CAST, HELD_OUT, Cast, Injected
-from tests.bench.recording import BEFORE, DURING, Recording
+from tests.bench.recording import BEFORE, DURING, Recording, by_chance
 from tests.processes import passable_folder
 
 RECORDED: Final = Path(__file__).parent / "recorded_faults"
@@ -95,11 +95,11 @@ async def pass_by(app: App, recording: Recording, begins_at: datetime) -> None:
 
 
 def longer(quiet: Recording, days: float, seed: int = 1) -> Recording:
-    """Pieces of a quiet recording, drawn at random, as so many days."""
+    """Pieces of a quiet recording, drawn at random, as so many days. The number of all calls is drawn, too."""
     draw = np.random.default_rng(seed)
     begins = [int(it) for it in draw.integers(0, len(quiet.values) - BLOCK, int(days * 24 * 60 / BLOCK))]
     rows = np.concatenate([np.arange(it, it + BLOCK) for it in begins])
-    return Recording(quiet.specs, quiet.values[rows], quiet.of[rows])
+    return by_chance(Recording(quiet.specs, quiet.values[rows], quiet.of[rows]), draw)
 
 
 async def outcome(
@@ -198,9 +198,8 @@ async def measure(
         print("|---|---|---|---|---|---|")
         for number in numbers:
             async with server.copy() as (app, db):
-                it = await outcome(
-                    app, db, fault := cast.faults[number], Recording.load(folder / f"fault-{number}.npz"), until
-                )
+                recording = by_chance(Recording.load(folder / f"fault-{number}.npz"), np.random.default_rng(number))
+                it = await outcome(app, db, fault := cast.faults[number], recording, until)
             found.append((fault, it))
             print(line(fault, it), flush=True)
     return found

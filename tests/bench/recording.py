@@ -49,6 +49,17 @@ class Recording:
             return cls(specs, read["values"].astype(np.float64), read["of"].astype(np.float64))
 
 
+def by_chance(recording: Recording, draw: np.random.Generator) -> Recording:
+    """The recording with a number of all calls that varies from minute to minute, as many agents make it vary.
+
+    Virtual time makes exactly as many calls in each minute, so that one more or less would be unusual.
+    """
+    values = recording.values.copy()
+    (all_calls,) = [number for number, it in enumerate(recording.specs) if it.key == ("calls", "{}")]
+    values[:, all_calls] = draw.poisson(values[:, all_calls])
+    return Recording(recording.specs, values, recording.of)
+
+
 async def recorded(world: World, since: datetime, until: datetime) -> Recording:
     """The points of all series between two times."""
     rows = await world.db.fetch("SELECT id, name, kind, absence, labels FROM series ORDER BY id")

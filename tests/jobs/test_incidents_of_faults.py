@@ -12,7 +12,7 @@ from handoff.settings import Settings
 from handoff.store.series import MINUTE
 from tests.bench.cast import CAST
 from tests.bench.faults import RECORDED, outcome, pass_by
-from tests.bench.recording import BEFORE, Recording
+from tests.bench.recording import BEFORE, Recording, by_chance
 
 PAST: Final = 480  # minutes
 FAULT: Final = 10  # minutes of it
@@ -26,7 +26,7 @@ def settings(settings: Settings) -> Settings:
 
 def cut(name: str, minutes: int) -> Recording:
     """The first minutes of a recording, without what is about agents and routes: `make bench-faults` has it all."""
-    it = Recording.load(RECORDED / f"{name}.npz")
+    it = by_chance(Recording.load(RECORDED / f"{name}.npz"), np.random.default_rng(1))
     kept = np.array([not {"agent", "from"} & spec.labels.keys() for spec in it.specs])
     specs = [spec for spec, is_kept in zip(it.specs, kept, strict=True) if is_kept]
     return Recording(specs, it.values[:minutes, kept], it.of[:minutes, kept])

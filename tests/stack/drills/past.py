@@ -86,19 +86,15 @@ def give_past(stack: Stack, *, of_machine: bool = False, seed: int = 1) -> None:
 
 
 def _of_this_machine(quiet: Recording, shown: Sequence[Mapping[str, Any]], seed: int) -> Recording:
-    """The recording with what this stack has shown of durations, levels and the number of all calls."""
+    """The recording with what this stack has shown of durations and levels."""
     kept = [n for n, it in enumerate(quiet.specs) if it.kind not in OF_THE_MACHINE or it.name.startswith(OF_THE_AGENTS)]
     draw = np.random.default_rng(seed)
     drawn = [draw.choice(it["values"], len(quiet.values)) * draw.lognormal(0, SPREAD, len(quiet.values)) for it in shown]
     nothing = np.full((len(quiet.values), len(drawn)), np.nan)
-    values, of = quiet.values[:, kept], quiet.of[:, kept]
-    # Virtual time makes exactly as many calls in each minute; after such a past, each demo that starts would be unusual.
-    (all_calls,) = [n for n, at in enumerate(kept) if quiet.specs[at].key == ("calls", "{}")]
-    values[:, all_calls] = draw.poisson(values[:, all_calls])
     return Recording(
         [*(quiet.specs[n] for n in kept), *(Spec(it["name"], it["kind"], it["absence"], it["labels"]) for it in shown)],
-        np.column_stack([values, *drawn]),
-        np.column_stack([of, nothing]),
+        np.column_stack([quiet.values[:, kept], *drawn]),
+        np.column_stack([quiet.of[:, kept], nothing]),
     )
 
 
