@@ -33,6 +33,7 @@ def watch(
     offset_s: Any = 0,
     step_s: int = STEP_S,
     detector: Detector | None = None,
+    count_events: bool = False,
 ) -> tuple[list[Verdict], Detector]:
     """The verdicts on series of shape (points, count), and the detector as they leave it.
 
@@ -43,12 +44,13 @@ def watch(
     steps = np.full(count, float(step_s))
     t = (stamps(points) - 1_700_438_400) // STEP_S * step_s + 1_700_438_400 + offset_s
     bins = bin_of(t[:, None] % 86_400, bins_per_day(steps))
-    detector, gap = detector or Detector(steps), np.zeros(count, np.bool_)
+    events = np.full(count, count_events)
+    detector, gap = detector or Detector(steps, count_events=events), np.zeros(count, np.bool_)
     missing_since = np.zeros(count, np.int64)
     verdicts: list[Verdict] = []
     for at in range(points):
         if at in restart_at:
-            detector = unpack(pack(detector), steps)
+            detector = unpack(pack(detector), steps, events)
         gap = missing_since > 2
         verdicts.append(detector.step(values[at], bins[at], gap))
         missing_since = np.where(np.isfinite(values[at]), 0, missing_since + 1)

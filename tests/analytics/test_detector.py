@@ -229,7 +229,7 @@ def test_a_busy_count_by_the_minute_that_falls_to_a_tenth_is_told_in_every_serie
     day = 86_400 // 60
     values = np.random.default_rng(1).poisson(61, (2 * day + 20, 24)).astype(float)
     values[2 * day :, :12] = np.random.default_rng(2).poisson(6, (20, 12))
-    found = strengths(watch(values, step_s=60)[0]) >= 1
+    found = strengths(watch(values, step_s=60, count_events=True)[0]) >= 1
     assert found[2 * day : 2 * day + 20, :12].any(axis=0).all()
     assert not found[day : 2 * day].any()  # on the first day hardly anything is known yet
     assert not found[:, 12:].any()

@@ -18,13 +18,13 @@ class Pair:
         self.levels.slow_lowest[:], self.levels.slow_highest[:], self.levels.means[SLOW] = 0, 1, 0.5
 
     def strongest(
-        self, unusual: float, points: int = 1, toward: tuple[float, float] = (1, 1), sure: float = 0, budget: float = 1
+        self, unusual: float, points: int = 1, toward: tuple[float, float] = (1, 1), lasts: float = 0, budget: float = 1
     ) -> list[float]:
         """The greatest strength of each in so many points, all as unusual as this."""
-        now, certain = np.full(2, unusual, np.float32), np.full(2, sure, np.float32)
+        now, lasting = np.full(2, unusual, np.float32), np.full(2, lasts, np.float32)
         residual, measured = np.array(toward, np.float32), np.ones(2, np.bool_)
         found = [
-            advance(self.life, self.levels, now, certain, residual, self.pace, measured, budget).copy()
+            advance(self.life, self.levels, now, lasting, residual, self.pace, measured, budget).copy()
             for _ in range(points)
         ]
         return np.max(found, axis=0).tolist()
@@ -75,10 +75,10 @@ def test_what_has_lasted_is_judged_as_if_steps_were_not_fine_and_barred_only_by_
     assert pair.strongest(14) == pytest.approx([0.938] * 2)  # an incident opens, of which nobody is told
     pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 5  # in the first it is held
     assert pair.strongest(16) == [0, 0]
-    assert pair.strongest(16, sure=9.9) == [0, 0]
-    assert pair.strongest(16, sure=10.4) == pytest.approx([1.072, 1.072])
-    assert pair.strongest(16, sure=11, toward=(-1, -1)) == [0, 0]
-    assert pair.strongest(16, sure=13, toward=(-1, -1)) == pytest.approx([0, 1.3])
+    assert pair.strongest(16, lasts=9.9) == [0, 0]
+    assert pair.strongest(16, lasts=10.4) == pytest.approx([1.072, 1.072])
+    assert pair.strongest(16, lasts=11, toward=(-1, -1)) == [0, 0]
+    assert pair.strongest(16, lasts=13, toward=(-1, -1)) == pytest.approx([0, 1.3])
 
 
 def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_sooner() -> None:

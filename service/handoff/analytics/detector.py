@@ -17,7 +17,6 @@ WARM_UP: Final = 30  # points that are kept as they are until the unit is known
 SILENT: Final = 40  # points about which nothing is said
 _LIVES_AT: Final = np.float32(4_096)  # units; three points in a row beyond it, and the unit is too small
 _UNIT_BITS_MAX: Final = 60
-_PER_RARITY: Final = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT)
 _USUAL_BELOW: Final = incidents.ALERT_AT / 2  # so that the points of a fault that came before its alert are not usual
 
 
@@ -100,15 +99,24 @@ class Verdict:
 class Detector:
     """The state of a number of series, and the step that moves all of them by one point."""
 
-    def __init__(self, step_s: np.ndarray, memory: Memory | None = None, warm_up: WarmUp | None = None) -> None:
-        """Take series with these sampling steps in seconds, new or as they were stored."""
+    def __init__(
+        self,
+        step_s: np.ndarray,
+        memory: Memory | None = None,
+        warm_up: WarmUp | None = None,
+        count_events: Flags | None = None,
+    ) -> None:
+        """Take series with these sampling steps in seconds, new or as they were stored; which count events, if any."""
         self.step_s = np.asarray(step_s, np.float64)
         count = len(self.step_s)
         self.memory = memory or Memory.empty(count)
         self.warm_up = warm_up or WarmUp.empty(count)
         self._pools = pooling.Pace.of(self.step_s)
         self._life = incidents.Pace.of(self.step_s)
-        self._shares_bins = profile.shares_bins(self.step_s)
+        # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
+        self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
+        self._fine_counts = profile.shares_bins(self.step_s)
+        self._fine_counts &= False if count_events is None else count_events
         self._points_that_last = lasting.points_of(self.step_s)
         self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
@@ -150,7 +158,7 @@ class Detector:
 
     def _begin(self, ready: Index) -> None:
         first = self.warm_up.take(ready)
-        young = Detector(self.step_s[ready])
+        young = Detector(self.step_s[ready], count_events=self._fine_counts[ready])
         young.warm_up.held[:] = WARM_UP
         scale = young.memory.scale
         scale.centre = np.median(first.values, axis=0)
@@ -182,11 +190,10 @@ class Detector:
         is_echo = echoes.follow(memory.echoes, self._rare_by_day(rare), measured & expected.known)
         is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
         opening = np.where(is_echo, np.float32(0), unusual)
-        is_count = memory.counts.is_integer > 0
-        lasts = lasting.follow(memory.lasting, opening, self._points_that_last, measured & is_count)
-        silent = silence.follow(memory.silences, values, measured, is_count)
-        sure = np.maximum(lasts, silent.rarity * _PER_RARITY)
-        strength = incidents.advance(memory.life, level, opening, sure, residual, self._life, measured, self.budget)
+        lasts = lasting.follow(memory.lasting, opening, self._points_that_last, measured & self._fine_counts)
+        silent = silence.follow(memory.silences, values, measured, memory.counts.is_integer > 0)
+        opening = np.maximum(opening, silent.rarity * self._per_rarity)
+        strength = incidents.advance(memory.life, level, opening, lasts, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
         bounded = profile.learn(memory.profile, expected, x, residual, measured)
@@ -233,11 +240,11 @@ class Detector:
     def _rare_by_day(self, rare: Single) -> Single:
         """How rare each point is at its time of day.
 
-        Where several points share a bin, the band has already reached the first of them when the next one comes, so that
-        the usual value says it, too.
+        Where several points share a bin, the band has already reached the first of them when the next one comes. Of
+        counts, which come by chance each time, the usual value says it, too.
         """
         band, usual = rare[features.BAND_OF_DAY], rare[features.TIME_OF_DAY]
-        return np.where(self._shares_bins, np.maximum(band, usual), band)
+        return np.where(self._fine_counts, np.maximum(band, usual), band)
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
         """The first step of a series that has been constant is its unit. Until then all it remembers is 0."""

@@ -90,7 +90,7 @@ def advance(
     life: Life,
     levels: Levels,
     unusual: Single,
-    sure: Single,
+    lasts: Single,
     residual: Single,
     pace: Pace,
     measured: Flags,
@@ -98,11 +98,11 @@ def advance(
 ) -> Single:
     """How strong the onset of each series is, in units of what alerts; 0 where nothing opens or escalates.
 
-    `sure` is how unusual that is for which it does not count how fine the steps are: what has lasted. `residual` says in
-    which direction the point deviates from what was expected of its time of day. `budget` is how many alerts there may be,
-    as a multiple of the usual: with less, further alerts of a series have to be clearer sooner.
+    `lasts` is how unusual each has been for so long that it does not count how fine the steps are. `residual` says in which
+    direction the point deviates from what was expected of its time of day. `budget` is how many alerts there may be, as a
+    multiple of the usual: with less, further alerts of a series have to be clearer sooner.
     """
-    unusual = np.maximum(unusual, sure / pace.sensitivity)
+    unusual = np.maximum(unusual, lasts / pace.sensitivity)
     life.alerts *= pace.remembered
     life.age += 1
     # From 1 at `_HOLD` of the refractory period to 0 at its end.
@@ -114,9 +114,9 @@ def advance(
     repeats = _follow(life, levels, unusual, residual, pace)
     is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
-    # What is sure is only barred by what was clear enough to be told.
+    # What lasts is only barred by what was clear enough to be told.
     is_told = np.where(is_held, life.peak, life.worst) * pace.sensitivity >= ALERT_AT
-    barrier *= is_told | (sure < ALERT_AT)
+    barrier *= is_told | (lasts < ALERT_AT)
     at = np.nonzero(measured & ~repeats & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
     strength = np.zeros_like(unusual)
     if len(at):

@@ -56,7 +56,7 @@ def replay(t: Index, x: Double, local_s: Index, names: Sequence[str], kinds: Seq
     steps = np.full(len(names), step_s)
     per_day = bins_per_day(steps)
     gaps = np.stack([gaps_in(t, column, step_s) for column in x.T], axis=1)
-    detector = Detector(steps)
+    detector = Detector(steps, count_events=np.array([it is Kind.COUNT for it in kinds], np.bool_))
     onsets: list[list[tuple[int, Finding]]] = [[] for _ in names]
     lower, upper = (np.full(x.shape, np.nan) for _ in range(2))
     for number in range(len(t)):

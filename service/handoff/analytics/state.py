@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from handoff.analytics.columns import Columns
+from handoff.analytics.columns import Columns, Flags
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
 from handoff.analytics.earlier import EARLIER
 
@@ -31,8 +31,10 @@ def pack(detector: Detector) -> list[bytes]:
     ]
 
 
-def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
+def unpack(blobs: Sequence[bytes], step_s: np.ndarray, count_events: Flags | None = None) -> Detector:
     """The detector of these blobs. An empty blob is a series of which nothing is known.
+
+    Steps and which series count events, if any, are not stored.
 
     Raises:
         ValueError: a blob is of a version that this code does not know, or of a wrong length.
@@ -54,7 +56,7 @@ def unpack(blobs: Sequence[bytes], step_s: np.ndarray) -> Detector:
         read = EARLIER[version].read(parts) if version in EARLIER else Memory(**parts)
         for part, other in zip(memory.parts(), read.parts(), strict=True):
             part.put(at, other)
-    return Detector(step_s, memory, warm_up)
+    return Detector(step_s, memory, warm_up, count_events)
 
 
 def _rows(blobs: Sequence[bytes], chosen: list[int]) -> np.ndarray:

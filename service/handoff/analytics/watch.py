@@ -92,7 +92,7 @@ def go_on(series: Sequence[Series], first: int, values: Double, of: Double, budg
     t = first + STEP_S * np.arange(minutes)
     levels, gaps, carried = _levels(series, t, values, of)
     steps = np.full(len(series), float(STEP_S))
-    detector = unpack([it.state for it in series], steps)
+    detector = unpack([it.state for it in series], steps, np.array([it.kind is Kind.COUNT for it in series], np.bool_))
     detector.budget = budget
     per_day = bins_per_day(steps)
     told_at = np.array([it.told_at for it in series])
