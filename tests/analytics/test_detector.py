@@ -235,6 +235,14 @@ def test_a_busy_count_by_the_minute_that_falls_to_a_tenth_is_told_in_every_serie
     assert not found[:, 12:].any()
 
 
+def test_with_five_minutes_or_more_between_points_it_makes_no_difference_whether_they_count_events() -> None:
+    values = np.random.default_rng(1).poisson(61, (2 * DAY, 24)).astype(float)
+    values[DAY + 100 :] *= np.linspace(0.5, 0.95, 24)
+    found = [strengths(watch(values, count_events=it)[0]) for it in (True, False)]
+    assert found[0].any()
+    assert found[0].tobytes() == found[1].tobytes()
+
+
 def test_the_residual_has_a_usual_size_from_the_second_day_on() -> None:
     _, detector = watch(QUIET[: 2 * DAY])
     assert (detector.memory.levels.squares[RESIDUAL] > 0).all()

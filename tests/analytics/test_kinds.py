@@ -1,9 +1,11 @@
-"""What is made of a counter, a ratio, a duration and a count before the detector sees it."""
+"""What is made of a counter, a ratio, a duration and a count before the detector sees it, and what it is told of them."""
 
 import numpy as np
 import pytest
 
 from handoff.analytics.kinds import Absence, Kind, Season, level_of, rate, season_of, silent
+from handoff.analytics.replay import replay
+from handoff.analytics.watch import Series, go_on
 from tests.analytics.series import DAY, daily, stamps
 
 T = np.arange(6, dtype=np.int64) * 10
@@ -52,3 +54,22 @@ def test_the_season_is_a_day_a_week_or_none_and_not_believed_too_early() -> None
     assert season_of(t, noise) is Season.NONE
     assert season_of(t[:DAY], wave[:DAY]) is Season.NONE
     assert season_of(t[:0], wave[:0]) is Season.NONE
+
+
+@pytest.mark.parametrize("how", ["worker", "backtest"])
+def test_series_that_count_events_are_judged_as_such(how: str) -> None:
+    """All of those that fall to a tenth are told, though not all of the same numbers as levels."""
+    day, count = 1_440, 12
+    rng = np.random.default_rng(4)
+    x = np.tile(np.vstack((rng.poisson(61, (2 * day, count)), rng.poisson(6, (20, count)))).astype(float), 2)
+    names, kinds = [str(number) for number in range(2 * count)], [Kind.COUNT] * count + [Kind.LEVEL] * count
+    fell_at = 2 * day * 60
+    if how == "worker":
+        series = [Series(*it, Absence.ZERO) for it in zip(names, kinds, strict=True)]
+        told = {it.place for it in go_on(series, 0, x, np.full(x.shape, np.nan)).found if it.t >= fell_at}
+    else:
+        t = np.arange(len(x)) * 60
+        found = replay(t, x, np.zeros_like(t), names, kinds)
+        told = {place for place, it in enumerate(found) if any(at >= fell_at for at, _ in it.alerts())}
+    assert told >= set(range(count))
+    assert len(told) < 2 * count

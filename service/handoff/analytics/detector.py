@@ -158,7 +158,7 @@ class Detector:
 
     def _begin(self, ready: Index) -> None:
         first = self.warm_up.take(ready)
-        young = Detector(self.step_s[ready], count_events=self._fine_counts[ready])
+        young = Detector(self.step_s[ready])
         young.warm_up.held[:] = WARM_UP
         scale = young.memory.scale
         scale.centre = np.median(first.values, axis=0)

@@ -115,7 +115,7 @@ def advance(
     is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
     # What lasts is only barred by what was clear enough to be told.
-    is_told = np.where(is_held, life.peak, life.worst) * pace.sensitivity >= ALERT_AT
+    is_told = life.worst * pace.sensitivity >= ALERT_AT
     barrier *= is_told | (lasts < ALERT_AT)
     at = np.nonzero(measured & ~repeats & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
     strength = np.zeros_like(unusual)
