@@ -1,8 +1,9 @@
-"""What lasts: how unusual a count by the minute has been throughout five minutes.
+"""What lasts: how unusual a count of events has been throughout the last five minutes.
 
 With more points a day there are more chances to be wrong, so one point of a fine step has to be clearer than one of five
-minutes. But what happens in one minute says nothing about chance in the next: where all points of five minutes would alert
-if they were of five minutes, nothing more has to be asked. Levels are another matter: their noise itself lasts for minutes.
+minutes. But how many events come by chance in one minute says nothing about the next: where all points of five minutes
+would alert if they were of five minutes, nothing more has to be asked. Levels are another matter: their noise itself lasts
+for minutes.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Lasting(Columns):
 
 def points_of(step_s: np.ndarray) -> np.ndarray:
     """How many points with these steps in seconds make up five minutes."""
-    return np.clip(np.ceil(_LASTS_S / step_s), 1, _POINTS_MAX)
+    return np.ceil(_LASTS_S / step_s)
 
 
 def follow(lasting: Lasting, unusual: Single, needed: np.ndarray, counted: Flags) -> Single:
@@ -36,10 +37,8 @@ def follow(lasting: Lasting, unusual: Single, needed: np.ndarray, counted: Flags
     0 where fewer than `needed` were. A point that is not counted changes nothing.
     """
     goes_on = counted & (unusual >= ALERT_AT)
-    ends = counted & ~goes_on
-    lasting.least = np.where(goes_on & (lasting.points > 0), np.minimum(lasting.least, unusual), lasting.least)
+    lasting.points[counted & ~goes_on] = 0
+    np.minimum(lasting.least, unusual, out=lasting.least, where=goes_on)
     np.copyto(lasting.least, unusual, where=goes_on & (lasting.points == 0))
     lasting.points += goes_on & (lasting.points < _POINTS_MAX)
-    lasting.points[ends] = 0
-    lasting.least[ends] = 0
     return np.where(goes_on & (lasting.points >= needed), lasting.least, np.float32(0))
