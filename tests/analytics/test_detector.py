@@ -227,12 +227,22 @@ def test_hours_that_are_odd_alone_are_noise_and_hours_that_confirm_one_another_a
 
 def test_a_busy_count_by_the_minute_that_falls_to_a_tenth_is_told_in_every_series_and_quiet_ones_are_not() -> None:
     day = 86_400 // 60
-    values = np.random.default_rng(1).poisson(61, (2 * day + 20, 24)).astype(float)
-    values[2 * day :, :12] = np.random.default_rng(2).poisson(6, (20, 12))
+    values = np.random.default_rng(1).poisson(61, (2 * day + 30, 24)).astype(float)
+    values[2 * day :, :12] = np.random.default_rng(2).poisson(6, (30, 12))
     found = strengths(watch(values, step_s=60, count_events=True)[0]) >= 1
-    assert found[2 * day : 2 * day + 20, :12].any(axis=0).all()
+    assert found[2 * day : 2 * day + 30, :12].any(axis=0).all()
     assert not found[day : 2 * day].any()  # on the first day hardly anything is known yet
     assert not found[:, 12:].any()
+
+
+def test_a_count_whose_rate_drifts_as_it_does_is_hardly_ever_told() -> None:
+    rng = np.random.default_rng(5)
+    points, memory = 3 * 1_440, 30
+    drift = np.zeros((points, 60))
+    for at in range(1, points):
+        drift[at] = (1 - 1 / memory) * drift[at - 1] + rng.normal(0, 0.15 * np.sqrt(2 / memory), 60)
+    found = strengths(watch(rng.poisson(61 * np.exp(drift)).astype(float), step_s=60, count_events=True)[0]) >= 1
+    assert found[1_440:].sum() <= 6  # in 17 weeks of series; 18 if what lasts need not lie beyond what was usual
 
 
 def test_with_five_minutes_or_more_between_points_it_makes_no_difference_whether_they_count_events() -> None:

@@ -72,13 +72,25 @@ def test_while_the_level_moves_further_the_same_way_the_incident_stays_open_and_
 
 def test_what_has_lasted_is_judged_as_if_steps_were_not_fine_and_barred_only_by_what_was_told() -> None:
     pair = Pair(step_s=60)
-    assert pair.strongest(14) == pytest.approx([0.938] * 2)  # an incident opens, of which nobody is told
-    pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 5  # in the first it is held
+    assert pair.strongest(14) == pytest.approx([0.938] * 2)  # nobody is told
     assert pair.strongest(16) == [0, 0]
     assert pair.strongest(16, lasts=9.9) == [0, 0]
     assert pair.strongest(16, lasts=10.4) == pytest.approx([1.072, 1.072])
+    pair.levels.means[SLOW, 0] = pair.levels.slow_highest[0] = 5  # in the first the level has left its band
     assert pair.strongest(16, lasts=11, toward=(-1, -1)) == [0, 0]
     assert pair.strongest(16, lasts=13, toward=(-1, -1)) == pytest.approx([0, 1.3])
+
+
+def test_what_was_not_clear_enough_to_be_told_holds_nothing_back_and_is_no_alert() -> None:
+    pair = Pair(step_s=60)
+    assert [pair.strongest(it)[0] for it in (10, 12.1, 14.6)] == pytest.approx([0.67, 0.8107, 0.9782])
+    pair.levels.means[SLOW] = pair.levels.slow_highest[:] = 5
+    assert not is_open(pair.life, pair.pace).any()
+    assert pair.strongest(17.6) == pytest.approx([1.1792] * 2)  # 1.0919 after three alerts
+    assert is_open(pair.life, pair.pace).all()
+    pair.levels.means[SLOW] = pair.levels.slow_highest[:] = 9
+    assert pair.strongest(26, toward=(-1, -1)) == [0, 0]
+    assert pair.strongest(27, toward=(-1, -1)) == pytest.approx([1.809] * 2)
 
 
 def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_sooner() -> None:

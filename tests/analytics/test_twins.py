@@ -1,6 +1,7 @@
 """The fast kernels say what their slow twins say."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,11 +94,11 @@ def test_counts_of_odd_points_are_halved_before_they_overflow() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.one_of(st.none(), st.floats(8, 14, width=32)), max_size=40), st.sampled_from([60, 120, 300]))
+@given(st.lists(st.one_of(st.none(), st.floats(7, 14, width=16)), max_size=40), st.sampled_from([60, 120, 150]))
 def test_what_lasts_is_what_a_loop_over_the_whole_past_says(unusual: list[float | None], step_s: int) -> None:
     step = np.array([float(step_s)])
     lasting, found = Lasting.empty(1), []
     for it in unusual:
         point = np.array([it or 20], np.float32)  # what a point that was not measured is called does not count
         found.append(float(follow_lasting(lasting, point, points_of(step), np.array([it is not None]))[0]))
-    assert found == twins.lasting(unusual, {60: 5, 120: 3, 300: 1}[step_s])
+    assert found == pytest.approx(twins.lasting(unusual, *{60: (5, 10), 120: (3, 5), 150: (2, 4)}[step_s]))

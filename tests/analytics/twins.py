@@ -82,11 +82,12 @@ def echoes(rarities: Sequence[float | None]) -> list[bool]:
     return found
 
 
-def lasting(unusual: Sequence[float | None], needed: int) -> list[float]:
+def lasting(unusual: Sequence[float | None], *needed: int) -> list[float]:
     """`follow` over one series, from all of its past; None where nothing was measured."""
     found: list[float] = []
     for at, now in enumerate(unusual):
         past = [it for it in unusual[: at + 1] if it is not None]
-        run = list(takewhile(lambda it: it >= 10, reversed(past)))
-        found.append(min(run) if now is not None and len(run) >= needed else 0)
+        runs = [list(takewhile(lambda it, least=share * 10: it >= least, reversed(past))) for share in (1.0, 0.8)]
+        lasts = [min(run) / share for run, share, count in zip(runs, (1.0, 0.8), needed, strict=True) if len(run) >= count]
+        found.append(max(lasts, default=0) if now is not None else 0)
     return found

@@ -170,9 +170,21 @@ def quiet_families(seed: int, count: int = 24) -> dict[str, Series]:
             "counts around 10": rng.poisson(10, shape).astype(float),
             "shares of 200": rng.binomial(200, 0.97, shape) / 200,
         }
+        if step == 60:
+            noises["counts around 61, whose rate drifts"] = drifting(61, count, points, seed)
         for name, values in noises.items():
             families[f"{name}, every {step} s"] = [(t, x) for x in values]
     return families
+
+
+def drifting(rate: float, count: int, points: int, seed: int) -> NDArray[np.float64]:
+    """Counts of events whose rate is off by 15 %, with a memory of half an hour in minutes."""
+    rng = np.random.default_rng(seed)
+    kept = 1 - 1 / 30
+    drift = np.zeros((count, points))
+    for at in range(1, points):
+        drift[:, at] = kept * drift[:, at - 1] + rng.normal(0, 0.15 * np.sqrt(1 - kept**2), count)
+    return rng.poisson(rate * np.exp(drift)).astype(float)
 
 
 def falls(rate: float, to: float, seed: int, count: int = 100, days: int = 3) -> list[float]:

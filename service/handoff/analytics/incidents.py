@@ -123,12 +123,12 @@ def advance(
         now = unusual[at]
         crowded = 1 + _COST * np.maximum(0, life.alerts[at] - np.float32(_FREE * budget))
         strength[at] = pace.sensitivity[at] * now / crowded / ALERT_AT
-        alerting = now >= ALERT_AT
+        is_clear = now * pace.sensitivity[at] >= ALERT_AT  # what is not must hold back nothing that is
         life.worst[at] = now
         life.age[at] = 0
-        life.alerts[at] += alerting
+        life.alerts[at] += is_clear
         life.peak[at] = np.maximum(now, life.peak[at])
-        _open(life, levels, unusual, at[alerting & (life.since[at] == 0)])
+        _open(life, levels, unusual, at[is_clear & (life.since[at] == 0)])
         told = at[strength[at] >= 1]
         _tell(life, levels, unusual[told], np.sign(residual[told]), pace, told)
     return strength

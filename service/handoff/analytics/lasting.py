@@ -1,9 +1,10 @@
-"""What lasts: how unusual a count of events has been throughout the last five minutes.
+"""What lasts: how unusual a count of events has been throughout the last minutes.
 
 With more points a day there are more chances to be wrong, so one point of a fine step has to be clearer than one of five
-minutes. But how many events come by chance in one minute says nothing about the next: where all points of five minutes
-would alert if they were of five minutes, nothing more has to be asked. Levels are another matter: their noise itself lasts
-for minutes.
+minutes. But how many events come by chance in one minute says nothing about the next. So where all points of five minutes
+lie beyond what was usual and would alert if they were of five minutes, nothing more has to be asked, and of all points of
+ten minutes, less. What the rate of events does by itself, for half an hour and again, is usual, and does not lie beyond it.
+Levels are another matter: their noise itself lasts for minutes.
 """
 
 from dataclasses import dataclass
@@ -14,31 +15,33 @@ import numpy as np
 from handoff.analytics.columns import Columns, Flags, Single, column
 from handoff.analytics.incidents import ALERT_AT
 
-_LASTS_S: Final = 300.0
+_SECONDS: Final = np.array([[300.0], [600.0]])
+_ENOUGH: Final = np.array([[1.0], [0.8]], np.float32)  # of what alerts, throughout so many seconds
 _POINTS_MAX: Final = 65_535
 
 
 @dataclass(slots=True)
 class Lasting(Columns):
-    """The points up to now, one after the other, that were all unusual enough."""
+    """The points up to now, one after the other, that were all unusual enough: for five minutes, and for ten."""
 
-    points: np.ndarray = column("word")
-    least: Single = column("single")  # how unusual the least unusual of them was
+    points: np.ndarray = column("word", len(_ENOUGH))
+    least: Single = column("single", len(_ENOUGH))  # how unusual the least unusual of them was
 
 
 def points_of(step_s: np.ndarray) -> np.ndarray:
-    """How many points with these steps in seconds make up five minutes."""
-    return np.ceil(_LASTS_S / step_s)
+    """How many points with these steps in seconds have to be unusual one after the other, shape (2, series)."""
+    return np.ceil(_SECONDS / step_s)
 
 
 def follow(lasting: Lasting, unusual: Single, needed: np.ndarray, counted: Flags) -> Single:
-    """Take in how unusual each point is; how unusual all of those in a row were that would alert.
+    """Take in how unusual each point is, 0 if it is not beyond what was usual; how unusual each series has been for so long.
 
-    0 where fewer than `needed` were. A point that is not counted changes nothing.
+    That is said as of a point of five minutes. 0 where fewer than `needed` points in a row were unusual enough. A point that
+    is not counted changes nothing.
     """
-    goes_on = counted & (unusual >= ALERT_AT)
+    goes_on = counted & (unusual >= _ENOUGH * ALERT_AT)
     lasting.points[counted & ~goes_on] = 0
     np.minimum(lasting.least, unusual, out=lasting.least, where=goes_on)
     np.copyto(lasting.least, unusual, where=goes_on & (lasting.points == 0))
     lasting.points += goes_on & (lasting.points < _POINTS_MAX)
-    return np.where(goes_on & (lasting.points >= needed), lasting.least, np.float32(0))
+    return np.where(goes_on & (lasting.points >= needed), lasting.least / _ENOUGH, np.float32(0)).max(axis=0)

@@ -67,6 +67,11 @@ def bridge(levels: Levels, x: Single, gap: Flags) -> None:
         levels.means[SLOW, at] = np.clip(levels.means[LONG, at], levels.slow_lowest[at], levels.slow_highest[at])
 
 
+def beyond_usual(levels: Levels, x: Single) -> Flags:
+    """Where x lies outside the range of what was not unusual."""
+    return (x < levels.usual_lowest) | (x > levels.usual_highest)
+
+
 def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measured: Flags, is_usual: Flags) -> None:
     """Take in x and its bounded residual, where measured."""
     weight = measured.astype(np.float32)
@@ -100,8 +105,7 @@ def _widen_usual(levels: Levels, x: Single, seen: np.ndarray, usual: Flags) -> N
 
     The first points of a fault are not always unusual yet, and must not make the rest of it usual.
     """
-    beyond = usual & ((x < levels.usual_lowest) | (x > levels.usual_highest))
-    at = np.nonzero(beyond)[0]
+    at = np.nonzero(usual & beyond_usual(levels, x))[0]
     if len(at):
         reach = np.where(seen[at] < _UNBOUNDED_POINTS, np.float32(np.inf), np.sqrt(levels.squares[HOURS, at]))
         lowest, highest = levels.usual_lowest[at], levels.usual_highest[at]
