@@ -102,6 +102,7 @@ def advance(
     direction the point deviates from what was expected of its time of day. `budget` is how many alerts there may be, as a
     multiple of the usual: with less, further alerts of a series have to be clearer sooner.
     """
+    lasts = np.where(life.worst * pace.sensitivity < ALERT_AT, lasts, np.float32(0))  # what was told is not told anew by it
     unusual = np.maximum(unusual, lasts / pace.sensitivity)
     life.alerts *= pace.remembered
     life.age += 1
@@ -114,9 +115,7 @@ def advance(
     repeats = _follow(life, levels, unusual, residual, pace)
     is_held = _hold_or_close(life, levels, pace, measured)
     barrier = np.where(is_held, np.maximum(barrier, life.peak * _HELD_ESCALATION), barrier)
-    # What lasts is only barred by what was clear enough to be told.
-    is_told = life.worst * pace.sensitivity >= ALERT_AT
-    barrier *= is_told | (lasts < ALERT_AT)
+    barrier *= lasts < ALERT_AT  # so what was not told is no bar to what lasts
     at = np.nonzero(measured & ~repeats & (unusual >= _OPEN_MIN) & (unusual > barrier))[0]
     strength = np.zeros_like(unusual)
     if len(at):
