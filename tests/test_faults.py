@@ -162,16 +162,15 @@ def hanging(folder: Path) -> Generator[None]:
     """Let the database hang while the block runs: it keeps its connections, and answers nothing."""
     postmaster = psutil.Process(pids(folder)[0])
     postmaster.suspend()
-    while postmaster.status() != psutil.STATUS_STOPPED:  # until then it may start another process, which would answer
-        time.sleep(0.01)
-    processes = [*postmaster.children(), postmaster]
     try:
-        for process in processes:
-            process.suspend()
+        while postmaster.status() != psutil.STATUS_STOPPED:  # until then it may start another process, which would answer
+            time.sleep(0.01)
+        for pid in pids(folder):
+            signal_to(pid, signal.SIGSTOP)
         yield
     finally:
-        for process in processes:
-            process.resume()
+        for pid in pids(folder):
+            signal_to(pid, signal.SIGCONT)
 
 
 QUICK: dict[str, Any] = {"statement_timeout_s": 0.5, "connect_timeout_s": 0.5}

@@ -1,4 +1,4 @@
-"""What is made of a counter, a ratio, a duration and a count before the detector sees it, and what it is told of them."""
+"""How counters, ratios, durations and counts are prepared for the detector, which must know what counts events."""
 
 import numpy as np
 import pytest

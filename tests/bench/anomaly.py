@@ -242,7 +242,7 @@ def main(folder: Path, seed: int = 1) -> None:
     print("\n| A count a minute falls | Told, of 100 | After, median | At most |\n|---|---|---|---|")
     for rate, to in FALLS:
         told = falls(rate, to, seed)
-        after, most = (f"{it:g} min" for it in (np.median(told), max(told)))
+        after, most = (f"{it:g} min" for it in (np.median(told), max(told))) if told else ("-", "-")
         print(f"| from {rate:g} to {rate * to:g} | {len(told)} | {after} | {most} |", flush=True)
 
 

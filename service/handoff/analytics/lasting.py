@@ -1,10 +1,10 @@
-"""What lasts: how unusual a count of events has been throughout the last minutes.
+"""What lasts: how unusual a count of events has been throughout the last five or ten minutes.
 
-With more points a day there are more chances to be wrong, so one point of a fine step has to be clearer than one of five
-minutes. But how many events come by chance in one minute says nothing about the next. So where all points of five minutes
-lie beyond what was usual and would alert if they were of five minutes, nothing more has to be asked, and of all points of
-ten minutes, less. What the rate of events does by itself, for half an hour and again, is usual, and does not lie beyond it.
-Levels are another matter: their noise itself lasts for minutes.
+A series of finer steps has more chances to be wrong, so a single point of it must be clearer than a five-minute point before
+it alerts. But the number of events in one minute says nothing about chance in the next. So five minutes whose points all lie
+beyond what was usual, and would alert in a five-minute series, are judged without that handicap; over ten minutes, less is
+enough. A rate that drifts for half an hour at a time stays within what was usual. Levels are left out: their noise itself
+lasts for minutes.
 """
 
 from dataclasses import dataclass
