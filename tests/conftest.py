@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--project", default="handoff-tests", help="the Compose project of the stack")
     parser.addoption("--pace", default="quick", choices=["quick", "shipped"], help="pace of the drills; shipped takes hours")
     parser.addoption("--write-alerts", action="store_true", help="write docs/alerts.md from the measurements of the drills")
+
+
+def pytest_configure() -> None:
+    """Let the programs under test take SIGINT: they would ignore it, too, if a shell started the tests in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import numpy as np
 from handoff.analytics import codebook, counts, echoes, features, incidents, lasting, levels, pooling, profile, silence
 from handoff.analytics.calibration import Histograms, rarity, refit
 from handoff.analytics.columns import HALF_MAX, Columns, Double, Flags, Index, Single, column
+from handoff.analytics.profile import Visit
 
 WARM_UP: Final = 30  # points that are kept as they are until the unit is known
 SILENT: Final = 40  # points about which nothing is said
@@ -46,6 +47,7 @@ class Memory:
     scale: Scale
     codebook: codebook.Codebook
     profile: profile.Profile
+    visit: Visit
     levels: levels.Levels
     histograms: Histograms
     pools: pooling.Pools
@@ -70,6 +72,7 @@ PARTS: Final[dict[str, type[Columns]]] = {
     "scale": Scale,
     "codebook": codebook.Codebook,
     "profile": profile.Profile,
+    "visit": Visit,
     "levels": levels.Levels,
     "histograms": Histograms,
     "pools": pooling.Pools,
@@ -115,7 +118,8 @@ class Detector:
         self._life = incidents.Pace.of(self.step_s)
         # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
         self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
-        self._fine_counts = profile.shares_bins(self.step_s) & (False if count_events is None else count_events)
+        self._shares_bins = profile.shares_bins(self.step_s)
+        self._fine_counts = self._shares_bins & (False if count_events is None else count_events)
         self._points_that_last = lasting.points_of(self.step_s)
         self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
@@ -178,6 +182,7 @@ class Detector:
         levels.bridge(level, x, gaps & measured & (seen > 0))
         before, earlier = level.last, level.previous
         distances = codebook.nearest(memory.codebook, x, before, earlier, seen)
+        profile.leave(memory.profile, memory.visit, bins, gaps)
         expected = profile.expect(memory.profile, bins)
         residual = np.where(expected.known, x - expected.usual, np.float32(0))
         found = features.measure(level, expected, x, residual, distances, seen)
@@ -186,7 +191,7 @@ class Detector:
         unusual = pooling.pool(memory.pools, rare, self._pools)
         raw = np.where(measured, values, 0)
         unusual = counts.cap(memory.counts, raw, seen, unusual, float(incidents.ALERT_AT))
-        is_echo = echoes.follow(memory.echoes, self._rare_by_day(rare), measured & expected.known)
+        is_echo = echoes.follow(memory.echoes, rare[features.BAND_OF_DAY], measured & expected.known)
         is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
         opening = np.where(is_echo, np.float32(0), unusual)
         beyond = np.where(levels.beyond_usual(level, x), opening, np.float32(0))
@@ -196,7 +201,7 @@ class Detector:
         strength = incidents.advance(memory.life, level, opening, lasts, residual, self._life, measured, self.budget)
         usual, lower, upper = self._band(expected, np.nonzero(strength > 0)[0])  # before this point is learnt
         codebook.learn(memory.codebook, x, before, earlier, distances[0], seen, measured)
-        bounded = profile.learn(memory.profile, expected, x, residual, measured)
+        bounded = profile.learn(memory.profile, memory.visit, expected, bins, x, residual, measured, self._shares_bins)
         levels.learn(level, x, bounded, seen, measured, unusual < _USUAL_BELOW)
         seen += measured
         self._widen_unit(measured)
@@ -236,15 +241,6 @@ class Detector:
         if (seen <= SILENT).any():
             rare *= seen > SILENT
         return rare
-
-    def _rare_by_day(self, rare: Single) -> Single:
-        """How rare each point is at its time of day.
-
-        Where several points share a bin, the band has already reached the first of them when the next one comes. Of
-        counts, which come by chance each time, the usual value says it, too.
-        """
-        band, usual = rare[features.BAND_OF_DAY], rare[features.TIME_OF_DAY]
-        return np.where(self._fine_counts, np.maximum(band, usual), band)
 
     def _find_unit(self, values: Double, measured: Flags) -> None:
         """The first step of a series that has been constant is its unit. Until then all it remembers is 0."""

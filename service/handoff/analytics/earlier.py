@@ -15,6 +15,7 @@ from handoff.analytics.incidents import Life
 from handoff.analytics.lasting import Lasting
 from handoff.analytics.levels import Levels
 from handoff.analytics.pooling import Pools
+from handoff.analytics.profile import Visit
 from handoff.analytics.silence import Silences
 
 _NONE: Final = 255
@@ -102,7 +103,11 @@ def _memory_of_4(parts: dict[str, Any]) -> Memory:
 
 
 def _memory_of_5(parts: dict[str, Any]) -> Memory:
-    return Memory(**parts, lasting=Lasting.empty(len(parts["scale"].unit)))
+    return _memory_of_6(parts | {"lasting": Lasting.empty(len(parts["scale"].unit))})
+
+
+def _memory_of_6(parts: dict[str, Any]) -> Memory:
+    return Memory(**parts, visit=Visit.empty(len(parts["scale"].unit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ class Earlier:
     read: Callable[[dict[str, Any]], Memory]
 
 
-_PARTS_5: Final[dict[str, type[Columns]]] = {name: part for name, part in PARTS.items() if part is not Lasting}
+_PARTS_6: Final[dict[str, type[Columns]]] = {name: part for name, part in PARTS.items() if part is not Visit}
+_PARTS_5: Final[dict[str, type[Columns]]] = {name: part for name, part in _PARTS_6.items() if part is not Lasting}
 _PARTS_4: Final[dict[str, type[Columns]]] = {name: part for name, part in _PARTS_5.items() if part is not Silences}
 _PARTS_3: Final[dict[str, type[Columns]]] = {name: part for name, part in _PARTS_4.items() if part is not Echoes}
 _PARTS_2: Final[dict[str, type[Columns]]] = _PARTS_3 | {"levels": _Levels}
@@ -124,4 +130,5 @@ EARLIER: Final[Mapping[int, Earlier]] = {
     3: Earlier(_PARTS_3, _memory_of_3),
     4: Earlier(_PARTS_4, _memory_of_4),
     5: Earlier(_PARTS_5, _memory_of_5),
+    6: Earlier(_PARTS_6, _memory_of_6),
 }

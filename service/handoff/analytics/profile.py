@@ -1,6 +1,10 @@
 """The profile of the day: for every five minutes (or longer step) the usual value, and the highest and lowest seen lately.
 
 The band between lowest and highest is why a spike that comes daily, and a weekend that is always quiet, are both normal.
+
+A bin is visited once a day. In a series of finer steps several points share a visit. The usual value follows each of them,
+so that a slow drift is no news. The band is learnt when the visit is over, so that each is judged by other days; else the
+first minute of a fault would make the next four look normal.
 """
 
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ DAY_S: Final = 86_400
 _RATE_MIN: Final = 0.15  # a visit's weight in the usual value, after the first few
 _VISITS_MAX: Final = 15  # more are not told apart; the weight is at its minimum from the sixth on
 _BAND_DECAY: Final = 0.02  # per visit, so that a band narrows within weeks
+_NONE: Final = 65_535  # no bin: no visit goes on
 BOUND: Final = 4.0  # times the usual residual: larger ones move the profile no further
 _SPREAD_RATE: Final = 0.01
 _SPREAD_CAP: Final = 5.0
@@ -29,6 +34,15 @@ class Profile(Columns):
     lowest: Single = column("half", BINS, unit=1)
     visits: np.ndarray = column("nibble", BINS)
     spread: Single = column("single", unit=1)  # the usual size of a residual
+
+
+@dataclass(slots=True)
+class Visit(Columns):
+    """The visit that goes on, in series whose points share bins."""
+
+    bin: np.ndarray = column("word", fill=_NONE)
+    highest: Single = column("single", unit=1)
+    lowest: Single = column("single", unit=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +74,32 @@ def bin_of(second_of_day: np.ndarray, bins: np.ndarray) -> Index:
 
 def expect(profile: Profile, bins: Index) -> Expected:
     """Read the bin of this moment, one per series."""
-    count = profile.usual.shape[1]
-    at = bins * count + np.arange(count)
-    visits = profile.visits.ravel()[at]
-    return Expected(
-        at, visits > 0, profile.usual.ravel()[at], profile.highest.ravel()[at], profile.lowest.ravel()[at], visits
-    )
+    return _read(profile, bins, np.arange(len(bins)))
 
 
-def learn(profile: Profile, expected: Expected, x: Single, residual: Single, measured: Flags) -> Single:
-    """Move the bin towards x, in bounds. Returns the bounded residual."""
+def leave(profile: Profile, visit: Visit, bins: Index, gaps: Flags) -> None:
+    """Learn the visits that are over, since the next points are in these bins or come after a gap."""
+    over = np.nonzero((visit.bin != _NONE) & ((visit.bin != bins) | gaps))[0]
+    if len(over):
+        expected = _read(profile, visit.bin[over].astype(np.int64), over)
+        _learn_band(profile, expected, expected.usual, visit.highest[over], visit.lowest[over])
+        visit.bin[over] = _NONE
+
+
+def learn(
+    profile: Profile,
+    visit: Visit,
+    expected: Expected,
+    bins: Index,
+    x: Single,
+    residual: Single,
+    measured: Flags,
+    shares: Flags,
+) -> Single:
+    """Move the bin's usual value towards x, in bounds, and learn its band or go on with the visit where points share bins.
+
+    Returns the bounded residual.
+    """
     size = np.abs(residual)
     known = expected.known
     capped = np.minimum(size, _SPREAD_CAP * profile.spread + np.where(profile.spread == 0, size, np.float32(0)))
@@ -78,14 +108,44 @@ def learn(profile: Profile, expected: Expected, x: Single, residual: Single, mea
     bounded = np.minimum(np.maximum(residual, -limit), limit)
     weight = np.maximum(1 / (expected.visits + np.float32(1)), np.float32(_RATE_MIN))
     usual = np.where(known, expected.usual + weight * bounded, x)
-    decay = np.float32(_BAND_DECAY)
-    highest = np.where(known & (x <= expected.highest), expected.highest + decay * (usual - expected.highest), x)
-    lowest = np.where(known & (x >= expected.lowest), expected.lowest + decay * (usual - expected.lowest), x)
-    at, band = expected.at, to_half(np.stack((usual, highest, lowest)))
-    visits = np.minimum(expected.visits, _VISITS_MAX - 1) + np.uint8(1)
-    if not measured.all():
-        at, band, visits = at[measured], band[:, measured], visits[measured]
-    for values, into in zip(band, (profile.usual, profile.highest, profile.lowest), strict=True):
-        into.reshape(-1)[at] = values
-    profile.visits.reshape(-1)[at] = visits
+    profile.usual.reshape(-1)[expected.at[measured]] = to_half(usual)[measured]
+    alone = measured & ~shares
+    if alone.any():
+        _learn_band(profile, expected, usual, x, x, alone)
+    if shares.any():
+        _go_on(visit, bins, x, measured & shares)
     return bounded
+
+
+def _read(profile: Profile, bins: Index, series: Index) -> Expected:
+    at = bins * profile.usual.shape[1] + series
+    visits = profile.visits.ravel()[at]
+    return Expected(
+        at, visits > 0, profile.usual.ravel()[at], profile.highest.ravel()[at], profile.lowest.ravel()[at], visits
+    )
+
+
+def _go_on(visit: Visit, bins: Index, x: Single, here: Flags) -> None:
+    """Take x into the visit, or begin one."""
+    begins = here & (visit.bin == _NONE)
+    np.copyto(visit.bin, bins, where=begins, casting="unsafe")
+    np.copyto(visit.highest, x, where=begins)
+    np.copyto(visit.lowest, x, where=begins)
+    np.maximum(visit.highest, x, out=visit.highest, where=here)
+    np.minimum(visit.lowest, x, out=visit.lowest, where=here)
+
+
+def _learn_band(
+    profile: Profile, expected: Expected, usual: Single, highest: Single, lowest: Single, where: Flags | None = None
+) -> None:
+    """Learn a visit between these values: widen the band as far as they reach, or narrow it a little."""
+    known = expected.known
+    decay = np.float32(_BAND_DECAY)
+    up = np.where(known & (highest <= expected.highest), expected.highest + decay * (usual - expected.highest), highest)
+    down = np.where(known & (lowest >= expected.lowest), expected.lowest + decay * (usual - expected.lowest), lowest)
+    at, band = expected.at, to_half(np.stack((up, down)))
+    visits = np.minimum(expected.visits, _VISITS_MAX - 1) + np.uint8(1)
+    if where is not None and not where.all():
+        at, band, visits = at[where], band[:, where], visits[where]
+    profile.highest.reshape(-1)[at], profile.lowest.reshape(-1)[at] = band
+    profile.visits.reshape(-1)[at] = visits

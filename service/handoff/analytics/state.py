@@ -13,7 +13,7 @@ from handoff.analytics.columns import Columns, Flags
 from handoff.analytics.detector import PARTS, WARM_UP, Detector, Memory, WarmUp
 from handoff.analytics.earlier import EARLIER
 
-VERSION: Final = 6  # raise it with every change of a column, and teach `earlier` what the version before had
+VERSION: Final = 7  # raise it with every change of a column, and teach `earlier` what the version before had
 BYTES_MAX: Final = 4_096
 _HEADER_BYTES: Final = 3  # version, whether it is still warming up, phase of the histograms
 GROWN_BYTES: Final = _HEADER_BYTES + sum(part.stored_bytes() for part in PARTS.values())

@@ -64,7 +64,7 @@ class Demo:
 class Wrong:
     """What goes wrong, and the places that are its right cause, as in tests/bench/recording.py.
 
-    `of_machine`: it shows in durations only, whose past this machine has to give.
+    `of_machine`: it shows in durations or sizes only, whose past this machine has to give.
     """
 
     name: str
@@ -86,6 +86,12 @@ WRONG: Final = (
     ),
     Wrong("a drop in traffic", lambda demo: demo.going_wrong(pace=PACE / 10), frozenset({("service",)})),
     Wrong("agents that vanish (--fault silent)", lambda demo: demo.going_wrong("silent"), frozenset({("service",)})),
+    Wrong(
+        "entries that grow (--fault growing)",
+        lambda demo: demo.going_wrong("growing"),
+        frozenset({("agent", "grace")}),
+        of_machine=True,
+    ),
     Wrong("offers fail", lambda demo: failing(demo.stack, "handoff"), frozenset({("tool", "request_handoff")})),
     Wrong(
         "Postgres is slow",
