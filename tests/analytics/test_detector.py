@@ -245,6 +245,15 @@ def test_a_busy_count_by_the_minute_that_falls_to_a_tenth_is_told_in_every_serie
     assert not found[:, 12:].any()
 
 
+def test_a_small_count_by_the_minute_is_told_by_where_it_takes_the_level_although_no_minute_of_it_is_rare() -> None:
+    day = 86_400 // 60
+    values = np.random.default_rng(1).poisson(10, (2 * day + 30, 36)).astype(float)
+    values[2 * day :, :24] = np.random.default_rng(2).poisson(1, (30, 24))
+    found = strengths(watch(values, step_s=60, count_events=True)[0]) >= 1
+    assert found[2 * day :, :24].any(axis=0).sum() >= 16  # 6 if every minute has to lie beyond what was usual
+    assert not found[:, 24:].any()
+
+
 def test_a_count_whose_rate_drifts_as_it_does_is_hardly_ever_told() -> None:
     rng = np.random.default_rng(5)
     points, memory = 3 * 1_440, 30

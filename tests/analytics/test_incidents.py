@@ -13,7 +13,7 @@ class Pair:
     """Two series whose slow means have been between 0 and 1."""
 
     def __init__(self, step_s: float = 300) -> None:
-        self.pace = Pace.of(np.full(2, step_s))
+        self.pace = Pace.of(np.full(2, step_s), np.zeros(2, np.bool_))
         self.levels, self.life = Levels.empty(2), Life.empty(2)
         self.levels.slow_lowest[:], self.levels.slow_highest[:], self.levels.means[SLOW] = 0, 1, 0.5
 
@@ -109,4 +109,5 @@ def test_with_a_smaller_budget_a_series_that_alerts_again_has_to_be_clearer_soon
 
 
 def test_finer_steps_have_to_be_clearer() -> None:
-    assert sensitivity(np.array([15.0, 60.0, 300.0, 3_600.0])).tolist() == np.array([0.67, 0.67, 1, 1], np.float32).tolist()
+    steps, may_last = np.array([15.0, 60.0, 60.0, 300.0, 3_600.0]), np.array([False, False, True, False, False])
+    assert sensitivity(steps, may_last).tolist() == np.array([0.67, 0.67, 0.603, 1, 1], np.float32).tolist()

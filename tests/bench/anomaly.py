@@ -7,6 +7,7 @@ threshold, with the same refractory period.
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ Series = Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
 Found = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 _DAY_S: Final = 86_400
 FALLS: Final = ((61, 0.1), (61, 0.3), (61, 0.5), (61, 0.7), (30, 0.1), (20, 0.1), (10, 0.1), (5, 0.1))
+SHIFTS: Final = (4, 5, 6, 8)
 _REFRACTORY_S: Final = 18 * 3_600
 
 
@@ -189,12 +191,22 @@ def drifting(rate: float, count: int, points: int, seed: int) -> NDArray[np.floa
 
 def falls(rate: float, to: float, seed: int, count: int = 100, days: int = 3) -> list[float]:
     """The minutes until each is told, of so many counts around `rate` a minute that fall to a share for half an hour."""
-    rng = np.random.default_rng(seed)
     points, fallen = days * 1_440, 30
-    t = np.arange(points + fallen) * 60 + 1_700_000_000
-    values = rng.poisson(np.where(np.arange(len(t)) < points, rate, rate * to), (count, len(t))).astype(float)
-    found = detect([(t, x) for x in values], np.ones(count, np.bool_))
-    told = [np.flatnonzero(strengths[points:] >= 1) for _, strengths in found]
+    rates = np.where(np.arange(points + fallen) < points, rate, rate * to)
+    return _told(np.random.default_rng(seed).poisson(rates, (count, len(rates))).astype(float), fallen, counts=True)
+
+
+def shifts(deviations: float, seed: int, count: int = 100, days: int = 3) -> list[float]:
+    """The minutes until each is told, of so many values by the minute that move by standard deviations for five minutes."""
+    values = np.random.default_rng(seed).normal(0, 1, (count, days * 1_440 + 5))
+    values[:, -5:] += deviations
+    return _told(values, 5, counts=False)
+
+
+def _told(values: NDArray[np.float64], last: int, *, counts: bool) -> list[float]:
+    t = np.arange(values.shape[1]) * 60 + 1_700_000_000
+    found = detect([(t, x) for x in values], np.full(len(values), counts))
+    told = [np.flatnonzero(strengths[-last:] >= 1) for _, strengths in found]
     return [float(it[0] + 1) for it in told if len(it)]
 
 
@@ -239,11 +251,13 @@ def main(folder: Path, seed: int = 1) -> None:
         made = [scorer.Series(name, t, x, []) for t, x in family]
         figures = scorer.alert_figures(made, [next(strengths)[1] >= 1 for _ in family])
         print(f"| {name} | {figures['false_per_series_week']:.3f} |", flush=True)
-    print("\n| A count a minute falls | Told, of 100 | After, median | At most |\n|---|---|---|---|")
-    for rate, to in FALLS:
-        told = falls(rate, to, seed)
+    faults = {f"a count falls from {rate:g} to {rate * to:g}": partial(falls, rate, to) for rate, to in FALLS}
+    faults |= {f"a value moves by {it} deviations for five minutes": partial(shifts, it) for it in SHIFTS}
+    print("\n| By the minute | Told, of 100 | After, median | At most |\n|---|---|---|---|")
+    for name, fault in faults.items():
+        told = fault(seed)
         after, most = (f"{it:g} min" for it in (np.median(told), max(told))) if told else ("-", "-")
-        print(f"| from {rate:g} to {rate * to:g} | {len(told)} | {after} | {most} |", flush=True)
+        print(f"| {name} | {len(told)} | {after} | {most} |", flush=True)
 
 
 def _row(scorer: Any, nab: Any, cloud: Any, nab_found: Found, found: Found) -> list[str]:

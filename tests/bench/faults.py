@@ -44,7 +44,7 @@ SERIES_MAX: Final = 10_000
 # Of a fault that begins at $1; what is under way then may show it a minute earlier.
 INCIDENTS: Final = """
     SELECT id, severity, opened_at, anomalies, summary, causes FROM incident
-     WHERE opened_at >= $1::timestamptz - interval '1 minute' ORDER BY id
+     WHERE id IN (SELECT incident_id FROM anomaly WHERE bucket >= $1::timestamptz - interval '1 minute') ORDER BY id
 """
 
 Place = tuple[str, ...]

@@ -115,11 +115,11 @@ class Detector:
         self.memory = memory or Memory.empty(count)
         self.warm_up = warm_up or WarmUp.empty(count)
         self._pools = pooling.Pace.of(self.step_s)
-        self._life = incidents.Pace.of(self.step_s)
-        # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
-        self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
         self._shares_bins = profile.shares_bins(self.step_s)
         self._fine_counts = self._shares_bins & (False if count_events is None else count_events)
+        self._life = incidents.Pace.of(self.step_s, self._fine_counts)
+        # A silence is judged once, however fine the step: what finer steps cost other findings does not concern it.
+        self._per_rarity = incidents.ALERT_AT / np.float32(silence.RARITY_OF_ALERT) / self._life.sensitivity
         self._points_that_last = lasting.points_of(self.step_s)
         self.budget = 1.0  # of alerts, as `incidents.advance` takes it
 
@@ -194,7 +194,7 @@ class Detector:
         is_echo = echoes.follow(memory.echoes, rare[features.BAND_OF_DAY], measured & expected.known)
         is_echo[self._pools.hourly] = False  # so few points leave no time to wait for another
         opening = np.where(is_echo, np.float32(0), unusual)
-        beyond = np.where(levels.beyond_usual(level, x), opening, np.float32(0))
+        beyond = np.where(levels.beyond_usual(level, x) | levels.leaves_range(level), opening, np.float32(0))
         lasts = lasting.follow(memory.lasting, beyond, self._points_that_last, measured & self._fine_counts)
         silent = silence.follow(memory.silences, values, measured, memory.counts.is_integer > 0)
         opening = np.maximum(opening, silent.rarity * self._per_rarity)

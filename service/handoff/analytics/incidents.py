@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from handoff.analytics.columns import Columns, Flags, Index, Single, column
-from handoff.analytics.levels import SLOW, Levels
+from handoff.analytics.levels import FURTHER, SLOW, Levels
 
 ALERT_AT: Final = np.float32(10.0)  # how unusual a series has to be: the smallest round value that keeps quiet series quiet
 _OPEN_MIN: Final = np.float32(0.5)
@@ -27,11 +27,13 @@ _LEAVES_WITHIN: Final = 24  # points: the slow mean takes that long to leave its
 _HELD_BELOW_S: Final = 1_200.0  # with a longer step the slow mean is that of days, and would hide other incidents
 _SAME_S: Final = 22 * 3_600.0  # from the alert, or from when the level last moved further; tomorrow's trouble is told
 _SAME_MAX_S: Final = 14 * 86_400.0  # then what still moves further is told again
-_FURTHER: Final = np.float32(0.02)  # of the slow mean's range: less is no movement
 _MEMORY_S: Final = 7 * 86_400.0
 _FREE: Final = 2.0  # alerts in that time that cost nothing, with the budget that people have if they choose none
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
 _MINUTE_FACTOR: Final = 0.67  # with more points per day there are more chances to be wrong
+_LASTS_FACTOR: Final = (
+    0.9  # where what lasts is judged, too, a single point may have to be clearer; found on rates that drift
+)
 _LONG_AGO: Final = 16_000_000  # points; a float32 counts up to 16,777,216 and then stays
 _SINCE_MAX: Final = 65_535
 
@@ -54,10 +56,11 @@ class Life(Columns):
     reached: Single = column("single", unit=1)  # the slow mean then
 
 
-def sensitivity(step_s: np.ndarray) -> Single:
+def sensitivity(step_s: np.ndarray, may_last: Flags) -> Single:
     """What the strength is multiplied by: 1 from five minutes on, less for finer steps."""
     share = np.log(np.maximum(step_s, 1) / 60) / np.log(5)
-    return np.clip(_MINUTE_FACTOR + (1 - _MINUTE_FACTOR) * share, _MINUTE_FACTOR, 1).astype(np.float32)
+    factor = np.clip(_MINUTE_FACTOR + (1 - _MINUTE_FACTOR) * share, _MINUTE_FACTOR, 1)
+    return np.where(may_last, _LASTS_FACTOR * factor, factor).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,10 @@ class Pace:
     can_hold: Flags
 
     @classmethod
-    def of(cls, step_s: np.ndarray) -> "Pace":
-        """For series with these steps in seconds."""
+    def of(cls, step_s: np.ndarray, may_last: Flags) -> "Pace":
+        """For series with these steps in seconds. `may_last` says of which it is judged what lasts."""
         return cls(
-            sensitivity(step_s),
+            sensitivity(step_s, may_last),
             np.maximum(_REFRACTORY_POINTS_MIN, _REFRACTORY_S / step_s).astype(np.float32),
             np.exp(-step_s / _MEMORY_S).astype(np.float32),
             (_ACCEPTED_AFTER_S / step_s).astype(np.float32),
@@ -151,7 +154,7 @@ def _follow(life: Life, levels: Levels, unusual: Single, residual: Single, pace:
     if len(at):
         slow, direction = levels.means[SLOW, at], life.direction[at]
         span = levels.slow_highest[at] - levels.slow_lowest[at]
-        further = at[(slow - life.reached[at]) * direction > _FURTHER * span]
+        further = at[(slow - life.reached[at]) * direction > FURTHER * span]
         life.reached[further] = levels.means[SLOW, further]
         life.still[further] = 0
         repeats[at] = (np.sign(residual[at]) == direction) & (unusual[at] <= _HELD_ESCALATION * life.told[at])

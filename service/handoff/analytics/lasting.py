@@ -1,10 +1,10 @@
 """What lasts: how unusual a count of events has been throughout the last five or ten minutes.
 
 A series of finer steps has more chances to be wrong, so a single point of it must be clearer than a five-minute point before
-it alerts. But the number of events in one minute says nothing about chance in the next. So five minutes whose points all lie
-beyond what was usual, and would alert in a five-minute series, are judged without that handicap; over ten minutes, less is
-enough. A rate that drifts for half an hour at a time stays within what was usual. Levels are left out: their noise itself
-lasts for minutes.
+it alerts. But the number of events in one minute says nothing about chance in the next. So five minutes that would all alert
+in a five-minute series are judged without that handicap, if each lies beyond what was usual or takes the level to where it
+never was; over ten minutes, less is enough. A rate that drifts for half an hour at a time seldom does either. Levels and
+durations are left out: their noise itself lasts for minutes.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def points_of(step_s: np.ndarray) -> np.ndarray:
 
 
 def follow(lasting: Lasting, unusual: Single, needed: np.ndarray, counted: Flags) -> Single:
-    """Take in how unusual each point is, 0 if it is not beyond what was usual; how unusual each series has been for so long.
+    """Take in how unusual each point is, 0 if it may not last; how unusual each series has been for so long.
 
     That is said as of a point of five minutes. 0 where fewer than `needed` points in a row were unusual enough. A point that
     is not counted changes nothing.

@@ -16,6 +16,7 @@ _MEAN_RATES: Final = np.array([[1 / 12], [1 / 144], [1 / 48], [1 / 576], [1 / 24
 HOURS, DAYS, RESIDUAL, NOISE, LONG_NOISE = range(5)
 _SQUARE_RATES: Final = np.array([[1 / 288], [1 / 1152], [1 / 288], [1 / 24], [1 / 576]], np.float32)
 _RESIDUAL_RATES: Final = np.array([[1 / 12], [1 / 576]], np.float32)
+FURTHER: Final = np.float32(0.02)  # of the slow mean's range, in a point: less is no movement
 _BOUND: Final = 25.0  # times the mean square: larger ones move it no further
 _UNBOUNDED_POINTS: Final = (
     20  # until then it is only being found out; so it is while it is 0, as residuals are on the first day
@@ -70,6 +71,12 @@ def bridge(levels: Levels, x: Single, gap: Flags) -> None:
 def beyond_usual(levels: Levels, x: Single) -> Flags:
     """Where x lies outside the range of what was not unusual."""
     return (x < levels.usual_lowest) | (x > levels.usual_highest)
+
+
+def leaves_range(levels: Levels) -> Flags:
+    """Where the slow mean goes clearly beyond its range."""
+    slow, lowest, highest = levels.means[SLOW], levels.slow_lowest, levels.slow_highest
+    return np.maximum(slow - highest, lowest - slow) > FURTHER * (highest - lowest)
 
 
 def learn(levels: Levels, x: Single, residual: Single, seen: np.ndarray, measured: Flags, is_usual: Flags) -> None:
