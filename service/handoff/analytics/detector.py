@@ -216,6 +216,9 @@ class Detector:
         the range of what was not unusual, so that a fault does not become usual while it lasts.
         """
         level, scale = self.memory.levels, self.memory.scale
+        band = np.full((3, len(scale.unit)), np.nan)
+        if not len(told):
+            return band[0], band[1], band[2]
         known = expected.known[told] & (scale.seen[told] * self.step_s[told] > profile.DAY_S)
         usual_by_day = expected.usual[told]
         margin = profile.BOUND * self.memory.profile.spread[told]
@@ -223,7 +226,6 @@ class Detector:
         usual = np.where(known, usual_by_day, np.clip(level.means[levels.LONG, told], lowest, highest))
         lower = np.where(known, np.minimum(expected.lowest[told], usual_by_day - margin), lowest)
         upper = np.where(known, np.maximum(expected.highest[told], usual_by_day + margin), highest)
-        band = np.full((3, len(scale.unit)), np.nan)
         band[:, told] = scale.centre[told] + np.stack((usual, lower, upper)).astype(np.float64) * scale.unit[told]
         return band[0], band[1], band[2]
 

@@ -17,6 +17,7 @@ from handoff.analytics.incidents import ALERT_AT
 
 _SECONDS: Final = np.array([[300.0], [600.0]])
 _ENOUGH: Final = np.array([[1.0], [0.8]], np.float32)  # of what alerts, throughout so many seconds
+_NEEDED: Final = _ENOUGH * ALERT_AT
 _POINTS_MAX: Final = 65_535
 
 
@@ -39,9 +40,13 @@ def follow(lasting: Lasting, unusual: Single, needed: np.ndarray, counted: Flags
     That is said as of a point of five minutes. 0 where fewer than `needed` points in a row were unusual enough. A point that
     is not counted changes nothing.
     """
-    goes_on = counted & (unusual >= _ENOUGH * ALERT_AT)
-    lasting.points[counted & ~goes_on] = 0
-    np.minimum(lasting.least, unusual, out=lasting.least, where=goes_on)
-    np.copyto(lasting.least, unusual, where=goes_on & (lasting.points == 0))
-    lasting.points += goes_on & (lasting.points < _POINTS_MAX)
-    return np.where(goes_on & (lasting.points >= needed), lasting.least / _ENOUGH, np.float32(0)).max(axis=0)
+    lasts = np.zeros(len(unusual), np.float32)
+    at = np.nonzero(counted & ((unusual >= _NEEDED[-1]) | (lasting.points[-1] > 0)))[0]
+    if len(at):
+        now, points, least = unusual[at], lasting.points[:, at], lasting.least[:, at]
+        goes_on = now >= _NEEDED
+        points = np.where(goes_on, np.minimum(points, _POINTS_MAX - 1) + 1, 0)
+        least = np.where(points > 1, np.minimum(least, now), now)
+        lasts[at] = np.where(goes_on & (points >= needed[:, at]), least / _ENOUGH, np.float32(0)).max(axis=0)
+        lasting.points[:, at], lasting.least[:, at] = points, least
+    return lasts
