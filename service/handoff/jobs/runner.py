@@ -90,7 +90,7 @@ async def run_until_signalled(app: App) -> None:
     await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
     for task in (running, stopped):
         task.cancel()
-    await asyncio.gather(stopped, return_exceptions=True)
+    await asyncio.gather(running, stopped, return_exceptions=True)  # what uses the app must end before the app does
     if not stop.is_set():
         await running  # it ended unexpectedly: raise its exception
 
