@@ -11,6 +11,7 @@ from handoff.analytics.echoes import Echoes, follow
 from handoff.analytics.features import FEATURES, RAW, RELATIVE
 from handoff.analytics.lasting import Lasting, points_of
 from handoff.analytics.lasting import follow as follow_lasting
+from handoff.analytics.profile import Profile, Visit, expect, learn, leave
 from handoff.analytics.sampling import fold
 from tests.analytics import twins
 
@@ -102,3 +103,27 @@ def test_what_lasts_is_what_a_loop_over_the_whole_past_says(unusual: list[float 
         point = np.array([it or 20], np.float32)  # what a point that was not measured is called does not count
         found.append(float(follow_lasting(lasting, point, points_of(step), np.array([it is not None]))[0]))
     assert found == pytest.approx(twins.lasting(unusual, *{60: (5, 10), 120: (3, 5), 150: (2, 4)}[step_s]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds, st.sampled_from([3, 8]))
+def test_the_profile_is_what_a_loop_over_all_visits_says(seed: int, bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = 400
+    values = rng.normal(0, 3, points).astype(np.float32)
+    at, gaps = np.arange(points) // rng.integers(1, 6) % bins, rng.random(points) < 0.05
+    book, visit = Profile.empty(1), Visit.empty(1)
+    everywhere = np.ones(1, np.bool_)
+    for bin_, value, gap in zip(at, values, gaps, strict=True):
+        here, x = np.array([bin_]), np.array([value])
+        leave(book, visit, here, np.array([gap]))
+        expected = expect(book, here)
+        residual = np.where(expected.known, x - expected.usual, np.float32(0))
+        learn(book, visit, expected, here, x, residual, everywhere, everywhere)
+    wanted = twins.profile(list(zip(at.tolist(), values.tolist(), gaps.tolist(), strict=True)))
+    found = {
+        it: (book.usual[it, 0], book.lowest[it, 0], book.highest[it, 0]) for it in np.flatnonzero(book.visits[:, 0]).tolist()
+    }
+    assert found.keys() == wanted.keys()
+    for it, figures in found.items():
+        assert figures == pytest.approx(wanted[it], abs=0.05)

@@ -91,3 +91,30 @@ def lasting(unusual: Sequence[float | None], *needed: int) -> list[float]:
         lasts = [min(run) / share for run, share, count in zip(runs, (1.0, 0.8), needed, strict=True) if len(run) >= count]
         found.append(max(lasts, default=0) if now is not None else 0)
     return found
+
+
+def profile(points: Sequence[tuple[int, float, bool]]) -> dict[int, tuple[float, float, float]]:
+    """Usual value, lowest and highest of each bin that was visited, from all (bin, value, whether a gap is before it)."""
+    visits: list[tuple[int, list[float]]] = []
+    usual: dict[int, float] = {}
+    band: dict[int, tuple[float, float]] = {}
+    spread = 0.0
+    for at, value, gap in points:
+        if visits and (gap or visits[-1][0] != at):
+            left, seen = visits[-1]
+            low, high = band.get(left, (min(seen), max(seen)))
+            low = min(seen) if min(seen) < low else low + 0.02 * (usual[left] - low)
+            high = max(seen) if max(seen) > high else high + 0.02 * (usual[left] - high)
+            band[left] = (low, high) if left in band else (min(seen), max(seen))
+        if not visits or gap or visits[-1][0] != at:
+            visits.append((at, []))
+        visits[-1][1].append(value)
+        if at in band:
+            residual = value - usual[at]
+            spread += 0.01 * (min(abs(residual), 5 * spread or abs(residual)) - spread)
+            bounded = max(-4 * spread, min(4 * spread, residual))
+            known = sum(it == at for it, _ in visits[:-1])
+            usual[at] += max(1 / (known + 1), 0.15) * bounded
+        else:
+            usual[at] = value
+    return {at: (usual[at], *band[at]) for at in band}
