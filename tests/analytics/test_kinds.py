@@ -61,7 +61,7 @@ def test_series_that_count_events_are_judged_as_such(how: str) -> None:
     """All of those that fall to a tenth are told, though not all of the same numbers as levels."""
     day, count = 1_440, 12
     rng = np.random.default_rng(4)
-    x = np.tile(np.vstack((rng.poisson(20, (2 * day, count)), rng.poisson(2, (20, count)))).astype(float), 2)
+    x = np.tile(np.vstack((rng.poisson(20, (2 * day, count)), rng.poisson(2, (30, count)))).astype(float), 2)
     names, kinds = [str(number) for number in range(2 * count)], [Kind.COUNT] * count + [Kind.LEVEL] * count
     fell_at = 2 * day * 60
     if how == "worker":

@@ -117,7 +117,7 @@ def test_the_profile_is_what_a_loop_over_all_visits_says(seed: int, bins: int) -
     for bin_, value, gap in zip(at, values, gaps, strict=True):
         here, x = np.array([bin_]), np.array([value])
         leave(book, visit, here, np.array([gap]))
-        expected = expect(book, here)
+        expected = expect(book, visit, here)
         residual = np.where(expected.known, x - expected.usual, np.float32(0))
         learn(book, visit, expected, here, x, residual, everywhere, everywhere)
     wanted = twins.profile(list(zip(at.tolist(), values.tolist(), gaps.tolist(), strict=True)))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from math import exp, isfinite, log, log10, sqrt
+from struct import pack, unpack
 
 
 def nearest(triples: Sequence[tuple[float, float, float]], point: tuple[float, float, float]) -> tuple[float, float]:
@@ -93,6 +94,11 @@ def lasting(unusual: Sequence[float | None], *needed: int) -> list[float]:
     return found
 
 
+def half(value: float) -> float:
+    """What a float16 makes of it."""
+    return unpack("<e", pack("<e", value))[0]
+
+
 def profile(points: Sequence[tuple[int, float, bool]]) -> dict[int, tuple[float, float, float]]:
     """Usual value, lowest and highest of each bin that was visited, from all (bin, value, whether a gap is before it)."""
     visits: list[tuple[int, list[float]]] = []
@@ -105,16 +111,16 @@ def profile(points: Sequence[tuple[int, float, bool]]) -> dict[int, tuple[float,
             low, high = band.get(left, (min(seen), max(seen)))
             low = min(seen) if min(seen) < low else low + 0.02 * (usual[left] - low)
             high = max(seen) if max(seen) > high else high + 0.02 * (usual[left] - high)
-            band[left] = (low, high) if left in band else (min(seen), max(seen))
+            band[left] = (half(low), half(high)) if left in band else (half(min(seen)), half(max(seen)))
         if not visits or gap or visits[-1][0] != at:
             visits.append((at, []))
         visits[-1][1].append(value)
-        if at in band:
+        if at in usual:
             residual = value - usual[at]
             spread += 0.01 * (min(abs(residual), 5 * spread or abs(residual)) - spread)
             bounded = max(-4 * spread, min(4 * spread, residual))
             known = sum(it == at for it, _ in visits[:-1])
-            usual[at] += max(1 / (known + 1), 0.15) * bounded
+            usual[at] = half(usual[at] + max(1 / (known + 1), 0.15) * bounded)
         else:
-            usual[at] = value
+            usual[at] = half(value)
     return {at: (usual[at], *band[at]) for at in band}

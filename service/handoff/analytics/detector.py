@@ -143,7 +143,9 @@ class Detector:
 
         The band is that which a finding about the point would name; NaN while nothing is said about the series.
         """
-        band = np.stack(self._band(profile.expect(self.memory.profile, bins), np.arange(len(self.step_s))))
+        band = np.stack(
+            self._band(profile.expect(self.memory.profile, self.memory.visit, bins), np.arange(len(self.step_s)))
+        )
         band[:, self.memory.scale.seen < SILENT] = np.nan
         return band[0], band[1], band[2]
 
@@ -183,7 +185,7 @@ class Detector:
         before, earlier = level.last, level.previous
         distances = codebook.nearest(memory.codebook, x, before, earlier, seen)
         profile.leave(memory.profile, memory.visit, bins, gaps)
-        expected = profile.expect(memory.profile, bins)
+        expected = profile.expect(memory.profile, memory.visit, bins)
         residual = np.where(expected.known, x - expected.usual, np.float32(0))
         found = features.measure(level, expected, x, residual, distances, seen)
         rare = self._calibrate(found, expected.known, measured)

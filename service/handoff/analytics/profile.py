@@ -72,9 +72,14 @@ def bin_of(second_of_day: np.ndarray, bins: np.ndarray) -> Index:
     return (second_of_day * bins // DAY_S).astype(np.int64)
 
 
-def expect(profile: Profile, bins: Index) -> Expected:
-    """Read the bin of this moment, one per series."""
-    return _read(profile, bins, np.arange(len(bins)))
+def expect(profile: Profile, visit: Visit, bins: Index) -> Expected:
+    """Read the bin of this moment, one per series. Of one that no other day has visited, the present visit tells."""
+    it = _read(profile, bins, np.arange(len(bins)))
+    begun = ~it.known & (visit.bin == bins)
+    if not begun.any():
+        return it
+    highest, lowest = np.where(begun, visit.highest, it.highest), np.where(begun, visit.lowest, it.lowest)
+    return Expected(it.at, it.known | begun, it.usual, highest, lowest, it.visits)
 
 
 def leave(profile: Profile, visit: Visit, bins: Index, gaps: Flags) -> None:
