@@ -78,9 +78,13 @@ class Watched:
         return next((place for of in named for place, it in enumerate(of, 1) if it in wrong.at), 0)
 
     def rest(self) -> None:
-        """Close what is open, and wait until nobody is notified of it any more."""
-        self.stack.sql(OVER)
-        self.wait(lambda: not self.stack.promql(f'ALERTS{{alertname="{ALERT}"}}'))
+        """Close what is open, until nobody is notified any more: what the last minutes of a fault show may still open more."""
+
+        def is_quiet() -> bool:
+            self.stack.sql(OVER)
+            return not self.stack.promql(f'ALERTS{{alertname="{ALERT}"}}')
+
+        self.wait(is_quiet)
 
 
 def causes(incident: dict[str, Any]) -> list[Place]:
