@@ -78,7 +78,7 @@ class Watched:
         return next((place for of in named for place, it in enumerate(of, 1) if it in wrong.at), 0)
 
     def rest(self) -> None:
-        """Close what is open, until nobody is notified any more: what the last minutes of a fault show may still open more."""
+        """Close what is open until nobody is notified any more: the last minutes of a fault may still open something."""
 
         def is_quiet() -> bool:
             self.stack.sql(OVER)
