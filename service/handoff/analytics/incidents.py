@@ -31,7 +31,7 @@ _MEMORY_S: Final = 7 * 86_400.0
 _FREE: Final = 2.0  # alerts in that time that cost nothing, with the budget that people have if they choose none
 _COST: Final = np.float32(0.08)  # of each further one: a noisy series has to be ever clearer
 _MINUTE_FACTOR: Final = 0.67  # with more points per day there are more chances to be wrong
-# Where what lasts is judged, too, a single point has to be clearer: what is less clear is a rate that drifts.
+# Where what lasts is judged, too, a single point has to be clearer, so that a rate that drifts is not told of.
 _LASTS_FACTOR: Final = 0.9
 _LONG_AGO: Final = 16_000_000  # points; a float32 counts up to 16,777,216 and then stays
 _SINCE_MAX: Final = 65_535
